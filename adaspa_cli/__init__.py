@@ -1,0 +1,24 @@
+"""adaspa: video diffusion transformers in about half the time, by block-sparse attention searched online.
+
+``handle = adaspa_cli.apply(pipe, sparsity=0.8)`` accelerates a pipeline of diffusers; ``handle.remove()`` undoes it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adaspa_cli.version import __version__
+
+if TYPE_CHECKING:
+    from adaspa_cli.sampling.handle import Handle, apply
+
+__all__ = ["Handle", "__version__", "apply"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and diffusers only when they are needed: `adaspa --help` must not wait for them."""
+    if name in ("Handle", "apply"):
+        from adaspa_cli.sampling import handle
+
+        return getattr(handle, name)
+    raise AttributeError(f"module 'adaspa_cli' has no attribute '{name}'")

@@ -1,0 +1,139 @@
+"""Which implementation runs an operator on which device: one table, one rule, nothing silent."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adaspa_cli.attention import reference
+from adaspa_cli.attention.block_mask import BlockMask
+from adaspa_cli.config.names import BACKENDS
+from adaspa_cli.errors import BackendError, nearest
+
+BlockSize = tuple[int, int]
+
+
+class SparseOperator(Protocol):
+    """q, k, v [B, H, L, D] and a mask to output [B, H, Lq, D] and LSE [B, H, Lq]."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> tuple[Tensor, Tensor]: ...
+
+
+class DenseOperator(Protocol):
+    """q, k, v [B, H, L, D] to output [B, H, Lq, D] and LSE [B, H, Lq]."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]: ...
+
+
+class SumsOperator(Protocol):
+    """q, k [B, H, L, D] and LSE [B, H, Lq] to block sums W [B, H, Nq, Nk]."""
+
+    def __call__(self, q: Tensor, k: Tensor, lse: Tensor, block_size: BlockSize, scale: float) -> Tensor: ...
+
+
+class SearchOperator(Protocol):
+    """q, k, v [B, H, L, D] to output, LSE and block sums: the fused online search."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, block_size: BlockSize, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One family of operators, and what it can take."""
+
+    name: str
+    sparse: SparseOperator
+    sums: SumsOperator
+    dense: DenseOperator
+    search: SearchOperator
+    head_dims: tuple[int, ...] | None = None  # None: any
+    block_sizes: tuple[BlockSize, ...] | None = None  # None: any
+
+
+def _two_passes(dense: DenseOperator, sums: SumsOperator) -> SearchOperator:
+    """Compose the fused search from a dense pass and a pass of block sums (AdaSpa, fused online search)."""
+
+    def search(q: Tensor, k: Tensor, v: Tensor, block_size: BlockSize, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        out, lse = dense(q, k, v, scale)
+        return out, lse, sums(q, k, lse, block_size, scale)
+
+    return search
+
+
+def _reference() -> Backend:
+    def dense(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        blocks = BlockMask.full(q.shape[1], 1, 1, (q.shape[2], k.shape[2]), q.device)
+        return reference.block_sparse_attention(q, k, v, blocks, scale)
+
+    sums: SumsOperator = reference.block_sums
+    return Backend("reference", reference.block_sparse_attention, sums, dense, _two_passes(dense, sums))
+
+
+def _cpu() -> Backend:
+    from adaspa_cli.attention import cpu
+
+    return Backend(
+        "cpu", cpu.block_sparse_attention, cpu.block_sums, cpu.dense_attention, cpu.attention_with_block_sums
+    )
+
+
+def _triton() -> Backend:
+    import adaspa_kernels
+    from adaspa_cli.attention import dense
+
+    def sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> tuple[Tensor, Tensor]:
+        return adaspa_kernels.block_sparse_attention(
+            q,
+            k,
+            v,
+            mask.counts,
+            mask.indices,
+            key_blocks=mask.key_blocks,
+            block_size=mask.block_size,
+            scale=scale,
+        )
+
+    def sums(q: Tensor, k: Tensor, lse: Tensor, block_size: BlockSize, scale: float) -> Tensor:
+        return adaspa_kernels.block_sums(q, k, lse, block_size=block_size, scale=scale)
+
+    return Backend(
+        "triton",
+        sparse,
+        sums,
+        dense.dense_attention,
+        _two_passes(dense.dense_attention, sums),
+        head_dims=adaspa_kernels.HEAD_DIMS,
+        block_sizes=adaspa_kernels.BLOCK_SIZES,
+    )
+
+
+_BACKENDS: dict[str, Callable[[], Backend]] = {"triton": _triton, "cpu": _cpu, "reference": _reference}
+
+
+def resolve(name: str, device: torch.device) -> Backend:
+    """Return the backend that runs on ``device``; ``auto`` is Triton on a GPU and the CPU version elsewhere.
+
+    Raises:
+        BackendError: the name is unknown, or that backend cannot run on this device.
+    """
+    if name not in BACKENDS:
+        known = ", ".join(BACKENDS)
+        raise BackendError(f"unknown attention backend '{name}'{nearest(name, BACKENDS)}", hint=f"one of {known}")
+    if name == "auto":
+        name = "triton" if device.type == "cuda" else "cpu"
+    if name == "triton":
+        import adaspa_kernels
+
+        reason = adaspa_kernels.unavailable(device)
+        if reason:
+            raise BackendError(
+                f"attention backend 'triton' cannot run on {device}: {reason}",
+                hint="use --attention-backend auto, or 'reference' to check results",
+            )
+    if name == "cpu" and device.type != "cpu":
+        raise BackendError(f"attention backend 'cpu' cannot run on {device}", hint="use --attention-backend auto")
+    return _BACKENDS[name]()

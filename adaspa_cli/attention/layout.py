@@ -1,0 +1,51 @@
+"""Where video and text stand in the joint token sequence of a video diffusion transformer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return a / b rounded up."""
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """One sequence of ``frames * height * width`` video tokens and ``text_tokens`` real text tokens.
+
+    Sizes are in tokens of the latent grid (after patching), video tokens in frame-major order. Padded text is
+    not part of the sequence: adapters drop it before attention.
+    """
+
+    frames: int
+    height: int
+    width: int
+    text_tokens: int
+    text_position: Literal["first", "last"]
+
+    @property
+    def video_tokens(self) -> int:
+        return self.frames * self.height * self.width
+
+    @property
+    def tokens(self) -> int:
+        return self.video_tokens + self.text_tokens
+
+    def blocks(self, block_size: int) -> int:
+        """Number of blocks of the whole sequence; the last may be ragged."""
+        return ceil_div(self.tokens, block_size)
+
+    def video_blocks(self, block_size: int) -> range:
+        """Blocks without a single text token. A block that straddles video and text counts as text."""
+        if self.text_tokens == 0:
+            return range(self.blocks(block_size))
+        if self.text_position == "last":
+            return range(self.video_tokens // block_size)
+        return range(ceil_div(self.text_tokens, block_size), self.blocks(block_size))
+
+    def text_blocks(self, block_size: int) -> range:
+        """Blocks with at least one text token: the complement of :meth:`video_blocks`."""
+        video = self.video_blocks(block_size)
+        if self.text_position == "last":
+            return range(video.stop, self.blocks(block_size))
+        return range(video.start)

@@ -1,0 +1,41 @@
+"""The readable truth: dense matrices, any precision. Slow and memory-hungry on purpose; kernels are held to it.
+
+Shapes: q, k, v [B, H, L, D]; lse [B, H, Lq]; block sums W [B, H, Nq, Nk].
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adaspa_cli.attention.block_mask import BlockMask
+from adaspa_cli.attention.layout import ceil_div
+
+
+def scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
+    """Return q k^T * scale, [B, H, Lq, Lk]; the scale is 1/sqrt(D) unless given."""
+    return (q @ k.transpose(-1, -2)) * (scale if scale is not None else 1 / math.sqrt(q.shape[-1]))
+
+
+def block_sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """Attention over kept blocks: output [B, H, Lq, D] and LSE [B, H, Lq] (-inf and zeros for an empty row)."""
+    block_q, block_k = mask.block_size
+    kept = mask.to_bool().repeat_interleave(block_q, -2)[..., : q.shape[-2], :]
+    kept = kept.repeat_interleave(block_k, -1)[..., : k.shape[-2]]
+    logits = scores(q, k, scale).masked_fill(~kept, -torch.inf)
+    lse = torch.logsumexp(logits, -1)
+    weights = torch.exp(logits - torch.where(lse == -torch.inf, 0, lse)[..., None])
+    return weights @ v, lse
+
+
+def block_sums(q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float | None) -> Tensor:
+    """W[p, q] = sum of exp(q k^T * scale - LSE) over block (p, q): AdaSpa, precise online search."""
+    block_q, block_k = block_size
+    weights = torch.exp(scores(q, k, scale) - lse[..., None].to(q.dtype))
+    rows, columns = ceil_div(q.shape[-2], block_q), ceil_div(k.shape[-2], block_k)
+    padding = (0, columns * block_k - k.shape[-2], 0, rows * block_q - q.shape[-2])
+    weights = F.pad(weights, padding)
+    return weights.unflatten(-1, (columns, block_k)).unflatten(-3, (rows, block_q)).sum((-1, -3))

@@ -1,0 +1,185 @@
+"""``adaspa generate``: videos from prompts, and a latency report of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from adaspa_cli.commands.guard import guard
+from adaspa_cli.config.names import BACKENDS, DTYPES, OFFLOADS
+from adaspa_cli.console import Console
+
+_WHAT, _METHOD, _SAMPLING, _MACHINE, _OUTPUT = "What to show", "Method", "Sampling", "Model and machine", "Output"
+
+
+def _option(*names: str, panel: str, text: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, show_default=False)
+
+
+def generate(
+    prompt: Annotated[
+        list[str] | None, _option("--prompt", "-p", panel=_WHAT, text="What the video shows. May be repeated.")
+    ] = None,
+    prompts: Annotated[Path | None, _option("--prompts", panel=_WHAT, text="File with one prompt a line.")] = None,
+    negative_prompt: Annotated[
+        str | None, _option("--negative-prompt", panel=_WHAT, text="What it should not show.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, _option("--seed", "-s", panel=_WHAT, text="Seed of the noise. May be repeated. [0]")
+    ] = None,
+    method: Annotated[
+        str | None, _option("--method", panel=_METHOD, text="adaspa, full, or a preset of configs/methods. [adaspa]")
+    ] = None,
+    sparsity: Annotated[
+        float | None, _option("--sparsity", panel=_METHOD, text="Share of the video blocks left out, 0 to 1.")
+    ] = None,
+    search_steps: Annotated[
+        str | None,
+        _option("--search-steps", panel=_METHOD, text="Steps at which masks are searched, as 10,30.", metavar="STEPS"),
+    ] = None,
+    block_size: Annotated[int | None, _option("--block-size", panel=_METHOD, text="Tokens of a block.")] = None,
+    head_adaptive: Annotated[
+        bool | None,
+        _option("--head-adaptive/--no-head-adaptive", panel=_METHOD, text="Spread the sparsity over the heads."),
+    ] = None,
+    lse_cache: Annotated[
+        bool | None,
+        _option("--lse-cache/--no-lse-cache", panel=_METHOD, text="Later searches reuse the first one's LSE."),
+    ] = None,
+    steps: Annotated[int | None, _option("--steps", panel=_SAMPLING, text="Denoising steps.")] = None,
+    height: Annotated[int | None, _option("--height", panel=_SAMPLING, text="Height in pixels.")] = None,
+    width: Annotated[int | None, _option("--width", panel=_SAMPLING, text="Width in pixels.")] = None,
+    frames: Annotated[int | None, _option("--frames", panel=_SAMPLING, text="Pictures of the video.")] = None,
+    fps: Annotated[int | None, _option("--fps", panel=_SAMPLING, text="Pictures per second.")] = None,
+    guidance_scale: Annotated[
+        float | None, _option("--guidance-scale", panel=_SAMPLING, text="The model's guidance.")
+    ] = None,
+    true_cfg_scale: Annotated[
+        float | None,
+        _option("--true-cfg-scale", panel=_SAMPLING, text="HunyuanVideo: guidance in two passes, above 1."),
+    ] = None,
+    flow_shift: Annotated[
+        float | None, _option("--flow-shift", panel=_SAMPLING, text="Shift of the flow-matching scheduler.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        _option(
+            "--model", "-m", panel=_MACHINE, text="tiny, hunyuan, fasthunyuan, cogvideox, folder or hub id. [tiny]"
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, _option("--weights", panel=_MACHINE, text="Folder or hub id to take a named model's weights from.")
+    ] = None,
+    dtype: Annotated[str | None, _option("--dtype", panel=_MACHINE, text=", ".join(DTYPES) + ". [auto]")] = None,
+    device: Annotated[str | None, _option("--device", panel=_MACHINE, text="auto, cpu, cuda, cuda:N. [auto]")] = None,
+    attention_backend: Annotated[
+        str | None, _option("--attention-backend", panel=_MACHINE, text=", ".join(BACKENDS) + ". [auto]")
+    ] = None,
+    offload: Annotated[
+        str | None,
+        _option("--offload", panel=_MACHINE, text=", ".join(OFFLOADS) + ": trade speed for GPU memory. [none]"),
+    ] = None,
+    vae_tiling: Annotated[
+        bool | None, _option("--vae-tiling/--no-vae-tiling", panel=_MACHINE, text="Decode in tiles, for less memory.")
+    ] = None,
+    vae_framewise: Annotated[
+        bool | None,
+        _option("--vae-framewise/--no-vae-framewise", panel=_MACHINE, text="Decode in overlapping pieces of time."),
+    ] = None,
+    out: Annotated[Path | None, _option("--out", "-o", panel=_OUTPUT, text="Folder of the videos. [videos]")] = None,
+    resume: Annotated[
+        bool | None, _option("--resume/--no-resume", panel=_OUTPUT, text="Skip what is complete in the folder.")
+    ] = None,
+    config: Annotated[
+        Path | None, _option("--config", "-c", panel=_OUTPUT, text="YAML file with any of these flags.")
+    ] = None,
+    print_config: Annotated[
+        bool, _option("--print-config", panel=_OUTPUT, text="Show what a run would use, and why; make nothing.")
+    ] = False,
+    as_json: Annotated[bool, _option("--json", panel=_OUTPUT, text="Result as JSON on stdout.")] = False,
+    quiet: Annotated[bool, _option("--quiet", "-q", panel=_OUTPUT, text="No progress, no notes.")] = False,
+    debug: Annotated[bool, _option("--debug", panel=_OUTPUT, text="Traceback on errors.")] = False,
+) -> None:
+    """Make videos from prompts, each with a latency report.
+
+    Example: adaspa generate --prompt "a red circle moves left on a blue background"
+    """
+    given: dict[str, Any] = {
+        "prompt": prompt,
+        "prompts": None if prompts is None else str(prompts),
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "method": method,
+        "sparsity": sparsity,
+        "search_steps": search_steps,
+        "block_size": block_size,
+        "head_adaptive": head_adaptive,
+        "lse_cache": lse_cache,
+        "steps": steps,
+        "height": height,
+        "width": width,
+        "frames": frames,
+        "fps": fps,
+        "guidance_scale": guidance_scale,
+        "true_cfg_scale": true_cfg_scale,
+        "flow_shift": flow_shift,
+        "model": model,
+        "weights": weights,
+        "dtype": dtype,
+        "device": device,
+        "attention_backend": attention_backend,
+        "offload": offload,
+        "vae_tiling": vae_tiling,
+        "vae_framewise": vae_framewise,
+        "out": None if out is None else str(out),
+        "resume": resume,
+    }
+    console = Console(as_json=as_json, quiet=quiet, debug=debug)
+    with guard(console):
+        _run(console, {key: value for key, value in given.items() if value not in (None, [])}, config, print_config)
+
+
+def _run(console: Console, flags: dict[str, Any], file: Path | None, print_config: bool) -> None:
+    from adaspa_cli.config import resolve
+    from adaspa_cli.config.load import parse_steps
+
+    if "search_steps" in flags:
+        flags["search_steps"] = parse_steps(flags["search_steps"])
+    resolved = resolve(flags, file)
+    if print_config:
+        settings = {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()}
+        console.result(settings, resolved.as_yaml().rstrip())
+        return
+    planned = list(resolved.config.method.schedule(resolved.config.sampling.steps))
+    asked = list(resolved.config.method.search_steps)
+    if resolved.config.method.algorithm != "full" and planned != asked:
+        console.note(f"search steps {asked} scaled to {planned}, for {resolved.config.sampling.steps} steps")
+
+    from adaspa_cli.sampling.prompts import collect_prompts
+
+    collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong prompt is refused at once
+    console.note("starting ...")
+
+    from adaspa_cli.commands.progress import ProgressObserver
+    from adaspa_cli.sampling.run import generate as run
+
+    with console.progress() as progress:
+        reports = list(run(resolved, ProgressObserver(console, progress)))
+    folder = Path(resolved.config.output.out)
+    data = [{"video": str(folder / report["video"]["file"]), "report": report} for report in reports]
+    console.result(data, _table(folder, reports))
+
+
+def _table(folder: Path, reports: list[dict[str, Any]]) -> Table:
+    """One line per video."""
+    table = Table("video", box=None, pad_edge=False)
+    for title in ("denoising", "attention", "decoding", "total", "density"):
+        table.add_column(title, justify="right")
+    for report in reports:
+        seconds = report["seconds"]
+        times = (f"{seconds[key]:.1f} s" for key in ("denoising", "attention", "decoding", "total"))
+        table.add_row(str(folder / report["video"]["file"]), *times, f"{report['density']:.1%}")
+    return table

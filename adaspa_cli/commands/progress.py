@@ -1,0 +1,46 @@
+"""How a run looks on the terminal: one bar over all prompts and steps, with the phase and the time left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.progress import Progress, TaskID
+
+from adaspa_cli.console import Console
+from adaspa_cli.masks import Action
+
+
+class ProgressObserver:
+    """An :class:`~adaspa_cli.sampling.run.Observer` that shows what it is told."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console, self._progress = console, progress
+        self._task: TaskID = progress.add_task("loading", total=None, phase="")
+        self._videos = 0
+
+    def loading(self, model: str) -> None:
+        self._progress.update(self._task, description=f"loading {model}")
+
+    def started(self, videos: int, steps: int, backend: str) -> None:
+        self._videos = videos
+        self._progress.reset(self._task, total=videos * steps)
+        self._console.note(f"attention backend: {backend}")
+
+    def video(self, number: int, prompt: str, seed: int) -> None:
+        short = prompt if len(prompt) <= 40 else prompt[:39] + "…"
+        place = f"[{number + 1}/{self._videos}] " if self._videos > 1 else ""
+        self._progress.update(self._task, description=f"{place}{short}", phase="text")
+        if self._progress.disable:
+            self._console.note(f"{place}{prompt} (seed {seed})")
+
+    def action(self, action: Action) -> None:
+        self._progress.update(self._task, phase=action.value)
+
+    def step_done(self, step: int) -> None:  # noqa: ARG002
+        self._progress.advance(self._task)
+
+    def decoding(self) -> None:
+        self._progress.update(self._task, phase="decoding")
+
+    def skipped(self, video: Path) -> None:
+        self._console.note(f"complete already: {video}")

@@ -1,0 +1,226 @@
+"""From presets, a YAML file and flags to one configuration that knows where each value came from.
+
+Later wins: defaults < method preset < model preset < ``--config FILE`` < flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from adaspa_cli.config.model_source import identify
+from adaspa_cli.config.schema import GenerateConfig, MethodConfig
+from adaspa_cli.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and where it came from."""
+
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration, and the origin of each of its values by key."""
+
+    config: GenerateConfig
+    settings: Mapping[str, Setting]
+
+    def flat(self) -> dict[str, Any]:
+        """Key to value, in plain types."""
+        return {key: _plain(setting.value) for key, setting in self.settings.items()}
+
+    def origins(self) -> dict[str, str]:
+        """Key to origin."""
+        return {key: setting.origin for key, setting in self.settings.items()}
+
+    def as_yaml(self) -> str:
+        """A file that ``--config`` takes, with the origin of each value as a comment."""
+        lines = []
+        for key, setting in self.settings.items():
+            value = yaml.safe_dump(_plain(setting.value), default_flow_style=True, allow_unicode=True, width=10_000)
+            text = f"{key}: {value.removesuffix('...' + chr(10)).strip()}"
+            lines.append(f"{text:<40} # {setting.origin}")
+        return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _sections() -> dict[str, type]:
+    return {f.name: get_type_hints(GenerateConfig)[f.name] for f in dataclasses.fields(GenerateConfig)}
+
+
+def key_types() -> dict[str, Any]:
+    """Every key that a file may hold, with its type."""
+    return {key: hint for section in _sections().values() for key, hint in get_type_hints(section).items()}
+
+
+def presets_root() -> Path:
+    """The folder of presets: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def preset_names(kind: str) -> list[str]:
+    """Names of the presets of one kind: ``models`` or ``methods``."""
+    return sorted(path.stem for path in (presets_root() / kind).glob("*.yaml"))
+
+
+def load_preset(kind: str, name: str) -> dict[str, Any]:
+    """Read a preset.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    path = presets_root() / kind / f"{name}.yaml"
+    known = preset_names(kind)
+    if name not in known:
+        raise ConfigError(f"unknown {kind[:-1]} '{name}'{nearest(name, known)}", hint=f"known: {', '.join(known)}")
+    return read_yaml(path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a flat YAML file of settings.
+
+    Raises:
+        ConfigError: unreadable, not a mapping, an unknown key or a value of the wrong type.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"cannot read {path}: {reason}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold 'key: value' lines, not a {type(content).__name__}")
+    return {str(key): check_value(str(key), value, str(path)) for key, value in content.items()}
+
+
+def check_value(key: str, value: Any, origin: str) -> Any:
+    """Return ``value`` in the type that ``key`` has.
+
+    Raises:
+        ConfigError: the key is unknown, or the value is of another type.
+    """
+    known = key_types()
+    if key not in known:
+        raise ConfigError(f"unknown key '{key}' in {origin}{nearest(key, known)}")
+    hint = known[key]
+    options = get_args(hint) if get_origin(hint) is types.UnionType else (hint,)
+    for option in options:
+        fits, converted = _convert(value, option)
+        if fits:
+            return converted
+    wanted = " or ".join("nothing" if o is type(None) else _type_name(o) for o in options)
+    raise ConfigError(f"{key} in {origin} must be {wanted}, got {value!r}")
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """Read steps as a flag holds them: ``10,30``.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"search steps must be whole numbers with commas between, got '{text}'", hint="as 10,30"
+        ) from None
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        return f"a list of {'whole numbers' if get_args(hint)[0] is int else 'texts'}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+
+
+def _convert(value: Any, hint: Any) -> tuple[bool, Any]:
+    if get_origin(hint) is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        converted = [_convert(item, get_args(hint)[0]) for item in items]
+        return all(fits for fits, _ in converted), tuple(item for _, item in converted)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return True, float(value)
+    if hint is int and isinstance(value, bool):
+        return False, None
+    return isinstance(value, hint), value
+
+
+def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) -> Resolved:
+    """Merge all sources into one configuration.
+
+    Args:
+        flags: what was given on the command line, by key.
+        file: of ``--config``.
+
+    Raises:
+        ConfigError: an unknown name or key, or an impossible value, with its origin.
+        ModelError: the model is neither a preset nor a checkpoint.
+    """
+    from_file = read_yaml(file) if file else {}
+    from_flags = {
+        key: check_value(key, value, f"flag --{key.replace('_', '-')}") for key, value in (flags or {}).items()
+    }
+    named = {"method": "adaspa", "model": "tiny"} | from_file | from_flags
+    source = identify(named["model"], preset_names("models"))
+    layers = [
+        (f"method preset {named['method']}", load_preset("methods", named["method"])),
+        (f"model preset {source.preset}", load_preset("models", source.preset)),
+        ("model", {"weights": source.weights} if source.weights else {}),
+        (f"file {file}", from_file),
+        ("flag", from_flags),
+    ]
+    settings = {
+        key: Setting(default, "default")
+        for section in _sections().values()
+        for key, default in ((f.name, f.default) for f in dataclasses.fields(section))
+    }
+    for origin, values in layers:
+        settings.update({key: Setting(value, origin) for key, value in _exact_search(values).items()})
+    return Resolved(build(settings), settings)
+
+
+def _exact_search(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Search steps that come without the number of steps they are meant for are exact: they are not scaled."""
+    exact = "search_steps" in values and "search_steps_for" not in values
+    return {**values, "search_steps_for": None} if exact else dict(values)
+
+
+def method_config(method: str, settings: Mapping[str, Any]) -> MethodConfig:
+    """A method preset with some of its settings changed.
+
+    Raises:
+        ConfigError: an unknown method or setting, or an impossible value.
+    """
+    known = {f.name for f in dataclasses.fields(MethodConfig)}
+    for key in settings:
+        if key not in known:
+            raise ConfigError(
+                f"unknown setting '{key}'{nearest(key, known)}", hint=f"known: {', '.join(sorted(known))}"
+            )
+    checked = {key: check_value(key, value, "the settings") for key, value in settings.items()}
+    return MethodConfig(**{**load_preset("methods", method), "method": method, **_exact_search(checked)})
+
+
+def build(settings: Mapping[str, Setting]) -> GenerateConfig:
+    """Build the nested configuration from flat settings."""
+    sections = {
+        name: section(**{f.name: settings[f.name].value for f in dataclasses.fields(section)})
+        for name, section in _sections().items()
+    }
+    return GenerateConfig(**sections)

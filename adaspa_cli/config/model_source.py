@@ -1,0 +1,112 @@
+"""What ``--model`` means: a preset's name, a local folder, or an id on the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaspa_cli.errors import ModelError, nearest
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+# The preset whose defaults suit a checkpoint that no preset names, by pipeline class.
+FAMILY_PRESETS = {"HunyuanVideoPipeline": "hunyuan", "CogVideoXPipeline": "cogvideox"}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The preset whose defaults apply, and where the weights are if not where the preset says."""
+
+    preset: str
+    weights: str | None = None
+
+
+def identify(model: str, presets: Sequence[str]) -> ModelSource:
+    """Find out what ``model`` is.
+
+    Args:
+        model: what the user wrote.
+        presets: names of the model presets.
+
+    Raises:
+        ModelError: it is none of the three, or a checkpoint of another family.
+    """
+    if model in presets:
+        return ModelSource(model)
+    folder = Path(model).expanduser()
+    looks_local = folder.exists() or model.startswith((".", "/", "~"))
+    if looks_local:
+        return ModelSource(_preset_of(read_model_index(folder), model), str(folder))
+    if _HUB_ID.fullmatch(model):
+        return ModelSource(_preset_of(_fetch_model_index(model), model), model)
+    raise ModelError(
+        f"unknown model '{model}'{nearest(model, presets)}",
+        hint=f"one of {', '.join(presets)}, a folder that holds a diffusers pipeline, or a hub id such as org/name",
+    )
+
+
+def read_model_index(folder: Path) -> dict[str, Any]:
+    """Read ``model_index.json`` of a local pipeline.
+
+    Raises:
+        ModelError: there is no folder, no such file, or it is not JSON.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"model folder {folder} does not exist")
+    path = folder / "model_index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} holds no model_index.json, so it is not a diffusers pipeline",
+            hint="name the folder that contains transformer/, vae/ and text_encoder/",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if not isinstance(index, dict):
+        raise ModelError(f"{path} must hold a JSON object")
+    return index
+
+
+def _preset_of(index: dict[str, Any], model: str) -> str:
+    family = index.get("_class_name")
+    if family not in FAMILY_PRESETS:
+        raise unknown_family(model, family)
+    return FAMILY_PRESETS[str(family)]
+
+
+def unknown_family(model: str, family: Any) -> ModelError:
+    """The error for a pipeline that adaspa has no adapter for."""
+    return ModelError(f"{model} is a {family}, which adaspa does not know", hint=f"known: {', '.join(FAMILY_PRESETS)}")
+
+
+def _fetch_model_index(hub_id: str) -> dict[str, Any]:
+    """Fetch ``model_index.json`` from the hub, or from its cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path = hf_hub_download(hub_id, "model_index.json")
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise hub_error(hub_id, error) from error
+    return read_model_index(Path(path).parent)
+
+
+def hub_error(hub_id: str, error: Exception) -> ModelError:
+    """Turn what the hub's client raises into one line."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return ModelError(f"{hub_id} is gated", hint="accept its licence on its page, then run `hf auth login`")
+    if isinstance(error, RepositoryNotFoundError):
+        return ModelError(
+            f"{hub_id} does not exist on the hub, or is private", hint="check the name, or `hf auth login`"
+        )
+    return ModelError(
+        f"cannot fetch {hub_id}: the hub cannot be reached and the cache does not hold it",
+        hint="check the network, or name a local folder with --model",
+    )

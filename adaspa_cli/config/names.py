@@ -1,0 +1,5 @@
+"""Names that settings may take. Free of heavy imports, so that a wrong name is refused in an instant."""
+
+BACKENDS = ("auto", "triton", "cpu", "reference")
+OFFLOADS = ("none", "model", "group")
+DTYPES = ("auto", "bfloat16", "float16", "float32")

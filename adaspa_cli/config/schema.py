@@ -1,0 +1,188 @@
+"""What a run can be told: frozen dataclasses, each validated where it is built.
+
+The field names are the keys of YAML files and, with dashes, the flags of the command line. They are unique over
+all sections, so that files and flags stay flat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from adaspa_cli.config.names import BACKENDS, DTYPES, OFFLOADS
+from adaspa_cli.errors import ConfigError, nearest
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key} '{value}' is unknown{nearest(value, allowed)}", hint=f"one of {', '.join(allowed)}")
+
+
+def _at_least(key: str, value: float | None, least: float) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{key} must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which checkpoint, and how it is held in memory.
+
+    Attributes:
+        model: a preset's name, a local folder or a hub id.
+        weights: folder or hub id of the checkpoint; ``bundled`` is the model that comes with adaspa.
+        dtype: ``auto`` is bfloat16 on a GPU and on processors with bfloat16 products, float32 on others.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        offload: ``model`` moves whole modules to the GPU and back, ``group`` layers.
+        vae_tiling: decode in tiles, for less memory.
+        vae_framewise: decode in overlapping pieces of time; None leaves it as diffusers has it.
+        flow_shift: shift of the flow-matching scheduler; None leaves the checkpoint's.
+    """
+
+    model: str = "tiny"
+    weights: str = "bundled"
+    dtype: str = "auto"
+    device: str = "auto"
+    offload: str = "none"
+    vae_tiling: bool = False
+    vae_framewise: bool | None = None
+    flow_shift: float | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("offload", self.offload, OFFLOADS)
+        if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdigit():
+            raise ConfigError(f"device '{self.device}' is unknown", hint="auto, cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """How attention is thinned.
+
+    Attributes:
+        method: the preset's name.
+        algorithm: what the preset runs: ``adaspa`` or ``full``.
+        sparsity: γ in [0, 1), share of the video blocks left out.
+        block_size: tokens of a block, query and key alike.
+        search_steps: 0-based denoising steps at which masks are searched; before the first, attention is dense.
+        search_steps_for: number of steps that ``search_steps`` is meant for. A run that ends before the last of
+            them scales them; None means that they are exact.
+        head_adaptive: spread the sparsity over the heads by their recall.
+        lse_cache: searches after the first reuse its log-sum-exp.
+        attention_backend: what runs the operators.
+    """
+
+    method: str = "adaspa"
+    algorithm: str = "adaspa"
+    sparsity: float = 0.8
+    block_size: int = 64
+    search_steps: tuple[int, ...] = (10, 30)
+    search_steps_for: int | None = 50
+    head_adaptive: bool = True
+    lse_cache: bool = True
+    attention_backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("algorithm", self.algorithm, ("adaspa", "full"))
+        _one_of("attention_backend", self.attention_backend, BACKENDS)
+        if not 0 <= self.sparsity < 1:
+            raise ConfigError(
+                f"sparsity must lie in [0, 1), got {self.sparsity}", hint="0.8 leaves out 80 % of the blocks"
+            )
+        _at_least("block_size", self.block_size, 1)
+        if not self.search_steps or min(self.search_steps) < 0:
+            raise ConfigError(f"search_steps must be one or more steps from 0 on, got {list(self.search_steps)}")
+        if list(self.search_steps) != sorted(set(self.search_steps)):
+            raise ConfigError(f"search_steps must be ascending, got {list(self.search_steps)}")
+
+    def schedule(self, steps: int) -> tuple[int, ...]:
+        """The search steps of a run of ``steps`` denoising steps.
+
+        Raises:
+            ConfigError: an exact search step lies beyond the last step.
+        """
+        last = self.search_steps[-1]
+        if last < steps:
+            return self.search_steps
+        if self.search_steps_for is None:
+            raise ConfigError(
+                f"search step {last} lies beyond the last step, which is {steps - 1}",
+                hint="choose smaller --search-steps or more --steps",
+            )
+        scaled = {min(steps - 1, step * steps // self.search_steps_for) for step in self.search_steps}
+        return tuple(sorted(scaled))
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What to show.
+
+    Attributes:
+        prompt: texts, one video each (and each seed).
+        prompts: file with one prompt a line; empty lines and lines that begin with ``#`` are left out.
+    """
+
+    prompt: tuple[str, ...] = ()
+    prompts: str | None = None
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """What is drawn.
+
+    Attributes:
+        steps: denoising steps.
+        height, width: pixels.
+        frames: pictures of the video.
+        fps: pictures per second of the file.
+        guidance_scale: guidance of the model (embedded for HunyuanVideo, classifier-free for CogVideoX).
+        true_cfg_scale: HunyuanVideo: classifier-free guidance in two passes; above 1 it needs a negative prompt.
+        negative_prompt: what the video should not show.
+        seed: seed of the noise; several make several videos of each prompt.
+    """
+
+    steps: int = 50
+    height: int = 720
+    width: int = 1280
+    frames: int = 129
+    fps: int = 24
+    guidance_scale: float = 6.0
+    true_cfg_scale: float = 1.0
+    negative_prompt: str | None = None
+    seed: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "height", "width", "frames", "fps"):
+            _at_least(key, getattr(self, key), 1)
+        if not self.seed or min(self.seed) < 0:
+            raise ConfigError(f"seed must be one or more numbers from 0 on, got {list(self.seed)}")
+        if self.true_cfg_scale > 1 and not self.negative_prompt:
+            raise ConfigError(
+                f"true_cfg_scale {self.true_cfg_scale} needs a negative prompt", hint="add --negative-prompt TEXT"
+            )
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where results go.
+
+    Attributes:
+        out: folder; made if it is not there.
+        resume: skip what is already complete there with the same settings.
+    """
+
+    out: str = "videos"
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Everything about a run."""
+
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        if self.method.algorithm != "full":
+            self.method.schedule(self.sampling.steps)

@@ -1,0 +1,60 @@
+"""The one sink: results on stdout (text for people, JSON for programs), progress and messages on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import rich.console
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from adaspa_cli.errors import AdaspaError
+
+
+class Console:
+    """Prints for one command."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
+        self.as_json, self.quiet, self.debug = as_json, quiet, debug
+        self._out = rich.console.Console(highlight=False, soft_wrap=True)
+        self._err = rich.console.Console(stderr=True, highlight=False)
+
+    def result(self, data: Any, text: RenderableType) -> None:
+        """The result of a command: ``data`` with --json, otherwise ``text``."""
+        if self.as_json:
+            self._out.file.write(json.dumps(data, ensure_ascii=False) + "\n")
+        else:
+            self._out.print(text)
+
+    def note(self, message: str) -> None:
+        """Something worth knowing; not shown with --quiet."""
+        if not self.quiet:
+            self._err.print(message, markup=False, soft_wrap=True)
+
+    def error(self, error: AdaspaError) -> None:
+        """One line that says what was wrong, and one with what to try next."""
+        if self.as_json:
+            self._out.file.write(json.dumps({"error": error.message, "hint": error.hint}, ensure_ascii=False) + "\n")
+            return
+        self._err.print(f"error: {error.message}", style="bold red", markup=False, soft_wrap=True)
+        if error.hint:
+            self._err.print(f"  try: {error.hint}", markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A progress bar on stderr, gone when the block ends; invisible with --quiet or without a terminal."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[phase]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        hidden = self.quiet or not self._err.is_terminal
+        with Progress(*columns, console=self._err, transient=True, disable=hidden) as progress:
+            yield progress

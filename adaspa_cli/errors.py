@@ -1,0 +1,54 @@
+"""Errors that a user can do something about, and the exit code that each ends the program with.
+
+Every message says what was wrong, what was given, what is allowed; ``hint`` says what to try next.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class AdaspaError(Exception):
+    """Base of all errors that are shown without a traceback. Exit code 1: failed while running."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(AdaspaError):
+    """The request itself cannot be carried out: bad flag, file, size or name. Exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A setting has no such name, the wrong type or an impossible value."""
+
+
+class ModelError(UsageError):
+    """A checkpoint is missing, gated, incomplete or of a family that adaspa does not know."""
+
+
+class BackendError(UsageError):
+    """An attention backend was asked for that cannot run here."""
+
+
+class OutputError(UsageError):
+    """A result cannot be written where it was asked for."""
+
+
+class RunError(AdaspaError):
+    """Something failed while running."""
+
+
+class OutOfMemoryError(RunError):
+    """The device ran out of memory."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest known name, or an empty string."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,5 @@
+"""Who attends to whom: one module per method, pure torch."""
+
+from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
+
+__all__ = ["Action", "Call", "FoundMask", "MaskPolicy"]

@@ -1,0 +1,1 @@
+"""Adapters for the pipelines of diffusers, and loading them."""

@@ -1,0 +1,133 @@
+"""What all adapters share: putting processors on one transformer, telling them where they are, taking them off.
+
+A processor computes q, k and v as its model does, and hands attention over to an :class:`Attend`. It learns what
+the rows of the batch are from :class:`Forward`, which a hook on the transformer fills before each forward pass.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from adaspa_cli.attention import TokenLayout
+from adaspa_cli.errors import RunError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the batch: the guidance branch and video that it belongs to, and its token sequence."""
+
+    branch: str
+    sample: int
+    layout: TokenLayout
+
+
+class Attend(Protocol):
+    """Attention of one row in one layer: q, k, v [1, H, L, D] without padding to output [1, H, L, D]."""
+
+    def __call__(self, layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Forward:
+    """The forward pass in progress, and the function that attends."""
+
+    attend: Attend
+    rows: Sequence[Row] = ()
+
+    def attend_rows(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        """Attend row by row over the real tokens of q, k, v [B, L, H, D]; padding stands last in a row.
+
+        Returns:
+            Per row [1, real tokens, H * D].
+        """
+        outputs = []
+        for index, row in enumerate(self.rows):
+            real = slice(0, row.layout.tokens)
+            parts = (x[index : index + 1, real].transpose(1, 2) for x in (q, k, v))
+            outputs.append(self.attend(layer, row, *parts).transpose(1, 2).flatten(2))
+        return outputs
+
+
+Processor = Callable[..., Any]
+
+
+class Attachment:
+    """Processors on the attention modules of one transformer instance; :meth:`detach` restores what was there."""
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        attentions: Sequence[Any],
+        make_processor: Callable[[int], Processor],
+        before_forward: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """
+        Args:
+            transformer: called with keyword arguments, as the pipelines of diffusers do.
+            attentions: its attention modules in layer order.
+            make_processor: the processor of a layer.
+            before_forward: gets the keyword arguments of each forward pass.
+        """
+        self._attentions = list(attentions)
+        self._originals = [attention.processor for attention in self._attentions]
+        self._processors = [make_processor(layer) for layer in range(len(self._attentions))]
+        self._before_forward = before_forward
+        for attention, processor in zip(self._attentions, self._processors, strict=True):
+            attention.set_processor(processor)
+        self._hook = transformer.register_forward_pre_hook(self._on_forward, with_kwargs=True)
+
+    @property
+    def layers(self) -> int:
+        """Number of attention layers."""
+        return len(self._attentions)
+
+    def _on_forward(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        pairs = zip(self._attentions, self._processors, strict=True)
+        if any(attention.processor is not processor for attention, processor in pairs):
+            raise RunError(
+                "the attention processors were replaced after adaspa was applied",
+                hint="call fuse_qkv_projections() and the like before adaspa_cli.apply()",
+            )
+        if args:
+            raise RunError("the transformer must be called with keyword arguments while adaspa is applied")
+        self._before_forward(kwargs)
+
+    def detach(self) -> None:
+        """Restore every processor that is still ours, and remove the hook."""
+        self._hook.remove()
+        triples = zip(self._attentions, self._processors, self._originals, strict=True)
+        for attention, processor, original in triples:
+            if attention.processor is processor:
+                attention.set_processor(original)
+
+
+class Override:
+    """A method of one instance replaced by a wrapper, and given back by :meth:`restore`."""
+
+    def __init__(self, instance: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        self._instance, self._name = instance, name
+        self._before = instance.__dict__.get(name)
+        original = getattr(instance, name)
+        # Pipelines inspect the signatures of scheduler methods: wraps() keeps them visible.
+        self._wrapper = functools.wraps(original)(wrap(original))
+        setattr(instance, name, self._wrapper)
+
+    def restore(self) -> None:
+        """Put back what was there, unless somebody has wrapped the wrapper since."""
+        if self._instance.__dict__.get(self._name) is not self._wrapper:
+            return
+        if self._before is None:
+            delattr(self._instance, self._name)
+        else:
+            setattr(self._instance, self._name, self._before)
+
+
+def pad_tokens(x: Tensor, tokens: int) -> Tensor:
+    """Fill x [1, n, C] with zeros to [1, tokens, C]: the output of padded text."""
+    return x if x.shape[1] == tokens else torch.nn.functional.pad(x, (0, 0, 0, tokens - x.shape[1]))

@@ -1,0 +1,85 @@
+"""CogVideoX 1.0 and 1.5: text first, always padded to the same length and attended to, then video.
+
+Classifier-free guidance is one forward pass with a batch of [uncond, cond]: each half has masks of its own.
+
+Shapes: B batch, T text tokens, N video tokens, H heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor
+
+from adaspa_cli.attention import TokenLayout
+from adaspa_cli.attention.layout import ceil_div
+from adaspa_cli.models.attachment import Attachment, Attend, Forward, Row
+
+Rotary = tuple[Tensor, Tensor]
+
+
+class CogVideoXProcessor:
+    """Joint attention of one block."""
+
+    def __init__(self, layer: int, forward: Forward) -> None:
+        self._layer, self._forward = layer, forward
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,  # noqa: ARG002  CogVideoX has none
+        image_rotary_emb: Rotary | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """hidden_states [B, N, C], encoder_hidden_states [B, T, C] to attention outputs of the same shapes."""
+        text_tokens = encoder_hidden_states.shape[1]
+        joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        projected = (attn.to_q(joint), attn.to_k(joint), attn.to_v(joint))
+        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in projected)
+        if attn.norm_q is not None:
+            q = attn.norm_q(q)
+        if attn.norm_k is not None:
+            k = attn.norm_k(k)
+        if image_rotary_emb is not None:
+            q, k = (
+                torch.cat(
+                    [x[:, :text_tokens], apply_rotary_emb(x[:, text_tokens:], image_rotary_emb, sequence_dim=1)],
+                    dim=1,
+                )
+                for x in (q, k)
+            )
+        out = torch.cat(self._forward.attend_rows(self._layer, q, k, v))
+        out = attn.to_out[1](attn.to_out[0](out))
+        return out[:, text_tokens:], out[:, :text_tokens]
+
+
+class CogVideoXAttachment(Attachment):
+    """Processors on all blocks."""
+
+    def __init__(self, pipe: Any, attend: Attend) -> None:
+        self._pipe = pipe
+        self._config = pipe.transformer.config
+        self._forward = Forward(attend)
+        super().__init__(
+            pipe.transformer,
+            [block.attn1 for block in pipe.transformer.transformer_blocks],
+            lambda layer: CogVideoXProcessor(layer, self._forward),
+            self._describe,
+        )
+
+    def _describe(self, kwargs: dict[str, Any]) -> None:
+        batch, frames, _, height, width = kwargs["hidden_states"].shape
+        patch = self._config.patch_size
+        layout = TokenLayout(
+            frames=ceil_div(frames, self._config.patch_size_t or 1),
+            height=height // patch,
+            width=width // patch,
+            text_tokens=kwargs["encoder_hidden_states"].shape[1],
+            text_position="first",
+        )
+        branches = ("uncond", "cond") if self._pipe.do_classifier_free_guidance else ("cond",)
+        samples = batch // len(branches)
+        self._forward.rows = [Row(branch, sample, layout) for branch in branches for sample in range(samples)]

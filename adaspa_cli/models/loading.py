@@ -1,0 +1,152 @@
+"""From a model's settings to a pipeline that is ready to run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaspa_cli.config.model_source import hub_error, read_model_index, unknown_family
+from adaspa_cli.config.schema import ModelConfig
+from adaspa_cli.errors import BackendError, ModelError
+from adaspa_cli.models.registry import FAMILIES
+
+logger = logging.getLogger(__name__)
+
+BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "tiny"
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first GPU, or the CPU where there is none.
+
+    Raises:
+        BackendError: a GPU was asked for that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BackendError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices", hint="use --device auto"
+        )
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 where its products are native: GPUs, and CPUs with AVX512-BF16 or AMX; else float32."""
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    if device.type == "cuda":
+        return torch.bfloat16
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_pipeline(config: ModelConfig) -> Any:
+    """Load a pipeline of diffusers.
+
+    Args:
+        config: names the bundled model, a local folder or a hub id.
+
+    Returns:
+        The pipeline on its device (or with offloading on), progress bars off.
+
+    Raises:
+        ModelError: missing, gated, incomplete or of an unknown family.
+        BackendError: the device is not there, or offloading was asked for without a GPU.
+    """
+    device = choose_device(config.device)
+    if config.offload != "none" and device.type != "cuda":
+        raise BackendError(f"--offload {config.offload} needs a GPU, and the run is on {device}", hint="drop --offload")
+    dtype = choose_dtype(config.dtype, device)
+    location = str(BUNDLED) if config.weights == "bundled" else config.weights
+    local = Path(location).expanduser()
+    if local.is_dir():
+        location = str(local)
+        _check_folder(local)
+    elif location.startswith((".", "/", "~")):
+        raise ModelError(f"model folder {location} does not exist")
+    pipe = _from_pretrained(location, dtype)
+    _configure(pipe, config)
+    _place(pipe, config.offload, device)
+    return pipe
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder of another family, or one that lacks a part that its index names."""
+    index = read_model_index(folder)
+    family = index.get("_class_name")
+    if family not in FAMILIES:
+        raise unknown_family(str(folder), family)
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+    missing = [name for name in parts if not (folder / name).is_dir()]
+    if missing:
+        raise ModelError(f"{folder} is incomplete: it lacks {', '.join(missing)}", hint="download it again")
+
+
+def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
+    import diffusers
+    from huggingface_hub.errors import HfHubHTTPError
+    from safetensors import SafetensorError
+
+    quiet_libraries()
+    try:
+        config = diffusers.DiffusionPipeline.load_config(location)
+        family = config.get("_class_name")
+        if family not in FAMILIES:
+            raise unknown_family(location, family)
+        extra = _tokenizer(location) if family == "HunyuanVideoPipeline" else {}
+        pipe = getattr(diffusers, family).from_pretrained(location, dtype=dtype, **extra)
+    except HfHubHTTPError as error:
+        raise hub_error(location, error) from error
+    except SafetensorError as error:
+        raise ModelError(f"{location} holds a corrupt weight file: {error}", hint="download it again") from error
+    except (OSError, ValueError) as error:
+        if not Path(location).is_dir():
+            raise hub_error(location, error) from error
+        raise ModelError(f"cannot load {location}: {' '.join(str(error).split())}", hint="download it again") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _tokenizer(location: str) -> dict[str, Any]:
+    """HunyuanVideo's tokenizer, read as it was written.
+
+    Public checkpoints call it LlamaTokenizerFast. transformers 5 answers that name with a class that rebuilds the
+    pre-tokenizer and loses the spaces, so that the prompt template no longer has the length that is cut off.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(location, subfolder="tokenizer")
+    tokenizer.padding_side = "right"
+    return {"tokenizer": tokenizer}
+
+
+def _configure(pipe: Any, config: ModelConfig) -> None:
+    if config.flow_shift is not None:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=config.flow_shift)
+    if config.vae_framewise is not None:
+        pipe.vae.use_framewise_decoding = config.vae_framewise
+    if config.vae_tiling:
+        pipe.vae.enable_tiling()
+
+
+def _place(pipe: Any, offload: str, device: torch.device) -> None:
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "group":
+        pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=True)
+    else:
+        pipe.to(device)
+
+
+def quiet_libraries() -> None:
+    """Silence the loading bars and warnings that diffusers and transformers print to the terminal."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()

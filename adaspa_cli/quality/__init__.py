@@ -1,0 +1,1 @@
+"""How good a video is: compared with another one, or judged on its own."""

@@ -1,0 +1,153 @@
+"""The latency report of one video: what ran, how long each part took, what attention left out."""
+
+from __future__ import annotations
+
+import datetime
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaspa_cli.config import Resolved
+from adaspa_cli.masks import Action
+from adaspa_cli.report.machine import machine, versions
+
+if TYPE_CHECKING:
+    from adaspa_cli.sampling.engine import AttentionCall, AttentionEngine
+    from adaspa_cli.sampling.handle import Handle
+    from adaspa_cli.sampling.timeline import Timeline
+    from adaspa_cli.sampling.timing import Span
+
+FORMAT = 1
+
+
+def latency_report(
+    *,
+    pipe: Any,
+    handle: Handle,
+    timeline: Timeline,
+    resolved: Resolved,
+    prompt: str,
+    seed: int,
+    video: Path,
+    fingerprint: str,
+    writing: float,
+    total: float,
+    peak: dict[str, int],
+) -> dict[str, Any]:
+    """Assemble the report of the video that the pipeline has just made; all times in seconds.
+
+    ``attention`` is the time inside the attention operators, searches and mask selection included; it is part of
+    ``denoising``. Densities count blocks of text too. Waits for the device, once.
+    """
+    sampling, engine = resolved.config.sampling, handle.engine
+    steps = step_table(timeline.steps, engine.calls)
+    return {
+        "format": FORMAT,
+        "kind": "adaspa latency report",
+        "fingerprint": fingerprint,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": machine(pipe._execution_device),
+        "model": _model(pipe, handle, resolved),
+        "settings": {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()},
+        "attention_backend": handle.backend,
+        "search_steps": _search_steps(resolved, engine),
+        "prompt": prompt,
+        "seed": seed,
+        "video": {
+            "file": video.name,
+            "frames": sampling.frames,
+            "height": sampling.height,
+            "width": sampling.width,
+            "fps": sampling.fps,
+        },
+        "seconds": {
+            "total": total,
+            "text_encoding": _total(timeline.text),
+            "denoising": _total(timeline.steps),
+            "attention": sum(step["attention"] for step in steps),
+            "decoding": _total(timeline.decode),
+            "writing": writing,
+        },
+        "density": run_density(engine.calls),
+        "steps": steps,
+        "searches": search_table(engine),
+        "peak_memory": peak,
+    }
+
+
+def _total(spans: Iterable[Span]) -> float:
+    return sum(span.seconds() for span in spans)
+
+
+def _model(pipe: Any, handle: Handle, resolved: Resolved) -> dict[str, Any]:
+    config = pipe.transformer.config
+    return {
+        "name": resolved.config.model.model,
+        "pipeline": type(pipe).__name__,
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "layers": handle.layers,
+        "heads": config.num_attention_heads,
+        "head_dim": config.attention_head_dim,
+    }
+
+
+def _search_steps(resolved: Resolved, engine: AttentionEngine) -> dict[str, Any]:
+    """What was asked for, what the schedule made of it, and when masks were really searched."""
+    method, steps = resolved.config.method, resolved.config.sampling.steps
+    if method.algorithm == "full":
+        return {"asked": [], "planned": [], "done": []}
+    return {
+        "asked": list(method.search_steps),
+        "planned": list(method.schedule(steps)),
+        "done": sorted({search.step for search in engine.searches}),
+    }
+
+
+def step_table(spans: list[Span], calls: list[AttentionCall]) -> list[dict[str, Any]]:
+    """Per denoising step: its phase, its time and that of its attention, and the mean density over its calls."""
+    by_step: dict[int, list[AttentionCall]] = defaultdict(list)
+    for call in calls:
+        by_step[call.step].append(call)
+    return [
+        {
+            "step": step,
+            "phase": _phase(by_step[step]),
+            "seconds": span.seconds(),
+            "attention": sum(call.span.seconds() for call in by_step[step]),
+            "density": run_density(by_step[step]),
+        }
+        for step, span in enumerate(spans)
+    ]
+
+
+def _phase(calls: list[AttentionCall]) -> str:
+    """The phase that most layers were in; a cache may leave a layer out at a search step."""
+    if not calls:
+        return "skipped"
+    actions = [call.action for call in calls]
+    return max(Action, key=actions.count).value
+
+
+def run_density(calls: list[AttentionCall]) -> float | None:
+    """Mean achieved density over attention calls and heads; dense calls count as 1. None without a call."""
+    if not calls:
+        return None
+    shares = [1.0 if call.density is None else float(call.density.mean()) for call in calls]
+    return sum(shares) / len(shares)
+
+
+def search_table(engine: AttentionEngine) -> list[dict[str, Any]]:
+    """Per search: where and when, and the achieved density and recall of each head's mask."""
+    return [
+        {
+            "layer": search.layer,
+            "branch": search.branch,
+            "sample": search.sample,
+            "step": search.step,
+            "density": [round(value, 6) for value in search.density.tolist()],
+            "recall": [round(value, 6) for value in search.recall.tolist()],
+        }
+        for search in engine.searches
+    ]

@@ -1,0 +1,1 @@
+"""One run: the step clock, the attention engine, timing, prompts, outputs."""

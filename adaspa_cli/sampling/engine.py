@@ -1,0 +1,130 @@
+"""The attention of a run: asks the policy what each call does, does it, and keeps the masks and the LSE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adaspa_cli.attention import Backend, TokenLayout
+from adaspa_cli.errors import RunError
+from adaspa_cli.masks import Action, Call, FoundMask, MaskPolicy
+from adaspa_cli.models.attachment import Row
+from adaspa_cli.sampling.clock import StepClock
+from adaspa_cli.sampling.timing import Span, Stopwatch
+
+Key = tuple[int, str, int]  # layer, branch, sample
+
+
+@dataclass
+class _Memory:
+    """What one layer, branch and sample carries from step to step."""
+
+    layout: TokenLayout
+    last_search: int
+    found: FoundMask
+    lse: Tensor | None
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search, for the report; density and recall [H] stay on the device until the run is over."""
+
+    layer: int
+    branch: str
+    sample: int
+    step: int
+    density: Tensor
+    recall: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention call, for the report."""
+
+    layer: int
+    step: int
+    action: Action
+    density: Tensor | None  # [H]; None for dense attention
+    span: Span
+
+
+class AttentionEngine:
+    """Attention of every layer of one pipeline; an :class:`~adaspa_cli.models.attachment.Attend`."""
+
+    def __init__(self, make_policy: Callable[[int], MaskPolicy], backend: Backend, clock: StepClock) -> None:
+        """
+        Args:
+            make_policy: the policy of a run with that many denoising steps.
+            backend: runs the operators.
+            clock: of the pipeline; a start of it forgets the run before.
+        """
+        self._make_policy, self._backend, self._clock = make_policy, backend, clock
+        self._memory: dict[Key, _Memory] = {}
+        self._policy: MaskPolicy | None = None
+        self.calls: list[AttentionCall] = []
+        self.searches: list[Search] = []
+        self.on_action: Callable[[Action], None] = lambda _action: None
+        clock.on_start.append(self.start)
+
+    def start(self, steps: int) -> None:
+        """Begin a run: forget masks, LSE and records of the one before."""
+        self._policy = self._make_policy(steps)
+        self._memory.clear()
+        self.calls, self.searches = [], []
+
+    def masks(self) -> dict[Key, FoundMask]:
+        """The masks in use, by layer, branch and sample."""
+        return {key: memory.found for key, memory in self._memory.items()}
+
+    def __call__(self, layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend: q, k, v [1, H, L, D] of one row to output [1, H, L, D]."""
+        _ = self._clock.steps  # raises outside a run
+        if self._policy is None:
+            raise RunError("attention was called before a run was started")
+        call = Call(layer, self._clock.step, row.branch, row.sample, row.layout)
+        key = (layer, row.branch, row.sample)
+        memory = self._memory.get(key)
+        if memory is not None and memory.layout != row.layout:
+            raise RunError(f"the token layout changed during the run, from {memory.layout} to {row.layout}")
+        action = self._policy.action(call, memory.last_search if memory else None)
+        self.on_action(action)
+        self.on_action(action)
+        with Stopwatch(q.device) as watch:
+            out, density = self._attend(self._policy, action, call, memory, q, k, v)
+        self.calls.append(AttentionCall(layer, call.step, action, density, watch.span))
+        return out
+
+    def _attend(
+        self, policy: MaskPolicy, action: Action, call: Call, memory: _Memory | None, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run one action; returns the output and the density [H] of a sparse call."""
+        scale = 1 / math.sqrt(q.shape[-1])
+        if action is Action.DENSE:
+            return self._backend.dense(q, k, v, scale)[0], None
+        if action is Action.DENSE_AND_SEARCH:
+            out, lse, sums = self._backend.search(q, k, v, policy.block_size, scale)
+            self._remember(policy, call, sums[0], lse)
+            return out, None
+        if memory is None:
+            raise RunError(f"layer {call.layer} is to attend sparsely at step {call.step}, but has no mask")
+        if action is Action.SEARCH_AND_SPARSE:
+            if memory.lse is None:
+                raise RunError(f"layer {call.layer} is to search at step {call.step}, but its LSE was not kept")
+            sums = self._backend.sums(q, k, memory.lse, policy.block_size, scale)
+            memory = self._remember(policy, call, sums[0], memory.lse)
+        out, _ = self._backend.sparse(q, k, v, memory.found.mask, scale)
+        return out, memory.found.mask.density()
+
+    def _remember(self, policy: MaskPolicy, call: Call, block_sums: Tensor, lse: Tensor) -> _Memory:
+        """Choose the mask from W [H, Nq, Nk]; keep the LSE only while a later search needs it."""
+        found = policy.search(call, block_sums)
+        kept_lse = lse if policy.keeps_lse(call.step) else None
+        memory = _Memory(call.layout, call.step, found, kept_lse)
+        self._memory[call.layer, call.branch, call.sample] = memory
+        self.searches.append(
+            Search(call.layer, call.branch, call.sample, call.step, found.mask.density(), found.recall)
+        )
+        return memory

@@ -1,0 +1,77 @@
+"""``apply``: a method on one pipeline instance, and the handle that takes it off again."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from adaspa_cli.attention import check_block_size, resolve
+from adaspa_cli.config.schema import MethodConfig
+from adaspa_cli.masks import FoundMask
+from adaspa_cli.masks.registry import make_policy
+from adaspa_cli.models.registry import family_of
+from adaspa_cli.sampling.clock import StepClock
+from adaspa_cli.sampling.engine import AttentionEngine
+
+
+class Handle:
+    """A method at work on a pipeline; also a context manager. Two pipelines in one process know nothing of each other.
+
+    Attributes:
+        engine: its records say what each attention call of the last run did, and how long it took.
+        clock: counts the pipeline's denoising steps.
+        layers: number of attention layers.
+        backend: name of the attention backend that runs.
+    """
+
+    def __init__(self, pipe: Any, config: MethodConfig) -> None:
+        """Raises ModelError for an unknown pipeline, BackendError for a backend that cannot run there."""
+        family = family_of(pipe)
+        backend = resolve(config.attention_backend, pipe._execution_device)
+        if config.algorithm != "full":
+            check_block_size(backend, (config.block_size, config.block_size))
+        self.backend = backend.name
+        self.clock = StepClock(pipe)
+        self.engine = AttentionEngine(lambda steps: make_policy(config, steps), backend, self.clock)
+        try:
+            self._attachment = family.attach(pipe, self.engine)
+        except BaseException:
+            self.clock.stop()
+            raise
+        self.layers = self._attachment.layers
+
+    def masks(self) -> dict[tuple[int, str, int], FoundMask]:
+        """The masks in use, by (layer, guidance branch, sample)."""
+        return self.engine.masks()
+
+    def remove(self) -> None:
+        """Restore the pipeline as it was. May be called twice."""
+        self._attachment.detach()
+        self.clock.stop()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def apply(pipe: Any, method: str = "adaspa", **settings: Any) -> Handle:
+    """Run a pipeline of diffusers with a method of adaspa until the handle is removed.
+
+    Args:
+        pipe: a ``HunyuanVideoPipeline`` or ``CogVideoXPipeline``, on its device.
+        method: a method preset: ``adaspa``, ``full`` or an ablation.
+        settings: any field of :class:`~adaspa_cli.config.schema.MethodConfig`, such as ``sparsity=0.8``,
+            ``search_steps=(10, 30)`` or ``attention_backend="auto"``.
+
+    Raises:
+        ConfigError: an unknown method or setting, or an impossible value.
+        ModelError: the pipeline is of a family without an adapter.
+        BackendError: the attention backend cannot run on the pipeline's device.
+    """
+    from adaspa_cli.config.load import method_config
+
+    return Handle(pipe, method_config(method, settings))

@@ -1,0 +1,129 @@
+"""Files of a run: names that collide with nothing, and writing that leaves nothing half-done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaspa_cli.errors import OutputError
+
+_PARTIAL = ".partial"
+
+
+def prepare_folder(out: str) -> Path:
+    """Make the output folder and prove that it can be written.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{_PARTIAL}.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}", hint="choose another folder with --out"
+        ) from error
+    return folder
+
+
+def video_name(prompt: str, seed: int) -> str:
+    """A file name, without suffix, that says what the video shows."""
+    ascii_text = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:60].strip("-")
+    return f"{slug or 'video'}-seed{seed}"
+
+
+def report_path(video: Path) -> Path:
+    """The report that belongs to a video."""
+    return video.with_name(f"{video.stem}.report.json")
+
+
+def find_place(
+    folder: Path, name: str, fingerprint: str, *, resume: bool, taken: Collection[Path] = ()
+) -> tuple[Path, bool]:
+    """Find where a video goes: the first free name, or with ``resume`` a complete video of the same settings.
+
+    A report is written after its video, so a video with a report is complete. Nothing is ever overwritten.
+
+    Args:
+        taken: places given to other videos of the same run.
+
+    Returns:
+        The video's path, and whether it is complete already.
+    """
+    number = 1
+    while True:
+        video = folder / (f"{name}.mp4" if number == 1 else f"{name}-{number}.mp4")
+        report = report_path(video)
+        number += 1
+        if video in taken:
+            continue
+        if not video.exists() and not report.exists():
+            return video, False
+        if resume and video.exists() and _fingerprint(report) == fingerprint:
+            return video, True
+
+
+def _fingerprint(report: Path) -> str | None:
+    try:
+        return str(json.loads(report.read_text(encoding="utf-8")).get("fingerprint"))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it takes the name when the block succeeds, and goes away otherwise."""
+    partial = path.with_name(f"{path.stem}{_PARTIAL}{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:  # Ctrl-C too must not leave a broken file
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_video(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
+    """Write frames [F, H, W, 3] as H.264 in yuv420p, which every browser plays.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    import imageio.v2 as imageio
+
+    try:
+        with (
+            whole_file(path) as partial,
+            imageio.get_writer(
+                partial, fps=fps, codec="libx264", pixelformat="yuv420p", quality=8, macro_block_size=2
+            ) as writer,
+        ):
+            for frame in frames:
+                writer.append_data(frame)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error

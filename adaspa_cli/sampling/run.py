@@ -1,0 +1,182 @@
+"""A run: every prompt with every seed through one pipeline, a video and a report each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adaspa_cli.config import Resolved
+from adaspa_cli.errors import OutOfMemoryError, RunError
+from adaspa_cli.masks import Action
+from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.models.registry import check_size, family_of
+from adaspa_cli.report.latency import latency_report
+from adaspa_cli.report.machine import peak_memory, reset_peak_memory
+from adaspa_cli.sampling.handle import Handle
+from adaspa_cli.sampling.outputs import find_place, prepare_folder, report_path, video_name, write_json, write_video
+from adaspa_cli.sampling.prompts import collect_prompts
+from adaspa_cli.sampling.timeline import Timeline
+
+_NOT_IN_FINGERPRINT = ("prompt", "prompts", "seed", "out", "resume")
+
+
+class Observer(Protocol):
+    """Is told how a run goes on."""
+
+    def loading(self, model: str) -> None: ...
+    def started(self, videos: int, steps: int, backend: str) -> None: ...
+    def video(self, number: int, prompt: str, seed: int) -> None: ...
+    def action(self, action: Action) -> None: ...
+    def step_done(self, step: int) -> None: ...
+    def decoding(self) -> None: ...
+    def skipped(self, video: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make."""
+
+    prompt: str
+    seed: int
+    place: Path
+    complete: bool
+    fingerprint: str
+
+
+def plan(resolved: Resolved) -> list[Job]:
+    """List the videos of a run and find a free place for each; writes nothing but the output folder.
+
+    Raises:
+        ConfigError: no or empty prompts.
+        OutputError: the output folder cannot be written.
+    """
+    config = resolved.config
+    prompts = collect_prompts(config.prompts)
+    folder = prepare_folder(config.output.out)
+    jobs: list[Job] = []
+    taken: set[Path] = set()
+    for prompt in prompts:
+        for seed in config.sampling.seed:
+            fingerprint = _fingerprint(resolved, prompt, seed)
+            place, complete = find_place(
+                folder, video_name(prompt, seed), fingerprint, resume=config.output.resume, taken=taken
+            )
+            taken.add(place)
+            jobs.append(Job(prompt, seed, place, complete, fingerprint))
+    return jobs
+
+
+def _fingerprint(resolved: Resolved, prompt: str, seed: int) -> str:
+    """A hash of everything that decides what a video looks like."""
+    settings = {key: value for key, value in resolved.flat().items() if key not in _NOT_IN_FINGERPRINT}
+    text = json.dumps([settings, prompt, seed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def generate(resolved: Resolved, observer: Observer) -> Iterator[dict[str, Any]]:
+    """Make the videos of a run, and yield the report of each as it is complete (also of those skipped).
+
+    Raises:
+        AdaspaError: see :func:`plan`, :func:`~adaspa_cli.models.loading.load_pipeline`, and below.
+        RunError: the model made numbers that are no picture.
+        OutOfMemoryError: the device's memory does not suffice.
+    """
+    jobs = plan(resolved)
+    todo = [job for job in jobs if not job.complete]
+    for job in jobs:
+        if job.complete:
+            observer.skipped(job.place)
+            yield json.loads(report_path(job.place).read_text(encoding="utf-8"))
+    if not todo:
+        return
+    config = resolved.config
+    observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
+    with _memory_errors(config.model.offload):
+        pipe = load_pipeline(config.model)
+        check_size(pipe, config.sampling)
+        with Handle(pipe, config.method) as handle:
+            handle.engine.on_action = observer.action
+            handle.clock.on_step_end.append(observer.step_done)
+            timeline = Timeline(pipe, handle.clock, observer.decoding)
+            observer.started(len(todo), config.sampling.steps, handle.backend)
+            for number, job in enumerate(todo):
+                observer.video(number, job.prompt, job.seed)
+                yield _make(pipe, handle, timeline, resolved, job)
+
+
+def _make(pipe: Any, handle: Handle, timeline: Timeline, resolved: Resolved, job: Job) -> dict[str, Any]:
+    """Make one video, write it and its report; return the report."""
+    sampling = resolved.config.sampling
+    device = pipe._execution_device
+    timeline.start()
+    reset_peak_memory(device)
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        video = pipe(
+            prompt=job.prompt,
+            negative_prompt=sampling.negative_prompt,
+            height=sampling.height,
+            width=sampling.width,
+            num_frames=sampling.frames,
+            num_inference_steps=sampling.steps,
+            generator=torch.Generator("cpu").manual_seed(job.seed),
+            output_type="pt",
+            **family_of(pipe).call_arguments(sampling),
+        ).frames
+        frames = to_frames(video)
+    written = time.perf_counter()
+    write_video(job.place, frames, sampling.fps)
+    end = time.perf_counter()
+    report = latency_report(
+        pipe=pipe,
+        handle=handle,
+        timeline=timeline,
+        resolved=resolved,
+        prompt=job.prompt,
+        seed=job.seed,
+        video=job.place,
+        fingerprint=job.fingerprint,
+        writing=end - written,
+        total=end - begin,
+        peak=peak_memory(device),
+    )
+    write_json(report_path(job.place), report)
+    return report
+
+
+def to_frames(video: torch.Tensor) -> NDArray[np.uint8]:
+    """Frames [1, F, 3, H, W] in [0, 1] to uint8 [F, H, W, 3].
+
+    Raises:
+        RunError: the video holds NaN or infinity.
+    """
+    if not torch.isfinite(video).all():
+        raise RunError(
+            "the model made numbers that are not finite, so there is no picture to write",
+            hint="try --dtype float32, or --method full to see whether the checkpoint itself is sound",
+        )
+    pixels = (video[0].permute(0, 2, 3, 1).float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return pixels.cpu().numpy()
+
+
+@contextmanager
+def _memory_errors(offload: str) -> Iterator[None]:
+    """Turn the device's out-of-memory error into one line with the knob that helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        more = {"none": "--offload model, ", "model": "--offload group, ", "group": ""}[offload]
+        raise OutOfMemoryError(
+            "the GPU ran out of memory",
+            hint=f"try {more}--vae-tiling, fewer --frames or a smaller --height and --width",
+        ) from error

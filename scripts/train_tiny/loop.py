@@ -1,0 +1,185 @@
+"""What every training stage shares: optimiser, learning rate, moving average, clock, printing, resuming.
+
+A stage supplies its modules and one function, step -> loss. No step waits for the GPU: losses stay there until a
+line is printed.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scripts.train_tiny.checkpoint import (
+    load_group,
+    load_modules,
+    load_optimizer,
+    load_state,
+    module_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how fast to train.
+
+    ``steps`` fixes the schedule, ``max_minutes`` only interrupts it (a later call resumes). ``fit_minutes`` bends
+    the schedule instead: the learning rate comes to its end when so much time is spent, or at ``steps``, whichever
+    comes first. That is for a machine whose speed is unknown; such a run is not reproducible to the bit.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    ema: float = 0.999
+    seed: int = 0
+    max_minutes: float | None = None
+    fit_minutes: float | None = None
+    print_seconds: float = 30.0
+
+
+@dataclass
+class Loop:
+    """One resumable training run of some modules; its checkpoint lives in ``folder``."""
+
+    modules: dict[str, nn.Module]
+    averaged: dict[str, nn.Module]
+    config: LoopConfig
+    folder: Path
+    extra_state: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    seconds: float = 0.0
+    restart: int = 0  # step at which the optimiser last began without its moments
+    first_step_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.names = list(module_tensors(self.modules))
+        parameters = dict(zip(self.names, self._parameters(self.modules), strict=True))
+        self._raw = [parameters[name] for name in self.names]
+        self._ema = list(self._parameters(self.averaged))
+        # Only matrices decay; gains, biases and embeddings of words keep their size.
+        decays = [p.ndim >= 2 and "embed" not in name for name, p in parameters.items()]
+        groups = [
+            {"params": [p for p, d in zip(self._raw, decays, strict=True) if d is wanted], "weight_decay": decay}
+            for wanted, decay in ((True, self.config.weight_decay), (False, 0.0))
+        ]
+        self._order = [n for wanted in (True, False) for n, d in zip(self.names, decays, strict=True) if d is wanted]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=self.config.learning_rate, betas=self.config.betas, fused=self._raw[0].is_cuda
+        )
+
+    @staticmethod
+    def _parameters(modules: dict[str, nn.Module]) -> list[nn.Parameter]:
+        return [parameter for module in modules.values() for parameter in module.parameters()]
+
+    def resume(self) -> bool:
+        """Continue from the checkpoint in the folder; False if there is none."""
+        state = load_state(self.folder)
+        raw, averaged = load_group(self.folder, "raw"), load_group(self.folder, "ema")
+        if state is None or averaged is None:
+            return False
+        load_modules(self.modules, averaged if raw is None else raw)
+        load_modules(self.averaged, averaged)
+        self.step, self.seconds, self.restart = state["step"], state["seconds"], state["restart"]
+        moments = load_group(self.folder, "optimizer")
+        if moments is None:
+            self.restart = self.step
+        else:
+            load_optimizer(self.optimizer, self._order, moments)
+        print(f"resumed {self.folder.name} at step {self.step}", flush=True)
+        return True
+
+    def save(self) -> None:
+        groups = {
+            "raw": module_tensors(self.modules),
+            "ema": module_tensors(self.averaged),
+            "optimizer": optimizer_tensors(self.optimizer, self._order),
+        }
+        save_checkpoint(self.folder, groups, self.state())
+
+    def state(self) -> dict[str, Any]:
+        """What JSON keeps of the run."""
+        return {
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "restart": self.restart,
+            "done": self.progress() >= 1.0,
+            "seed": self.config.seed,
+            "batch": self.config.batch,
+            "steps": self.config.steps,
+            **self.extra_state,
+        }
+
+    def progress(self) -> float:
+        """How much of the schedule is done, in [0, 1]."""
+        done = self.step / self.config.steps
+        if self.config.fit_minutes is not None:
+            done = max(done, self.seconds / (60.0 * self.config.fit_minutes))
+        return min(1.0, done)
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then half a cosine down to 1 % of the peak."""
+        since = self.step - self.restart + 1
+        cosine = 0.5 * (1.0 + math.cos(math.pi * self.progress()))
+        return self.config.learning_rate * min(1.0, since / self.config.warmup) * (0.01 + 0.99 * cosine)
+
+    def run(self, loss_at: Callable[[int], Tensor], every: Callable[[float], None] | None = None) -> bool:
+        """Train to the end of the schedule or of the allowed time, then save.
+
+        Args:
+            loss_at: step -> loss to minimise.
+            every: called about each time a line is printed, with the seconds trained so far.
+
+        Returns:
+            True if the schedule came to its end.
+        """
+        begin, before = time.monotonic(), self.seconds
+        printed, printed_step = begin, self.step
+        total = torch.zeros((), device=self._raw[0].device)
+        while self.progress() < 1.0:
+            total += self._update(loss_at(self.step))
+            self.step += 1
+            if self.step - printed_step == 1 and printed == begin:
+                self.first_step_seconds = time.monotonic() - begin
+            now = time.monotonic()
+            self.seconds = before + now - begin
+            if now - printed >= self.config.print_seconds or self.progress() >= 1.0:
+                self._print(float(total) / (self.step - printed_step), (self.step - printed_step) / (now - printed))
+                total.zero_()
+                if every is not None:
+                    every(self.seconds)
+                printed, printed_step = time.monotonic(), self.step
+            if self.config.max_minutes is not None and now - begin >= 60.0 * self.config.max_minutes:
+                break
+        self.save()
+        return self.progress() >= 1.0
+
+    def _update(self, loss: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._raw, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.step()
+        # The average looks back over a tenth of the run at most while the run is young.
+        decay = min(self.config.ema, (1.0 + self.step) / (10.0 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._ema, self._raw, 1.0 - decay)
+        return loss.detach()
+
+    def _print(self, loss: float, rate: float) -> None:
+        minutes = self.seconds / 60.0
+        print(
+            f"{self.folder.name} step {self.step}/{self.config.steps} ({self.progress():.0%})  loss {loss:.5f}  "
+            f"{rate * self.config.batch:.1f} clips/s  {1e3 / max(rate, 1e-9):.0f} ms/step  {minutes:.1f} min",
+            flush=True,
+        )
