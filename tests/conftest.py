@@ -1,6 +1,9 @@
 """Shared fixtures: the device under test, and small random-weight pipelines in the exact diffusers format."""
 
+import importlib.util
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,3 +27,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+# --- pipelines
+# diffusers takes seconds to import: only the tests that use these fixtures pay for it.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The models here are so small that a second thread only waits for the first, for long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["reference", "cpu", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each attention backend in turn; Triton on a GPU only, because its interpreter is slow (tests/kernels has it)."""
+    name: str = request.param
+    if name == "triton" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if name == "cpu" and importlib.util.find_spec("adaspa_cli.attention.cpu") is None:
+        pytest.skip("this checkout has no CPU backend")
+    return name
+
+
+@pytest.fixture(scope="session")
+def hunyuan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved HunyuanVideo pipeline with random weights. Read-only: copy it before changing it."""
+    from tests.pipelines import hunyuan_video, save
+
+    return save(hunyuan_video(), tmp_path_factory.mktemp("saved") / "hunyuan")
+
+
+@pytest.fixture(scope="session")
+def cogvideox_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved CogVideoX 1.5 pipeline with random weights. Read-only: copy it before changing it."""
+    from tests.pipelines import cogvideox, save
+
+    return save(cogvideox("1.5"), tmp_path_factory.mktemp("saved") / "cogvideox")

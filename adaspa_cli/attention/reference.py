@@ -38,4 +38,5 @@ def block_sums(q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], s
     rows, columns = ceil_div(q.shape[-2], block_q), ceil_div(k.shape[-2], block_k)
     padding = (0, columns * block_k - k.shape[-2], 0, rows * block_q - q.shape[-2])
     weights = F.pad(weights, padding)
-    return weights.unflatten(-1, (columns, block_k)).unflatten(-3, (rows, block_q)).sum((-1, -3))
+    blocks = weights.reshape(*weights.shape[:-2], rows, block_q, columns, block_k)
+    return blocks.sum((-1, -3))

@@ -42,6 +42,7 @@ def select(
     rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
     base = kept_blocks(sparsity, len(columns))
     fewest, most = base, base
+    head_adaptive = head_adaptive and sparsity > 0  # without sparsity there is nothing to spread
     if head_adaptive:
         fewest = kept_blocks((1 + sparsity) / 2, len(columns))
         most = kept_blocks(max(0.0, (3 * sparsity - 1) / 2), len(columns))

@@ -60,7 +60,6 @@ class CogVideoXAttachment(Attachment):
     """Processors on all blocks."""
 
     def __init__(self, pipe: Any, attend: Attend) -> None:
-        self._pipe = pipe
         self._config = pipe.transformer.config
         self._forward = Forward(attend)
         super().__init__(
@@ -71,7 +70,8 @@ class CogVideoXAttachment(Attachment):
         )
 
     def _describe(self, kwargs: dict[str, Any]) -> None:
-        batch, frames, _, height, width = kwargs["hidden_states"].shape
+        latents = kwargs["hidden_states"]
+        batch, frames, _, height, width = latents.shape
         patch = self._config.patch_size
         layout = TokenLayout(
             frames=ceil_div(frames, self._config.patch_size_t or 1),
@@ -80,6 +80,10 @@ class CogVideoXAttachment(Attachment):
             text_tokens=kwargs["encoder_hidden_states"].shape[1],
             text_position="first",
         )
-        branches = ("uncond", "cond") if self._pipe.do_classifier_free_guidance else ("cond",)
+        # Guided, the pipeline feeds the same latents twice. The batch tells more than the guidance scale does, which
+        # a dynamic guidance changes from step to step.
+        first, second = latents[: batch // 2], latents[batch // 2 :]
+        guided = batch % 2 == 0 and torch.equal(first, second)
+        branches = ("uncond", "cond") if guided else ("cond",)
         samples = batch // len(branches)
         self._forward.rows = [Row(branch, sample, layout) for branch in branches for sample in range(samples)]

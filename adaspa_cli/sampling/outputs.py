@@ -104,14 +104,10 @@ def write_video(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
     import imageio.v2 as imageio
 
     try:
-        with (
-            whole_file(path) as partial,
-            imageio.get_writer(
-                partial, fps=fps, codec="libx264", pixelformat="yuv420p", quality=8, macro_block_size=2
-            ) as writer,
-        ):
-            for frame in frames:
-                writer.append_data(frame)
+        with whole_file(path) as partial:
+            imageio.mimwrite(
+                partial, list(frames), fps=fps, codec="libx264", pixelformat="yuv420p", quality=8, macro_block_size=2
+            )
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error}") from error
 

@@ -30,7 +30,7 @@ def now(device: torch.device) -> float | torch.cuda.Event:
     """A point in the device's time."""
     if device.type != "cuda":
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event
 

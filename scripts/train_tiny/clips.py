@@ -9,6 +9,7 @@ is left is the signed distance to a single straight edge. The zero level is exac
 Lengths are fractions of the frame's side, times run from 0 to 1. Shapes: B clips, F frames, H height, W width.
 """
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,11 +50,17 @@ class Plan:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def rows(self, start: int, stop: int) -> "Plan":
+        """The clips from ``start`` up to ``stop``."""
+        pairs = self.pairs[(self.pairs >= start) & (self.pairs < stop)] - start
+        part = slice(start, stop)
+        return Plan(self.scenes[part], self.captions[part], self.objects[part], self.background[part], pairs)
+
 
 def plan_clips(count: int, seed: int, *, pair_share: float = PAIR_SHARE) -> Plan:
     """Scenes, captions and geometry of ``count`` training clips; held-out scenes never occur."""
     rng = random.Random(seed)
-    catalogue = _Catalogue()
+    catalogue = _catalogue()
     return _plan([catalogue.choose(rng, pair_share) for _ in range(count)], rng)
 
 
@@ -147,6 +154,11 @@ class _Catalogue:
         while second.color == first.color:
             second = rng.choice(self.halves[first.background, motions])
         return (first, second), "side" if motions is _SIDE_BY_SIDE else "stack"
+
+
+@functools.cache
+def _catalogue() -> _Catalogue:
+    return _Catalogue()
 
 
 def _plan(chosen: list[tuple[tuple[Scene, ...], str]], rng: random.Random) -> Plan:

@@ -69,7 +69,10 @@ class Loop:
         # Only matrices decay; gains, biases and embeddings of words keep their size.
         decays = [p.ndim >= 2 and "embed" not in name for name, p in parameters.items()]
         groups = [
-            {"params": [p for p, d in zip(self._raw, decays, strict=True) if d is wanted], "weight_decay": decay}
+            {
+                "params": [p for p, d in zip(self._raw, decays, strict=True) if d is wanted],
+                "weight_decay": decay,
+            }
             for wanted, decay in ((True, self.config.weight_decay), (False, 0.0))
         ]
         self._order = [n for wanted in (True, False) for n, d in zip(self.names, decays, strict=True) if d is wanted]

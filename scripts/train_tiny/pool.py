@@ -1,0 +1,130 @@
+"""A pool of encoded clips with captions on the training device, part of which is drawn anew all the time.
+
+Drawing and encoding a clip costs far less than a training step on it, but it is not free: each clip is used a few
+times with other noise before it is replaced. What the pool holds at a step is a function of (seed, step), so resuming
+needs no copy of it.
+
+All captions of a batch have the same number of tokens. There is no padding then, hence no attention mask, and flash
+attention can be used; the result is the one of the padded and masked pipeline.
+
+Shapes: N clips in the pool, B in a batch, T template tokens, L caption tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from torch import Tensor
+
+from scripts.train_tiny.checkpoint import generator_at, seed_at
+from scripts.train_tiny.clips import Plan, draw, plan_clips
+from scripts.train_tiny.text import TEMPLATE_TOKENS, Text, tokenize
+from scripts.train_tiny.vae import encode
+
+_LONGEST_CAPTION = 40  # tokens; the longest wording of two objects has about 25
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Size of a clip in pixels."""
+
+    frames: int = 33
+    height: int = 192
+    width: int = 192
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """``size`` clips in chunks of ``chunk``; one chunk is replaced every ``refill_every`` steps, in turn."""
+
+    size: int = 16_384
+    chunk: int = 256
+    refill_every: int = 16
+    encode_batch: int = 64
+    caption_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``latents`` [B, C, f, h, w], ``llama`` [B, T + L], ``clip`` [B, 77]."""
+
+    latents: Tensor
+    llama: Tensor
+    clip: Tensor
+
+
+class LatentPool:
+    """Training clips of one geometry, as latents and token ids."""
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        geometry: Geometry,
+        vae: AutoencoderKLHunyuanVideo,
+        text: Text,
+        seed: int,
+    ) -> None:
+        if config.size % config.chunk:
+            raise ValueError(f"the pool's size {config.size} is no multiple of its chunk {config.chunk}")
+        self.config, self.geometry, self.seed = config, geometry, seed
+        self._vae, self._text, self._device = vae, text, vae.device
+        ratio, ratio_t = vae.spatial_compression_ratio, vae.temporal_compression_ratio
+        grid = ((geometry.frames - 1) // ratio_t + 1, geometry.height // ratio, geometry.width // ratio)
+        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        size = config.size
+        self._latents = torch.empty(size, vae.config.latent_channels, *grid, dtype=dtype, device=self._device)
+        empty = tokenize(text, [""])
+        self._empty = (empty.llama.to(self._device), empty.clip.to(self._device))
+        self._llama = torch.zeros(size, TEMPLATE_TOKENS + _LONGEST_CAPTION, dtype=torch.long, device=self._device)
+        self._clip = torch.zeros(size, empty.clip.shape[1], dtype=torch.long, device=self._device)
+        self._length = torch.zeros(size, dtype=torch.long)
+        self._buckets: dict[int, Tensor] = {}
+        self._refills = -1
+
+    def plan(self, chunk: int) -> Plan:
+        """The clips of the ``chunk``-th chunk since the start of the run."""
+        return plan_clips(self.config.chunk, seed_at(self.seed, chunk, "pool"))
+
+    def advance(self, step: int) -> None:
+        """Bring the content up to that step: everything at first, later a chunk now and then."""
+        slots = self.config.size // self.config.chunk
+        due = step // self.config.refill_every
+        if self._refills == due:
+            return
+        # Chunk c lies in slot c % slots; the newest at this step is slots - 1 + due.
+        newest = slots - 1 + due
+        missing = slots if self._refills < 0 else min(slots, due - self._refills)
+        for chunk in range(newest - missing + 1, newest + 1):
+            self._load(chunk, chunk % slots)
+        self._refills = due
+        order = self._length.argsort(stable=True)
+        lengths, counts = self._length[order].unique_consecutive(return_counts=True)
+        self._buckets = dict(zip(lengths.tolist(), order.split(counts.tolist()), strict=True))
+
+    def batch(self, step: int, size: int) -> Batch:
+        """A random batch of captions of one length, or of empty captions. ``advance`` comes first."""
+        generator = generator_at(self.seed, step, "batch")
+        if float(torch.rand(1, generator=generator)) < self.config.caption_dropout:
+            rows = torch.randint(self.config.size, (size,), generator=generator).to(self._device, non_blocking=True)
+            llama, clip = (ids.expand(size, -1) for ids in self._empty)
+            return Batch(self._latents[rows], llama, clip)
+        # The length of a random clip: lengths come as often as their captions do.
+        length = int(self._length[torch.randint(self.config.size, (1,), generator=generator)])
+        bucket = self._buckets[length]
+        rows = bucket[torch.randint(len(bucket), (size,), generator=generator)].to(self._device, non_blocking=True)
+        return Batch(self._latents[rows], self._llama[rows, : TEMPLATE_TOKENS + length], self._clip[rows])
+
+    def _load(self, chunk: int, slot: int) -> None:
+        plan = self.plan(chunk)
+        tokens = tokenize(self._text, plan.captions)
+        first = slot * self.config.chunk
+        rows = slice(first, first + self.config.chunk)
+        self._llama[rows, : tokens.llama.shape[1]] = tokens.llama.to(self._device, non_blocking=True)
+        self._clip[rows] = tokens.clip.to(self._device, non_blocking=True)
+        self._length[rows] = tokens.length
+        for start in range(0, len(plan), self.config.encode_batch):
+            part = plan.rows(start, start + self.config.encode_batch)
+            g = self.geometry
+            clips, _ = draw(part, g.frames, g.height, g.width, self._device)
+            latents = encode(self._vae, clips)
+            self._latents[first + start : first + start + len(part)] = latents

@@ -1,0 +1,305 @@
+"""Configuration: what wins over what, with its origin; wrong keys, types and files are refused in one line."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaspa_cli.config import GenerateConfig, MethodConfig, Resolved, preset_names, resolve
+from adaspa_cli.config.load import key_types, load_preset, method_config, parse_steps, read_yaml
+from adaspa_cli.errors import AdaspaError, ConfigError, ModelError
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write_file(text: str) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_file
+
+
+def value_and_origin(resolved: Resolved, key: str) -> tuple[Any, str]:
+    return resolved.flat()[key], resolved.origins()[key]
+
+
+def test_each_source_wins_over_the_one_before(write: Any) -> None:
+    """default < method preset < model preset < file < flag"""
+    assert value_and_origin(resolve(), "resume") == (False, "default")
+    assert value_and_origin(resolve(), "sparsity") == (0.8, "method preset adaspa")
+    fast = {"model": "fasthunyuan"}
+    assert value_and_origin(resolve(fast), "sparsity") == (0.85, "model preset fasthunyuan")
+    file = write("sparsity: 0.5\n")
+    assert value_and_origin(resolve(fast, file), "sparsity") == (0.5, f"file {file}")
+    assert value_and_origin(resolve(fast | {"sparsity": 0.25}, file), "sparsity") == (0.25, "flag")
+
+
+def test_what_a_file_leaves_out_stays(write: Any) -> None:
+    resolved = resolve({}, write("sparsity: 0.5\n"))
+    assert value_and_origin(resolved, "steps") == (12, "model preset tiny")
+    assert value_and_origin(resolved, "block_size") == (64, "method preset adaspa")
+
+
+def test_a_file_may_name_model_and_method(write: Any) -> None:
+    resolved = resolve({}, write("model: hunyuan\nmethod: full\n"))
+    assert resolved.config.model.weights == "hunyuanvideo-community/HunyuanVideo"
+    assert resolved.config.method.algorithm == "full"
+    assert resolved.config.sampling.frames == 129
+
+
+def test_the_configuration_holds_what_the_settings_say() -> None:
+    resolved = resolve({"model": "cogvideox", "seed": [1, 2], "prompt": ["a"], "steps": 40})
+    flat = resolved.flat()
+    for section in fields(GenerateConfig):
+        part = getattr(resolved.config, section.name)
+        for field in fields(part):
+            value = getattr(part, field.name)
+            assert flat[field.name] == (list(value) if isinstance(value, tuple) else value), field.name
+
+
+def test_keys_are_unique_over_all_sections() -> None:
+    names = [field.name for section in fields(GenerateConfig) for field in fields(section.default_factory)]  # type: ignore[arg-type]
+    assert sorted(names) == sorted(key_types())
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"), [("sparsty", "sparsity"), ("search-steps", "search_steps"), ("frame", "frames")]
+)
+def test_an_unknown_key_names_the_nearest_and_the_file(write: Any, key: str, nearest: str) -> None:
+    file = write(f"{key}: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        resolve({}, file)
+    assert caught.value.message == f"unknown key '{key}' in {file}; did you mean '{nearest}'?"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("steps: many", "steps in .* must be a whole number, got 'many'"),
+        ("steps: 10.5", "steps in .* must be a whole number, got 10.5"),
+        ("steps: true", "steps in .* must be a whole number, got True"),
+        ("sparsity: high", "sparsity in .* must be a number, got 'high'"),
+        ("sparsity: true", "sparsity in .* must be a number, got True"),
+        ("head_adaptive: 1", "head_adaptive in .* must be true or false, got 1"),
+        ("dtype: 16", "dtype in .* must be text, got 16"),
+        ("search_steps: [1, x]", "search_steps in .* must be a list of whole numbers"),
+        ("seed: [1.5]", "seed in .* must be a list of whole numbers"),
+        ("prompt: [1]", "prompt in .* must be a list of texts"),
+        ("out:", "out in .* must be text, got None"),
+        ("flow_shift: x", "flow_shift in .* must be a number or nothing, got 'x'"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(write: Any, line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve({}, write(line + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: [1, 2\n", "is not YAML"),
+        ("a: b: c\n", "is not YAML"),
+        ("- steps\n- frames\n", "must hold 'key: value' lines, not a list"),
+        ("just text\n", "must hold 'key: value' lines, not a str"),
+        ("out: !!python/object/apply:os.getcwd []\n", "is not YAML"),
+    ],
+)
+def test_bad_yaml_is_refused_in_one_line(write: Any, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        resolve({}, write(text))
+    assert "\n" not in caught.value.message
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*missing\.yaml: No such file"):
+        read_yaml(tmp_path / "missing.yaml")
+    with pytest.raises(ConfigError, match="cannot read .*: Is a directory"):
+        read_yaml(tmp_path)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00steps")
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        read_yaml(binary)
+
+
+def test_an_empty_file_says_nothing(write: Any) -> None:
+    assert read_yaml(write("")) == {}
+    assert read_yaml(write("# only a comment\n")) == {}
+
+
+def test_single_values_stand_for_lists_of_one(write: Any) -> None:
+    config = resolve({}, write("seed: 3\nsearch_steps: 1\nprompt: a circle\nsparsity: 0\n")).config
+    assert config.sampling.seed == (3,)
+    assert config.method.search_steps == (1,)
+    assert config.prompts.prompt == ("a circle",)
+    assert isinstance(config.method.sparsity, float)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"model": "fasthunyuan", "method": "adaspa-no-lse-cache"},
+        {"model": "cogvideox-2b", "method": "full", "seed": [1, 2, 3]},
+        {"search_steps": (1, 4), "sparsity": 0.5, "steps": 9},
+        {"prompt": ["a: b # c", "[red] 'quoted' \"twice\"", "ein grüner Kreis 🟢", "two\nlines", "ends with ...", "- x"]},
+        {"prompt": ["word " * 400], "negative_prompt": "wait...", "true_cfg_scale": 2.0, "out": "~/my videos"},
+        {"prompt": ["yes"], "negative_prompt": "null"},
+    ],
+)
+def test_what_print_config_shows_can_be_given_back(write: Any, flags: dict[str, Any]) -> None:
+    first = resolve(flags)
+    file = write(first.as_yaml())
+    second = resolve({}, file)
+    assert second.config == first.config
+    assert set(second.origins().values()) == {f"file {file}"}
+
+
+def test_what_print_config_shows_is_one_setting_a_line_with_its_origin() -> None:
+    lines = resolve({"steps": 9}).as_yaml().splitlines()
+    assert len(lines) == len(key_types())
+    assert any(line.startswith("steps: 9 ") and line.endswith("# flag") for line in lines)
+
+
+@pytest.mark.parametrize("name", preset_names("models"))
+def test_every_model_preset_loads(name: str) -> None:
+    resolved = resolve({"model": name})
+    assert resolved.config.model.model == name
+    assert set(load_preset("models", name)) <= set(key_types())
+
+
+@pytest.mark.parametrize("name", preset_names("methods"))
+def test_every_method_preset_loads(name: str) -> None:
+    resolved = resolve({"method": name})
+    assert resolved.config.method.method == name
+    assert method_config(name, {}).algorithm == resolved.config.method.algorithm
+
+
+def test_the_presets_that_are_promised_are_there() -> None:
+    assert {"tiny", "hunyuan", "fasthunyuan", "cogvideox"} <= set(preset_names("models"))
+    assert {"adaspa", "full", "adaspa-no-head-adaptive", "adaspa-no-lse-cache"} <= set(preset_names("methods"))
+    assert not resolve({"method": "adaspa-no-head-adaptive"}).config.method.head_adaptive
+    assert not resolve({"method": "adaspa-no-lse-cache"}).config.method.lse_cache
+
+
+def test_fasthunyuan_is_set_up_as_it_was_made() -> None:
+    config = resolve({"model": "fasthunyuan"}).config
+    assert config.model.flow_shift == 17.0
+    assert config.sampling.steps == 6
+    assert config.method.schedule(6) == (0,)
+    assert config.method.sparsity == 0.85
+
+
+def test_search_steps_given_by_hand_are_exact(write: Any) -> None:
+    for resolved in (resolve({"search_steps": (3,)}), resolve({}, write("search_steps: [3]\n"))):
+        assert resolved.config.method.search_steps_for is None
+        assert resolved.config.method.schedule(12) == (3,)
+    with pytest.raises(ConfigError, match="search step 30 lies beyond the last step, which is 11"):
+        resolve({"search_steps": (10, 30)})
+
+
+def test_search_steps_of_a_preset_scale() -> None:
+    resolved = resolve({"model": "hunyuan", "steps": 20})
+    assert resolved.config.method.schedule(20) == (4, 12)
+
+
+def test_search_steps_do_not_matter_to_full_attention() -> None:
+    assert resolve({"method": "full", "search_steps": (10, 30)}).config.method.algorithm == "full"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        ("model", "hunyuann", "unknown model 'hunyuann'; did you mean 'hunyuan'"),
+        ("method", "adspa", "unknown method 'adspa'; did you mean 'adaspa'"),
+        ("method", "../models/tiny", "unknown method"),
+    ],
+)
+def test_an_unknown_preset_names_the_nearest_and_lists_all(kind: str, given: str, message: str) -> None:
+    with pytest.raises(AdaspaError, match=message) as caught:
+        resolve({kind: given})
+    for name in preset_names(f"{kind}s"):
+        assert name in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"sparsity": 1.0}, r"sparsity must lie in \[0, 1\), got 1.0"),
+        ({"sparsity": -0.1}, "sparsity must lie in"),
+        ({"sparsity": float("nan")}, "sparsity must lie in"),
+        ({"block_size": 0}, "block_size must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"frames": 0}, "frames must be at least 1"),
+        ({"height": -16}, "height must be at least 1"),
+        ({"fps": 0}, "fps must be at least 1"),
+        ({"search_steps": ()}, "search_steps must be one or more"),
+        ({"search_steps": (-1,)}, "search_steps must be one or more steps from 0 on"),
+        ({"search_steps": (3, 2)}, "search_steps must be ascending"),
+        ({"search_steps": (2, 2)}, "search_steps must be ascending"),
+        ({"seed": []}, "seed must be one or more"),
+        ({"seed": [-1]}, "seed must be one or more numbers from 0 on"),
+        ({"seed": [2**64]}, "seed"),  # torch takes 64 bits
+        ({"dtype": "bfloat61"}, "dtype 'bfloat61' is unknown; did you mean 'bfloat16'"),
+        ({"offload": "modle"}, "offload 'modle' is unknown; did you mean 'model'"),
+        ({"attention_backend": "tritn"}, "attention_backend 'tritn' is unknown; did you mean 'triton'"),
+        ({"device": "gpu"}, "device 'gpu' is unknown"),
+        ({"device": "3"}, "device '3' is unknown"),
+        ({"device": "cuda:"}, "device 'cuda:' is unknown"),
+        ({"true_cfg_scale": 2.0}, "needs a negative prompt"),
+        ({"flow_shift": 0.0}, "flow_shift"),  # the shifted schedule would be all zeros
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+    ],
+)
+def test_impossible_values_are_refused(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(flags)
+
+
+def test_a_flag_of_another_type_is_refused_with_its_name() -> None:
+    with pytest.raises(ConfigError, match="steps in flag --steps must be a whole number"):
+        resolve({"steps": "x"})
+
+
+@pytest.mark.parametrize(("text", "steps"), [("10,30", (10, 30)), ("0", (0,)), (" 2, 7 ", (2, 7))])
+def test_steps_are_read_as_flags_hold_them(text: str, steps: tuple[int, ...]) -> None:
+    assert parse_steps(text) == steps
+
+
+@pytest.mark.parametrize("text", ["", "10,", "10;30", "ten", "1.5"])
+def test_steps_that_are_no_numbers_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="whole numbers with commas between"):
+        parse_steps(text)
+
+
+def test_a_method_takes_settings_from_python() -> None:
+    config = method_config("adaspa", {"sparsity": 0, "search_steps": [1, 3], "attention_backend": "reference"})
+    assert config == MethodConfig(
+        sparsity=0.0, search_steps=(1, 3), search_steps_for=None, attention_backend="reference"
+    )
+    assert method_config("adaspa", {}).search_steps_for == 50
+    with pytest.raises(ConfigError, match="unknown setting 'sparsty'; did you mean 'sparsity'"):
+        method_config("adaspa", {"sparsty": 0.5})
+    with pytest.raises(ConfigError, match="unknown setting 'steps'"):
+        method_config("adaspa", {"steps": 5})
+
+
+def test_a_local_checkpoint_gets_the_defaults_of_its_family(hunyuan_folder: Path, cogvideox_folder: Path) -> None:
+    hunyuan, cogvideox = resolve({"model": str(hunyuan_folder)}), resolve({"model": str(cogvideox_folder)})
+    assert hunyuan.config.model.weights == str(hunyuan_folder)
+    assert value_and_origin(hunyuan, "frames") == (129, "model preset hunyuan")
+    assert value_and_origin(cogvideox, "frames") == (161, "model preset cogvideox")
+
+
+def test_weights_of_a_named_model_may_lie_elsewhere(hunyuan_folder: Path) -> None:
+    resolved = resolve({"model": "fasthunyuan", "weights": str(hunyuan_folder)})
+    assert value_and_origin(resolved, "weights") == (str(hunyuan_folder), "flag")
+    assert resolved.config.model.flow_shift == 17.0
+
+
+def test_a_file_is_no_model_folder_and_the_message_says_so(write: Any) -> None:
+    file = write("x")
+    with pytest.raises(ModelError, match="not a folder") as caught:
+        resolve({"model": str(file)})
+    assert "does not exist" not in caught.value.message

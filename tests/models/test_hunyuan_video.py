@@ -1,0 +1,302 @@
+"""HunyuanVideo with adaspa: the same video where nothing is left out, masks of their own, no trace after removal."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, PyramidAttentionBroadcastConfig
+from torch import Tensor
+
+from adaspa_cli import apply
+from adaspa_cli.errors import AdaspaError, ConfigError, ModelError, RunError
+from adaspa_cli.masks import Action
+from tests.pipelines import PROMPT, hunyuan_video, latents
+
+# Four steps through four layers of float32 sums over some 300 tokens: the latents, of size 1, differ by the order of
+# the sums alone, by less than 1e-5 as measured.
+TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}
+SPARSE = {"sparsity": 0.6, "block_size": 16, "search_steps": (1, 3), "attention_backend": "reference"}
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return hunyuan_video()
+
+
+@pytest.fixture(scope="module")
+def plain() -> Tensor:
+    """What diffusers makes."""
+    return latents(hunyuan_video())
+
+
+def processors(pipe: Any) -> list[Any]:
+    blocks = [*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks]
+    return [block.attn.processor for block in blocks]
+
+
+def fail_at(step: int) -> Callable[..., Any]:
+    """A step callback that raises."""
+
+    def callback(_pipe: Any, index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if index == step:
+            raise ZeroDivisionError("in the middle")
+        return values
+
+    return callback
+
+
+def test_full_attention_makes_the_same_video(pipe: Any, plain: Tensor, backend: str) -> None:
+    if backend == "triton":
+        pipe = pipe.to("cuda")
+    with apply(pipe, "full", attention_backend=backend) as handle:
+        assert handle.layers == 4
+        made = latents(pipe)
+    assert {call.action for call in handle.engine.calls} == {Action.DENSE}
+    assert len(handle.engine.calls) == 4 * 4
+    torch.testing.assert_close(made.cpu(), plain, **TOLERANCES)
+
+
+@pytest.mark.parametrize("lse_cache", [True, False])
+def test_adaspa_without_sparsity_makes_the_same_video(pipe: Any, plain: Tensor, lse_cache: bool) -> None:
+    with apply(pipe, **(SPARSE | {"sparsity": 0.0, "lse_cache": lse_cache})):
+        torch.testing.assert_close(latents(pipe), plain, **TOLERANCES)
+
+
+def test_sparse_attention_leaves_something_out(pipe: Any, plain: Tensor) -> None:
+    """Guards the two tests above: where blocks are dropped, the video does change."""
+    with apply(pipe, **SPARSE) as handle:
+        made = latents(pipe)
+    assert torch.isfinite(made).all()
+    assert not torch.allclose(made, plain, **TOLERANCES)
+    sparse = [call for call in handle.engine.calls if call.density is not None]
+    assert {call.step for call in sparse} == {2, 3}
+    assert all((call.density < 0.8).all() for call in sparse)  # type: ignore[operator]
+
+
+def test_the_same_seed_makes_the_same_sparse_video(pipe: Any) -> None:
+    with apply(pipe, **SPARSE):
+        assert torch.equal(latents(pipe), latents(pipe))
+
+
+@pytest.mark.parametrize("head_dim", [32, 128])
+def test_other_head_dimensions(head_dim: int) -> None:
+    pipe = hunyuan_video(attention_head_dim=head_dim, rope_axes_dim=(head_dim // 4, head_dim // 4, head_dim // 2))
+    plain = latents(pipe)
+    with apply(pipe, **(SPARSE | {"sparsity": 0.0})):
+        torch.testing.assert_close(latents(pipe), plain, **TOLERANCES)
+
+
+def test_embedded_guidance() -> None:
+    pipe = hunyuan_video(guidance_embeds=True)
+    plain = latents(pipe, guidance_scale=6.0)
+    with apply(pipe, **(SPARSE | {"sparsity": 0.0})):
+        torch.testing.assert_close(latents(pipe, guidance_scale=6.0), plain, **TOLERANCES)
+
+
+def test_true_guidance_gives_each_branch_masks_of_its_own(pipe: Any) -> None:
+    guided = {"negative_prompt": "green squares everywhere, at rest", "true_cfg_scale": 4.0}
+    plain = latents(pipe, **guided)
+    with apply(pipe, **(SPARSE | {"sparsity": 0.0})):
+        torch.testing.assert_close(latents(pipe, **guided), plain, **TOLERANCES)
+    with apply(pipe, **SPARSE) as handle:
+        latents(pipe, **guided)
+    masks = handle.masks()
+    assert set(masks) == {(layer, branch, 0) for layer in range(4) for branch in ("cond", "uncond")}
+    video = slice(0, 18)  # 288 video tokens in blocks of 16
+    chosen = [[masks[layer, b, 0].mask.to_bool()[:, video, video] for layer in range(4)] for b in ("cond", "uncond")]
+    assert any(not torch.equal(cond, uncond) for cond, uncond in zip(*chosen, strict=True))
+    searched = {(search.layer, search.branch, search.step) for search in handle.engine.searches}
+    assert searched == {(layer, b, step) for layer in range(4) for b in ("cond", "uncond") for step in (1, 3)}
+
+
+def test_the_conditional_branch_does_not_depend_on_the_other_being_there(pipe: Any) -> None:
+    """A scale of (nearly) 1 cancels the unconditional prediction: were masks mixed up, the video would change."""
+    with apply(pipe, **SPARSE):
+        alone = latents(pipe)
+        guided = latents(pipe, negative_prompt="a green square", true_cfg_scale=1.0 + 1e-7)
+    # n + s (c - n) with s = 1 loses some digits of n.
+    torch.testing.assert_close(guided, alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"prompt": [PROMPT, "a square"]},
+        {"prompt": PROMPT, "num_videos_per_prompt": 2},
+        {"prompt": ["a square", PROMPT], "num_videos_per_prompt": 2},
+    ],
+    ids=["two prompts of different length", "two videos of one prompt", "both"],
+)
+def test_a_batch_makes_the_same_videos(pipe: Any, call: dict[str, Any]) -> None:
+    plain = latents(pipe, **call)
+    with apply(pipe, "full", attention_backend="reference"):
+        torch.testing.assert_close(latents(pipe, **call), plain, **TOLERANCES)
+    with apply(pipe, **(SPARSE | {"sparsity": 0.0})) as handle:
+        torch.testing.assert_close(latents(pipe, **call), plain, **TOLERANCES)
+    assert {sample for _, _, sample in handle.masks()} == set(range(plain.shape[0]))
+
+
+def test_a_video_does_not_depend_on_what_else_is_in_its_batch(pipe: Any) -> None:
+    prompts = [PROMPT, "a square"]
+    with apply(pipe, **SPARSE):
+        together = latents(pipe, prompt=prompts, generator=[torch.Generator().manual_seed(s) for s in (5, 6)])
+        for row, (prompt, seed) in enumerate(zip(prompts, (5, 6), strict=True)):
+            alone = latents(pipe, prompt=prompt, generator=torch.Generator().manual_seed(seed))
+            torch.testing.assert_close(together[row : row + 1], alone, **TOLERANCES)
+
+
+def test_padded_text_is_no_part_of_the_masks(pipe: Any) -> None:
+    with apply(pipe, **SPARSE) as handle:
+        latents(pipe)
+    # 288 video tokens and the prompt's few, not the 256 that it is padded to.
+    assert {found.mask.key_blocks for found in handle.masks().values()} == {19}
+
+
+def test_removal_restores_everything(pipe: Any, plain: Tensor) -> None:
+    before = processors(pipe)
+    latents(pipe)  # the run itself leaves attributes on the pipeline and its scheduler
+    attributes = [set(vars(part)) for part in (pipe, pipe.transformer, pipe.scheduler)]
+    handle = apply(pipe, **SPARSE)
+    assert all(a is not b for a, b in zip(processors(pipe), before, strict=True))
+    latents(pipe)
+    handle.remove()
+    assert all(a is b for a, b in zip(processors(pipe), before, strict=True))
+    assert not {"step", "set_timesteps"} & set(vars(pipe.scheduler))
+    assert [set(vars(part)) for part in (pipe, pipe.transformer, pipe.scheduler)] == attributes
+    assert not pipe.transformer._forward_pre_hooks
+    assert torch.equal(latents(pipe), plain)
+
+
+def test_a_handle_may_be_removed_twice(pipe: Any, plain: Tensor) -> None:
+    handle = apply(pipe, **SPARSE)
+    handle.remove()
+    handle.remove()
+    assert torch.equal(latents(pipe), plain)
+
+
+def test_an_exception_inside_the_run_restores_everything_too(pipe: Any, plain: Tensor) -> None:
+    before = processors(pipe)
+    with pytest.raises(ZeroDivisionError), apply(pipe, **SPARSE):
+        latents(pipe, callback_on_step_end=fail_at(1))
+    assert all(a is b for a, b in zip(processors(pipe), before, strict=True))
+    assert not {"step", "set_timesteps"} & set(vars(pipe.scheduler))
+    assert torch.equal(latents(pipe), plain)
+
+
+def test_a_run_after_an_exception_starts_fresh(pipe: Any) -> None:
+    with apply(pipe, **SPARSE) as handle:
+        whole = latents(pipe)
+        with pytest.raises(ZeroDivisionError):
+            latents(pipe, prompt="something else", callback_on_step_end=fail_at(2))
+        assert torch.equal(latents(pipe), whole)
+        assert {call.step for call in handle.engine.calls} == {0, 1, 2, 3}
+        assert len(handle.engine.calls) == 4 * 4
+
+
+def test_two_pipelines_know_nothing_of_each_other(pipe: Any, plain: Tensor) -> None:
+    other = hunyuan_video()
+    with apply(pipe, **SPARSE):
+        alone = latents(pipe)
+    with apply(pipe, **SPARSE) as first, apply(other, "full", attention_backend="reference") as second:
+        torch.testing.assert_close(latents(other, num_inference_steps=4), plain, **TOLERANCES)
+        assert first.engine.calls == []
+        assert torch.equal(latents(pipe), alone)
+        assert second.masks() == {}
+        second.remove()
+        assert torch.equal(latents(pipe), alone)
+    assert torch.equal(latents(other), plain)
+
+
+def test_a_second_method_on_the_same_pipeline_is_refused(pipe: Any, plain: Tensor) -> None:
+    """Which of two removals puts the processors back would otherwise depend on their order."""
+    with apply(pipe, **SPARSE), pytest.raises(AdaspaError, match="already"):
+        apply(pipe, "full", attention_backend="reference")
+    assert torch.equal(latents(pipe), plain)
+
+
+def test_fusing_the_projections_after_apply_is_an_error(pipe: Any) -> None:
+    with apply(pipe, **SPARSE):
+        pipe.transformer.fuse_qkv_projections()
+        with pytest.raises(RunError, match="processors were replaced") as caught:
+            latents(pipe)
+    assert "before adaspa_cli.apply()" in str(caught.value.hint)
+
+
+def test_replacing_the_scheduler_after_apply_is_an_error(pipe: Any) -> None:
+    with apply(pipe, **SPARSE):
+        latents(pipe)
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=17.0)
+        with pytest.raises(RunError, match="scheduler was replaced"):
+            latents(pipe)
+
+
+def test_calling_the_transformer_outside_a_run_is_an_error(pipe: Any) -> None:
+    call = {
+        "hidden_states": torch.zeros(1, 4, 3, 8, 12),
+        "timestep": torch.zeros(1),
+        "encoder_hidden_states": torch.zeros(1, 256, 32),
+        "encoder_attention_mask": torch.ones(1, 256),
+        "pooled_projections": torch.zeros(1, 32),
+    }
+    with apply(pipe, **SPARSE), torch.inference_mode():
+        with pytest.raises(RunError, match="outside a run"):
+            pipe.transformer(**call)
+        with pytest.raises(RunError, match="keyword arguments"):
+            pipe.transformer(*call.values())
+
+
+def test_a_search_waits_for_the_first_call_that_a_cache_executes(pipe: Any) -> None:
+    cache = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=3,
+        spatial_attention_timestep_skip_range=(-1, 2000),
+        current_timestep_callback=lambda: int(pipe.current_timestep),
+    )
+    with apply(pipe, **(SPARSE | {"search_steps": (2, 5)})) as handle:
+        pipe.transformer.enable_cache(cache)
+        made = latents(pipe, num_inference_steps=8)
+        pipe.transformer.disable_cache()
+    assert torch.isfinite(made).all()
+    assert sorted({call.step for call in handle.engine.calls}) == [0, 3, 6]
+    actions = {call.step: call.action for call in handle.engine.calls}
+    assert actions == {0: Action.DENSE, 3: Action.DENSE_AND_SEARCH, 6: Action.SEARCH_AND_SPARSE}
+
+
+def test_the_user_s_own_step_callback_still_works(pipe: Any) -> None:
+    seen: list[int] = []
+
+    def callback(_pipe: Any, index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        seen.append(index)
+        return values
+
+    with apply(pipe, **SPARSE):
+        latents(pipe, callback_on_step_end=callback)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_an_unknown_pipeline_is_refused() -> None:
+    with pytest.raises(ModelError, match="no adapter for object"):
+        apply(object())
+
+
+def test_impossible_settings_leave_the_pipeline_alone(pipe: Any) -> None:
+    before = processors(pipe)
+    with pytest.raises(ConfigError, match="unknown method 'adspa'; did you mean 'adaspa'"):
+        apply(pipe, "adspa")
+    with pytest.raises(ConfigError, match="sparsity"):
+        apply(pipe, sparsity=1.5)
+    with pytest.raises(AdaspaError, match="attention_backend 'cuda' is unknown"):
+        apply(pipe, attention_backend="cuda")
+    assert all(a is b for a, b in zip(processors(pipe), before, strict=True))
+    assert not {"step", "set_timesteps"} & set(vars(pipe.scheduler))
+
+
+def test_an_exact_search_step_beyond_the_run_is_an_error(pipe: Any) -> None:
+    with apply(pipe, **SPARSE), pytest.raises(ConfigError, match="search step 3 lies beyond the last step"):
+        latents(pipe, num_inference_steps=3)
+
+
+def test_the_schedule_of_a_preset_scales_to_the_run(pipe: Any) -> None:
+    with apply(pipe, block_size=16, attention_backend="reference") as handle:
+        latents(pipe, num_inference_steps=5)
+    assert sorted({search.step for search in handle.engine.searches}) == [1, 3]

@@ -1,0 +1,132 @@
+"""Small pipelines with random weights, saved in the exact format of diffusers: nothing is downloaded."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+)
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from scripts.train_tiny.text import TextConfig, build_text
+
+HEIGHT, WIDTH, FRAMES = 64, 96, 9
+PROMPT = "a red circle moves left on a blue background"
+
+
+def hunyuan_video(**transformer: Any) -> HunyuanVideoPipeline:
+    """8x8 spatial and 4x temporal VAE, patch 1, 2 dual and 2 single blocks, 2 heads of 64: 288 tokens at 64x96x9."""
+    torch.manual_seed(0)
+    text = build_text(TextConfig(32, 2, 4, 32, 2, 2), seed=0)
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+    settings: dict[str, Any] = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 64,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "num_refiner_layers": 1,
+        "patch_size": 1,
+        "guidance_embeds": False,
+        "text_embed_dim": 32,
+        "pooled_projection_dim": 32,
+        "rope_axes_dim": (16, 24, 24),
+    }
+    return HunyuanVideoPipeline(
+        text_encoder=text.encoder,
+        tokenizer=text.tokenizer,
+        transformer=_lively(HunyuanVideoTransformer3DModel(**(settings | transformer))),
+        vae=vae.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=text.encoder_2,
+        tokenizer_2=text.tokenizer_2,
+    )
+
+
+def cogvideox(version: str = "1.5", **transformer: Any) -> CogVideoXPipeline:
+    """8x8 spatial and 4x temporal VAE, patch 2, 2 blocks, 2 heads of 64; version 1.5 also patches time."""
+    torch.manual_seed(0)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=4,
+    )
+    settings: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "time_embed_dim": 16,
+        "text_embed_dim": 32,
+        "num_layers": 2,
+        "sample_width": WIDTH // 8,
+        "sample_height": HEIGHT // 8,
+        "sample_frames": FRAMES,
+        "patch_size": 2,
+        "patch_size_t": 2 if version == "1.5" else None,
+        "max_text_seq_length": 226,
+        "use_rotary_positional_embeddings": True,
+        "patch_bias": version != "1.5",
+    }
+    encoder = T5Config(
+        vocab_size=128, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    return CogVideoXPipeline(
+        tokenizer=T5Tokenizer(vocab=pieces),
+        text_encoder=T5EncoderModel(encoder).eval(),
+        vae=vae.eval(),
+        transformer=_lively(CogVideoXTransformer3DModel(**(settings | transformer))),
+        scheduler=CogVideoXDDIMScheduler(),
+    )
+
+
+def _lively(transformer: Any) -> Any:
+    """Enlarge the query weights, so that attention is not as good as uniform, as it is at random initialisation."""
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if "to_q.weight" in name or "norm_q.weight" in name:
+                parameter.mul_(4)
+    return transformer.eval()
+
+
+def save(pipe: Any, folder: Path) -> Path:
+    """Save as diffusers does, and return the folder."""
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def latents(pipe: Any, **settings: Any) -> torch.Tensor:
+    """Run a pipeline to its final latents; the noise is the same each time."""
+    pipe.set_progress_bar_config(disable=True)
+    call = {
+        "prompt": PROMPT,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_frames": FRAMES,
+        "num_inference_steps": 4,
+        "generator": torch.Generator().manual_seed(0),
+        "output_type": "latent",
+    }
+    with torch.inference_mode():
+        return pipe(**(call | settings)).frames

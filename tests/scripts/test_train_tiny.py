@@ -1,0 +1,302 @@
+"""Every stage of the tiny model's training on the CPU, with clips and models of a minimal size."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import HunyuanVideoPipeline
+
+from scripts.train_tiny import captions, checkpoint, clips
+from scripts.train_tiny.evaluate import evaluate, load_folder
+from scripts.train_tiny.export import bundle, export, load_trained, unbundle
+from scripts.train_tiny.loop import LoopConfig
+from scripts.train_tiny.pool import Geometry, LatentPool, PoolConfig
+from scripts.train_tiny.sampling import assemble_pipeline
+from scripts.train_tiny.text import TEMPLATE_TOKENS, Text, TextConfig, build_text, embed, tokenize
+from scripts.train_tiny.transformer import (
+    StageConfig,
+    StridedRope,
+    TransformerConfig,
+    build_modules,
+    prepare_for_training,
+    sample_sigmas,
+    set_stride,
+    train_transformer,
+)
+from scripts.train_tiny.vae import VaeConfig, build_vae, encode, fold_normalisation, load_vae, train_vae
+
+CPU = torch.device("cpu")
+VAE = VaeConfig(channels=(4, 4, 8, 8), groups=2, frames=9, small=32, full=32)
+TEXT = TextConfig(llama_width=32, llama_heads=2, clip_width=16, clip_heads=2)
+MODEL = TransformerConfig(heads=2, head_dim=32, dual_layers=1, single_layers=2, rope_axes=(8, 12, 12), text=TEXT)
+GEOMETRY = Geometry(frames=9, height=32, width=32)
+STAGE = StageConfig("full", GEOMETRY, PoolConfig(size=16, chunk=8, refill_every=2, encode_batch=8), shift=3.0)
+LOOP = LoopConfig(steps=4, batch=2, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def text() -> Text:
+    return build_text(TEXT, seed=0)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained VAE and a trained last stage."""
+    folder = tmp_path_factory.mktemp("tiny")
+    assert train_vae(VAE, LOOP, folder, CPU)
+    assert train_transformer(MODEL, STAGE, LOOP, folder, CPU)
+    return folder
+
+
+def in_two_parts(train: Callable[[Any, LoopConfig, Path], bool], config: Any, work: Path) -> None:
+    """Train 4 steps of a schedule of 4, interrupted after each step by a time limit of nothing."""
+    interrupted = dataclasses.replace(LOOP, max_minutes=0.0)
+    assert not train(config, interrupted, work)
+    assert not train(config, interrupted, work)
+    assert train(config, LOOP, work)
+
+
+def assert_same_checkpoint(one: Path, other: Path) -> None:
+    for group in ("raw", "ema", "optimizer"):
+        first, second = checkpoint.load_group(one, group), checkpoint.load_group(other, group)
+        assert first is not None
+        assert second is not None
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class TestClips:
+    def test_same_seed_same_clips(self) -> None:
+        one, other, third = (clips.plan_clips(6, seed) for seed in (1, 1, 2))
+        assert one.captions == other.captions != third.captions
+        assert torch.equal(clips.draw(one, 5, 32, 32, CPU)[0], clips.draw(other, 5, 32, 32, CPU)[0])
+
+    def test_range_and_shape(self) -> None:
+        clip, cover = clips.draw(clips.plan_clips(4, 0, pair_share=0.5), 5, 32, 48, CPU)
+        assert clip.shape == (4, 3, 5, 32, 48)
+        assert cover.shape == (4, 1, 5, 32, 48)
+        assert clip.abs().max() <= 1.02
+        assert 0.0 <= cover.min() < cover.max() <= 1.0
+
+    def test_rows_are_the_same_clips(self) -> None:
+        plan = clips.plan_clips(9, 3, pair_share=0.5)
+        whole, _ = clips.draw(plan, 3, 32, 32, CPU)
+        part, _ = clips.draw(plan.rows(4, 8), 3, 32, 32, CPU)
+        assert torch.equal(whole[4:8], part)
+
+    def test_held_out_scenes_are_never_drawn(self) -> None:
+        held_out = set(captions.held_out_scenes())
+        assert len(held_out) == len(set(captions.held_out_captions())) == 64
+        assert all(scene.is_drawable() for scene in held_out)
+        plan = clips.plan_clips(3000, 5, pair_share=0.5)
+        drawn = {scene for scenes in plan.scenes for scene in scenes}
+        assert not drawn & held_out
+        assert all(scene.is_drawable() for scene in drawn)
+
+    def test_captions_name_what_is_drawn(self) -> None:
+        scene = captions.all_scenes()[0]
+        assert captions.standard_caption(scene) == "a red circle moves left on a black background"
+        for seed in range(20):
+            caption = captions.caption_of([scene], random.Random(seed))
+            assert all(word in caption for word in ("red", "circle", "left", "black"))
+
+
+class TestText:
+    def test_any_prompt_is_read(self, text: Text) -> None:
+        tokens = tokenize(text, ["", "Ünï 漢字 🎈 \x00 {x} <|eot_id|>", "  a  b\n\nc ", "zyx" * 200])
+        assert tokens.length[0] == 1
+        assert tokens.clip.shape == (4, 77)
+
+    def test_template_is_what_the_pipeline_crops(self, text: Text) -> None:
+        tokens = tokenize(text, ["red circle going left"])
+        words = text.tokenizer.convert_ids_to_tokens(tokens.llama[0, TEMPLATE_TOKENS:].tolist())
+        assert [word.removeprefix("Ġ") for word in words] == ["red", "circle", "going", "left", "<|eot_id|>"]
+
+    def test_embeddings_are_those_of_the_pipeline(self, text: Text) -> None:
+        modules = {"text_encoder": text.encoder, "text_encoder_2": text.encoder_2, "transformer": None}
+        pipe = HunyuanVideoPipeline(
+            **modules,
+            tokenizer=text.tokenizer,
+            tokenizer_2=text.tokenizer_2,
+            vae=build_vae(VAE),
+            scheduler=None,
+        )
+        prompts = [
+            "a red circle moves left on a blue background",
+            "a pink star moves up on a white background",
+        ]
+        with torch.no_grad():
+            embeds, pooled, mask = pipe.encode_prompt(prompts, device=CPU)
+            tokens = tokenize(text, prompts)
+            ours, ours_pooled = embed(text.encoder, text.encoder_2, tokens.llama, tokens.clip)
+        assert mask.sum(dim=1).tolist() == tokens.length.tolist() == [ours.shape[1]] * 2
+        torch.testing.assert_close(ours, embeds[:, : ours.shape[1]])
+        torch.testing.assert_close(ours_pooled, pooled)
+
+
+class TestTransformer:
+    def test_unmasked_forward_is_the_masked_one(self) -> None:
+        modules, _ = build_modules(MODEL, 0)
+        model = modules["transformer"]
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():  # away from the start, where every block is the identity
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        length, padded = 7, 20
+        embeds = torch.randn(2, padded, TEXT.llama_width, generator=generator)
+        mask = (torch.arange(padded) < length).float().expand(2, -1)
+        latents = torch.randn(2, 8, 3, 4, 4, generator=generator)
+        given = {
+            "timestep": torch.tensor([700.0, 90.0]),
+            "pooled_projections": torch.randn(2, TEXT.clip_width),
+        }
+        with torch.no_grad():
+            expected = model(latents, encoder_hidden_states=embeds, encoder_attention_mask=mask, **given).sample
+            set_stride(model, 1.0)
+            prepare_for_training(model, STAGE)
+            short = {"encoder_hidden_states": embeds[:, :length], "encoder_attention_mask": mask[:, :length]}
+            actual = model(latents, **short, **given).sample
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+    def test_strided_positions_are_the_middle_of_the_fine_ones(self) -> None:
+        fine, coarse = (StridedRope((2, 2, 2), 256.0, stride) for stride in (1.0, 2.0))
+        cos, _ = coarse(torch.empty(1, 8, 1, 1, 2))
+        assert torch.allclose(cos[:, 4].arccos(), torch.tensor([0.5, 2.5]))
+        assert fine(torch.empty(1, 8, 3, 4, 4))[0].shape == (48, 6)
+
+    def test_sigmas_reach_both_ends(self) -> None:
+        sigma = sample_sigmas(4000, 3.0, torch.Generator().manual_seed(0))
+        assert 0.0 < sigma.min() < 0.05
+        assert 0.99 < sigma.max() < 1.0
+        assert 0.6 < sigma.median() < 0.85
+
+    def test_resumed_run_equals_whole_run(self, work: Path, tmp_path: Path) -> None:
+        (tmp_path / "vae").mkdir()
+        (tmp_path / "vae" / "model").symlink_to(work / "vae" / "model")
+        in_two_parts(lambda stage, loop, at: train_transformer(MODEL, stage, loop, at, CPU), STAGE, tmp_path)
+        assert_same_checkpoint(tmp_path / "full", work / "full")
+
+    def test_next_stage_starts_from_the_averages(self, work: Path) -> None:
+        stage = dataclasses.replace(STAGE, name="next", start_from="full")
+        loop = dataclasses.replace(LOOP, learning_rate=0.0, steps=1)
+        assert train_transformer(MODEL, stage, loop, work, CPU)
+        first, second = (
+            checkpoint.load_group(work / "full", "ema"),
+            checkpoint.load_group(work / "next", "raw"),
+        )
+        assert first is not None
+        assert second is not None
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class TestPool:
+    def test_content_depends_on_the_step_alone(self, work: Path, text: Text) -> None:
+        vae = load_vae(work / "vae" / "model", CPU)
+        walked, jumped = (LatentPool(STAGE.pool, GEOMETRY, vae, text, seed=1) for _ in range(2))
+        for step in range(8):
+            walked.advance(step)
+        jumped.advance(7)
+        for step in range(5):
+            one, other = walked.batch(step, 3), jumped.batch(step, 3)
+            assert torch.equal(one.latents, other.latents)
+            assert torch.equal(one.llama, other.llama)
+
+    def test_captions_of_a_batch_have_one_length(self, work: Path, text: Text) -> None:
+        pool = LatentPool(STAGE.pool, GEOMETRY, load_vae(work / "vae" / "model", CPU), text, seed=2)
+        pool.advance(0)
+        end = text.tokenizer.eos_token_id
+        for step in range(10):
+            assert (pool.batch(step, 4).llama[:, -1] == end).all()
+
+
+class TestVae:
+    def test_resumed_run_equals_whole_run(self, work: Path, tmp_path: Path) -> None:
+        in_two_parts(lambda config, loop, at: train_vae(config, loop, at, CPU), VAE, tmp_path)
+        assert_same_checkpoint(tmp_path / "vae", work / "vae")
+
+    def test_normalisation_changes_latents_but_not_pictures(self) -> None:
+        torch.manual_seed(0)
+        vae = build_vae(VAE)
+        clip, _ = clips.draw(clips.plan_clips(2, 0), 9, 32, 32, CPU)
+        centre, spread = torch.randn(8), torch.rand(8) + 0.5
+        with torch.no_grad():
+            before = vae.encode(clip).latent_dist
+            picture = vae.decode(before.mode()).sample
+            fold_normalisation(vae, centre, spread)
+            after = vae.encode(clip).latent_dist
+            same = vae.decode(after.mode()).sample
+        shape = (1, -1, 1, 1, 1)
+        torch.testing.assert_close(after.mode(), (before.mode() - centre.view(shape)) / spread.view(shape))
+        torch.testing.assert_close(after.std, before.std / spread.view(shape), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(same, picture, atol=1e-4, rtol=1e-4)
+
+    def test_latents_have_unit_spread(self, work: Path) -> None:
+        vae = load_vae(work / "vae" / "model", CPU)
+        clip, _ = clips.draw(clips.plan_clips(32, 4), 9, 32, 32, CPU)
+        assert 0.5 < encode(vae, clip).std() < 2.0
+
+
+class TestExport:
+    def test_folder_loads_and_generates(self, work: Path, tmp_path: Path) -> None:
+        export(work, "full", tmp_path / "model")
+        for dtype in (torch.float32, torch.bfloat16):
+            pipe = HunyuanVideoPipeline.from_pretrained(tmp_path / "model", dtype=dtype)
+            assert {m.dtype for m in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)} == {dtype}
+        pipe = load_folder(tmp_path / "model", CPU)
+        assert pipe.scheduler.config.shift == STAGE.shift
+        assert pipe.tokenizer.padding_side == "right"
+        call = {"num_frames": 9, "height": 32, "width": 32, "num_inference_steps": 1, "output_type": "np"}
+        ours = load_trained(work, "full", CPU).pipe("a red circle", generator=torch.manual_seed(0), **call).frames
+        loaded = pipe("a red circle", generator=torch.manual_seed(0), **call).frames
+        assert loaded.shape == (1, 9, 32, 32, 3)
+        assert abs(loaded - ours).max() < 0.02  # float16 weights
+        assert "apache-2.0" in (tmp_path / "model" / "README.md").read_text()
+
+    def test_bundle_goes_on_elsewhere(self, work: Path, tmp_path: Path) -> None:
+        bundle(work, "full", tmp_path / "bundle")
+        unbundle(tmp_path / "bundle", tmp_path / "work")
+        before, after = (checkpoint.load_group(folder / "full", "ema") for folder in (work, tmp_path / "work"))
+        assert before is not None
+        assert after is not None
+        assert all(torch.equal(before[name].half().float(), after[name]) for name in before)
+        more = dataclasses.replace(LOOP, steps=5)
+        assert train_transformer(MODEL, STAGE, more, tmp_path / "work", CPU)
+        state = checkpoint.load_state(tmp_path / "work" / "full")
+        assert state is not None
+        assert (state["step"], state["restart"]) == (5, 4)
+
+    def test_evaluation_writes_table_and_sheet(self, work: Path, tmp_path: Path) -> None:
+        trained = load_trained(work, "full", CPU)
+        report = evaluate(trained.pipe, trained.geometry, tmp_path, steps=1, batch=2, limit=2)
+        assert json.loads((tmp_path / "evaluation.json").read_text()) == report
+        assert report["clips"] == 2
+        assert (tmp_path / "sheet-0.png").stat().st_size > 0
+
+
+def test_sampling_is_independent_of_the_batch(work: Path) -> None:
+    from scripts.train_tiny.sampling import sample_captions
+
+    trained = load_trained(work, "full", CPU)
+    prompts = ["a red circle", "a blue star moves up"]
+    both = sample_captions(trained.pipe, prompts, GEOMETRY, steps=1, seed=3)
+    alone = sample_captions(trained.pipe, prompts[1:], GEOMETRY, steps=1, seed=4)
+    assert abs(both[1].astype(int) - alone[0].astype(int)).max() <= 1
+
+
+def test_checkpoint_of_another_geometry_is_refused(work: Path) -> None:
+    modules, _ = build_modules(dataclasses.replace(MODEL, single_layers=1), 0)
+    tensors = checkpoint.load_group(work / "full", "ema")
+    assert tensors is not None
+    with pytest.raises(ValueError, match="another geometry"):
+        checkpoint.load_modules(modules, tensors)
+
+
+def test_assembled_pipeline_takes_the_modules_as_they_are(text: Text) -> None:
+    modules, _ = build_modules(MODEL, 0)
+    pipe = assemble_pipeline(modules, text, build_vae(VAE), 3.0)
+    assert pipe.transformer is modules["transformer"]
