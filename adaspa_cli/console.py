@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +21,9 @@ class Console:
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
-        self._out = rich.console.Console(highlight=False, soft_wrap=True)
+        # Off a terminal nothing is cut to its width: paths must stay whole.
+        width = None if sys.stdout.isatty() else 10_000
+        self._out = rich.console.Console(highlight=False, width=width)
         self._err = rich.console.Console(stderr=True, highlight=False)
 
     def result(self, data: Any, text: RenderableType) -> None:
@@ -27,7 +31,7 @@ class Console:
         if self.as_json:
             self._out.file.write(json.dumps(data, ensure_ascii=False) + "\n")
         else:
-            self._out.print(text)
+            self._out.print(text, markup=False)
 
     def note(self, message: str) -> None:
         """Something worth knowing; not shown with --quiet."""
@@ -35,7 +39,9 @@ class Console:
             self._err.print(message, markup=False, soft_wrap=True)
 
     def error(self, error: AdaspaError) -> None:
-        """One line that says what was wrong, and one with what to try next."""
+        """One line that says what was wrong, and one with what to try next; with --debug after the traceback."""
+        if self.debug:
+            self._err.print(traceback.format_exc(), markup=False, soft_wrap=True)
         if self.as_json:
             self._out.file.write(json.dumps({"error": error.message, "hint": error.hint}, ensure_ascii=False) + "\n")
             return
@@ -47,7 +53,7 @@ class Console:
     def progress(self) -> Iterator[Progress]:
         """A progress bar on stderr, gone when the block ends; invisible with --quiet or without a terminal."""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[phase]}"),

@@ -45,7 +45,9 @@ class RunError(AdaspaError):
 
 
 class OutOfMemoryError(RunError):
-    """The device ran out of memory."""
+    """The memory does not suffice for what was asked. Exit code 2: smaller settings help."""
+
+    exit_code = 2
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -130,3 +130,36 @@ def latents(pipe: Any, **settings: Any) -> torch.Tensor:
     }
     with torch.inference_mode():
         return pipe(**(call | settings)).frames
+
+
+def small_run(folder: Path, out: Path, **flags: Any) -> dict[str, Any]:
+    """Flags of a run of a saved pipeline that takes a fraction of a second on a CPU."""
+    return {
+        "model": str(folder),
+        "prompt": [PROMPT],
+        "out": str(out),
+        "height": 32,
+        "width": 48,
+        "frames": 5,
+        "fps": 8,
+        "steps": 4,
+        "search_steps": (1, 3),
+        "sparsity": 0.5,
+        "block_size": 16,
+        "device": "cpu",
+        "dtype": "float32",
+        "attention_backend": "reference",
+    } | flags
+
+
+class Listener:
+    """Hears what a run tells its observer, and may interrupt it."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *told: self.heard.append((name, *told))
+
+    def names(self) -> list[str]:
+        return [name for name, *_ in self.heard]

@@ -4,7 +4,7 @@ from adaspa_cli.attention.api import (
     attention_with_block_sums,
     block_sparse_attention,
     block_sums,
-    check_block_size,
+    check_kernel,
     dense_attention,
 )
 from adaspa_cli.attention.backends import Backend, resolve
@@ -18,7 +18,7 @@ __all__ = [
     "attention_with_block_sums",
     "block_sparse_attention",
     "block_sums",
-    "check_block_size",
+    "check_kernel",
     "dense_attention",
     "resolve",
 ]

@@ -121,15 +121,15 @@ def _prepare(q: Tensor, k: Tensor, block_size: BlockSize, backend: str) -> Backe
     if q.dtype != k.dtype or q.device != k.device:
         raise ValueError(f"q and k disagree: {q.dtype} on {q.device}, {k.dtype} on {k.device}")
     chosen = resolve(backend, q.device)
-    if chosen.head_dims and q.shape[3] not in chosen.head_dims:
-        allowed = ", ".join(map(str, chosen.head_dims))
-        raise BackendError(f"backend '{chosen.name}' has kernels for head dims {allowed}, not {q.shape[3]}")
-    check_block_size(chosen, block_size)
+    check_kernel(chosen, q.shape[3], block_size)
     return chosen
 
 
-def check_block_size(backend: Backend, block_size: BlockSize) -> None:
-    """Raise BackendError unless ``backend`` has a kernel for blocks of this (query, key) size."""
+def check_kernel(backend: Backend, head_dim: int, block_size: BlockSize) -> None:
+    """Raise BackendError unless ``backend`` has a kernel for this head dimension and (query, key) block size."""
+    if backend.head_dims and head_dim not in backend.head_dims:
+        allowed = ", ".join(map(str, backend.head_dims))
+        raise BackendError(f"backend '{backend.name}' has kernels for head dims {allowed}, not {head_dim}")
     if min(block_size) < 1 or (backend.block_sizes and block_size not in backend.block_sizes):
         allowed = ", ".join(f"{a}x{b}" for a, b in backend.block_sizes or ()) or "1 or more"
         raise BackendError(
@@ -143,8 +143,10 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(
             f"v must match k: {tuple(v.shape)} {v.dtype} on {v.device}, {tuple(k.shape)} {k.dtype} on {k.device}"
         )
-    if q.dim() != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3] or q.dtype != k.dtype:
-        raise ValueError(f"q does not fit k: {tuple(q.shape)} {q.dtype}, {tuple(k.shape)} {k.dtype}")
+    if q.dim() != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"q does not fit k: {tuple(q.shape)}, {tuple(k.shape)}")
+    if q.dtype != k.dtype or q.device != k.device:
+        raise ValueError(f"q does not fit k: {q.dtype} on {q.device}, {k.dtype} on {k.device}")
 
 
 def _check_mask(q: Tensor, k: Tensor, mask: BlockMask) -> None:

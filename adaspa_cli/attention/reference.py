@@ -14,7 +14,8 @@ from adaspa_cli.attention.layout import ceil_div
 
 
 def scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
-    """Return q k^T * scale, [B, H, Lq, Lk]; the scale is 1/sqrt(D) unless given."""
+    """Return q k^T * scale, [B, H, Lq, Lk], in float32 or better; the scale is 1/sqrt(D) unless given."""
+    q, k = _at_least_float32(q), _at_least_float32(k)
     return (q @ k.transpose(-1, -2)) * (scale if scale is not None else 1 / math.sqrt(q.shape[-1]))
 
 
@@ -28,13 +29,17 @@ def block_sparse_attention(
     logits = scores(q, k, scale).masked_fill(~kept, -torch.inf)
     lse = torch.logsumexp(logits, -1)
     weights = torch.exp(logits - torch.where(lse == -torch.inf, 0, lse)[..., None])
-    return weights @ v, lse
+    return (weights @ _at_least_float32(v)).to(q.dtype), lse
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def block_sums(q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float | None) -> Tensor:
     """W[p, q] = sum of exp(q k^T * scale - LSE) over block (p, q): AdaSpa, precise online search."""
     block_q, block_k = block_size
-    weights = torch.exp(scores(q, k, scale) - lse[..., None].to(q.dtype))
+    weights = torch.exp(scores(q, k, scale) - lse[..., None])
     rows, columns = ceil_div(q.shape[-2], block_q), ceil_div(k.shape[-2], block_k)
     padding = (0, columns * block_k - k.shape[-2], 0, rows * block_q - q.shape[-2])
     weights = F.pad(weights, padding)

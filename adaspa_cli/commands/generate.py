@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from adaspa_cli.commands.guard import guard
 from adaspa_cli.config.names import BACKENDS, DTYPES, OFFLOADS
@@ -160,26 +161,27 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, print_confi
 
     from adaspa_cli.sampling.prompts import collect_prompts
 
-    collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong prompt is refused at once
+    prompts = collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong one is refused at once
     console.note("starting ...")
 
     from adaspa_cli.commands.progress import ProgressObserver
     from adaspa_cli.sampling.run import generate as run
 
     with console.progress() as progress:
-        reports = list(run(resolved, ProgressObserver(console, progress)))
-    folder = Path(resolved.config.output.out)
+        reports = list(run(resolved, ProgressObserver(console, progress), prompts))
+    folder = Path(resolved.config.output.out).expanduser()
     data = [{"video": str(folder / report["video"]["file"]), "report": report} for report in reports]
     console.result(data, _table(folder, reports))
 
 
 def _table(folder: Path, reports: list[dict[str, Any]]) -> Table:
     """One line per video."""
-    table = Table("video", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("video", overflow="fold")
     for title in ("denoising", "attention", "decoding", "total", "density"):
         table.add_column(title, justify="right")
     for report in reports:
         seconds = report["seconds"]
         times = (f"{seconds[key]:.1f} s" for key in ("denoising", "attention", "decoding", "total"))
-        table.add_row(str(folder / report["video"]["file"]), *times, f"{report['density']:.1%}")
+        table.add_row(Text(str(folder / report["video"]["file"])), *times, f"{report['density']:.1%}")
     return table

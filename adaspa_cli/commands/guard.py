@@ -22,15 +22,11 @@ def guard(console: Console) -> Iterator[None]:
         console.note("interrupted; complete videos are kept, and --resume goes on where this stopped")
         raise typer.Exit(INTERRUPTED) from None
     except AdaspaError as error:
-        if console.debug:
-            raise
         console.error(error)
         raise typer.Exit(error.exit_code) from None
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        if console.debug:
-            raise
         text = " ".join(str(error).split()) or type(error).__name__
         console.error(RunError(f"{type(error).__name__}: {text}", hint="--debug shows where it happened"))
         raise typer.Exit(RunError.exit_code) from None

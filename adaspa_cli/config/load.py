@@ -181,7 +181,7 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) ->
     layers = [
         (f"method preset {named['method']}", load_preset("methods", named["method"])),
         (f"model preset {source.preset}", load_preset("models", source.preset)),
-        ("model", {"weights": source.weights} if source.weights else {}),
+        (f"model {named['model']}", {"weights": source.weights} if source.weights else {}),
         (f"file {file}", from_file),
         ("flag", from_flags),
     ]

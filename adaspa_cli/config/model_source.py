@@ -56,7 +56,7 @@ def read_model_index(folder: Path) -> dict[str, Any]:
         ModelError: there is no folder, no such file, or it is not JSON.
     """
     if not folder.is_dir():
-        raise ModelError(f"model folder {folder} does not exist")
+        raise ModelError(f"model {folder} {'is not a folder' if folder.exists() else 'does not exist'}")
     path = folder / "model_index.json"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -73,15 +73,16 @@ def read_model_index(folder: Path) -> dict[str, Any]:
 
 
 def _preset_of(index: dict[str, Any], model: str) -> str:
-    family = index.get("_class_name")
+    family = str(index.get("_class_name"))
     if family not in FAMILY_PRESETS:
         raise unknown_family(model, family)
-    return FAMILY_PRESETS[str(family)]
+    return FAMILY_PRESETS[family]
 
 
-def unknown_family(model: str, family: Any) -> ModelError:
+def unknown_family(model: str, family: str) -> ModelError:
     """The error for a pipeline that adaspa has no adapter for."""
-    return ModelError(f"{model} is a {family}, which adaspa does not know", hint=f"known: {', '.join(FAMILY_PRESETS)}")
+    what = "names no pipeline class" if family == "None" else f"is a {family}, which adaspa does not know"
+    return ModelError(f"{model} {what}", hint=f"known: {', '.join(FAMILY_PRESETS)}")
 
 
 def _fetch_model_index(hub_id: str) -> dict[str, Any]:

@@ -6,6 +6,8 @@ all sections, so that files and flags stay flat.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 
 from adaspa_cli.config.names import BACKENDS, DTYPES, OFFLOADS
@@ -49,8 +51,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("offload", self.offload, OFFLOADS)
-        if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdigit():
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device '{self.device}' is unknown", hint="auto, cpu, cuda or cuda:N")
+        if self.flow_shift is not None and not 0 < self.flow_shift < math.inf:
+            raise ConfigError(f"flow_shift must be above 0, got {self.flow_shift}")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class MethodConfig:
                 f"sparsity must lie in [0, 1), got {self.sparsity}", hint="0.8 leaves out 80 % of the blocks"
             )
         _at_least("block_size", self.block_size, 1)
+        _at_least("search_steps_for", self.search_steps_for, 1)
         if not self.search_steps or min(self.search_steps) < 0:
             raise ConfigError(f"search_steps must be one or more steps from 0 on, got {list(self.search_steps)}")
         if list(self.search_steps) != sorted(set(self.search_steps)):
@@ -152,8 +157,11 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         for key in ("steps", "height", "width", "frames", "fps"):
             _at_least(key, getattr(self, key), 1)
-        if not self.seed or min(self.seed) < 0:
-            raise ConfigError(f"seed must be one or more numbers from 0 on, got {list(self.seed)}")
+        if not self.seed or min(self.seed) < 0 or max(self.seed) >= 2**64:
+            raise ConfigError(f"seed must be one or more numbers from 0 to 2^64 - 1, got {list(self.seed)}")
+        for key in ("guidance_scale", "true_cfg_scale"):
+            if not math.isfinite(getattr(self, key)) or getattr(self, key) < 0:
+                raise ConfigError(f"{key} must be a number from 0 on, got {getattr(self, key)}")
         if self.true_cfg_scale > 1 and not self.negative_prompt:
             raise ConfigError(
                 f"true_cfg_scale {self.true_cfg_scale} needs a negative prompt", hint="add --negative-prompt TEXT"

@@ -47,7 +47,8 @@ class Forward:
             Per row [1, real tokens, H * D].
         """
         outputs = []
-        for index, row in enumerate(self.rows):
+        # A cache may leave out the unconditional rows, which come first.
+        for index, row in enumerate(self.rows[-q.shape[0] :]):
             real = slice(0, row.layout.tokens)
             parts = (x[index : index + 1, real].transpose(1, 2) for x in (q, k, v))
             outputs.append(self.attend(layer, row, *parts).transpose(1, 2).flatten(2))
@@ -78,6 +79,8 @@ class Attachment:
         self._originals = [attention.processor for attention in self._attentions]
         self._processors = [make_processor(layer) for layer in range(len(self._attentions))]
         self._before_forward = before_forward
+        if any(type(old) is type(new) for old, new in zip(self._originals, self._processors, strict=True)):
+            raise RunError("adaspa is already applied to this pipeline", hint="remove() the first handle before")
         for attention, processor in zip(self._attentions, self._processors, strict=True):
             attention.set_processor(processor)
         self._hook = transformer.register_forward_pre_hook(self._on_forward, with_kwargs=True)

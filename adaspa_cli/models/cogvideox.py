@@ -7,6 +7,7 @@ Shapes: B batch, T text tokens, N video tokens, H heads, D head dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
-from adaspa_cli.models.attachment import Attachment, Attend, Forward, Row
+from adaspa_cli.models.attachment import Attachment, Attend, Forward, Override, Row
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -61,6 +62,8 @@ class CogVideoXAttachment(Attachment):
 
     def __init__(self, pipe: Any, attend: Attend) -> None:
         self._config = pipe.transformer.config
+        self._pipe = pipe
+        self._guided = False
         self._forward = Forward(attend)
         super().__init__(
             pipe.transformer,
@@ -68,10 +71,18 @@ class CogVideoXAttachment(Attachment):
             lambda layer: CogVideoXProcessor(layer, self._forward),
             self._describe,
         )
+        # Dynamic guidance changes the scale from step to step; what it is at the start decides about the batch.
+        self._start = Override(pipe.scheduler, "set_timesteps", self._note_guidance)
+
+    def _note_guidance(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+            self._guided = self._pipe.guidance_scale > 1
+            return original(*args, **kwargs)
+
+        return set_timesteps
 
     def _describe(self, kwargs: dict[str, Any]) -> None:
-        latents = kwargs["hidden_states"]
-        batch, frames, _, height, width = latents.shape
+        batch, frames, _, height, width = kwargs["hidden_states"].shape
         patch = self._config.patch_size
         layout = TokenLayout(
             frames=ceil_div(frames, self._config.patch_size_t or 1),
@@ -80,10 +91,10 @@ class CogVideoXAttachment(Attachment):
             text_tokens=kwargs["encoder_hidden_states"].shape[1],
             text_position="first",
         )
-        # Guided, the pipeline feeds the same latents twice. The batch tells more than the guidance scale does, which
-        # a dynamic guidance changes from step to step.
-        first, second = latents[: batch // 2], latents[batch // 2 :]
-        guided = batch % 2 == 0 and torch.equal(first, second)
-        branches = ("uncond", "cond") if guided else ("cond",)
+        branches = ("uncond", "cond") if self._guided else ("cond",)
         samples = batch // len(branches)
         self._forward.rows = [Row(branch, sample, layout) for branch in branches for sample in range(samples)]
+
+    def detach(self) -> None:
+        super().detach()
+        self._start.restore()

@@ -94,14 +94,14 @@ class HunyuanVideoAttachment(Attachment):
         self._forward = Forward(attend)
         self._branch = "cond"
         blocks = [*self._transformer.transformer_blocks, *self._transformer.single_transformer_blocks]
-        # True CFG runs the branches one after the other, each inside cache_context("cond" | "uncond").
-        self._context = Override(self._transformer, "cache_context", self._note_branch)
         super().__init__(
             self._transformer,
             [block.attn for block in blocks],
             lambda layer: HunyuanVideoProcessor(layer, self._forward),
             self._describe,
         )
+        # True CFG runs the branches one after the other, each inside cache_context("cond" | "uncond").
+        self._context = Override(self._transformer, "cache_context", self._note_branch)
 
     def _note_branch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 
 from adaspa_cli.config.model_source import hub_error, read_model_index, unknown_family
 from adaspa_cli.config.schema import ModelConfig
-from adaspa_cli.errors import BackendError, ModelError
+from adaspa_cli.errors import BackendError, ConfigError, ModelError
 from adaspa_cli.models.registry import FAMILIES
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def load_pipeline(config: ModelConfig) -> Any:
         location = str(local)
         _check_folder(local)
     elif location.startswith((".", "/", "~")):
-        raise ModelError(f"model folder {location} does not exist")
+        raise ModelError(f"model {location} does not exist")
     pipe = _from_pretrained(location, dtype)
     _configure(pipe, config)
     _place(pipe, config.offload, device)
@@ -77,7 +77,7 @@ def load_pipeline(config: ModelConfig) -> Any:
 def _check_folder(folder: Path) -> None:
     """Refuse a folder of another family, or one that lacks a part that its index names."""
     index = read_model_index(folder)
-    family = index.get("_class_name")
+    family = str(index.get("_class_name"))
     if family not in FAMILIES:
         raise unknown_family(str(folder), family)
     parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
@@ -94,7 +94,7 @@ def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
     quiet_libraries()
     try:
         config = diffusers.DiffusionPipeline.load_config(location)
-        family = config.get("_class_name")
+        family = str(config.get("_class_name"))
         if family not in FAMILIES:
             raise unknown_family(location, family)
         extra = _tokenizer(location) if family == "HunyuanVideoPipeline" else {}
@@ -125,6 +125,10 @@ def _tokenizer(location: str) -> dict[str, Any]:
 
 
 def _configure(pipe: Any, config: ModelConfig) -> None:
+    if config.flow_shift is not None and "shift" not in pipe.scheduler.config:
+        raise ConfigError(f"--flow-shift: the scheduler of this model, {type(pipe.scheduler).__name__}, has none")
+    if config.vae_framewise is not None and not hasattr(pipe.vae, "use_framewise_decoding"):
+        raise ConfigError(f"--vae-framewise: the VAE of this model, {type(pipe.vae).__name__}, knows no such choice")
     if config.flow_shift is not None:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=config.flow_shift)
     if config.vae_framewise is not None:

@@ -21,12 +21,14 @@ class Family:
         call_arguments: the arguments of the pipeline's call that not every family has.
         check_size: raise ConfigError for a size that the model cannot make.
         size_multiple: height and width must be multiples of it.
+        frame_period: the model makes a multiple of it, and one more frame.
     """
 
     attach: Callable[[Any, Attend], Attachment]
     call_arguments: Callable[[SamplingConfig], dict[str, Any]]
     check_size: Callable[[Any, SamplingConfig], None]
     size_multiple: Callable[[Any], int]
+    frame_period: Callable[[Any], int]
 
 
 def _attach_hunyuan(pipe: Any, attend: Attend) -> Attachment:
@@ -42,6 +44,11 @@ def _attach_cogvideox(pipe: Any, attend: Attend) -> Attachment:
 
 
 def _hunyuan_arguments(sampling: SamplingConfig) -> dict[str, Any]:
+    if sampling.negative_prompt and sampling.true_cfg_scale <= 1:
+        raise ConfigError(
+            "a negative prompt has no effect on this model without true classifier-free guidance",
+            hint="add --true-cfg-scale 6 (two passes a step), or drop --negative-prompt",
+        )
     return {"guidance_scale": sampling.guidance_scale, "true_cfg_scale": sampling.true_cfg_scale}
 
 
@@ -72,12 +79,20 @@ def _patch_multiple(pipe: Any) -> int:
 FAMILIES: dict[str, Family] = {
     # The pipeline itself insists on multiples of 16, whatever its model's patches are.
     "HunyuanVideoPipeline": Family(
-        _attach_hunyuan,
-        _hunyuan_arguments,
-        lambda _pipe, _sampling: None,
-        lambda pipe: math.lcm(16, _patch_multiple(pipe)),
+        attach=_attach_hunyuan,
+        call_arguments=_hunyuan_arguments,
+        check_size=lambda _pipe, _sampling: None,
+        size_multiple=lambda pipe: math.lcm(16, _patch_multiple(pipe)),
+        frame_period=lambda pipe: int(pipe.vae_scale_factor_temporal),
     ),
-    "CogVideoXPipeline": Family(_attach_cogvideox, _cogvideox_arguments, _cogvideox_limits, _patch_multiple),
+    "CogVideoXPipeline": Family(
+        attach=_attach_cogvideox,
+        call_arguments=_cogvideox_arguments,
+        check_size=_cogvideox_limits,
+        size_multiple=_patch_multiple,
+        # The VAE decodes latent frames in pairs after the first, and makes other counts longer than they were asked.
+        frame_period=lambda pipe: 2 * int(pipe.vae_scale_factor_temporal),
+    ),
 }
 
 
@@ -93,8 +108,8 @@ def family_of(pipe: Any) -> Family:
     return FAMILIES[name]
 
 
-def check_size(pipe: Any, sampling: SamplingConfig) -> None:
-    """Refuse a size or a number of frames that the model cannot make.
+def check_sampling(pipe: Any, sampling: SamplingConfig) -> None:
+    """Refuse a size, a number of frames or a kind of guidance that the model does not have.
 
     Raises:
         ConfigError: with the nearest valid value.
@@ -106,8 +121,9 @@ def check_size(pipe: Any, sampling: SamplingConfig) -> None:
         if value % multiple:
             valid = max(multiple, round(value / multiple) * multiple)
             raise ConfigError(f"{key} must be a multiple of {multiple}, got {value}", hint=f"nearest: {valid}")
-    period = pipe.vae_scale_factor_temporal
+    period = family.frame_period(pipe)
     if (sampling.frames - 1) % period:
         valid = max(0, round((sampling.frames - 1) / period)) * period + 1
-        raise ConfigError(f"the VAE makes {period}k + 1 frames, got {sampling.frames}", hint=f"nearest: {valid}")
+        raise ConfigError(f"the model makes {period}k + 1 frames, got {sampling.frames}", hint=f"nearest: {valid}")
     family.check_size(pipe, sampling)
+    family.call_arguments(sampling)

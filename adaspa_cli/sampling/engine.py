@@ -91,7 +91,6 @@ class AttentionEngine:
             raise RunError(f"the token layout changed during the run, from {memory.layout} to {row.layout}")
         action = self._policy.action(call, memory.last_search if memory else None)
         self.on_action(action)
-        self.on_action(action)
         with Stopwatch(q.device) as watch:
             out, density = self._attend(self._policy, action, call, memory, q, k, v)
         self.calls.append(AttentionCall(layer, call.step, action, density, watch.span))

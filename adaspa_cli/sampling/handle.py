@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from adaspa_cli.attention import check_block_size, resolve
+from adaspa_cli.attention import check_kernel, resolve
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.masks import FoundMask
 from adaspa_cli.masks.registry import make_policy
@@ -29,7 +29,7 @@ class Handle:
         family = family_of(pipe)
         backend = resolve(config.attention_backend, pipe._execution_device)
         if config.algorithm != "full":
-            check_block_size(backend, (config.block_size, config.block_size))
+            check_kernel(backend, pipe.transformer.config.attention_head_dim, (config.block_size, config.block_size))
         self.backend = backend.name
         self.clock = StepClock(pipe)
         self.engine = AttentionEngine(lambda steps: make_policy(config, steps), backend, self.clock)

@@ -19,6 +19,20 @@ from adaspa_cli.errors import OutputError
 _PARTIAL = ".partial"
 
 
+def check_folder(out: str) -> Path:
+    """The output folder, after a look whether it could be made and written; makes nothing.
+
+    Raises:
+        OutputError: it could not.
+    """
+    folder = Path(out).expanduser()
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "is not a folder" if not existing.is_dir() else "is not writable"
+        raise OutputError(f"cannot write to {folder}: {existing} {reason}", hint="choose another folder with --out")
+    return folder
+
+
 def prepare_folder(out: str) -> Path:
     """Make the output folder and prove that it can be written.
 
@@ -109,7 +123,8 @@ def write_video(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
                 partial, list(frames), fps=fps, codec="libx264", pixelformat="yuv420p", quality=8, macro_block_size=2
             )
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
+        reason = " ".join(str(error).split())[:300]  # ffmpeg says much
+        raise OutputError(f"cannot write {path}: {reason}") from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

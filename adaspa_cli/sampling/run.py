@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,19 @@ from adaspa_cli.config import Resolved
 from adaspa_cli.errors import OutOfMemoryError, RunError
 from adaspa_cli.masks import Action
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.models.registry import check_size, family_of
+from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.report.latency import latency_report
 from adaspa_cli.report.machine import peak_memory, reset_peak_memory
 from adaspa_cli.sampling.handle import Handle
-from adaspa_cli.sampling.outputs import find_place, prepare_folder, report_path, video_name, write_json, write_video
+from adaspa_cli.sampling.outputs import (
+    check_folder,
+    find_place,
+    prepare_folder,
+    report_path,
+    video_name,
+    write_json,
+    write_video,
+)
 from adaspa_cli.sampling.prompts import collect_prompts
 from adaspa_cli.sampling.timeline import Timeline
 
@@ -53,16 +61,14 @@ class Job:
     fingerprint: str
 
 
-def plan(resolved: Resolved) -> list[Job]:
-    """List the videos of a run and find a free place for each; writes nothing but the output folder.
+def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
+    """List the videos of a run and find a free place for each; writes nothing.
 
     Raises:
-        ConfigError: no or empty prompts.
         OutputError: the output folder cannot be written.
     """
     config = resolved.config
-    prompts = collect_prompts(config.prompts)
-    folder = prepare_folder(config.output.out)
+    folder = check_folder(config.output.out)
     jobs: list[Job] = []
     taken: set[Path] = set()
     for prompt in prompts:
@@ -83,15 +89,18 @@ def _fingerprint(resolved: Resolved, prompt: str, seed: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def generate(resolved: Resolved, observer: Observer) -> Iterator[dict[str, Any]]:
+def generate(resolved: Resolved, observer: Observer, prompts: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Make the videos of a run, and yield the report of each as it is complete (also of those skipped).
+
+    Args:
+        prompts: what :func:`collect_prompts` gave, if it was called before: a pipe can be read only once.
 
     Raises:
         AdaspaError: see :func:`plan`, :func:`~adaspa_cli.models.loading.load_pipeline`, and below.
         RunError: the model made numbers that are no picture.
         OutOfMemoryError: the device's memory does not suffice.
     """
-    jobs = plan(resolved)
+    jobs = plan(resolved, collect_prompts(resolved.config.prompts) if prompts is None else prompts)
     todo = [job for job in jobs if not job.complete]
     for job in jobs:
         if job.complete:
@@ -103,15 +112,19 @@ def generate(resolved: Resolved, observer: Observer) -> Iterator[dict[str, Any]]
     observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
     with _memory_errors(config.model.offload):
         pipe = load_pipeline(config.model)
-        check_size(pipe, config.sampling)
+        check_sampling(pipe, config.sampling)
         with Handle(pipe, config.method) as handle:
+            prepare_folder(config.output.out)
             handle.engine.on_action = observer.action
             handle.clock.on_step_end.append(observer.step_done)
             timeline = Timeline(pipe, handle.clock, observer.decoding)
             observer.started(len(todo), config.sampling.steps, handle.backend)
-            for number, job in enumerate(todo):
-                observer.video(number, job.prompt, job.seed)
-                yield _make(pipe, handle, timeline, resolved, job)
+            try:
+                for number, job in enumerate(todo):
+                    observer.video(number, job.prompt, job.seed)
+                    yield _make(pipe, handle, timeline, resolved, job)
+            finally:
+                timeline.stop()
 
 
 def _make(pipe: Any, handle: Handle, timeline: Timeline, resolved: Resolved, job: Job) -> dict[str, Any]:
@@ -171,12 +184,15 @@ def to_frames(video: torch.Tensor) -> NDArray[np.uint8]:
 
 @contextmanager
 def _memory_errors(offload: str) -> Iterator[None]:
-    """Turn the device's out-of-memory error into one line with the knob that helps."""
+    """Turn an out-of-memory error into one line with the knob that helps."""
+    smaller = "--vae-tiling, fewer --frames or a smaller --height and --width"
     try:
         yield
     except torch.OutOfMemoryError as error:
         more = {"none": "--offload model, ", "model": "--offload group, ", "group": ""}[offload]
-        raise OutOfMemoryError(
-            "the GPU ran out of memory",
-            hint=f"try {more}--vae-tiling, fewer --frames or a smaller --height and --width",
-        ) from error
+        raise OutOfMemoryError("the GPU ran out of memory", hint=f"{more}{smaller}") from error
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU torch raises a plain RuntimeError.
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError("the machine ran out of memory", hint=smaller) from error

@@ -20,7 +20,7 @@ from scripts.train_tiny.vae import VaeConfig, train_vae
 
 # Steps and batches for about 5, 8 and 8 minutes on one H200.
 LOOPS = {
-    "vae": LoopConfig(steps=2500, batch=32, learning_rate=1.5e-3, warmup=100, weight_decay=0.0, ema=0.998),
+    "vae": LoopConfig(steps=2500, batch=32, learning_rate=1e-3, warmup=50, weight_decay=0.0, ema=0.998),
     "small": LoopConfig(steps=11_000, batch=64, learning_rate=1e-3, warmup=300, ema=0.999),
     "full": LoopConfig(steps=5_500, batch=16, learning_rate=6e-4, warmup=200, ema=0.998),
 }

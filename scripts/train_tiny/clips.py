@@ -93,6 +93,21 @@ def draw(plan: Plan, frames: int, height: int, width: int, device: torch.device 
     return clip.div_(127.5).sub_(1.0), cover
 
 
+def draw_crowd(
+    plan: Plan, others: Sequence[Plan], frames: int, height: int, width: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Draw a plan with the first object of each other plan, of as many clips, on top. Returns what ``draw`` does."""
+    clip, cover = draw(plan, frames, height, width, device)
+    y = (torch.arange(height, device=device) + 0.5) / height
+    x = (torch.arange(width, device=device) + 0.5) / width
+    for other in others:
+        objects = other.objects[:, 0].to(device)
+        more = _cover(objects, frames, x, y)[:, None]
+        clip.lerp_((objects[:, 1:4] / 127.5 - 1.0)[..., None, None, None], more)
+        cover = torch.maximum(cover, more)
+    return clip, cover
+
+
 def to_uint8(clips: Tensor) -> Tensor:
     """[B, 3, F, H, W] in [-1, 1] -> [B, F, H, W, 3] uint8."""
     return ((clips.float() + 1.0) * 127.5).round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)

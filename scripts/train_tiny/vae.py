@@ -3,10 +3,14 @@
 - Both small and full clips are seen (the last quarter of the schedule is full size), because the GroupNorms average
   over a whole clip and so depend on its extent. The model always sees a clip in one piece: framewise encoding and
   decoding stay off, here and wherever the model is used.
+- The GroupNorms have one group. With several, and only 8 channels at full resolution, a clip that is nearly one colour
+  is divided by its own brightness, and the colour is lost for good (PSNR stayed at 11 dB).
+- Early clips are crowded: four more objects each. A lone object is a few percent of the pixels, and a model that saw
+  only such clips would learn the background and stop there for long.
 - Objects are small and matter most: their pixels and the rim around them weigh more.
-- The decoder sees latents with up to 15 % of noise, relative to the spread of the latents. It learns to shrug off
-  the error of a few sampling steps, and the encoder to put what matters well above that noise. A slight KL keeps
-  the latents centred.
+- The decoder sees latents with up to 15 % of noise (rising), relative to the spread of the latents. It learns to
+  shrug off the error of a few sampling steps, and the encoder to put what matters well above that noise. A slight KL
+  keeps the latents centred.
 - Diffusion wants every latent channel at the same scale, but a checkpoint has one scaling factor only. After
   training, centre and spread of each channel are folded into the 1x1x1 convolutions on either side of the latents,
   which changes nothing of what the autoencoder computes.
@@ -23,15 +27,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLHunyuanVideo
-from torch import Tensor
+from torch import Tensor, nn
 
 from scripts.train_tiny.captions import held_out_scenes
 from scripts.train_tiny.checkpoint import generator_at, seed_at
-from scripts.train_tiny.clips import draw, plan_clips, plan_scenes
+from scripts.train_tiny.clips import Plan, draw, draw_crowd, plan_clips, plan_scenes
 from scripts.train_tiny.loop import Loop, LoopConfig
 
 _OBJECT_WEIGHT = 3.0
 _KL_WEIGHT = 3e-4
+_CROWD = 4
 _LATENT_NOISE = 0.15
 _FIRST_LOG_VARIANCE = -6.0
 
@@ -43,7 +48,7 @@ class VaeConfig:
     latent_channels: int = 8
     channels: tuple[int, ...] = (8, 16, 64, 64)
     layers: int = 1
-    groups: int = 4
+    groups: int = 1
     frames: int = 33
     small: int = 96
     full: int = 192
@@ -60,6 +65,7 @@ def build_vae(config: VaeConfig) -> AutoencoderKLHunyuanVideo:
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
+    _widen(vae)
     # Latents start almost without noise: with the default log-variance of about 0 they would be little else, and the
     # decoder would spend its first hundreds of steps learning to ignore them.
     with torch.no_grad():
@@ -99,11 +105,12 @@ def train_vae(config: VaeConfig, loop_config: LoopConfig, work: Path, device: to
     loop.resume()
 
     def loss_at(step: int) -> Tensor:
-        small = loop.progress() < 0.75
+        progress = loop.progress()
+        small = progress < 0.75
         batch, size = (loop_config.batch, config.small) if small else (max(1, loop_config.batch // 4), config.full)
-        plan = plan_clips(batch, seed_at(loop_config.seed, step, "vae clips"), pair_share=0.3)
-        clips, cover = draw(plan, config.frames, size, size, device)
-        return _loss(vae, clips, cover, generator_at(loop_config.seed, step, "vae noise", device))
+        clips, cover = draw_crowd(*_plans(loop_config.seed, step, batch, progress), config.frames, size, size, device)
+        noise = _LATENT_NOISE * min(1.0, 0.2 + 2.0 * progress)
+        return _loss(vae, clips, cover, noise, generator_at(loop_config.seed, step, "vae noise", device))
 
     done = loop.run(loss_at)
     if done:
@@ -178,12 +185,35 @@ def psnr(vae: AutoencoderKLHunyuanVideo, config: VaeConfig, noise: float, clips:
     return float(torch.cat(values).mean())
 
 
-def _loss(vae: AutoencoderKLHunyuanVideo, clips: Tensor, cover: Tensor, generator: torch.Generator) -> Tensor:
+def _plans(seed: int, step: int, batch: int, progress: float) -> tuple[Plan, list[Plan]]:
+    """The clips of a step and what crowds them: always at first, then every other step, at last every fourth."""
+    plan = plan_clips(batch, seed_at(seed, step, "vae clips"), pair_share=0.3)
+    every = 1 if progress < 0.4 else 2 if progress < 0.75 else 4
+    if step % every:
+        return plan, []
+    seeds = (seed_at(seed, step, f"vae crowd {index}") for index in range(_CROWD))
+    return plan, [plan_clips(batch, other, pair_share=0.0) for other in seeds]
+
+
+@torch.no_grad()
+def _widen(vae: AutoencoderKLHunyuanVideo) -> None:
+    """Weights that keep the size of what passes. torch's own shrink it at each of the many convolutions in a row, and
+    where an object is would hardly reach the latents."""
+    for name, module in vae.named_modules():
+        if isinstance(module, nn.Conv3d) and "quant" not in name:
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if name.endswith("conv2.conv"):  # the end of a residual branch
+                module.weight *= 0.3
+
+
+def _loss(
+    vae: AutoencoderKLHunyuanVideo, clips: Tensor, cover: Tensor, noise: float, generator: torch.Generator
+) -> Tensor:
     device = clips.device
     with half_precision(device):
         posterior = vae.encode(clips).latent_dist
         z = posterior.sample(generator=generator).float()
-        level = torch.rand(len(z), 1, 1, 1, 1, generator=generator, device=device) * _LATENT_NOISE
+        level = torch.rand(len(z), 1, 1, 1, 1, generator=generator, device=device) * noise
         z = z + level * z.detach().std() * torch.randn(z.shape, generator=generator, device=device)
         decoded = vae.decode(z).sample
     error = decoded.float() - clips

@@ -12,7 +12,7 @@ from adaspa_cli.attention import (
     attention_with_block_sums,
     block_sparse_attention,
     block_sums,
-    check_block_size,
+    check_kernel,
     dense_attention,
     resolve,
 )
@@ -160,7 +160,9 @@ def test_strided_views_give_what_copies_give(backend: str, place: torch.device) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_lse_and_sums_are_float32_whatever_the_inputs_are(backend: str, place: torch.device, dtype: torch.dtype) -> None:
+def test_lse_and_sums_are_float32_whatever_the_inputs_are(
+    backend: str, place: torch.device, dtype: torch.dtype
+) -> None:
     q, k, v = (x.to(dtype) for x in tensors(place))
     out, lse, sums = attention_with_block_sums(q, k, v, BLOCK, backend=backend)
     mask = BlockMask.full(3, 3, 3, (BLOCK, BLOCK), place)
@@ -220,7 +222,9 @@ def test_dense_attention_refuses_arguments_that_disagree() -> None:
         dense_attention(q.to("meta"), k, v, backend="reference")
 
 
-@pytest.mark.parametrize("lse", [torch.zeros(2, 3, 149), torch.zeros(2, 3, 150, 1), torch.zeros(2, 3, 150, device="meta")])
+@pytest.mark.parametrize(
+    "lse", [torch.zeros(2, 3, 149), torch.zeros(2, 3, 150, 1), torch.zeros(2, 3, 150, device="meta")]
+)
 def test_an_lse_of_another_shape_or_device_is_refused(lse: Tensor) -> None:
     q, k, _ = tensors(torch.device("cpu"))
     with pytest.raises(ValueError, match="lse must be"):
@@ -240,9 +244,9 @@ def backend_with_limits() -> Backend:
 
 
 def test_a_block_size_without_kernel_names_those_with_one() -> None:
-    check_block_size(backend_with_limits(), (128, 64))
+    check_kernel(backend_with_limits(), 64, (128, 64))
     with pytest.raises(BackendError, match="block size 16x16 has no kernel in backend 'limited'") as caught:
-        check_block_size(backend_with_limits(), (16, 16))
+        check_kernel(backend_with_limits(), 64, (16, 16))
     assert caught.value.hint == "allowed there: 64x64, 128x64"
 
 
@@ -254,7 +258,7 @@ def test_an_unknown_backend_names_the_nearest() -> None:
 
 def test_triton_on_the_cpu_without_its_interpreter_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(BackendError, match="attention backend 'triton' cannot run on cpu: .+"):
+    with pytest.raises(BackendError, match=r"attention backend 'triton' cannot run on cpu: .+"):
         resolve("triton", torch.device("cpu"))
 
 

@@ -115,7 +115,7 @@ def test_bad_yaml_is_refused_in_one_line(write: Any, text: str, message: str) ->
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*missing\.yaml: No such file"):
         read_yaml(tmp_path / "missing.yaml")
-    with pytest.raises(ConfigError, match="cannot read .*: Is a directory"):
+    with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
         read_yaml(tmp_path)
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00steps")
@@ -143,7 +143,16 @@ def test_single_values_stand_for_lists_of_one(write: Any) -> None:
         {"model": "fasthunyuan", "method": "adaspa-no-lse-cache"},
         {"model": "cogvideox-2b", "method": "full", "seed": [1, 2, 3]},
         {"search_steps": (1, 4), "sparsity": 0.5, "steps": 9},
-        {"prompt": ["a: b # c", "[red] 'quoted' \"twice\"", "ein grüner Kreis 🟢", "two\nlines", "ends with ...", "- x"]},
+        {
+            "prompt": [
+                "a: b # c",
+                "[red] 'quoted' \"twice\"",
+                "ein grüner Kreis 🟢",
+                "two\nlines",
+                "ends with ...",
+                "- x",
+            ]
+        },
         {"prompt": ["word " * 400], "negative_prompt": "wait...", "true_cfg_scale": 2.0, "out": "~/my videos"},
         {"prompt": ["yes"], "negative_prompt": "null"},
     ],
@@ -239,7 +248,7 @@ def test_an_unknown_preset_names_the_nearest_and_lists_all(kind: str, given: str
         ({"search_steps": (3, 2)}, "search_steps must be ascending"),
         ({"search_steps": (2, 2)}, "search_steps must be ascending"),
         ({"seed": []}, "seed must be one or more"),
-        ({"seed": [-1]}, "seed must be one or more numbers from 0 on"),
+        ({"seed": [-1]}, "seed must be one or more numbers from 0 to"),
         ({"seed": [2**64]}, "seed"),  # torch takes 64 bits
         ({"dtype": "bfloat61"}, "dtype 'bfloat61' is unknown; did you mean 'bfloat16'"),
         ({"offload": "modle"}, "offload 'modle' is unknown; did you mean 'model'"),

@@ -33,7 +33,7 @@ def brute_force(W: Tensor, layout: TokenLayout, keep: list[int]) -> Tensor:
     dense = torch.zeros_like(W, dtype=torch.bool)
     for head in range(W.shape[0]):
         for row in range(W.shape[1]):
-            heaviest = sorted(video, key=lambda column: -float(W[head, row, column]))[: keep[head]]  # noqa: B023
+            heaviest = sorted(video, key=lambda column: -float(W[head, row, column]))[: keep[head]]
             for column in range(W.shape[2]):
                 dense[head, row, column] = is_text[row] or is_text[column] or column in heaviest
     return dense

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, PyramidAttentionBroadcastConfig
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from torch import Tensor
 
 from adaspa_cli import apply
@@ -13,8 +14,8 @@ from adaspa_cli.errors import AdaspaError, ConfigError, ModelError, RunError
 from adaspa_cli.masks import Action
 from tests.pipelines import PROMPT, hunyuan_video, latents
 
-# Four steps through four layers of float32 sums over some 300 tokens: the latents, of size 1, differ by the order of
-# the sums alone, by less than 1e-5 as measured.
+# The same float32 sums in another order: latents of size 1 differed by 5e-7 on one machine, and other machines have
+# other orders. A fifth of the blocks left out changes them by more than 2e-3.
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}
 SPARSE = {"sparsity": 0.6, "block_size": 16, "search_steps": (1, 3), "attention_backend": "reference"}
 
@@ -47,14 +48,15 @@ def fail_at(step: int) -> Callable[..., Any]:
 
 
 def test_full_attention_makes_the_same_video(pipe: Any, plain: Tensor, backend: str) -> None:
-    if backend == "triton":
+    if backend == "triton":  # the rest of the model rounds differently on a GPU
         pipe = pipe.to("cuda")
+        plain = latents(pipe)
     with apply(pipe, "full", attention_backend=backend) as handle:
         assert handle.layers == 4
         made = latents(pipe)
     assert {call.action for call in handle.engine.calls} == {Action.DENSE}
     assert len(handle.engine.calls) == 4 * 4
-    torch.testing.assert_close(made.cpu(), plain, **TOLERANCES)
+    torch.testing.assert_close(made, plain, **TOLERANCES)
 
 
 @pytest.mark.parametrize("lse_cache", [True, False])
@@ -215,12 +217,22 @@ def test_a_second_method_on_the_same_pipeline_is_refused(pipe: Any, plain: Tenso
     assert torch.equal(latents(pipe), plain)
 
 
-def test_fusing_the_projections_after_apply_is_an_error(pipe: Any) -> None:
+def test_replacing_the_processors_after_apply_is_an_error(pipe: Any) -> None:
     with apply(pipe, **SPARSE):
-        pipe.transformer.fuse_qkv_projections()
+        pipe.transformer.set_attn_processor(HunyuanVideoAttnProcessor2_0())
         with pytest.raises(RunError, match="processors were replaced") as caught:
             latents(pipe)
     assert "before adaspa_cli.apply()" in str(caught.value.hint)
+    assert {type(processor) for processor in processors(pipe)} == {HunyuanVideoAttnProcessor2_0}
+
+
+def test_fusing_the_projections_after_apply_does_not_wipe_the_method(pipe: Any) -> None:
+    """diffusers has nothing to fuse in HunyuanVideo; in CogVideoX it has, and there this is an error."""
+    with apply(pipe, **SPARSE) as handle:
+        before = latents(pipe)
+        pipe.transformer.fuse_qkv_projections()
+        assert torch.equal(latents(pipe), before)
+        assert Action.SPARSE in {call.action for call in handle.engine.calls}
 
 
 def test_replacing_the_scheduler_after_apply_is_an_error(pipe: Any) -> None:

@@ -31,7 +31,7 @@ from scripts.train_tiny.transformer import (
 from scripts.train_tiny.vae import VaeConfig, build_vae, encode, fold_normalisation, load_vae, train_vae
 
 CPU = torch.device("cpu")
-VAE = VaeConfig(channels=(4, 4, 8, 8), groups=2, frames=9, small=32, full=32)
+VAE = VaeConfig(channels=(4, 4, 8, 8), frames=9, small=32, full=32)
 TEXT = TextConfig(llama_width=32, llama_heads=2, clip_width=16, clip_heads=2)
 MODEL = TransformerConfig(heads=2, head_dim=32, dual_layers=1, single_layers=2, rope_axes=(8, 12, 12), text=TEXT)
 GEOMETRY = Geometry(frames=9, height=32, width=32)

@@ -1,0 +1,245 @@
+"""Block-sparse attention, forward: softmax attention of each query block over its own list of key blocks.
+
+Maths. For query block i with kept key blocks J(i), in FlashAttention-2's online form (arXiv 2307.08691): over the
+blocks j of J(i), S = Q_i K_j^T * scale * log2(e); m' = max(m, rowmax S); P = 2^(S - m'); a = 2^(m - m');
+l = a l + rowsum P; O = a O + P V_j. At the end O / l, and LSE = ln(2) (m + log2 l). An empty list gives zeros and
+-inf. The lists come from AdaSpa's search (arXiv 2502.21079, sections 3 and 4).
+
+Memory. q, k, v are [B, H, L, D] views of any strides but the last, which is 1; out is [B, L, H, D] in memory, because
+models flatten it so. Lists are packed: ``counts`` [*, H, Nq] and ascending ``indices`` [*, H, Nq, K]. A count equal to
+``key_blocks`` means all blocks, and that row's list is not read.
+
+One program computes one query block. Query blocks are the fastest axis of the grid: neighbours of one head share
+most of their key blocks, which then come from L2.
+
+Shapes: B batch, H heads, Lq and Lk tokens, D head dimension, Nq and Nk blocks, BQ and BK tokens of a block.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from adaspa_kernels.launch import (
+    check_device,
+    check_tensors,
+    pipeline_stages,
+    shared_memory,
+    tile_source,
+    uses_tma,
+)
+
+LOG2_E = math.log2(math.e)
+_LN_2 = tl.constexpr(math.log(2))
+
+
+@triton.jit
+def load_rows(
+    source, batch, head, start, tokens, stride_b, stride_h, stride_l,
+    ROWS: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Load rows ``start`` to ``start + ROWS`` of one head, [ROWS, D]; rows past the end are zero if MASKED or TMA."""
+    if TMA:
+        b_x = source.load([batch, head, start, 0]).reshape(ROWS, D)
+    else:
+        rows = start + tl.arange(0, ROWS)
+        p_head = source + batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
+        # [ROWS, D]
+        p_x = p_head + rows.to(tl.int64)[:, None] * stride_l + tl.arange(0, D)[None, :]
+        if MASKED:  # noqa: SIM108
+            b_x = tl.load(p_x, mask=rows[:, None] < tokens, other=0.0)
+        else:
+            b_x = tl.load(p_x)
+    return b_x
+
+
+@triton.jit
+def _attend_block(
+    b_out, b_max, b_sum, b_q, k_source, v_source, batch, head, block, key_tokens, scale_log2,
+    stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl,
+    BLOCK_K: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """One step of the online softmax: fold key block ``block`` into output, row maximum and row sum."""
+    start = block * BLOCK_K
+    # [BK, D]
+    b_k = load_rows(k_source, batch, head, start, key_tokens, stride_kb, stride_kh, stride_kl, BLOCK_K, D, TMA, MASKED)
+    # [BQ, BK]
+    b_s = tl.dot(b_q, tl.trans(b_k))
+    if MASKED:
+        b_s = tl.where(start + tl.arange(0, BLOCK_K)[None, :] < key_tokens, b_s, -float("inf"))
+    # [BQ]
+    b_new_max = tl.maximum(b_max, tl.max(b_s, 1) * scale_log2)
+    # [BQ, BK]
+    b_p = tl.exp2(b_s * scale_log2 - b_new_max[:, None])
+    # [BQ]
+    b_rescale = tl.exp2(b_max - b_new_max)
+    b_sum = b_sum * b_rescale + tl.sum(b_p, 1)
+    # [BK, D]
+    b_v = load_rows(v_source, batch, head, start, key_tokens, stride_vb, stride_vh, stride_vl, BLOCK_K, D, TMA, MASKED)
+    # [BQ, D]
+    b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_rescale[:, None])
+    return b_out, b_new_max, b_sum
+
+
+@triton.jit
+def block_sparse_kernel(
+    q_ptr, k_source, v_source, counts_ptr, indices_ptr, out_ptr, lse_ptr,
+    stride_qb, stride_qh, stride_ql, stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl,
+    stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq,
+    query_tokens, key_tokens, query_blocks, key_blocks, first_query_block, scale_log2,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """Grid (Nq, H, B). ``k_source`` and ``v_source`` are tensor descriptors with TMA, pointers without."""
+    query_block = (tl.program_id(0) + first_query_block) % query_blocks
+    head = tl.program_id(1)
+    batch = tl.program_id(2)
+    heads = tl.num_programs(1)
+    query_block64 = query_block.to(tl.int64)
+    head64 = head.to(tl.int64)
+    batch64 = batch.to(tl.int64)
+
+    count = tl.load(counts_ptr + batch64 * stride_cb + head64 * stride_ch + query_block64 * stride_cq)
+    p_list = indices_ptr + batch64 * stride_ib + head64 * stride_ih + query_block64 * stride_iq
+    listed = count < key_blocks
+
+    # [BQ, D]
+    b_q = load_rows(
+        q_ptr, batch, head, query_block * BLOCK_Q, query_tokens, stride_qb, stride_qh, stride_ql,
+        BLOCK_Q, D, False, True,
+    )  # fmt: skip
+    b_out = tl.zeros([BLOCK_Q, D], tl.float32)
+    # [BQ]
+    b_max = tl.full([BLOCK_Q], -float("inf"), tl.float32)
+    b_sum = tl.zeros([BLOCK_Q], tl.float32)
+
+    # Lists ascend, so only a row's last block can be the ragged one: it alone pays for masks.
+    whole = count
+    if RAGGED:
+        whole = tl.maximum(count - 1, 0)
+    for slot in tl.range(0, whole):
+        block = tl.where(listed, tl.load(p_list + slot, mask=listed, other=0).to(tl.int32), slot)
+        b_out, b_max, b_sum = _attend_block(
+            b_out, b_max, b_sum, b_q, k_source, v_source, batch, head, block, key_tokens, scale_log2,
+            stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl, BLOCK_K, D, TMA, False,
+        )  # fmt: skip
+    if RAGGED:
+        for slot in tl.range(whole, count, num_stages=1):
+            block = tl.where(listed, tl.load(p_list + slot, mask=listed, other=0).to(tl.int32), slot)
+            b_out, b_max, b_sum = _attend_block(
+                b_out, b_max, b_sum, b_q, k_source, v_source, batch, head, block, key_tokens, scale_log2,
+                stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl, BLOCK_K, D, TMA, True,
+            )  # fmt: skip
+
+    # [BQ]
+    b_divisor = tl.where(b_sum == 0, 1.0, b_sum)
+    b_lse = tl.where(b_sum == 0, -float("inf"), (b_max + tl.log2(b_divisor)) * _LN_2)
+    b_out = b_out / b_divisor[:, None]
+
+    rows = query_block * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    rows64 = rows.to(tl.int64)
+    in_range = rows < query_tokens
+    p_lse = lse_ptr + (batch64 * heads + head64) * query_tokens + rows64
+    tl.store(p_lse, b_lse, mask=in_range)
+    # [BQ, D]
+    p_out = out_ptr + ((batch64 * query_tokens + rows64) * heads + head64)[:, None] * D + tl.arange(0, D)[None, :]
+    tl.store(p_out, b_out.to(out_ptr.dtype.element_ty), mask=in_range[:, None])
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    counts: Tensor,
+    indices: Tensor,
+    *,
+    key_blocks: int,
+    block_size: tuple[int, int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention of each query block over its listed key blocks.
+
+    Args:
+        q, k, v: [B, H, Lq, D], [B, H, Lk, D], [B, H, Lk, D] in bf16 or fp16 (float32 in the interpreter); any
+            strides but the last, which is 1.
+        counts: int32 [H, Nq], [1, H, Nq] or [B, H, Nq], kept key blocks of each row.
+        indices: int16 or int32 [.., H, Nq, K], ascending; not read where the count is ``key_blocks``.
+        key_blocks: Nk.
+        block_size: tokens of a (query, key) block, one of ``BLOCK_SIZES``.
+        scale: positive factor of q k^T.
+
+    Returns:
+        Output [B, H, Lq, D], whose ``transpose(1, 2)`` is contiguous, and the natural LSE, float32 [B, H, Lq].
+
+    Raises:
+        ValueError: device, dtype, shape or stride is not one of these.
+    """
+    check_device(q.device)
+    check_tensors(block_size, scale, q=q, k=k, v=v)
+    _check_lists(q, k, v, counts, indices, key_blocks, block_size)
+    batch, heads, query_tokens, head_dim = q.shape
+    block_q, block_k = block_size
+    query_blocks = triton.cdiv(query_tokens, block_q)
+    out = torch.empty(batch, query_tokens, heads, head_dim, dtype=q.dtype, device=q.device)
+    lse = torch.empty(batch, heads, query_tokens, dtype=torch.float32, device=q.device)
+    tma = uses_tma(k, v)
+    with torch.cuda.device_of(q):
+        block_sparse_kernel[(query_blocks, heads, batch)](
+            q, tile_source(k, block_k, tma), tile_source(v, block_k, tma), counts, indices, out, lse,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            *_list_strides(counts, 3), *_list_strides(indices, 4)[:3],
+            query_tokens, k.shape[2], query_blocks, key_blocks, _first_query_block(query_blocks), scale * LOG2_E,
+            BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma, RAGGED=k.shape[2] % block_k != 0,
+            **launch_options(block_size, head_dim, q.element_size(), shared_memory(q.device)),
+        )  # fmt: skip
+    return out.transpose(1, 2), lse
+
+
+def launch_options(block_size: tuple[int, int], head_dim: int, item_size: int, limit: int) -> dict[str, int]:
+    """Warps and pipeline stages for ``limit`` bytes of shared memory.
+
+    One warpgroup for each 64 query rows, as Hopper's matrix instruction takes them. Two stages beat three on one
+    H200: at 64x64 they leave room for two programs a multiprocessor.
+    """
+    block_q, block_k = block_size
+    row = head_dim * item_size
+    return {
+        "num_warps": block_q // 16,
+        "num_stages": pipeline_stages(block_q * row, 2 * block_k * row, limit, wanted=2),
+    }
+
+
+def _first_query_block(query_blocks: int) -> int:
+    """Start each head at 7/8 of its rows: text rows stand at either end, are full, and must not run last."""
+    return query_blocks - query_blocks // 8
+
+
+def _list_strides(lists: Tensor, dims: int) -> tuple[int, ...]:
+    """Strides of [*, H, Nq, ..] as if it had a batch; 0 for a batch that is absent or shared."""
+    strides = lists.stride()
+    if lists.dim() < dims:
+        return (0, *strides)
+    return (0 if lists.shape[0] == 1 else strides[0], *strides[1:])
+
+
+def _check_lists(
+    q: Tensor, k: Tensor, v: Tensor, counts: Tensor, indices: Tensor, key_blocks: int, block_size: tuple[int, int]
+) -> None:
+    if v.shape != k.shape:
+        raise ValueError(f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
+    if counts.dtype != torch.int32 or indices.dtype not in (torch.int16, torch.int32):
+        raise ValueError(f"counts must be int32 and indices int16 or int32, got {counts.dtype} and {indices.dtype}")
+    if counts.device != q.device or indices.device != q.device:
+        raise ValueError(f"counts and indices must be on {q.device}, got {counts.device} and {indices.device}")
+    if key_blocks != triton.cdiv(k.shape[2], block_size[1]):
+        raise ValueError(f"key_blocks is {key_blocks}, but {k.shape[2]} keys are not that many of {block_size[1]}")
+    heads_and_rows = (q.shape[1], triton.cdiv(q.shape[2], block_size[0]))
+    allowed = {heads_and_rows, (1, *heads_and_rows), (q.shape[0], *heads_and_rows)}
+    if tuple(counts.shape) not in allowed or indices.shape[:-1] != counts.shape:
+        raise ValueError(
+            f"counts must be [*, H, Nq] with H, Nq = {heads_and_rows} and * absent, 1 or {q.shape[0]}, and indices "
+            f"[*, H, Nq, K]; got {tuple(counts.shape)} and {tuple(indices.shape)}"
+        )
+    if indices.stride(-1) != 1 and indices.shape[-1] > 1:
+        raise ValueError(f"the last stride of indices must be 1, got strides {indices.stride()}")

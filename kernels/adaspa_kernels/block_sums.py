@@ -1,0 +1,150 @@
+"""Exact sums of attention weights over blocks: the second pass of AdaSpa's precise online search.
+
+Maths. With the log-sum-exp of each row known, no softmax state is needed (arXiv 2502.21079, fused and LSE-cached
+online search): W[p, q] = sum of 2^((Q_p K_q^T) * scale * log2(e) - LSE * log2(e)) over block (p, q). Rows whose LSE is
+-inf weigh nothing.
+
+Memory. q and k are [B, H, L, D] views of any strides but the last, which is 1; lse is float32 [B, H, Lq]; W is
+written as contiguous float32 [B, H, Nq, Nk], each element once by one program: deterministic, without atomics.
+
+One program takes a tile of 128 query rows past all keys, 128 keys at a time: tiles of one size for all block sizes,
+because a matrix instruction of 128 keys and one reduction for several blocks cost less than one each.
+
+Shapes: B batch, H heads, Lq and Lk tokens, D head dimension, Nq and Nk blocks, TQ query rows and TK keys of a tile,
+BQ and BK tokens of a block, GQ = TQ / BQ and GK = TK / BK blocks of a tile.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from adaspa_kernels.block_sparse import LOG2_E, load_rows
+from adaspa_kernels.launch import (
+    check_device,
+    check_tensors,
+    pipeline_stages,
+    shared_memory,
+    tile_source,
+    uses_tma,
+)
+
+TILE_Q, TILE_K = 128, 128
+
+
+@triton.jit
+def _sum_tile(
+    b_q, b_lse, k_source, p_sums, stored, batch, head, tile, key_tokens, key_blocks, scale_log2,
+    stride_kb, stride_kh, stride_kl,
+    TQ: tl.constexpr, TK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr,
+    TMA: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Write the sums of the blocks that key tile ``tile`` has in common with the query tile."""
+    GQ: tl.constexpr = TQ // BLOCK_Q
+    GK: tl.constexpr = TK // BLOCK_K
+    start = tile * TK
+    # [TK, D]
+    b_k = load_rows(k_source, batch, head, start, key_tokens, stride_kb, stride_kh, stride_kl, TK, D, TMA, MASKED)
+    # [TQ, TK]
+    b_p = tl.exp2(tl.dot(b_q, tl.trans(b_k)) * scale_log2 - b_lse[:, None])
+    if MASKED:
+        b_p = tl.where(start + tl.arange(0, TK)[None, :] < key_tokens, b_p, 0.0)
+    # [GQ, GK]: keys first, which one thread holds side by side
+    b_sums = tl.sum(tl.sum(b_p.reshape(GQ, BLOCK_Q, GK, BLOCK_K), 3), 1)
+    blocks_k = tile * GK + tl.arange(0, GK)
+    if MASKED:
+        tl.store(p_sums + blocks_k[None, :], b_sums, mask=stored & (blocks_k < key_blocks)[None, :])
+    else:
+        tl.store(p_sums + blocks_k[None, :], b_sums, mask=stored)
+
+
+@triton.jit
+def block_sums_kernel(
+    q_ptr, k_source, lse_ptr, sums_ptr,
+    stride_qb, stride_qh, stride_ql, stride_kb, stride_kh, stride_kl, stride_lb, stride_lh, stride_ll,
+    query_tokens, key_tokens, query_blocks, key_blocks, scale_log2, log2_e,
+    TQ: tl.constexpr, TK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """Grid (query tiles, H, B). ``k_source`` is a tensor descriptor with TMA, a pointer without."""
+    query_tile = tl.program_id(0)
+    head = tl.program_id(1)
+    batch = tl.program_id(2)
+    heads = tl.num_programs(1)
+    head64 = head.to(tl.int64)
+    batch64 = batch.to(tl.int64)
+
+    # [TQ, D]
+    b_q = load_rows(
+        q_ptr, batch, head, query_tile * TQ, query_tokens, stride_qb, stride_qh, stride_ql, TQ, D, False, True
+    )
+    # [TQ]: +inf makes a row weigh nothing, be it past the end or without keys.
+    rows = query_tile * TQ + tl.arange(0, TQ)
+    p_lse = lse_ptr + batch64 * stride_lb + head64 * stride_lh + rows.to(tl.int64) * stride_ll
+    b_lse = tl.load(p_lse, mask=rows < query_tokens, other=float("inf"))
+    b_lse = tl.where(b_lse == -float("inf"), float("inf"), b_lse * log2_e)
+
+    # [GQ, 1]
+    blocks_q = (query_tile * (TQ // BLOCK_Q) + tl.arange(0, TQ // BLOCK_Q))[:, None]
+    stored = blocks_q < query_blocks
+    p_sums = sums_ptr + ((batch64 * heads + head64) * query_blocks + blocks_q.to(tl.int64)) * key_blocks
+
+    whole = key_tokens // TK
+    for tile in tl.range(0, whole):
+        _sum_tile(
+            b_q, b_lse, k_source, p_sums, stored, batch, head, tile, key_tokens, key_blocks, scale_log2,
+            stride_kb, stride_kh, stride_kl, TQ, TK, BLOCK_Q, BLOCK_K, D, TMA, False,
+        )  # fmt: skip
+    for tile in tl.range(whole, tl.cdiv(key_tokens, TK), num_stages=1):
+        _sum_tile(
+            b_q, b_lse, k_source, p_sums, stored, batch, head, tile, key_tokens, key_blocks, scale_log2,
+            stride_kb, stride_kh, stride_kl, TQ, TK, BLOCK_Q, BLOCK_K, D, TMA, True,
+        )  # fmt: skip
+
+
+def block_sums(q: Tensor, k: Tensor, lse: Tensor, *, block_size: tuple[int, int], scale: float) -> Tensor:
+    """Sum exp(q k^T * scale - LSE) over each block.
+
+    Args:
+        q, k: [B, H, Lq, D], [B, H, Lk, D] in bf16 or fp16 (float32 in the interpreter); any strides but the last,
+            which is 1.
+        lse: natural log-sum-exp of each row, float32 [B, H, Lq]; -inf makes a row weigh nothing.
+        block_size: tokens of a (query, key) block, one of ``BLOCK_SIZES``.
+        scale: positive factor of q k^T.
+
+    Returns:
+        W, float32 [B, H, Nq, Nk].
+
+    Raises:
+        ValueError: device, dtype, shape or stride is not one of these.
+    """
+    check_device(q.device)
+    check_tensors(block_size, scale, q=q, k=k)
+    if lse.shape != q.shape[:3] or lse.dtype != torch.float32 or lse.device != q.device:
+        raise ValueError(
+            f"lse must be float32 {tuple(q.shape[:3])} on {q.device}, "
+            f"got {lse.dtype} {tuple(lse.shape)} on {lse.device}"
+        )
+    batch, heads, query_tokens, head_dim = q.shape
+    block_q, block_k = block_size
+    query_blocks, key_blocks = triton.cdiv(query_tokens, block_q), triton.cdiv(k.shape[2], block_k)
+    sums = torch.empty(batch, heads, query_blocks, key_blocks, dtype=torch.float32, device=q.device)
+    tma = uses_tma(k)
+    with torch.cuda.device_of(q):
+        block_sums_kernel[(triton.cdiv(query_tokens, TILE_Q), heads, batch)](
+            q, tile_source(k, TILE_K, tma), lse, sums, *q.stride()[:3], *k.stride()[:3], *lse.stride(),
+            query_tokens, k.shape[2], query_blocks, key_blocks, scale * LOG2_E, LOG2_E,
+            TQ=TILE_Q, TK=TILE_K, BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma,
+            **launch_options(head_dim, q.element_size(), shared_memory(q.device)),
+        )  # fmt: skip
+    return sums
+
+
+def launch_options(head_dim: int, item_size: int, limit: int) -> dict[str, int]:
+    """Warps and pipeline stages for ``limit`` bytes of shared memory.
+
+    Two warpgroups share each tile of keys; with two stages two programs fit on one of Hopper's multiprocessors, so
+    that one multiplies while the other takes exponentials.
+    """
+    row = head_dim * item_size
+    return {"num_warps": 8, "num_stages": pipeline_stages(TILE_Q * row, TILE_K * row, limit, wanted=2)}

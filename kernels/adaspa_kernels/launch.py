@@ -1,0 +1,115 @@
+"""What the launchers share: where the kernels run, what they accept, and how tiles reach shared memory.
+
+Shapes: B batch, H heads, L tokens, D head dimension.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+HEAD_DIMS = (64, 128)
+BLOCK_SIZES = ((64, 64), (128, 128))
+
+_TMA_ALIGNMENT = 16  # bytes: of the base address and of every stride but the last
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Return why the kernels cannot run on ``device``, or None if they can."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type == "cpu":
+        return None if _interpreted() else "on a CPU they run only in Triton's interpreter (set TRITON_INTERPRET=1)"
+    if device.type != "cuda":
+        return f"there are no kernels for device type '{device.type}'"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"compute capability 8.0 or newer is needed, this GPU has {major}.{minor}"
+    return None
+
+
+def _interpreted() -> bool:
+    """Were the kernels built for the interpreter? Triton decides when it decorates them, not when they run."""
+    from triton.runtime.jit import JITFunction
+
+    from adaspa_kernels.block_sparse import block_sparse_kernel
+
+    return not isinstance(block_sparse_kernel, JITFunction)
+
+
+def check_device(device: torch.device) -> None:
+    """Raise ValueError where the kernels cannot run."""
+    reason = unavailable(device)
+    if reason:
+        raise ValueError(f"the kernels cannot run on {device}: {reason}")
+
+
+def check_tensors(block_size: tuple[int, int], scale: float, **tensors: Tensor) -> None:
+    """Raise ValueError unless all of q, k (and v) [B, H, L, D] can be given to the kernels.
+
+    They must agree in B, H, D, dtype and device; L may differ. Any strides but the last, which is 1.
+    """
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(f"block_size must be one of {BLOCK_SIZES}, got {block_size}")
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    q = tensors["q"]
+    dtypes = (*_HALF, torch.float32) if q.device.type == "cpu" else _HALF
+    for name, x in tensors.items():
+        if x.dim() != 4 or x.shape[3] not in HEAD_DIMS:
+            raise ValueError(f"{name} must be [B, H, L, D] with D one of {HEAD_DIMS}, got {tuple(x.shape)}")
+        if x.shape[:2] != q.shape[:2] or x.shape[3] != q.shape[3]:
+            raise ValueError(f"q and {name} must agree in B, H, D: {tuple(q.shape)} and {tuple(x.shape)}")
+        if x.numel() == 0:
+            raise ValueError(f"{name} must not be empty, got {tuple(x.shape)}")
+        if x.dtype != q.dtype or x.dtype not in dtypes:
+            raise ValueError(f"q and {name} must have one dtype of {dtypes}, got {q.dtype} and {x.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"q and {name} must be on one device, got {q.device} and {x.device}")
+        if x.stride(3) != 1:
+            raise ValueError(f"the last stride of {name} must be 1, got strides {x.stride()}")
+
+
+def uses_tma(*tensors: Tensor) -> bool:
+    """Can Hopper's bulk copy engine (TMA) read these [B, H, L, D] views? Otherwise pointer loads do.
+
+    It wants compute capability 9.0, a 16-byte aligned base and positive strides of whole 16 bytes. The interpreter
+    follows the rule for the layout alone, so that both paths run there.
+    """
+    device = tensors[0].device
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+        return False
+    return all(
+        x.data_ptr() % _TMA_ALIGNMENT == 0
+        and all(s > 0 and s * x.element_size() % _TMA_ALIGNMENT == 0 for s in x.stride()[:-1])
+        for x in tensors
+    )
+
+
+def tile_source(x: Tensor, rows: int, tma: bool) -> Tensor | TensorDescriptor:
+    """Return what a kernel reads ``x`` [B, H, L, D] from: a descriptor of [1, 1, rows, D] boxes, or the tensor."""
+    if not tma:
+        return x
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[3]])
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may use."""
+    if device.type == "cpu":
+        return 1 << 30  # the interpreter has no limit
+    limit: int = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin")  # noqa: B009
+    return limit
+
+
+def pipeline_stages(resident: int, per_stage: int, limit: int, wanted: int) -> int:
+    """Return how many stages of ``per_stage`` bytes fit beside ``resident`` bytes: from 1 to ``wanted``."""
+    return max(1, min(wanted, (limit - resident) // per_stage))

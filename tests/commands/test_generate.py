@@ -1,0 +1,359 @@
+"""``adaspa generate`` as its users see it: results, messages, exit codes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from adaspa_cli import __version__
+from adaspa_cli.app import app
+from tests.pipelines import small_run
+
+USAGE, FAILED, INTERRUPTED = 2, 1, 130
+
+
+@pytest.fixture(autouse=True)
+def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No colours, and no bundled Triton interpreter: as on a user's machine."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+def call(*arguments: str) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(app, list(arguments))
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    arguments = []
+    for key, value in settings.items():
+        name = f"--{key.replace('_', '-')}"
+        if key == "search_steps":
+            arguments += [name, ",".join(map(str, value))]
+        else:
+            arguments += [
+                part for item in (value if isinstance(value, list) else [value]) for part in (name, str(item))
+            ]
+    return arguments
+
+
+@pytest.fixture
+def run(hunyuan_folder: Path, tmp_path: Path) -> Any:
+    """Generate with a small model into ``tmp_path / "out"``; settings replace the usual ones, None leaves them out."""
+
+    def generate(*arguments: str, **changed: Any) -> Result:
+        settings = small_run(hunyuan_folder, tmp_path / "out") | changed
+        return call("generate", *flags({k: v for k, v in settings.items() if v is not None}), *arguments)
+
+    return generate
+
+
+def refused(result: Result, message: str, code: int = USAGE) -> str:
+    """Check that a command failed with one line (and at most one hint) on stderr; return stderr."""
+    assert result.exit_code == code, result.output
+    lines = result.stderr.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert re.search(message, errors[0]), errors[0]
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    after = lines[lines.index(errors[0]) + 1 :]
+    assert len(after) <= 1, after
+    assert all(line.startswith("  try: ") for line in after), after
+    return result.stderr
+
+
+def no_videos(folder: Path) -> bool:
+    return not list(folder.rglob("*"))
+
+
+def test_a_video_and_its_report_are_made_and_named(run: Any, tmp_path: Path) -> None:
+    result = run()
+    assert result.exit_code == 0, result.output
+    video = tmp_path / "out" / "a-red-circle-moves-left-on-a-blue-background-seed0.mp4"
+    assert video.is_file()
+    assert video.with_suffix(".report.json").is_file()
+    assert "density" in result.stdout
+    assert "attention backend: reference" in result.stderr
+
+
+def test_the_path_of_the_video_is_printed_whole(run: Any, tmp_path: Path) -> None:
+    """It is what one copies; a pipe has no width that it would have to fit into."""
+    result = run()
+    assert str(tmp_path / "out" / "a-red-circle-moves-left-on-a-blue-background-seed0.mp4") in result.stdout
+
+
+def test_json_holds_the_reports(run: Any) -> None:
+    result = run("--json", seed=[1, 2])
+    assert result.exit_code == 0
+    data = json.loads(result.stdout)
+    assert [entry["report"]["seed"] for entry in data] == [1, 2]
+    for entry in data:
+        assert Path(entry["video"]).is_file()
+        assert json.loads(Path(entry["video"]).with_suffix(".report.json").read_text()) == entry["report"]
+
+
+def test_quiet_says_nothing_but_the_result(run: Any) -> None:
+    result = run("--quiet")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert "seed0.mp4" in result.stdout
+
+
+def test_a_file_of_prompts(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("# two\na circle\n\na square\n")
+    result = run("--json", "--prompts", str(tmp_path / "prompts.txt"), prompt=None)
+    assert [entry["report"]["prompt"] for entry in json.loads(result.stdout)] == ["a circle", "a square"]
+
+
+def test_prompts_from_a_pipe_are_read(run: Any) -> None:
+    """``--prompts /dev/stdin`` or ``<(command)``: such a file can be read only once."""
+    reader, writer = os.pipe()
+    os.write(writer, b"a circle\n")
+    os.close(writer)
+    try:
+        result = run("--json", "--prompts", f"/dev/fd/{reader}", prompt=None)
+    finally:
+        os.close(reader)
+    assert result.exit_code == 0, result.output
+    assert [entry["report"]["prompt"] for entry in json.loads(result.stdout)] == ["a circle"]
+
+
+def test_resume_skips_and_says_so(run: Any) -> None:
+    first = run("--json")
+    second = run("--json", "--resume")
+    assert json.loads(second.stdout) == json.loads(first.stdout)
+    assert "complete already" in second.stderr
+
+
+def test_flags_may_come_from_a_file(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("steps: 3\nsearch_steps: [1]\nprompt: a green square\n")
+    result = run("--json", "--config", str(tmp_path / "run.yaml"), steps=None, search_steps=None, prompt=None)
+    report = json.loads(result.stdout)[0]["report"]
+    assert report["prompt"] == "a green square"
+    assert report["settings"]["steps"] == {"value": 3, "origin": f"file {tmp_path / 'run.yaml'}"}
+
+
+def test_a_path_below_home_is_reported_where_it_is(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands what a file says."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("out: ~/films\n")
+    result = run("--json", "--config", str(tmp_path / "run.yaml"), out=None)
+    assert list((tmp_path / "films").glob("*.mp4"))
+    assert Path(json.loads(result.stdout)[0]["video"]).is_file()
+
+
+@pytest.mark.parametrize("prompt", ["a [red] circle", "a [/red] circle", "[bold]", "50 % [of: it]"])
+def test_brackets_are_text_also_on_a_terminal(run: Any, monkeypatch: pytest.MonkeyPatch, prompt: str) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # shows the progress bar, as a terminal does
+    result = run(prompt=[prompt], steps=2, search_steps=(0,))
+    assert result.exit_code == 0, result.output
+    assert prompt in result.stderr
+
+
+def test_folders_with_brackets_are_printed_as_they_are(run: Any, tmp_path: Path) -> None:
+    result = run(out=tmp_path / "[red]")
+    assert result.exit_code == 0
+    assert "[red]" in result.stdout
+
+
+def test_print_config_shows_values_and_origins_and_makes_nothing(run: Any, tmp_path: Path) -> None:
+    result = run("--print-config")
+    assert result.exit_code == 0
+    assert re.search(r"^sparsity: 0\.5 +# flag$", result.stdout, re.MULTILINE)
+    assert re.search(r"^head_adaptive: true +# method preset adaspa$", result.stdout, re.MULTILINE)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("prompt", ["a red circle", "a [red] circle", "[/bold] 'x': \"y\" # z", "ein Kreis 🟢"])
+def test_print_config_can_be_given_back(run: Any, tmp_path: Path, prompt: str) -> None:
+    shown = run("--print-config", prompt=[prompt], seed=[1, 2])
+    (tmp_path / "again.yaml").write_text(shown.stdout, encoding="utf-8")
+    again = call("generate", "--config", str(tmp_path / "again.yaml"), "--print-config", "--json")
+    assert again.exit_code == 0, again.output
+    values = {key: setting["value"] for key, setting in json.loads(again.stdout).items()}
+    direct = json.loads(run("--print-config", "--json", prompt=[prompt], seed=[1, 2]).stdout)
+    assert values == {key: setting["value"] for key, setting in direct.items()}
+    assert values["prompt"] == [prompt]
+
+
+def test_print_config_as_json_carries_origins(run: Any) -> None:
+    data = json.loads(run("--print-config", "--json").stdout)
+    assert data["sparsity"] == {"value": 0.5, "origin": "flag"}
+    assert data["lse_cache"] == {"value": True, "origin": "method preset adaspa"}
+
+
+def test_a_scaled_schedule_is_told(run: Any) -> None:
+    result = run(search_steps=None)
+    assert "search steps [10, 30] scaled to [0, 2], for 4 steps" in result.stderr
+
+
+def test_version_and_help() -> None:
+    assert call("--version").stdout == f"adaspa {__version__}\n"
+    for arguments in (["--help"], ["-h"]):
+        result = call(*arguments)
+        assert result.exit_code == 0
+        assert "generate" in result.stdout
+    result = call("generate", "--help")
+    assert result.exit_code == 0
+    assert "--sparsity" in result.stdout
+    assert "Example" in result.stdout
+
+
+HEAVY = ("torch", "diffusers", "transformers", "numpy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["generate", "--help"], 0),
+        (["generate", "--print-config"], 0),
+        (["generate", "--sparsity", "x"], USAGE),
+        (["generate", "--no-such-flag"], USAGE),
+        (["generate", "--prompt", "x", "--sparsity", "1.5"], USAGE),
+        (["generate", "--prompt", "x", "--model", "tny"], USAGE),
+        (["generate", "--prompt", " "], USAGE),
+        (["generate"], USAGE),
+    ],
+)
+def test_help_and_wrong_arguments_import_nothing_heavy(arguments: list[str], code: int) -> None:
+    """torch and diffusers take seconds to import."""
+    script = (
+        "import sys\n"
+        "from adaspa_cli.app import main\n"
+        "try:\n    main()\n"
+        f"finally:\n    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": "hunyuann"}, "unknown model 'hunyuann'; did you mean 'hunyuan'"),
+        ({"method": "adspa"}, "unknown method 'adspa'; did you mean 'adaspa'"),
+        ({"sparsity": 1}, r"sparsity must lie in \[0, 1\), got 1.0"),
+        ({"sparsity": -0.5}, r"sparsity must lie in \[0, 1\), got -0.5"),
+        ({"block_size": 0}, "block_size must be at least 1"),
+        ({"search_steps": (1, 4)}, "search step 4 lies beyond the last step, which is 3"),
+        ({"search_steps": ("x",)}, "whole numbers with commas between, got 'x'"),
+        ({"search_steps": (-1,)}, "search_steps must be one or more steps from 0 on"),
+        ({"frames": 6}, r"4k \+ 1 frames, got 6"),
+        ({"height": 40}, "height must be a multiple of 16, got 40"),
+        ({"width": 50}, "width must be a multiple of 16, got 50"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"fps": 0}, "fps must be at least 1"),
+        ({"prompt": [""]}, "a prompt is empty"),
+        ({"prompt": ["a circle", "  "]}, "a prompt is empty"),
+        ({"prompt": None}, "no prompt was given"),
+        ({"seed": -1}, "seed must be one or more numbers from 0 to"),
+        ({"seed": 2**70}, "seed"),
+        ({"dtype": "float8"}, "dtype 'float8' is unknown"),
+        ({"device": "gpu"}, "device 'gpu' is unknown"),
+        ({"device": "cuda:97"}, "--device cuda:97: this machine has"),
+        ({"attention_backend": "tritn"}, "attention_backend 'tritn' is unknown; did you mean 'triton'"),
+        ({"attention_backend": "triton"}, "attention backend 'triton' cannot run on cpu"),
+        ({"offload": "model"}, "--offload model needs a GPU"),
+        ({"true_cfg_scale": 2}, "needs a negative prompt"),
+        ({"model": "/no/such/folder"}, "/no/such/folder does not exist"),
+        ({"model": "nobody/no-such-model"}, "cannot fetch nobody/no-such-model"),
+        ({"prompts": "/no/such/file"}, "cannot read prompts from /no/such/file: No such file"),
+        ({"config": "/no/such/file"}, "cannot read /no/such/file: No such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    run: Any, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    refused(run(**changed), message)
+    assert no_videos(tmp_path)
+
+
+def test_an_unknown_key_in_a_file_names_the_nearest(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("sparsty: 0.5\n")
+    refused(run(config=tmp_path / "run.yaml"), r"unknown key 'sparsty' in .*run\.yaml; did you mean 'sparsity'\?")
+
+
+def test_an_output_folder_that_cannot_be_written(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    stderr = refused(run(out=tmp_path / "file" / "videos"), "cannot write to .*is not a folder")
+    assert "--out" in stderr
+    refused(run(out=tmp_path / "file"), "cannot write to .*file: ")
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_a_corrupt_checkpoint(hunyuan_folder: Path, run: Any, tmp_path: Path) -> None:
+    import shutil
+
+    broken = shutil.copytree(hunyuan_folder, tmp_path / "broken")
+    (path,) = (broken / "transformer").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    refused(run(model=broken), re.escape(str(broken)))
+
+
+@pytest.mark.parametrize("arguments", [["--sparsity", "x"], ["--no-such-flag"], ["--steps"], ["surplus"]])
+def test_arguments_that_cannot_be_parsed(run: Any, tmp_path: Path, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == USAGE
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert no_videos(tmp_path)
+
+
+def test_errors_are_json_too(run: Any) -> None:
+    result = run("--json", sparsity=2)
+    assert result.exit_code == USAGE
+    error = json.loads(result.stdout)
+    assert error["error"] == "sparsity must lie in [0, 1), got 2.0"
+    assert error["hint"]
+
+
+def test_brackets_in_messages_are_text(run: Any) -> None:
+    refused(run(model="[red]/x y"), re.escape("unknown model '[red]/x y'"))
+
+
+def test_a_failure_that_nobody_foresaw_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("adaspa_cli.commands.progress.ProgressObserver.step_done", fail)
+    stderr = refused(run(), "ZeroDivisionError: two lines", FAILED)
+    assert "--debug" in stderr
+
+
+def test_debug_shows_the_traceback_and_keeps_the_exit_code() -> None:
+    command = [sys.executable, "-m", "adaspa_cli", "generate", "--sparsity", "2", "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" in done.stderr
+    assert "sparsity must lie in" in done.stderr
+    assert done.returncode == USAGE
+
+
+def test_ctrl_c_keeps_what_is_complete(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    def press(_self: Any, step: int) -> None:
+        steps.append(step)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("adaspa_cli.commands.progress.ProgressObserver.step_done", press)
+    result = run(seed=[1, 2])
+    assert result.exit_code == INTERRUPTED
+    assert "interrupted" in result.stderr
+    assert "--resume" in result.stderr
+    assert "Traceback" not in result.output
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    stem = "a-red-circle-moves-left-on-a-blue-background-seed1"
+    assert names == {f"{stem}.mp4", f"{stem}.report.json"}

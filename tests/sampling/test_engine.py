@@ -1,0 +1,212 @@
+"""The engine of a run: does what the policy says, remembers masks and LSE no longer than needed, and keeps records."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from adaspa_cli.attention import TokenLayout, block_sparse_attention, dense_attention, resolve
+from adaspa_cli.errors import RunError
+from adaspa_cli.masks import Action
+from adaspa_cli.masks.adaspa import AdaSpa
+from adaspa_cli.masks.full import Full
+from adaspa_cli.models.attachment import Row
+from adaspa_cli.sampling.clock import StepClock
+from adaspa_cli.sampling.engine import AttentionEngine
+
+LAYOUT = TokenLayout(frames=6, height=4, width=4, text_tokens=10, text_position="last")
+ROW = Row("cond", 0, LAYOUT)
+HEADS, BLOCK = 4, 16
+
+
+class Scheduler:
+    """Steps and nothing else."""
+
+    def set_timesteps(self, steps: int) -> None:
+        self.timesteps = range(steps)
+
+    def step(self) -> None:
+        pass
+
+
+class Run:
+    """An engine under a scheduler that the test drives."""
+
+    def __init__(self, policy: AdaSpa | Full) -> None:
+        self.scheduler = Scheduler()
+        clock = StepClock(self)
+        self.engine = AttentionEngine(lambda _steps: policy, resolve("reference", torch.device("cpu")), clock)
+
+    def attend(self, *, layer: int = 0, row: Row = ROW, seed: int = 0) -> Tensor:
+        return self.engine(layer, row, *tensors(seed, row.layout))
+
+    def steps(self, count: int, **call: Any) -> list[Tensor]:
+        self.scheduler.set_timesteps(count)
+        outputs = []
+        for step in range(count):
+            outputs.append(self.attend(seed=step, **call))
+            self.scheduler.step()
+        return outputs
+
+
+def tensors(seed: int = 0, layout: TokenLayout = LAYOUT) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(1, HEADS, layout.tokens, 32, generator=random) for _ in range(3))
+    return 3 * q, k, v
+
+
+def adaspa(*search_steps: int, **settings: Any) -> AdaSpa:
+    return AdaSpa(0.6, search_steps, (BLOCK, BLOCK), **settings)
+
+
+def test_actions_are_recorded_in_order() -> None:
+    run = Run(adaspa(1, 3))
+    run.steps(5)
+    assert [call.action for call in run.engine.calls] == [
+        Action.DENSE,
+        Action.DENSE_AND_SEARCH,
+        Action.SPARSE,
+        Action.SEARCH_AND_SPARSE,
+        Action.SPARSE,
+    ]
+    assert [call.step for call in run.engine.calls] == [0, 1, 2, 3, 4]
+
+
+def test_each_attention_call_is_announced_once() -> None:
+    run = Run(adaspa(1, 3))
+    heard: list[Action] = []
+    run.engine.on_action = heard.append
+    run.steps(5)
+    assert heard == [call.action for call in run.engine.calls]
+
+
+def test_dense_steps_are_exact_also_while_searching() -> None:
+    outputs = Run(adaspa(1, 3)).steps(2)
+    for step, out in enumerate(outputs):
+        assert torch.equal(out, dense_attention(*tensors(step), backend="reference")[0])
+
+
+def test_sparse_steps_use_the_mask_that_was_found() -> None:
+    run = Run(adaspa(1))
+    outputs = run.steps(4)
+    (found,) = run.engine.masks().values()
+    assert not found.mask.to_bool().all()
+    for step in (2, 3):
+        assert torch.equal(outputs[step], block_sparse_attention(*tensors(step), found.mask, backend="reference"))
+
+
+def test_a_cached_search_uses_its_new_mask_at_once() -> None:
+    run = Run(adaspa(1, 3))
+    outputs = run.steps(4)
+    (found,) = run.engine.masks().values()
+    assert torch.equal(outputs[3], block_sparse_attention(*tensors(3), found.mask, backend="reference"))
+
+
+def test_the_records_of_a_search_are_those_of_its_mask() -> None:
+    run = Run(adaspa(1))
+    run.steps(3)
+    (search,), (found,) = run.engine.searches, run.engine.masks().values()
+    assert (search.layer, search.branch, search.sample, search.step) == (0, "cond", 0, 1)
+    assert torch.equal(search.density, found.mask.to_bool().float().mean((-1, -2)))
+    assert torch.equal(search.recall, found.recall)
+    assert ((search.recall > 0) & (search.recall <= 1 + 1e-6)).all()
+
+
+def test_density_is_recorded_where_attention_is_sparse() -> None:
+    run = Run(adaspa(1, 3))
+    run.steps(5)
+    densities = [call.density for call in run.engine.calls]
+    assert densities[0] is None
+    assert densities[1] is None
+    first, second = (search.density for search in run.engine.searches)
+    for density, expected in zip(densities[2:], (first, second, second), strict=True):
+        assert density is not None
+        assert torch.equal(density, expected)
+
+
+def memory(run: Run) -> list[Any]:
+    return list(run.engine._memory.values())
+
+
+def test_the_lse_is_dropped_when_no_later_search_needs_it() -> None:
+    run = Run(adaspa(1, 3))
+    run.steps(2)
+    assert [entry.lse is not None for entry in memory(run)] == [True]
+    run.steps(4)
+    assert [entry.lse is not None for entry in memory(run)] == [False]
+    for policy in (adaspa(1), adaspa(1, 3, lse_cache=False)):
+        run = Run(policy)
+        run.steps(2)
+        assert [entry.lse is not None for entry in memory(run)] == [False]
+
+
+def test_a_cached_search_uses_the_lse_of_the_first_search() -> None:
+    """Three searches, of other q and k each: all cached ones divide by the same LSE."""
+    run = Run(adaspa(0, 1, 2))
+    run.steps(2)
+    first = dense_attention(*tensors(0), backend="reference")[1]
+    assert torch.equal(memory(run)[0].lse, first)
+
+
+def test_masks_take_little_memory() -> None:
+    """Index lists as long as the head with the most blocks needs, in two bytes, and no block sums behind them."""
+    layout = TokenLayout(frames=40, height=4, width=4, text_tokens=16, text_position="last")  # 41 blocks of 16
+    run = Run(AdaSpa(0.8, (0,), (BLOCK, BLOCK), head_adaptive=False))
+    run.steps(1, row=Row("cond", 0, layout))
+    (found,) = run.engine.masks().values()
+    assert found.mask.indices.dtype == torch.int16
+    assert found.mask.indices.shape == (HEADS, 41, 8 + 1)
+    assert found.mask.nbytes == HEADS * 41 * (4 + 2 * 9)
+    for tensor in (found.mask.counts, found.mask.indices, found.recall):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_layers_branches_and_samples_have_masks_of_their_own() -> None:
+    run = Run(adaspa(0))
+    run.scheduler.set_timesteps(2)
+    places = [(layer, branch, sample) for layer in range(2) for branch in ("cond", "uncond") for sample in range(2)]
+    for seed, (layer, branch, sample) in enumerate(places):
+        run.attend(layer=layer, row=Row(branch, sample, LAYOUT), seed=seed)
+    masks = run.engine.masks()
+    assert list(masks) == places
+    dense = [found.mask.to_bool() for found in masks.values()]
+    assert not any(torch.equal(a, b) for i, a in enumerate(dense) for b in dense[:i])
+
+
+def test_a_new_run_forgets_everything() -> None:
+    run = Run(adaspa(1))
+    run.steps(3)
+    run.scheduler.set_timesteps(3)
+    assert run.engine.masks() == {}
+    assert run.engine.calls == []
+    assert run.engine.searches == []
+    run.attend()
+    assert [call.action for call in run.engine.calls] == [Action.DENSE]
+
+
+def test_full_attention_keeps_nothing() -> None:
+    run = Run(Full())
+    run.steps(3)
+    assert run.engine.masks() == {}
+    assert run.engine.searches == []
+    assert [call.density for call in run.engine.calls] == [None] * 3
+
+
+def test_a_token_layout_that_changes_within_a_run_is_an_error() -> None:
+    run = Run(adaspa(0))
+    run.scheduler.set_timesteps(2)
+    run.attend()
+    with pytest.raises(RunError, match="token layout changed"):
+        run.attend(row=Row("cond", 0, TokenLayout(5, 4, 4, 10, "last")))
+
+
+def test_attention_outside_a_run_is_an_error() -> None:
+    with pytest.raises(RunError, match="outside a run"):
+        Run(adaspa(0)).attend()
+
+
+def test_time_is_taken_of_every_call() -> None:
+    run = Run(adaspa(1))
+    run.steps(3)
+    assert all(call.span.seconds() > 0 for call in run.engine.calls)
