@@ -30,7 +30,7 @@ def block_sparse_attention(
     Args:
         q, k, v: [B, H, Lq, D], [B, H, Lk, D], [B, H, Lk, D]; bf16 or fp16 on a GPU, float32 also on the CPU.
         mask: counts [H, Nq] (shared by the batch) or [B, H, Nq].
-        scale: factor of q k^T, 1/sqrt(D) unless given.
+        scale: positive factor of q k^T, 1/sqrt(D) unless given.
         return_lse: also return the log-sum-exp of each row over its kept keys.
         backend: one of ``BACKENDS``.
 
@@ -111,7 +111,11 @@ def _block_size(block_size: int | BlockSize) -> BlockSize:
 
 
 def _scale(q: Tensor, scale: float | None) -> float:
-    return 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if scale is None:
+        return 1 / math.sqrt(q.shape[-1])
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    return scale
 
 
 def _prepare(q: Tensor, k: Tensor, block_size: BlockSize, backend: str) -> Backend:

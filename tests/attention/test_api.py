@@ -143,7 +143,8 @@ def test_an_old_lse_gives_masses_that_do_not_sum_to_one(backend: str, place: tor
 
 def test_the_scale_is_taken(backend: str, place: torch.device) -> None:
     q, k, v = tensors(place)
-    out, lse = dense_attention(q, k, v, scale=0.0, backend=backend)
+    # So small a scale weighs all keys alike.
+    out, lse = dense_attention(q, k, v, scale=1e-9, backend=backend)
     mean = v.cpu().double().mean(2, keepdim=True).expand(v.shape)
     torch.testing.assert_close(out.cpu().double(), mean, **tolerances(q))
     torch.testing.assert_close(lse.cpu(), torch.full_like(lse.cpu(), math.log(150)), **tolerances(q))
@@ -229,6 +230,13 @@ def test_an_lse_of_another_shape_or_device_is_refused(lse: Tensor) -> None:
     q, k, _ = tensors(torch.device("cpu"))
     with pytest.raises(ValueError, match="lse must be"):
         block_sums(q, k, lse, BLOCK, backend="reference")
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_an_impossible_scale_is_refused(scale: float) -> None:
+    q, k, v = tensors(torch.device("cpu"))
+    with pytest.raises(ValueError, match="scale must be positive and finite"):
+        dense_attention(q, k, v, scale=scale, backend="reference")
 
 
 @pytest.mark.parametrize("block_size", [0, -1, (64, 0)])

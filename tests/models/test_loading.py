@@ -182,7 +182,7 @@ def refuse(folder: Path | str) -> ModelError:
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
-    assert refuse(tmp_path / "nothing").message == f"{tmp_path / 'nothing'} does not exist"
+    assert refuse(tmp_path / "nothing").message == f"model {tmp_path / 'nothing'} does not exist"
 
 
 def test_a_folder_without_an_index(tmp_path: Path) -> None:
