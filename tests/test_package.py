@@ -43,10 +43,14 @@ def _site_packages() -> list[str]:
 
 
 def _run(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return subprocess.run(
-        [installed / "adaspa", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [installed / "adaspa", *arguments], cwd=folder, env=_environment(), capture_output=True, text=True, check=False
     )
+
+
+def _environment() -> dict[str, str]:
+    """Without the path that would show the checkout's packages."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
 
 def test_the_wheel_answers_help_and_holds_the_presets(installed: Path, tmp_path: Path) -> None:
@@ -54,9 +58,8 @@ def test_the_wheel_answers_help_and_holds_the_presets(installed: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert "generate" in done.stdout
     where = "import adaspa_cli, adaspa_kernels; print(adaspa_cli.__file__, adaspa_kernels.__file__)"
-    python = subprocess.run(
-        [installed / "python", "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    command = [installed / "python", "-c", where]
+    python = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=True)
     assert python.stdout.count(str(installed.parent)) == 2
     shown = _run(installed, tmp_path, "generate", "--model", "fasthunyuan", "--print-config", "--json")
     assert json.loads(shown.stdout)["flow_shift"] == {"value": 17.0, "origin": "model preset fasthunyuan"}

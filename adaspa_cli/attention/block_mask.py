@@ -78,12 +78,13 @@ class BlockMask:
         """Return bool ``[*, H, Nq, Nk]``, True where a block is kept."""
         width = self.indices.shape[-1]
         slots = torch.arange(width, device=self.device)
-        listed = slots < self.counts[..., None]
+        full = (self.counts == self.key_blocks)[..., None]
+        listed = (slots < self.counts[..., None]) & ~full
         # One extra column swallows the unused slots, so that they need no branch.
         columns = torch.where(listed, self.indices.long(), self.key_blocks)
         dense = torch.zeros(*self.counts.shape, self.key_blocks + 1, dtype=torch.bool, device=self.device)
         dense.scatter_(-1, columns, True)
-        return dense[..., :-1] | (self.counts == self.key_blocks)[..., None]
+        return dense[..., :-1] | full
 
     @classmethod
     def from_bool(cls, dense: Tensor, block_size: tuple[int, int]) -> BlockMask:

@@ -26,7 +26,7 @@ def unavailable(device: torch.device) -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed"
     if device.type == "cpu":
-        return None if _interpreted() else "on a CPU they run only in Triton's interpreter (set TRITON_INTERPRET=1)"
+        return None if _interpreted() else "they run on a CPU only with TRITON_INTERPRET=1 set before the start"
     if device.type != "cuda":
         return f"there are no kernels for device type '{device.type}'"
     major, minor = torch.cuda.get_device_capability(device)
@@ -36,12 +36,13 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def _interpreted() -> bool:
-    """Were the kernels built for the interpreter? Triton decides when it decorates them, not when they run."""
+    """Is the interpreter on, and was it when Triton decorated the kernels, which is when it decides?"""
+    from triton import knobs
     from triton.runtime.jit import JITFunction
 
     from adaspa_kernels.block_sparse import block_sparse_kernel
 
-    return not isinstance(block_sparse_kernel, JITFunction)
+    return bool(knobs.runtime.interpret) and not isinstance(block_sparse_kernel, JITFunction)
 
 
 def check_device(device: torch.device) -> None:
