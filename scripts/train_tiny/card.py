@@ -26,7 +26,11 @@ pipe = HunyuanVideoPipeline.from_pretrained(FOLDER, dtype=torch.float32)
 pipe.vae.use_framewise_decoding = False  # the VAE was trained on whole clips; the saved config cannot say so
 video = pipe(
     "a red circle moves left on a blue background",
-    num_frames={frames}, height={height}, width={width}, num_inference_steps=12, output_type="np",
+    num_frames={frames},
+    height={height},
+    width={width},
+    num_inference_steps=12,
+    output_type="np",
 ).frames[0]
 ```
 Files are float16; load them as float32 or, where the processor computes in it, bfloat16.
