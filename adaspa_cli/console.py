@@ -11,7 +11,7 @@ from typing import Any
 
 import rich.console
 from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adaspa_cli.errors import AdaspaError
 
@@ -56,11 +56,13 @@ class Console:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[phase]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("{task.fields[phase]:<13}"),
             TimeRemainingColumn(),
+            TextColumn("left"),
         )
         hidden = self.quiet or not self._err.is_terminal
-        with Progress(*columns, console=self._err, transient=True, disable=hidden) as progress:
+        # Steps of big models take longer than rich's window of 30 s: without all of them there would be no estimate.
+        with Progress(
+            *columns, console=self._err, transient=True, disable=hidden, speed_estimate_period=24 * 3600
+        ) as progress:
             yield progress

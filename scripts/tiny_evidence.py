@@ -78,14 +78,15 @@ def heaviest(mass: Tensor, size: Tensor, budget: float) -> float:
 
 
 def heaviest_weights(weights: Tensor, density: float) -> float:
-    """Mass of the heaviest single weights, found by bisection of their threshold: sorting them all takes too long."""
-    flat, wanted = weights.flatten(), density * weights.numel()
-    low, high = 0.0, float(flat.max())
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if int((flat > middle).sum()) > wanted else (low, middle)
-    above = flat > high
-    return float(flat[above].sum()) + (wanted - int(above.sum())) * high
+    """Mass of the heaviest single weights. Sorting them all takes too long: they are counted by their leading 16 bits,
+    and only of the last bin that is needed the mean stands for its weights."""
+    bins = (weights.flatten().view(torch.int32) >> 16).long()  # positive floats order as their bits do
+    count = torch.bincount(bins).double().flip(0)
+    mass = torch.bincount(bins, weights.flatten().double()).flip(0)
+    budget = density * weights.numel()
+    whole = count.cumsum(0) <= budget
+    last = int(whole.sum())
+    return float(mass[whole].sum() + (budget - count[whole].sum()) * mass[last] / count[last].clamp(min=1))
 
 
 class Recorder:
@@ -140,7 +141,7 @@ def patterns(prompts: list[str], device: str) -> dict[str, Any]:
     config = resolve({"device": device}).config
     pipe = load_pipeline(config.model)
     steps = config.sampling.steps
-    looked_at = (2, steps // 2, steps - 1)
+    looked_at = (2, steps - 1)
     recalls: dict[tuple[float, str], list[float]] = defaultdict(list)
     tables = []
     for prompt in prompts:

@@ -7,6 +7,7 @@ dimension, Nq and Nk query and key blocks. Tensors may be strided views, such as
 
 import math
 
+import torch
 from torch import Tensor
 
 from adaspa_cli.attention.backends import Backend, BlockSize, resolve
@@ -125,12 +126,16 @@ def _prepare(q: Tensor, k: Tensor, block_size: BlockSize, backend: str) -> Backe
     if q.dtype != k.dtype or q.device != k.device:
         raise ValueError(f"q and k disagree: {q.dtype} on {q.device}, {k.dtype} on {k.device}")
     chosen = resolve(backend, q.device)
-    check_kernel(chosen, q.shape[3], block_size)
+    check_kernel(chosen, q.shape[3], block_size, None if q.device.type == "cpu" else q.dtype)
     return chosen
 
 
-def check_kernel(backend: Backend, head_dim: int, block_size: BlockSize) -> None:
-    """Raise BackendError unless ``backend`` has a kernel for this head dimension and (query, key) block size."""
+def check_kernel(backend: Backend, head_dim: int, block_size: BlockSize, dtype: torch.dtype | None = None) -> None:
+    """Raise BackendError unless ``backend`` has a kernel for this head dimension, block size and dtype."""
+    if dtype is not None and backend.dtypes and dtype not in backend.dtypes:
+        raise BackendError(
+            f"backend '{backend.name}' has no kernel for {dtype}", hint="use --dtype bfloat16, or --method full"
+        )
     if backend.head_dims and head_dim not in backend.head_dims:
         allowed = ", ".join(map(str, backend.head_dims))
         raise BackendError(f"backend '{backend.name}' has kernels for head dims {allowed}, not {head_dim}")

@@ -52,6 +52,7 @@ class Backend:
     search: SearchOperator
     head_dims: tuple[int, ...] | None = None  # None: any
     block_sizes: tuple[BlockSize, ...] | None = None  # None: any
+    dtypes: tuple[torch.dtype, ...] | None = None  # None: any
 
 
 def _two_passes(dense: DenseOperator, sums: SumsOperator) -> SearchOperator:
@@ -108,6 +109,7 @@ def _triton() -> Backend:
         _two_passes(dense.dense_attention, sums),
         head_dims=adaspa_kernels.HEAD_DIMS,
         block_sizes=adaspa_kernels.BLOCK_SIZES,
+        dtypes=adaspa_kernels.HALF_DTYPES,
     )
 
 
@@ -132,7 +134,7 @@ def resolve(name: str, device: torch.device) -> Backend:
         if reason:
             raise BackendError(
                 f"attention backend 'triton' cannot run on {device}: {reason}",
-                hint="use --attention-backend auto, or 'reference' to check results",
+                hint="use --device cpu, or --attention-backend reference to check results",
             )
     if name == "cpu" and device.type != "cpu":
         raise BackendError(f"attention backend 'cpu' cannot run on {device}", hint="use --attention-backend auto")

@@ -39,7 +39,8 @@ def _at_least_float32(x: Tensor) -> Tensor:
 def block_sums(q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float | None) -> Tensor:
     """W[p, q] = sum of exp(q k^T * scale - LSE) over block (p, q): AdaSpa, precise online search."""
     block_q, block_k = block_size
-    weights = torch.exp(scores(q, k, scale) - lse[..., None])
+    # A row without keys, of LSE -inf, weighs nothing.
+    weights = torch.exp(scores(q, k, scale) - torch.where(lse == -torch.inf, torch.inf, lse)[..., None])
     rows, columns = ceil_div(q.shape[-2], block_q), ceil_div(k.shape[-2], block_k)
     padding = (0, columns * block_k - k.shape[-2], 0, rows * block_q - q.shape[-2])
     weights = F.pad(weights, padding)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -16,8 +17,10 @@ from adaspa_cli.console import Console
 _WHAT, _METHOD, _SAMPLING, _MACHINE, _OUTPUT = "What to show", "Method", "Sampling", "Model and machine", "Output"
 
 
-def _option(*names: str, panel: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, show_default=False)
+def _option(*names: str, panel: str, text: str, metavar: str | None = None, default: str | None = None) -> Any:
+    """A flag whose real default is None, not given; ``default`` is what holds then, if no preset says otherwise."""
+    shown = f"{text} (default: {default})" if default else text
+    return typer.Option(*names, help=shown, rich_help_panel=panel, metavar=metavar, show_default=False)
 
 
 def generate(
@@ -29,10 +32,11 @@ def generate(
         str | None, _option("--negative-prompt", panel=_WHAT, text="What it should not show.")
     ] = None,
     seed: Annotated[
-        list[int] | None, _option("--seed", "-s", panel=_WHAT, text="Seed of the noise. May be repeated. [0]")
+        list[int] | None, _option("--seed", "-s", panel=_WHAT, text="Seed of the noise. May be repeated.", default="0")
     ] = None,
     method: Annotated[
-        str | None, _option("--method", panel=_METHOD, text="adaspa, full, or a preset of configs/methods. [adaspa]")
+        str | None,
+        _option("--method", panel=_METHOD, text="adaspa, full, or a preset of configs/methods.", default="adaspa"),
     ] = None,
     sparsity: Annotated[
         float | None, _option("--sparsity", panel=_METHOD, text="Share of the video blocks left out, 0 to 1.")
@@ -68,20 +72,28 @@ def generate(
     model: Annotated[
         str | None,
         _option(
-            "--model", "-m", panel=_MACHINE, text="tiny, hunyuan, fasthunyuan, cogvideox, folder or hub id. [tiny]"
+            "--model",
+            "-m",
+            panel=_MACHINE,
+            text="tiny, hunyuan, fasthunyuan, cogvideox, folder or hub id.",
+            default="tiny",
         ),
     ] = None,
     weights: Annotated[
         str | None, _option("--weights", panel=_MACHINE, text="Folder or hub id to take a named model's weights from.")
     ] = None,
-    dtype: Annotated[str | None, _option("--dtype", panel=_MACHINE, text=", ".join(DTYPES) + ". [auto]")] = None,
-    device: Annotated[str | None, _option("--device", panel=_MACHINE, text="auto, cpu, cuda, cuda:N. [auto]")] = None,
+    dtype: Annotated[str | None, _option("--dtype", panel=_MACHINE, text=", ".join(DTYPES), default="auto")] = None,
+    device: Annotated[
+        str | None, _option("--device", panel=_MACHINE, text="auto, cpu, cuda, cuda:N.", default="auto")
+    ] = None,
     attention_backend: Annotated[
-        str | None, _option("--attention-backend", panel=_MACHINE, text=", ".join(BACKENDS) + ". [auto]")
+        str | None, _option("--attention-backend", panel=_MACHINE, text=", ".join(BACKENDS), default="auto")
     ] = None,
     offload: Annotated[
         str | None,
-        _option("--offload", panel=_MACHINE, text=", ".join(OFFLOADS) + ": trade speed for GPU memory. [none]"),
+        _option(
+            "--offload", panel=_MACHINE, text=", ".join(OFFLOADS) + ": trade speed for GPU memory.", default="none"
+        ),
     ] = None,
     vae_tiling: Annotated[
         bool | None, _option("--vae-tiling/--no-vae-tiling", panel=_MACHINE, text="Decode in tiles, for less memory.")
@@ -90,7 +102,9 @@ def generate(
         bool | None,
         _option("--vae-framewise/--no-vae-framewise", panel=_MACHINE, text="Decode in overlapping pieces of time."),
     ] = None,
-    out: Annotated[Path | None, _option("--out", "-o", panel=_OUTPUT, text="Folder of the videos. [videos]")] = None,
+    out: Annotated[
+        Path | None, _option("--out", "-o", panel=_OUTPUT, text="Folder of the videos.", default="videos")
+    ] = None,
     resume: Annotated[
         bool | None, _option("--resume/--no-resume", panel=_OUTPUT, text="Skip what is complete in the folder.")
     ] = None,
@@ -167,21 +181,30 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, print_confi
     from adaspa_cli.commands.progress import ProgressObserver
     from adaspa_cli.sampling.run import generate as run
 
-    with console.progress() as progress:
-        reports = list(run(resolved, ProgressObserver(console, progress), prompts))
-    folder = Path(resolved.config.output.out).expanduser()
-    data = [{"video": str(folder / report["video"]["file"]), "report": report} for report in reports]
-    console.result(data, _table(folder, reports))
+    reports: list[dict[str, Any]] = []
+    try:
+        with console.progress() as progress:
+            for report in run(resolved, ProgressObserver(console, progress), prompts):
+                reports.append(report)
+    finally:
+        if reports:
+            _show(console, Path(resolved.config.output.out).expanduser(), reports)
 
 
-def _table(folder: Path, reports: list[dict[str, Any]]) -> Table:
-    """One line per video."""
+def _show(console: Console, folder: Path, reports: list[dict[str, Any]]) -> None:
+    videos = [str(folder / report["video"]["file"]) for report in reports]
+    data = [{"video": video, "report": report} for video, report in zip(videos, reports, strict=True)]
+    lines = (Text(video, no_wrap=True, overflow="ignore") for video in videos)
+    console.result(data, Group(*lines, _table(reports)))
+
+
+def _table(reports: list[dict[str, Any]]) -> Table:
+    """One line of figures per video."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("video", overflow="fold")
     for title in ("denoising", "attention", "decoding", "total", "density"):
         table.add_column(title, justify="right")
     for report in reports:
         seconds = report["seconds"]
         times = (f"{seconds[key]:.1f} s" for key in ("denoising", "attention", "decoding", "total"))
-        table.add_row(Text(str(folder / report["video"]["file"])), *times, f"{report['density']:.1%}")
+        table.add_row(*times, f"{report['density']:.1%}")
     return table

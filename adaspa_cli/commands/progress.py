@@ -27,7 +27,7 @@ class ProgressObserver:
         self._console.note(f"attention backend: {backend}")
 
     def video(self, number: int, prompt: str, seed: int) -> None:
-        short = prompt if len(prompt) <= 40 else prompt[:39] + "…"
+        short = prompt if len(prompt) <= 24 else prompt[:23] + "…"
         place = f"[{number + 1}/{self._videos}] " if self._videos > 1 else ""
         self._progress.update(self._task, description=f"{place}{short}", phase="text")
         if self._progress.disable:

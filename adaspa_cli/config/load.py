@@ -177,7 +177,9 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) ->
         key: check_value(key, value, f"flag --{key.replace('_', '-')}") for key, value in (flags or {}).items()
     }
     named = {"method": "adaspa", "model": "tiny"} | from_file | from_flags
-    source = identify(named["model"], preset_names("models"))
+    presets = preset_names("models")
+    by_weights = {str(load_preset("models", name)["weights"]).lower(): name for name in presets}
+    source = identify(named["model"], presets, by_weights)
     layers = [
         (f"method preset {named['method']}", load_preset("methods", named["method"])),
         (f"model preset {source.preset}", load_preset("models", source.preset)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ class ModelSource:
     weights: str | None = None
 
 
-def identify(model: str, presets: Sequence[str]) -> ModelSource:
+def identify(model: str, presets: Sequence[str], presets_by_weights: Mapping[str, str]) -> ModelSource:
     """Find out what ``model`` is.
 
     Args:
         model: what the user wrote.
         presets: names of the model presets.
+        presets_by_weights: which preset names a hub id, in lower case, as its weights.
 
     Raises:
         ModelError: it is none of the three, or a checkpoint of another family.
@@ -38,11 +39,16 @@ def identify(model: str, presets: Sequence[str]) -> ModelSource:
     if model in presets:
         return ModelSource(model)
     folder = Path(model).expanduser()
-    looks_local = folder.exists() or model.startswith((".", "/", "~"))
+    try:
+        looks_local = folder.exists() or model.startswith((".", "/", "~"))
+    except OSError as error:
+        raise ModelError(f"cannot read model {model}: {error.strerror}") from error
     if looks_local:
         return ModelSource(_preset_of(read_model_index(folder), model), str(folder))
     if _HUB_ID.fullmatch(model):
-        return ModelSource(_preset_of(_fetch_model_index(model), model), model)
+        if model.lower() in presets_by_weights:
+            return ModelSource(presets_by_weights[model.lower()], model)
+        return ModelSource(_preset_of(fetch_model_index(model), model), model)
     raise ModelError(
         f"unknown model '{model}'{nearest(model, presets)}",
         hint=f"one of {', '.join(presets)}, a folder that holds a diffusers pipeline, or a hub id such as org/name",
@@ -85,7 +91,7 @@ def unknown_family(model: str, family: str) -> ModelError:
     return ModelError(f"{model} {what}", hint=f"known: {', '.join(FAMILY_PRESETS)}")
 
 
-def _fetch_model_index(hub_id: str) -> dict[str, Any]:
+def fetch_model_index(hub_id: str) -> dict[str, Any]:
     """Fetch ``model_index.json`` from the hub, or from its cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -40,9 +40,12 @@ def select(
         The mask, and each head's recall: its kept mass over the sum of its W.
     """
     rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
+    heads, query_blocks, key_blocks = block_sums.shape
+    if sparsity == 0:
+        full = BlockMask.full(heads, query_blocks, key_blocks, block_size, block_sums.device)
+        return FoundMask(full, torch.ones(heads, device=block_sums.device))
     base = kept_blocks(sparsity, len(columns))
     fewest, most = base, base
-    head_adaptive = head_adaptive and sparsity > 0  # without sparsity there is nothing to spread
     if head_adaptive:
         fewest = kept_blocks((1 + sparsity) / 2, len(columns))
         most = kept_blocks(max(0.0, (3 * sparsity - 1) / 2), len(columns))
@@ -58,11 +61,11 @@ def select(
         kept = (mass_by_rank * (ranks < counts[:, None])).sum(-1)
         return (text + kept) / total
 
-    counts = torch.full((block_sums.shape[0],), base, device=video.device)  # [H]
+    counts = torch.full((heads,), base, device=video.device)  # [H]
     if head_adaptive:
         counts = adapt_counts(recall(counts), fewest, base, most)
-    position = torch.where(ranks < counts[:, None, None], position + columns.start, block_sums.shape[-1])
-    return FoundMask(_pack(position, counts, layout, block_sums.shape[-1], block_size), recall(counts))
+    position = torch.where(ranks < counts[:, None, None], position + columns.start, key_blocks)
+    return FoundMask(_pack(position, counts, layout, key_blocks, block_size), recall(counts))
 
 
 def adapt_counts(recall: Tensor, fewest: int, base: int, most: int) -> Tensor:

@@ -131,6 +131,11 @@ class Override:
             setattr(self._instance, self._name, self._before)
 
 
+def join(rows: Sequence[Tensor]) -> Tensor:
+    """Rows [1, n, C] to a batch [B, n, C]; a batch of one is not copied."""
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
+
+
 def pad_tokens(x: Tensor, tokens: int) -> Tensor:
     """Fill x [1, n, C] with zeros to [1, tokens, C]: the output of padded text."""
     return x if x.shape[1] == tokens else torch.nn.functional.pad(x, (0, 0, 0, tokens - x.shape[1]))

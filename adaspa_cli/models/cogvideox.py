@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
-from adaspa_cli.models.attachment import Attachment, Attend, Forward, Override, Row
+from adaspa_cli.models.attachment import Attachment, Attend, Forward, Override, Row, join
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -52,7 +52,7 @@ class CogVideoXProcessor:
                 )
                 for x in (q, k)
             )
-        out = torch.cat(self._forward.attend_rows(self._layer, q, k, v))
+        out = join(self._forward.attend_rows(self._layer, q, k, v))
         out = attn.to_out[1](attn.to_out[0](out))
         return out[:, text_tokens:], out[:, :text_tokens]
 

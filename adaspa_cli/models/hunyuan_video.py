@@ -17,7 +17,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.models.attachment import Attachment, Attend, Forward, Override, Row, pad_tokens
+from adaspa_cli.models.attachment import Attachment, Attend, Forward, Override, Row, join, pad_tokens
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -43,8 +43,8 @@ class HunyuanVideoProcessor:
         else:
             q, k, v = self._dual_stream(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
         rows = self._forward.attend_rows(self._layer, q, k, v)
-        video = torch.cat([row[:, :tokens] for row in rows])
-        text = torch.cat([pad_tokens(row[:, tokens:], text_tokens) for row in rows])
+        video = join([row[:, :tokens] for row in rows])
+        text = join([pad_tokens(row[:, tokens:], text_tokens) for row in rows])
         if getattr(attn, "to_out", None) is not None:
             video = attn.to_out[1](attn.to_out[0](video))
         if getattr(attn, "to_add_out", None) is not None:

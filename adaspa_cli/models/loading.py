@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adaspa_cli.config.model_source import hub_error, read_model_index, unknown_family
+from adaspa_cli.config.model_source import fetch_model_index, hub_error, read_model_index, unknown_family
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.errors import BackendError, ConfigError, ModelError
 from adaspa_cli.models.registry import FAMILIES
@@ -92,9 +92,10 @@ def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
     from safetensors import SafetensorError
 
     quiet_libraries()
+    local = Path(location).is_dir()
     try:
-        config = diffusers.DiffusionPipeline.load_config(location)
-        family = str(config.get("_class_name"))
+        index = read_model_index(Path(location)) if local else fetch_model_index(location)
+        family = str(index.get("_class_name"))
         if family not in FAMILIES:
             raise unknown_family(location, family)
         extra = _tokenizer(location) if family == "HunyuanVideoPipeline" else {}
@@ -104,9 +105,8 @@ def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
     except SafetensorError as error:
         raise ModelError(f"{location} holds a corrupt weight file: {error}", hint="download it again") from error
     except (OSError, ValueError) as error:
-        if not Path(location).is_dir():
-            raise hub_error(location, error) from error
-        raise ModelError(f"cannot load {location}: {' '.join(str(error).split())}", hint="download it again") from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"cannot load {location}: {reason}", hint="download it again" if local else None) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from adaspa_cli.config import Resolved
 from adaspa_cli.masks import Action
 from adaspa_cli.report.machine import machine, versions
@@ -38,7 +40,7 @@ def latency_report(
     """Assemble the report of the video that the pipeline has just made; all times in seconds.
 
     ``attention`` is the time inside the attention operators, searches and mask selection included; it is part of
-    ``denoising``. Densities count blocks of text too. Waits for the device, once.
+    ``denoising``. Densities count blocks of text too. Waits for the device.
     """
     sampling, engine = resolved.config.sampling, handle.engine
     steps = step_table(timeline.steps, engine.calls)
@@ -134,8 +136,9 @@ def run_density(calls: list[AttentionCall]) -> float | None:
     """Mean achieved density over attention calls and heads; dense calls count as 1. None without a call."""
     if not calls:
         return None
-    shares = [1.0 if call.density is None else float(call.density.mean()) for call in calls]
-    return sum(shares) / len(shares)
+    sparse = [call.density for call in calls if call.density is not None]
+    dense = len(calls) - len(sparse)
+    return (dense + (float(torch.stack(sparse).mean(-1).sum()) if sparse else 0.0)) / len(calls)
 
 
 def search_table(engine: AttentionEngine) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ class _Memory:
     layout: TokenLayout
     last_search: int
     found: FoundMask
+    density: Tensor  # [H]
     lse: Tensor | None
 
 
@@ -75,6 +76,10 @@ class AttentionEngine:
         self._memory.clear()
         self.calls, self.searches = [], []
 
+    def forget_masks(self) -> None:
+        """Give the memory of masks and LSE back; the records stay."""
+        self._memory.clear()
+
     def masks(self) -> dict[Key, FoundMask]:
         """The masks in use, by layer, branch and sample."""
         return {key: memory.found for key, memory in self._memory.items()}
@@ -115,15 +120,13 @@ class AttentionEngine:
             sums = self._backend.sums(q, k, memory.lse, policy.block_size, scale)
             memory = self._remember(policy, call, sums[0], memory.lse)
         out, _ = self._backend.sparse(q, k, v, memory.found.mask, scale)
-        return out, memory.found.mask.density()
+        return out, memory.density
 
     def _remember(self, policy: MaskPolicy, call: Call, block_sums: Tensor, lse: Tensor) -> _Memory:
         """Choose the mask from W [H, Nq, Nk]; keep the LSE only while a later search needs it."""
         found = policy.search(call, block_sums)
         kept_lse = lse if policy.keeps_lse(call.step) else None
-        memory = _Memory(call.layout, call.step, found, kept_lse)
+        memory = _Memory(call.layout, call.step, found, found.mask.density(), kept_lse)
         self._memory[call.layer, call.branch, call.sample] = memory
-        self.searches.append(
-            Search(call.layer, call.branch, call.sample, call.step, found.mask.density(), found.recall)
-        )
+        self.searches.append(Search(call.layer, call.branch, call.sample, call.step, memory.density, found.recall))
         return memory

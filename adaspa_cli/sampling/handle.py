@@ -29,7 +29,9 @@ class Handle:
         family = family_of(pipe)
         backend = resolve(config.attention_backend, pipe._execution_device)
         if config.algorithm != "full":
-            check_kernel(backend, pipe.transformer.config.attention_head_dim, (config.block_size, config.block_size))
+            dtype = None if pipe._execution_device.type == "cpu" else pipe.transformer.dtype
+            block_size = (config.block_size, config.block_size)
+            check_kernel(backend, pipe.transformer.config.attention_head_dim, block_size, dtype)
         self.backend = backend.name
         self.clock = StepClock(pipe)
         self.engine = AttentionEngine(lambda steps: make_policy(config, steps), backend, self.clock)

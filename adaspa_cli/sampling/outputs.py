@@ -26,7 +26,12 @@ def check_folder(out: str) -> Path:
         OutputError: it could not.
     """
     folder = Path(out).expanduser()
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}", hint="choose another folder with --out"
+        ) from error
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "is not a folder" if not existing.is_dir() else "is not writable"
         raise OutputError(f"cannot write to {folder}: {existing} {reason}", hint="choose another folder with --out")
@@ -99,14 +104,17 @@ def _fingerprint(report: Path) -> str | None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes the name when the block succeeds, and goes away otherwise."""
-    partial = path.with_name(f"{path.stem}{_PARTIAL}{path.suffix}")
+    """Yield a temporary path beside ``path``; what is written there takes the name when the block succeeds.
+
+    Raises:
+        FileExistsError: another process took the name meanwhile; its file is left as it is.
+    """
+    partial = path.with_name(f"{path.stem}{_PARTIAL}{os.getpid()}{path.suffix}")
     try:
         yield partial
-        partial.replace(path)
-    except BaseException:  # Ctrl-C too must not leave a broken file
+        os.link(partial, path)  # unlike a rename, this never replaces a file
+    finally:  # Ctrl-C too must not leave a broken file
         partial.unlink(missing_ok=True)
-        raise
 
 
 def write_video(path: Path, frames: NDArray[np.uint8], fps: int) -> None:

@@ -117,7 +117,12 @@ def generate(resolved: Resolved, observer: Observer, prompts: Sequence[str] | No
             prepare_folder(config.output.out)
             handle.engine.on_action = observer.action
             handle.clock.on_step_end.append(observer.step_done)
-            timeline = Timeline(pipe, handle.clock, observer.decoding)
+
+            def decoding() -> None:
+                handle.engine.forget_masks()  # memory peaks in the VAE, which has no use for them
+                observer.decoding()
+
+            timeline = Timeline(pipe, handle.clock, decoding)
             observer.started(len(todo), config.sampling.steps, handle.backend)
             try:
                 for number, job in enumerate(todo):
@@ -176,7 +181,7 @@ def to_frames(video: torch.Tensor) -> NDArray[np.uint8]:
     if not torch.isfinite(video).all():
         raise RunError(
             "the model made numbers that are not finite, so there is no picture to write",
-            hint="try --dtype float32, or --method full to see whether the checkpoint itself is sound",
+            hint="try --method full to see whether the checkpoint itself is sound, with --dtype float32 if it is not",
         )
     pixels = (video[0].permute(0, 2, 3, 1).float() * 255).round().clamp(0, 255).to(torch.uint8)
     return pixels.cpu().numpy()

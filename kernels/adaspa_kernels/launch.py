@@ -18,7 +18,7 @@ HEAD_DIMS = (64, 128)
 BLOCK_SIZES = ((64, 64), (128, 128))
 
 _TMA_ALIGNMENT = 16  # bytes: of the base address and of every stride but the last
-_HALF = (torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -62,7 +62,7 @@ def check_tensors(block_size: tuple[int, int], scale: float, **tensors: Tensor) 
     if not 0 < scale < float("inf"):
         raise ValueError(f"scale must be positive and finite, got {scale}")
     q = tensors["q"]
-    dtypes = (*_HALF, torch.float32) if q.device.type == "cpu" else _HALF
+    dtypes = (*HALF_DTYPES, torch.float32) if q.device.type == "cpu" else HALF_DTYPES
     for name, x in tensors.items():
         if x.dim() != 4 or x.shape[3] not in HEAD_DIMS:
             raise ValueError(f"{name} must be [B, H, L, D] with D one of {HEAD_DIMS}, got {tuple(x.shape)}")
