@@ -11,7 +11,7 @@ from adaspa_cli.version import __version__
 
 app = typer.Typer(
     name="adaspa",
-    help="Video diffusion transformers in about half the time: block-sparse attention, searched exactly, online.",
+    help="Faster videos from diffusion transformers: block-sparse attention, searched exactly, online.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -109,7 +109,7 @@ def generate(
         bool | None, _option("--resume/--no-resume", panel=_OUTPUT, text="Skip what is complete in the folder.")
     ] = None,
     config: Annotated[
-        Path | None, _option("--config", "-c", panel=_OUTPUT, text="YAML file with any of these flags.")
+        Path | None, _option("--config", "-c", panel=_OUTPUT, text="YAML file of settings, as --print-config shows.")
     ] = None,
     print_config: Annotated[
         bool, _option("--print-config", panel=_OUTPUT, text="Show what a run would use, and why; make nothing.")

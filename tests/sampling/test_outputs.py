@@ -200,8 +200,13 @@ def test_json_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 def test_a_name_that_was_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
-    with pytest.raises(FileExistsError), whole_file(path) as partial:
-        partial.write_text("mine")
-        path.write_text("another process's")
+
+    def write() -> None:
+        with whole_file(path) as partial:
+            partial.write_text("mine")
+            path.write_text("another process's")
+
+    with pytest.raises(FileExistsError):
+        write()
     assert path.read_text() == "another process's"
     assert list(tmp_path.iterdir()) == [path]
