@@ -112,7 +112,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.stem}{_PARTIAL}{os.getpid()}{path.suffix}")
     try:
         yield partial
-        os.link(partial, path)  # unlike a rename, this never replaces a file
+        path.touch(exist_ok=False)  # a rename alone would replace what is there
+        partial.replace(path)
     finally:  # Ctrl-C too must not leave a broken file
         partial.unlink(missing_ok=True)
 

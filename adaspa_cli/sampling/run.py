@@ -153,7 +153,9 @@ def _make(pipe: Any, handle: Handle, timeline: Timeline, resolved: Resolved, job
         ).frames
         frames = to_frames(video)
     written = time.perf_counter()
-    write_video(job.place, frames, sampling.fps)
+    # The place that was free when the run was planned may be taken by another process by now.
+    place, _ = find_place(job.place.parent, video_name(job.prompt, job.seed), job.fingerprint, resume=False)
+    write_video(place, frames, sampling.fps)
     end = time.perf_counter()
     report = latency_report(
         pipe=pipe,
@@ -162,13 +164,13 @@ def _make(pipe: Any, handle: Handle, timeline: Timeline, resolved: Resolved, job
         resolved=resolved,
         prompt=job.prompt,
         seed=job.seed,
-        video=job.place,
+        video=place,
         fingerprint=job.fingerprint,
         writing=end - written,
         total=end - begin,
         peak=peak_memory(device),
     )
-    write_json(report_path(job.place), report)
+    write_json(report_path(place), report)
     return report
 
 
