@@ -27,8 +27,10 @@ LOOPS = {
     "full": LoopConfig(steps=5_500, batch=16, learning_rate=6e-4, warmup=200, ema=0.998),
 }
 STAGES = {
-    "small": StageConfig("small", Geometry(33, 96, 96), PoolConfig(encode_batch=256), shift=3.0, stride=2.0),
-    "full": StageConfig("full", Geometry(33, 192, 192), PoolConfig(size=4096, chunk=64), shift=4.0, start_from="small"),
+    "small": StageConfig("small", Geometry(33, 128, 128), PoolConfig(encode_batch=128), shift=3.0, stride=2.0),
+    "full": StageConfig(
+        "full", Geometry(33, 256, 256), PoolConfig(size=4096, chunk=64), shift=4.0, guidance=0.4, start_from="small"
+    ),
 }
 
 
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _vae(options: argparse.Namespace, device: torch.device) -> bool:
-    return train_vae(VaeConfig(channels_last=options.channels_last), _loop("vae", options), options.work, device)
+    return train_vae(VaeConfig(), _loop("vae", options), options.work, device)
 
 
 def _transformer(options: argparse.Namespace, device: torch.device) -> bool:
@@ -129,8 +131,6 @@ def _parser() -> argparse.ArgumentParser:
         _common_arguments(command)
         if name in ("small", "full", "all"):
             _transformer_arguments(command)
-        if name in ("vae", "all"):
-            command.add_argument("--channels-last", action="store_true", help="try the other memory layout")
         if name in ("export", "evaluate", "bundle", "all"):
             command.add_argument("--stage", choices=list(STAGES), default="full", help="whose averaged weights")
         if name in ("export", "evaluate", "all"):

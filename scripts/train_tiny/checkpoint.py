@@ -83,12 +83,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> Ten
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Tensors) -> None:
-    """Inverse of ``optimizer_tensors``."""
+    """Inverse of ``optimizer_tensors``; entries of other parameters than ``names`` are left to their own optimiser."""
     position = {name: index for index, name in enumerate(names)}
     state: dict[int, Tensors] = {}
     for flat, value in tensors.items():
         name, key = flat.rsplit("|", 1)
-        state.setdefault(position[name], {})[key] = value
+        if name in position:
+            state.setdefault(position[name], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

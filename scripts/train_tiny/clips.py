@@ -202,19 +202,20 @@ def _cell(split: str, column: int) -> tuple[float, float, float, float]:
 def _object(scene: Scene, cell: tuple[float, float, float, float], small: bool, rng: random.Random) -> list[float]:
     """Kind, RGB, start x y, end x y, start and end radius, tilt, turn, height of the bounce: 13 numbers."""
     kind = SHAPES.index(scene.shape)
-    r0 = r1 = rng.uniform(0.085, 0.115) if small else rng.uniform(0.11, 0.155)
+    r0 = r1 = rng.uniform(0.095, 0.125) if small else rng.uniform(0.13, 0.17)
     if scene.motion == "grows":
-        r0 = rng.uniform(0.048, 0.055) if small else rng.uniform(0.058, 0.075)
-        r1 = r0 * rng.uniform(2.1, 2.5) if small else r0 * rng.uniform(2.3, 2.8)
+        r0 = rng.uniform(0.050, 0.060) if small else rng.uniform(0.070, 0.085)
+        r1 = r0 * rng.uniform(2.1, 2.4) if small else r0 * rng.uniform(2.3, 2.6)
     reach = r1 * _OUTER[kind]
     left, top, width, height = cell
-    travel = rng.uniform(0.42, 0.53)
+    travel = rng.uniform(0.38, 0.46)
     moves = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}.get(scene.motion, (0, 0))
     bounce = travel if scene.motion == "bounces" else 0.0
     x0, x1 = _span(left, width, reach, moves[0] * travel, 0.0, rng)
     y0, y1 = _span(top, height, reach, moves[1] * travel, bounce, rng)
-    # One sense of rotation and one length of a turn: the caption does not tell them apart, so neither do the clips.
-    turn = rng.uniform(2.1, 3.2) if scene.motion == "rotates" else 0.0
+    # One sense of rotation and nearly one length of a turn: the caption does not tell them apart, so neither do the
+    # clips, and a model that cannot know the angle of a frame would draw the mean of all.
+    turn = rng.uniform(2.4, 2.7) if scene.motion == "rotates" else 0.0
     color = [value + rng.uniform(-5, 5) for value in COLORS[scene.color]]
     return [float(kind), *color, x0, y0, x1, y1, r0, r1, rng.uniform(-0.1, 0.1), turn, bounce]
 

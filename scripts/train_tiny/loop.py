@@ -1,12 +1,15 @@
-"""What every training stage shares: optimiser, learning rate, moving average, clock, printing, resuming.
+"""What every training stage shares: optimisers, learning rate, moving average, clock, printing, resuming.
 
 A stage supplies its modules and one function, step -> loss. No step waits for the GPU: losses stay there until a
 line is printed.
+
+The matrices that a stage names are updated by Muon, everything else by AdamW. Muon's updates are scaled to the size of
+AdamW's, so that one schedule serves both; ``matrix_learning_rate`` is its peak for the matrices.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ class LoopConfig:
     steps: int
     batch: int
     learning_rate: float = 1e-3
+    matrix_learning_rate: float = 2e-3
     warmup: int = 200
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
@@ -56,6 +60,7 @@ class Loop:
     config: LoopConfig
     folder: Path
     extra_state: dict[str, Any] = field(default_factory=dict)
+    matrices: Collection[str] = ()  # names of the parameters that Muon updates
     step: int = 0
     seconds: float = 0.0
     restart: int = 0  # step at which the optimiser last began without its moments
@@ -67,18 +72,26 @@ class Loop:
         self._raw = [parameters[name] for name in self.names]
         self._ema = list(self._parameters(self.averaged))
         # Only matrices decay; gains, biases and embeddings of words keep their size.
-        decays = [p.ndim >= 2 and "embed" not in name for name, p in parameters.items()]
+        matrices = [name for name in self.names if name in self.matrices]
+        decaying = [n for n, p in parameters.items() if p.ndim >= 2 and "embed" not in n and n not in self.matrices]
+        others = [name for name in self.names if name not in {*matrices, *decaying}]
         groups = [
-            {
-                "params": [p for p, d in zip(self._raw, decays, strict=True) if d is wanted],
-                "weight_decay": decay,
-            }
-            for wanted, decay in ((True, self.config.weight_decay), (False, 0.0))
+            {"params": [parameters[name] for name in names], "weight_decay": decay}
+            for names, decay in ((decaying, self.config.weight_decay), (others, 0.0))
         ]
-        self._order = [n for wanted in (True, False) for n, d in zip(self.names, decays, strict=True) if d is wanted]
-        self.optimizer = torch.optim.AdamW(
+        adamw = torch.optim.AdamW(
             groups, lr=self.config.learning_rate, betas=self.config.betas, fused=self._raw[0].is_cuda
         )
+        self.optimizers: list[tuple[torch.optim.Optimizer, list[str]]] = [(adamw, [*decaying, *others])]
+        if matrices:
+            muon = torch.optim.Muon(
+                [parameters[name] for name in matrices],
+                lr=self.config.matrix_learning_rate,
+                weight_decay=self.config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self.optimizers.append((muon, matrices))
+        self._peaks = [group["lr"] for optimizer, _ in self.optimizers for group in optimizer.param_groups]
 
     @staticmethod
     def _parameters(modules: dict[str, nn.Module]) -> list[nn.Parameter]:
@@ -97,7 +110,8 @@ class Loop:
         if moments is None:
             self.restart = self.step
         else:
-            load_optimizer(self.optimizer, self._order, moments)
+            for optimizer, names in self.optimizers:
+                load_optimizer(optimizer, names, moments)
         print(f"resumed {self.folder.name} at step {self.step}", flush=True)
         return True
 
@@ -105,7 +119,11 @@ class Loop:
         groups = {
             "raw": module_tensors(self.modules),
             "ema": module_tensors(self.averaged),
-            "optimizer": optimizer_tensors(self.optimizer, self._order),
+            "optimizer": {
+                name: tensor
+                for optimizer, names in self.optimizers
+                for name, tensor in optimizer_tensors(optimizer, names).items()
+            },
         }
         save_checkpoint(self.folder, groups, self.state())
 
@@ -129,11 +147,11 @@ class Loop:
             done = max(done, self.seconds / (60.0 * self.config.fit_minutes))
         return min(1.0, done)
 
-    def learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine down to 1 % of the peak."""
+    def rate(self) -> float:
+        """Share of the peak learning rates: linear warm-up, then half a cosine down to 1 %."""
         since = self.step - self.restart + 1
         cosine = 0.5 * (1.0 + math.cos(math.pi * self.progress()))
-        return self.config.learning_rate * min(1.0, since / self.config.warmup) * (0.01 + 0.99 * cosine)
+        return min(1.0, since / self.config.warmup) * (0.01 + 0.99 * cosine)
 
     def run(self, loss_at: Callable[[int], Tensor], every: Callable[[float], None] | None = None) -> bool:
         """Train to the end of the schedule or of the allowed time, then save.
@@ -167,12 +185,16 @@ class Loop:
         return self.progress() >= 1.0
 
     def _update(self, loss: Tensor) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer, _ in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._raw, 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        self.optimizer.step()
+        rate = self.rate()
+        groups = [group for optimizer, _ in self.optimizers for group in optimizer.param_groups]
+        for group, peak in zip(groups, self._peaks, strict=True):
+            group["lr"] = peak * rate
+        for optimizer, _ in self.optimizers:
+            optimizer.step()
         # The average looks back over a tenth of the run at most while the run is young.
         decay = min(self.config.ema, (1.0 + self.step) / (10.0 + self.step))
         with torch.no_grad():

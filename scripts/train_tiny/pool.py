@@ -10,9 +10,11 @@ attention can be used; the result is the one of the padded and masked pipeline.
 Shapes: N clips in the pool, B in a batch, T template tokens, L caption tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor
 
@@ -29,8 +31,8 @@ class Geometry:
     """Size of a clip in pixels."""
 
     frames: int = 33
-    height: int = 192
-    width: int = 192
+    height: int = 256
+    width: int = 256
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,14 @@ class PoolConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """``latents`` [B, C, f, h, w], ``llama`` [B, T + L], ``clip`` [B, 77]."""
+    """``latents`` [B, C, f, h, w], ``near`` bool [B, 1, f, h, w]: an object or its rim, ``llama`` [B, T + L],
+    ``clip`` [B, 77], and whether there are captions at all."""
 
     latents: Tensor
+    near: Tensor
     llama: Tensor
     clip: Tensor
+    captioned: bool
 
 
 class LatentPool:
@@ -73,8 +78,9 @@ class LatentPool:
         dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
         size = config.size
         self._latents = torch.empty(size, vae.config.latent_channels, *grid, dtype=dtype, device=self._device)
+        self._near = torch.empty(size, 1, *grid, dtype=torch.bool, device=self._device)
         empty = tokenize(text, [""])
-        self._empty = (empty.llama.to(self._device), empty.clip.to(self._device))
+        self.empty = (empty.llama.to(self._device), empty.clip.to(self._device))
         self._llama = torch.zeros(size, TEMPLATE_TOKENS + _LONGEST_CAPTION, dtype=torch.long, device=self._device)
         self._clip = torch.zeros(size, empty.clip.shape[1], dtype=torch.long, device=self._device)
         self._length = torch.zeros(size, dtype=torch.long)
@@ -106,13 +112,14 @@ class LatentPool:
         generator = generator_at(self.seed, step, "batch")
         if float(torch.rand(1, generator=generator)) < self.config.caption_dropout:
             rows = torch.randint(self.config.size, (size,), generator=generator).to(self._device, non_blocking=True)
-            llama, clip = (ids.expand(size, -1) for ids in self._empty)
-            return Batch(self._latents[rows], llama, clip)
+            llama, clip = (ids.expand(size, -1) for ids in self.empty)
+            return Batch(self._latents[rows], self._near[rows], llama, clip, captioned=False)
         # The length of a random clip: lengths come as often as their captions do.
         length = int(self._length[torch.randint(self.config.size, (1,), generator=generator)])
         bucket = self._buckets[length]
         rows = bucket[torch.randint(len(bucket), (size,), generator=generator)].to(self._device, non_blocking=True)
-        return Batch(self._latents[rows], self._llama[rows, : TEMPLATE_TOKENS + length], self._clip[rows])
+        llama = self._llama[rows, : TEMPLATE_TOKENS + length]
+        return Batch(self._latents[rows], self._near[rows], llama, self._clip[rows], captioned=True)
 
     def _load(self, chunk: int, slot: int) -> None:
         plan = self.plan(chunk)
@@ -125,6 +132,18 @@ class LatentPool:
         for start in range(0, len(plan), self.config.encode_batch):
             part = plan.rows(start, start + self.config.encode_batch)
             g = self.geometry
-            clips, _ = draw(part, g.frames, g.height, g.width, self._device)
-            latents = encode(self._vae, clips)
-            self._latents[first + start : first + start + len(part)] = latents
+            clips, cover = draw(part, g.frames, g.height, g.width, self._device)
+            filled = slice(first + start, first + start + len(part))
+            self._latents[filled] = encode(self._vae, clips)
+            self._near[filled] = near_objects(cover, self._latents.shape[2:])
+
+
+def near_objects(cover: Tensor, grid: Sequence[int]) -> Tensor:
+    """Latent cells [B, 1, f, h, w] with something of an object in them or in a neighbour, from coverage by pixels.
+
+    Latent frame 0 is the first frame alone, every other one an equal number of frames.
+    """
+    first = F.adaptive_max_pool3d(cover[:, :, :1], (1, *grid[1:]))
+    rest = F.adaptive_max_pool3d(cover[:, :, 1:], (grid[0] - 1, *grid[1:]))
+    cells = torch.cat([first, rest], dim=2)
+    return F.max_pool3d(cells, (1, 3, 3), stride=1, padding=(0, 1, 1)) > 0

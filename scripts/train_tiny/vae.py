@@ -1,4 +1,4 @@
-"""Trains the video autoencoder: 33x192x192 pixels <-> 8 channels of 9x24x24 latents.
+"""Trains the video autoencoder: 33x256x256 pixels <-> 8 channels of 9x32x32 latents.
 
 - Both small and full clips are seen (the last quarter of the schedule is full size), because the GroupNorms average
   over a whole clip and so depend on its extent. The model always sees a clip in one piece: framewise encoding and
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from scripts.train_tiny.captions import held_out_scenes
 from scripts.train_tiny.checkpoint import generator_at, seed_at
 from scripts.train_tiny.clips import Plan, draw, draw_crowd, plan_clips, plan_scenes
+from scripts.train_tiny.convolution import use_flat_convolutions
 from scripts.train_tiny.loop import Loop, LoopConfig
 
 _OBJECT_WEIGHT = 3.0
@@ -50,9 +51,8 @@ class VaeConfig:
     layers: int = 1
     groups: int = 1
     frames: int = 33
-    small: int = 96
-    full: int = 192
-    channels_last: bool = False
+    small: int = 128
+    full: int = 256
 
 
 def build_vae(config: VaeConfig) -> AutoencoderKLHunyuanVideo:
@@ -98,9 +98,8 @@ def train_vae(config: VaeConfig, loop_config: LoopConfig, work: Path, device: to
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(loop_config.seed)
         vae = build_vae(config).to(device)
-    if config.channels_last:
-        vae.to(memory_format=torch.channels_last_3d)
     averaged = copy.deepcopy(vae).requires_grad_(False)
+    use_flat_convolutions(vae)
     loop = Loop({"vae": vae}, {"vae": averaged}, loop_config, work / "vae", {"vae": asdict(config)})
     loop.resume()
 

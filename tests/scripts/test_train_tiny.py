@@ -183,7 +183,7 @@ class TestTransformer:
 
     def test_next_stage_starts_from_the_averages(self, work: Path) -> None:
         stage = dataclasses.replace(STAGE, name="next", start_from="full")
-        loop = dataclasses.replace(LOOP, learning_rate=0.0, steps=1)
+        loop = dataclasses.replace(LOOP, learning_rate=0.0, matrix_learning_rate=0.0, steps=1)
         assert train_transformer(MODEL, stage, loop, work, CPU)
         first, second = (
             checkpoint.load_group(work / "full", "ema"),
