@@ -42,7 +42,7 @@ def pattern_recalls(weights: Tensor, density: float) -> dict[str, float]:
     total = float(weights.sum())
     length = weights.shape[0]
     columns, diagonals = weights.sum(0), diagonal_mass(weights)
-    column_size, sizes = torch.full((length,), float(length)), diagonal_sizes(length)
+    column_size, sizes = torch.full_like(columns, length), diagonal_sizes(length).to(weights.device)
     kept = columns.topk(round(density / 2 * length)).indices
     beside = weights.clone()
     beside[:, kept] = 0
@@ -185,7 +185,13 @@ def quality(prompts: list[str], device: str) -> dict[str, Any]:
                 row["psnr"].append(float(peak_signal_noise_ratio(video, dense, data_range=1.0)))
                 row["ssim"].append(float(structural_similarity_index_measure(video, dense, data_range=1.0)))
                 row["density"].append(statistics.mean(shares))
-    return {name: {key: round(statistics.mean(v), 4) for key, v in row.items()} for name, row in found.items()}
+    return {name: {key: spread(values) for key, values in row.items()} for name, row in found.items()}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean, and lowest and highest quarter's border, of one figure over the prompts."""
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {"mean": round(statistics.mean(values), 4), "q25": round(low, 4), "q75": round(high, 4)}
 
 
 def run(pipe: Any, prompt: str, config: Any, *, latent: bool = False) -> Tensor:

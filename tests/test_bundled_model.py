@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_asked_colour_moves_in_the_asked_direction(made: Path) -> None:
     (video,) = made.glob("*.mp4")
     frames = np.stack(imageio.mimread(video))
-    assert frames.shape == (33, 192, 192, 3)
+    assert frames.shape == (33, 256, 256, 3)
     verdict = judge_clip(frames)
     assert (verdict.color, verdict.background, verdict.motion) == ("red", "blue", "left")
 

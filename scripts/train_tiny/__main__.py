@@ -18,13 +18,12 @@ from scripts.train_tiny.pool import Geometry, PoolConfig
 from scripts.train_tiny.transformer import StageConfig, TransformerConfig, train_transformer
 from scripts.train_tiny.vae import VaeConfig, train_vae
 
-# Measured on one H200 with torch 2.11, not compiled: vae 180 ms a step (batch 32), small 120 ms (batch 64), full 146 ms
-# (batch 16), so that these steps take about 8, 22 and 13 minutes. `--compile` failed there: inductor's reduction of
-# layer norms gets a wrong size when captions differ in length.
 LOOPS = {
-    "vae": LoopConfig(steps=2500, batch=32, learning_rate=1e-3, warmup=50, weight_decay=0.0, ema=0.998),
-    "small": LoopConfig(steps=11_000, batch=64, learning_rate=1e-3, warmup=300, ema=0.999),
-    "full": LoopConfig(steps=5_500, batch=16, learning_rate=6e-4, warmup=200, ema=0.998),
+    "vae": LoopConfig(steps=900, batch=16, learning_rate=1e-3, warmup=50, weight_decay=0.0, ema=0.998, later_cost=1.15),
+    "small": LoopConfig(steps=4000, batch=64, learning_rate=1e-3, matrix_learning_rate=2e-3, warmup=200, ema=0.999),
+    "full": LoopConfig(
+        steps=2000, batch=16, learning_rate=6e-4, matrix_learning_rate=1.2e-3, warmup=100, ema=0.998, later_cost=1.3
+    ),
 }
 STAGES = {
     "small": StageConfig("small", Geometry(33, 128, 128), PoolConfig(encode_batch=128), shift=3.0, stride=2.0),
@@ -149,7 +148,7 @@ def _common_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch", type=int)
     command.add_argument("--learning-rate", type=float)
     command.add_argument("--max-minutes", type=float, help="stop then, with a checkpoint")
-    command.add_argument("--fit-minutes", type=float, help="let the schedule end then, if not at --steps before")
+    command.add_argument("--fit-minutes", type=float, help="choose --steps so that it takes so long")
     command.add_argument("--bundle", type=Path, metavar="DIR", help="then pack what is needed to go on elsewhere")
     command.add_argument("--bundle-ema-only", action="store_true", help="leave out what only training needs")
     command.add_argument("--from-bundle", type=Path, metavar="DIR", help="first unpack a bundle into --work")

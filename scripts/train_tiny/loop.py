@@ -26,15 +26,17 @@ from scripts.train_tiny.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
+from scripts.train_tiny.muon import BatchedMuon
 
 
 @dataclass(frozen=True)
 class LoopConfig:
     """How long and how fast to train.
 
-    ``steps`` fixes the schedule, ``max_minutes`` only interrupts it (a later call resumes). ``fit_minutes`` bends
-    the schedule instead: the learning rate comes to its end when so much time is spent, or at ``steps``, whichever
-    comes first. That is for a machine whose speed is unknown; such a run is not reproducible to the bit.
+    ``steps`` fixes the schedule, ``max_minutes`` only interrupts it (a later call resumes). ``fit_minutes`` is for a
+    machine whose speed is unknown: it chooses ``steps`` after the warm-up, from the speed seen there and
+    ``later_cost``, the mean cost of the steps to come in terms of those. Nothing before depends on ``steps``, so the
+    same run can be had again by giving the number that was chosen.
     """
 
     steps: int
@@ -48,6 +50,7 @@ class LoopConfig:
     seed: int = 0
     max_minutes: float | None = None
     fit_minutes: float | None = None
+    later_cost: float = 1.0
     print_seconds: float = 30.0
 
 
@@ -62,11 +65,12 @@ class Loop:
     extra_state: dict[str, Any] = field(default_factory=dict)
     matrices: Collection[str] = ()  # names of the parameters that Muon updates
     step: int = 0
+    steps: int = 0
     seconds: float = 0.0
     restart: int = 0  # step at which the optimiser last began without its moments
-    first_step_seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        self.steps = self.config.steps
         self.names = list(module_tensors(self.modules))
         parameters = dict(zip(self.names, self._parameters(self.modules), strict=True))
         self._raw = [parameters[name] for name in self.names]
@@ -84,11 +88,10 @@ class Loop:
         )
         self.optimizers: list[tuple[torch.optim.Optimizer, list[str]]] = [(adamw, [*decaying, *others])]
         if matrices:
-            muon = torch.optim.Muon(
+            muon = BatchedMuon(
                 [parameters[name] for name in matrices],
                 lr=self.config.matrix_learning_rate,
                 weight_decay=self.config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
             )
             self.optimizers.append((muon, matrices))
         self._peaks = [group["lr"] for optimizer, _ in self.optimizers for group in optimizer.param_groups]
@@ -106,6 +109,8 @@ class Loop:
         load_modules(self.modules, averaged if raw is None else raw)
         load_modules(self.averaged, averaged)
         self.step, self.seconds, self.restart = state["step"], state["seconds"], state["restart"]
+        if self.config.fit_minutes is not None and self.step >= self.config.warmup:
+            self.steps = state["steps"]
         moments = load_group(self.folder, "optimizer")
         if moments is None:
             self.restart = self.step
@@ -136,16 +141,14 @@ class Loop:
             "done": self.progress() >= 1.0,
             "seed": self.config.seed,
             "batch": self.config.batch,
-            "steps": self.config.steps,
+            "steps": self.steps,
             **self.extra_state,
         }
 
     def progress(self) -> float:
-        """How much of the schedule is done, in [0, 1]."""
-        done = self.step / self.config.steps
-        if self.config.fit_minutes is not None:
-            done = max(done, self.seconds / (60.0 * self.config.fit_minutes))
-        return min(1.0, done)
+        """How much of the schedule is done, in [0, 1]; 0 until the end of the warm-up."""
+        warmup = min(self.config.warmup, self.steps - 1)
+        return min(1.0, max(0, self.step - warmup) / (self.steps - warmup))
 
     def rate(self) -> float:
         """Share of the peak learning rates: linear warm-up, then half a cosine down to 1 %."""
@@ -165,12 +168,16 @@ class Loop:
         """
         begin, before = time.monotonic(), self.seconds
         printed, printed_step = begin, self.step
+        middle = begin
         total = torch.zeros((), device=self._raw[0].device)
         while self.progress() < 1.0:
             total += self._update(loss_at(self.step))
             self.step += 1
-            if self.step - printed_step == 1 and printed == begin:
-                self.first_step_seconds = time.monotonic() - begin
+            if self.config.fit_minutes is not None and self.step in (self.config.warmup // 2, self.config.warmup):
+                float(total)  # waits for the device
+                if self.step == self.config.warmup:
+                    self._fit(time.monotonic() - middle, before + time.monotonic() - begin)
+                middle = time.monotonic()
             now = time.monotonic()
             self.seconds = before + now - begin
             if now - printed >= self.config.print_seconds or self.progress() >= 1.0:
@@ -183,6 +190,13 @@ class Loop:
                 break
         self.save()
         return self.progress() >= 1.0
+
+    def _fit(self, seconds: float, spent: float) -> None:
+        """Choose ``steps``; the second half of the warm-up took so long, everything so far ``spent``."""
+        warmup = self.config.warmup
+        each = seconds / (warmup - warmup // 2) * self.config.later_cost
+        self.steps = warmup + max(1, int((60.0 * (self.config.fit_minutes or 0.0) - spent) / each))
+        print(f"{self.folder.name}: {self.steps} steps fit into {self.config.fit_minutes} minutes", flush=True)
 
     def _update(self, loss: Tensor) -> Tensor:
         for optimizer, _ in self.optimizers:
@@ -204,7 +218,7 @@ class Loop:
     def _print(self, loss: float, rate: float) -> None:
         minutes = self.seconds / 60.0
         print(
-            f"{self.folder.name} step {self.step}/{self.config.steps} ({self.progress():.0%})  loss {loss:.5f}  "
+            f"{self.folder.name} step {self.step}/{self.steps} ({self.progress():.0%})  loss {loss:.5f}  "
             f"{rate * self.config.batch:.1f} clips/s  {1e3 / max(rate, 1e-9):.0f} ms/step  {minutes:.1f} min",
             flush=True,
         )

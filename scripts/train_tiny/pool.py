@@ -41,7 +41,7 @@ class PoolConfig:
 
     size: int = 16_384
     chunk: int = 256
-    refill_every: int = 16
+    refill_every: int = 32
     encode_batch: int = 64
     caption_dropout: float = 0.1
 

@@ -21,7 +21,7 @@ Shapes: B clips, C channels, L caption tokens, T template tokens.
 
 import copy
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,35 @@ def prepare_for_training(model: HunyuanVideoTransformer3DModel, stage: StageConf
     for block in (*model.transformer_blocks, *model.single_transformer_blocks):
         block.attn.set_processor(UnmaskedAttnProcessor())
         if stage.compile:
-            block.compile()
+            block.forward = _compiled(block.forward)
+
+
+def _compiled(eager: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's ``forward``, compiled once for all lengths of captions and once for predictions without a caption.
+
+    Steps on empty captions run as they are: a length of 1 would need a graph of its own, which costs more to compile
+    than it saves.
+    """
+    compiled = torch.compile(eager)
+
+    def forward(
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        attention_mask: Tensor | None = None,  # noqa: ARG001  see UnmaskedAttnProcessor
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        *_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        train, empty = torch.is_grad_enabled(), encoder_hidden_states.shape[1] == 1
+        if train and empty:
+            return eager(hidden_states, encoder_hidden_states, temb, None, image_rotary_emb)
+        # Slices of a longer sequence have strides that depend on the caption: another graph for each.
+        hidden_states, encoder_hidden_states = hidden_states.contiguous(), encoder_hidden_states.contiguous()
+        if not empty:
+            torch._dynamo.mark_dynamic(encoder_hidden_states, 1)
+        return compiled(hidden_states, encoder_hidden_states, temb, None, image_rotary_emb)
+
+    return forward
 
 
 def set_stride(model: HunyuanVideoTransformer3DModel, stride: float) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from scripts.train_tiny.captions import held_out_scenes
 from scripts.train_tiny.checkpoint import generator_at, seed_at
 from scripts.train_tiny.clips import Plan, draw, draw_crowd, plan_clips, plan_scenes
-from scripts.train_tiny.convolution import use_flat_convolutions
+from scripts.train_tiny.fast_vae import speed_up
 from scripts.train_tiny.loop import Loop, LoopConfig
 
 _OBJECT_WEIGHT = 3.0
@@ -86,6 +86,7 @@ def load_vae(folder: Path, device: torch.device) -> AutoencoderKLHunyuanVideo:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no trained VAE in {folder}: run the stage 'vae' first, or start from a bundle")
     vae = AutoencoderKLHunyuanVideo.from_pretrained(folder, low_cpu_mem_usage=False, dtype=torch.float32)
+    speed_up(vae)
     return in_one_piece(vae).to(device).eval().requires_grad_(False)
 
 
@@ -98,8 +99,8 @@ def train_vae(config: VaeConfig, loop_config: LoopConfig, work: Path, device: to
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(loop_config.seed)
         vae = build_vae(config).to(device)
+    speed_up(vae)
     averaged = copy.deepcopy(vae).requires_grad_(False)
-    use_flat_convolutions(vae)
     loop = Loop({"vae": vae}, {"vae": averaged}, loop_config, work / "vae", {"vae": asdict(config)})
     loop.resume()
 

@@ -1,5 +1,6 @@
 """Every stage of the tiny model's training on the CPU, with clips and models of a minimal size."""
 
+import copy
 import dataclasses
 import json
 import random
@@ -14,15 +15,19 @@ from diffusers import HunyuanVideoPipeline
 from scripts.train_tiny import captions, checkpoint, clips
 from scripts.train_tiny.evaluate import evaluate, load_folder
 from scripts.train_tiny.export import bundle, export, load_trained, unbundle
+from scripts.train_tiny.fast_vae import speed_up
 from scripts.train_tiny.loop import LoopConfig
-from scripts.train_tiny.pool import Geometry, LatentPool, PoolConfig
+from scripts.train_tiny.muon import BatchedMuon
+from scripts.train_tiny.pool import Batch, Geometry, LatentPool, PoolConfig, near_objects
 from scripts.train_tiny.sampling import assemble_pipeline
 from scripts.train_tiny.text import TEMPLATE_TOKENS, Text, TextConfig, build_text, embed, tokenize
 from scripts.train_tiny.transformer import (
     StageConfig,
     StridedRope,
     TransformerConfig,
+    block_matrices,
     build_modules,
+    flow_loss,
     prepare_for_training,
     sample_sigmas,
     set_stride,
@@ -194,7 +199,63 @@ class TestTransformer:
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+class TestLoss:
+    """One batch of noise on a model that predicts zero, so that the loss is that of the target alone."""
+
+    @staticmethod
+    def batch(*, near: bool, captioned: bool = True) -> Batch:
+        generator = torch.Generator().manual_seed(1)
+        latents = torch.randn(2, 8, 3, 4, 4, generator=generator)
+        mask = torch.zeros(2, 1, 3, 4, 4, dtype=torch.bool)
+        mask[..., :2] = near
+        llama = torch.randint(5, 50, (2, TEMPLATE_TOKENS + 6), generator=generator)
+        return Batch(latents, mask, llama, torch.randint(5, 50, (2, 77), generator=generator), captioned)
+
+    @pytest.mark.parametrize("near", [False, True])
+    def test_near_cells_weigh_more_where_the_noise_is_low(self, near: bool) -> None:
+        modules, _ = build_modules(MODEL, 0)
+        batch, generator = self.batch(near=near), torch.Generator().manual_seed(2)
+        noise = torch.randn(batch.latents.shape, generator=generator)
+        sigma = sample_sigmas(2, 3.0, generator)
+        assert sigma.min() < 0.7 < sigma.max()
+        weight = torch.where(batch.near & (sigma < 0.7).view(-1, 1, 1, 1, 1), 4.0, 1.0).expand_as(noise)
+        expected = ((noise - batch.latents).square() * weight).sum() / weight.sum()
+        with torch.no_grad():
+            loss = flow_loss(modules, batch, 3.0, torch.Generator().manual_seed(2))
+        torch.testing.assert_close(loss, expected)
+
+    def test_guidance_moves_the_target_along_what_the_caption_changes(self) -> None:
+        modules, text = build_modules(MODEL, 0)
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in modules["transformer"].parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        empty = tokenize(text, [""])
+        given = {"guidance": 0.4, "empty": (empty.llama, empty.clip)}
+
+        def loss(batch: Batch, **changes: Any) -> float:
+            with torch.no_grad():
+                return float(flow_loss(modules, batch, 3.0, torch.Generator().manual_seed(0), **changes))
+
+        captioned, uncaptioned = self.batch(near=False), self.batch(near=False, captioned=False)
+        assert loss(captioned, **given) != loss(captioned)
+        assert loss(uncaptioned, **given) == loss(uncaptioned)
+        # A caption that is the empty one changes nothing.
+        same = dataclasses.replace(captioned, llama=empty.llama.expand(2, -1), clip=empty.clip.expand(2, -1))
+        assert loss(same, **given) == pytest.approx(loss(same), abs=1e-6)
+
+
 class TestPool:
+    def test_cells_near_an_object(self) -> None:
+        cover = torch.zeros(1, 1, 9, 32, 32)
+        cover[0, 0, 0, 0, 0] = 1.0  # the first frame is a latent frame of its own
+        cover[0, 0, 8, 31, 31] = 0.1
+        near = near_objects(cover, (3, 4, 4))
+        assert near.shape == (1, 1, 3, 4, 4)
+        assert near[0, 0].sum((1, 2)).tolist() == [4, 0, 4]
+        assert near[0, 0, 0, :2, :2].all()
+        assert near[0, 0, 2, 2:, 2:].all()
+
     def test_content_depends_on_the_step_alone(self, work: Path, text: Text) -> None:
         vae = load_vae(work / "vae" / "model", CPU)
         walked, jumped = (LatentPool(STAGE.pool, GEOMETRY, vae, text, seed=1) for _ in range(2))
@@ -215,6 +276,21 @@ class TestPool:
 
 
 class TestVae:
+    def test_fast_operations_change_nothing(self) -> None:
+        torch.manual_seed(0)
+        plain = build_vae(VAE)
+        fast = copy.deepcopy(plain)
+        speed_up(fast)
+        clip = torch.randn(2, 3, 9, 32, 48)
+        results = []
+        for vae in (plain, fast):
+            latents = vae.encode(clip).latent_dist.mode()
+            picture = vae.decode(latents).sample
+            picture.square().mean().backward()
+            results.append([latents, picture, *(p.grad for p in vae.parameters() if p.grad is not None)])
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(other, one, atol=2e-5, rtol=1e-3)
+
     def test_resumed_run_equals_whole_run(self, work: Path, tmp_path: Path) -> None:
         in_two_parts(lambda config, loop, at: train_vae(config, loop, at, CPU), VAE, tmp_path)
         assert_same_checkpoint(tmp_path / "vae", work / "vae")
@@ -276,6 +352,44 @@ class TestExport:
         assert json.loads((tmp_path / "evaluation.json").read_text()) == report
         assert report["clips"] == 2
         assert (tmp_path / "sheet-0.png").stat().st_size > 0
+
+
+def test_muon_on_stacks_is_muon_on_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(64, 64), (64, 64), (128, 64), (64, 96)]
+    one, other = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    theirs = torch.optim.Muon(one, lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    ours = BatchedMuon(other, lr=0.1, weight_decay=0.01)
+    for _ in range(3):
+        for p, q in zip(one, other, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.clone()
+        theirs.step()
+        ours.step()
+    for p, q in zip(one, other, strict=True):
+        assert (p - q).norm() < 0.05 * p.norm()  # both iterate in bfloat16
+    assert theirs.state_dict()["state"].keys() == ours.state_dict()["state"].keys()
+
+
+def test_muon_gets_the_matrices_of_the_blocks_alone() -> None:
+    modules, _ = build_modules(MODEL, 0)
+    names = block_matrices(modules)
+    assert len(names) == MODEL.dual_layers * 12 + MODEL.single_layers * 5
+    assert not [name for name in names if "norm" in name or "bias" in name or "refiner" in name]
+
+
+def test_a_run_of_chosen_length_can_be_had_again(work: Path, tmp_path: Path) -> None:
+    for name in ("fit", "again"):
+        (tmp_path / name / "vae").mkdir(parents=True)
+        (tmp_path / name / "vae" / "model").symlink_to(work / "vae" / "model")
+    fit = dataclasses.replace(LOOP, steps=1000, warmup=3, fit_minutes=0.0)  # no time left: one more step
+    assert train_transformer(MODEL, STAGE, fit, tmp_path / "fit", CPU)
+    state = checkpoint.load_state(tmp_path / "fit" / "full")
+    assert state is not None
+    assert state["steps"] == state["step"] == 4
+    again = dataclasses.replace(LOOP, steps=4, warmup=3)
+    assert train_transformer(MODEL, STAGE, again, tmp_path / "again", CPU)
+    assert_same_checkpoint(tmp_path / "fit" / "full", tmp_path / "again" / "full")
 
 
 def test_sampling_is_independent_of_the_batch(work: Path) -> None:
