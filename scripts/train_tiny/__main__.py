@@ -20,9 +20,9 @@ from scripts.train_tiny.vae import VaeConfig, train_vae
 
 LOOPS = {
     "vae": LoopConfig(steps=900, batch=16, learning_rate=1e-3, warmup=50, weight_decay=0.0, ema=0.998, later_cost=1.15),
-    "small": LoopConfig(steps=4000, batch=64, learning_rate=1e-3, matrix_learning_rate=2e-3, warmup=200, ema=0.999),
+    "small": LoopConfig(steps=4000, batch=64, learning_rate=1e-3, matrix_learning_rate=5e-3, warmup=200, ema=0.999),
     "full": LoopConfig(
-        steps=2000, batch=16, learning_rate=6e-4, matrix_learning_rate=1.2e-3, warmup=100, ema=0.998, later_cost=1.3
+        steps=2000, batch=16, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=1.3
     ),
 }
 STAGES = {
