@@ -76,6 +76,7 @@ def export(work: Path, stage: str, out: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
         copy.deepcopy(getattr(pipe, name)).half().save_pretrained(partial / name, max_shard_size=_SHARD)
+    _forget_origin(partial / "vae" / "config.json")
     pipe.tokenizer.save_pretrained(partial / "tokenizer")
     pipe.tokenizer_2.save_pretrained(partial / "tokenizer_2")
     pipe.scheduler.save_pretrained(partial / "scheduler")
@@ -146,6 +147,12 @@ def _write_index(pipe: HunyuanVideoPipeline, path: Path) -> None:
         index[name] = [library, type(module).__name__]
     index["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _forget_origin(config: Path) -> None:
+    """Drop the folder from which diffusers loaded the module: it exists on the training machine alone."""
+    values = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
+    config.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -137,6 +137,7 @@ class Loop:
         return {
             "step": self.step,
             "seconds": round(self.seconds, 1),
+            "device": torch.cuda.get_device_name() if self._raw[0].is_cuda else "CPU",
             "restart": self.restart,
             "done": self.progress() >= 1.0,
             "seed": self.config.seed,
