@@ -1,10 +1,10 @@
 """The Hopper kernels' barrier protocol, without a GPU: no deadlock, no tile read early or overwritten late.
 
-Gluon has no interpreter. So the kernels' own functions are executed here as plain Python, with stand-ins for Gluon's
-names that write down every barrier operation, copy and product of one role. The lists of both sides are then played
-against each other in every order that the hardware may choose, the copies' delays included.
+The kernels' own functions are executed here as plain Python, with stand-ins for Gluon's names that write down every
+barrier operation, copy and product of one role. The lists of both sides are then played against each other in every
+order that the hardware may choose, the copies' delays included.
 
-What this does not see: numbers, layouts, memory ordering, and what the compilers make of the code.
+What this does not see: numbers (gluon_on_cpu.py has them), memory ordering, and what the compilers make of the code.
 """
 
 import types
