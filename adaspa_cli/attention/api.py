@@ -2,7 +2,8 @@
 
 Shapes: B batch, H heads, Lq and Lk query and key tokens (any number: the last block may be ragged), D head
 dimension, Nq and Nk query and key blocks. Tensors may be strided views, such as ``x.transpose(1, 2)`` of
-[B, L, H, D]; they are not copied.
+[B, L, H, D]; they are not copied. Inside ``torch.compile`` the two sparse operators are single opaque nodes, which
+check their arguments when they run.
 """
 
 import math
@@ -13,6 +14,7 @@ from torch import Tensor
 from adaspa_cli.attention.backends import Backend, BlockSize, resolve
 from adaspa_cli.attention.block_mask import BlockMask
 from adaspa_cli.attention.layout import ceil_div
+from adaspa_cli.attention.operators import block_sparse_operator, block_sums_operator
 from adaspa_cli.errors import BackendError
 
 
@@ -43,6 +45,11 @@ def block_sparse_attention(
         ValueError: shapes, types or devices disagree.
         BackendError: the backend cannot run here, or has no kernel for this head dimension or block size.
     """
+    if torch.compiler.is_compiling():
+        out, lse = block_sparse_operator(
+            q, k, v, mask.counts, mask.indices, mask.key_blocks, *mask.block_size, _scale(q, scale), backend
+        )
+        return (out, lse) if return_lse else out
     chosen = _prepare(q, k, mask.block_size, backend)
     _check_qkv(q, k, v)
     _check_mask(q, k, mask)
@@ -74,6 +81,9 @@ def block_sums(
         BackendError: the backend cannot run here, or has no kernel for this head dimension or block size.
     """
     size = _block_size(block_size)
+    if torch.compiler.is_compiling():
+        sums: Tensor = block_sums_operator(q, k, lse, *size, _scale(q, scale), backend)
+        return sums
     chosen = _prepare(q, k, size, backend)
     if lse.shape != q.shape[:3] or lse.device != q.device:
         raise ValueError(f"lse must be {tuple(q.shape[:3])} on {q.device}, got {tuple(lse.shape)} on {lse.device}")

@@ -25,6 +25,7 @@ from torch import Tensor
 from adaspa_kernels.launch import (
     check_device,
     check_tensors,
+    choose_path,
     pipeline_stages,
     shared_memory,
     tile_source,
@@ -157,6 +158,7 @@ def block_sparse_attention(
     key_blocks: int,
     block_size: tuple[int, int],
     scale: float,
+    path: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention of each query block over its listed key blocks.
 
@@ -168,12 +170,13 @@ def block_sparse_attention(
         key_blocks: Nk.
         block_size: tokens of a (query, key) block, one of ``BLOCK_SIZES``.
         scale: positive factor of q k^T.
+        path: the kernel, one of ``PATHS``.
 
     Returns:
         Output [B, H, Lq, D], whose ``transpose(1, 2)`` is contiguous, and the natural LSE, float32 [B, H, Lq].
 
     Raises:
-        ValueError: device, dtype, shape or stride is not one of these.
+        ValueError: device, dtype, shape or stride is not one of these, or the path cannot run.
     """
     check_device(q.device)
     check_tensors(block_size, scale, q=q, k=k, v=v)
@@ -181,6 +184,14 @@ def block_sparse_attention(
     batch, heads, query_tokens, head_dim = q.shape
     block_q, block_k = block_size
     query_blocks = triton.cdiv(query_tokens, block_q)
+    list_strides = (*_list_strides(counts, 3), *_list_strides(indices, 4)[:3])
+    if choose_path(path, "block_sparse_attention", block_size, q, k, v) == "hopper":
+        from adaspa_kernels import hopper_block_sparse
+
+        return hopper_block_sparse.launch(
+            q, k, v, counts, indices, list_strides,
+            key_blocks=key_blocks, scale=scale, first_query_block=_first_query_block(query_blocks),
+        )  # fmt: skip
     out = torch.empty(batch, query_tokens, heads, head_dim, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, query_tokens, dtype=torch.float32, device=q.device)
     tma = uses_tma(k, v)
@@ -188,7 +199,7 @@ def block_sparse_attention(
         block_sparse_kernel[(query_blocks, heads, batch)](
             q, tile_source(k, block_k, tma), tile_source(v, block_k, tma), counts, indices, out, lse,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            *_list_strides(counts, 3), *_list_strides(indices, 4)[:3],
+            *list_strides,
             query_tokens, k.shape[2], query_blocks, key_blocks, _first_query_block(query_blocks), scale * LOG2_E,
             BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma, RAGGED=k.shape[2] % block_k != 0,
             **launch_options(block_size, head_dim, q.element_size(), shared_memory(q.device)),

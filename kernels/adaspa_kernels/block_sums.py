@@ -23,6 +23,7 @@ from adaspa_kernels.block_sparse import LOG2_E, load_rows
 from adaspa_kernels.launch import (
     check_device,
     check_tensors,
+    choose_path,
     pipeline_stages,
     shared_memory,
     tile_source,
@@ -102,7 +103,9 @@ def block_sums_kernel(
         )  # fmt: skip
 
 
-def block_sums(q: Tensor, k: Tensor, lse: Tensor, *, block_size: tuple[int, int], scale: float) -> Tensor:
+def block_sums(
+    q: Tensor, k: Tensor, lse: Tensor, *, block_size: tuple[int, int], scale: float, path: str = "auto"
+) -> Tensor:
     """Sum exp(q k^T * scale - LSE) over each block.
 
     Args:
@@ -111,12 +114,13 @@ def block_sums(q: Tensor, k: Tensor, lse: Tensor, *, block_size: tuple[int, int]
         lse: natural log-sum-exp of each row, float32 [B, H, Lq]; -inf makes a row weigh nothing.
         block_size: tokens of a (query, key) block, one of ``BLOCK_SIZES``.
         scale: positive factor of q k^T.
+        path: the kernel, one of ``PATHS``.
 
     Returns:
         W, float32 [B, H, Nq, Nk].
 
     Raises:
-        ValueError: device, dtype, shape or stride is not one of these.
+        ValueError: device, dtype, shape or stride is not one of these, or the path cannot run.
     """
     check_device(q.device)
     check_tensors(block_size, scale, q=q, k=k)
@@ -125,6 +129,10 @@ def block_sums(q: Tensor, k: Tensor, lse: Tensor, *, block_size: tuple[int, int]
             f"lse must be float32 {tuple(q.shape[:3])} on {q.device}, "
             f"got {lse.dtype} {tuple(lse.shape)} on {lse.device}"
         )
+    if choose_path(path, "block_sums", block_size, q, k) == "hopper":
+        from adaspa_kernels import hopper_block_sums
+
+        return hopper_block_sums.launch(q, k, lse, scale=scale)
     batch, heads, query_tokens, head_dim = q.shape
     block_q, block_k = block_size
     query_blocks, key_blocks = triton.cdiv(query_tokens, block_q), triton.cdiv(k.shape[2], block_k)

@@ -5,6 +5,9 @@ Shapes: B batch, H heads, L tokens, D head dimension.
 
 from __future__ import annotations
 
+import functools
+import importlib
+import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,13 @@ if TYPE_CHECKING:
 
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = ((64, 64), (128, 128))
+
+PATHS = ("auto", "portable", "hopper")
+# What "auto" tries first. "hopper" once scripts/bench_kernels.py has shown it right and faster on a GPU.
+PREFERRED_PATH = "portable"
+HOPPER_BLOCK_SIZE = (64, 64)
+
+_logger = logging.getLogger(__name__)
 
 _TMA_ALIGNMENT = 16  # bytes: of the base address and of every stride but the last
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -43,6 +53,58 @@ def _interpreted() -> bool:
     from adaspa_kernels.block_sparse import block_sparse_kernel
 
     return bool(knobs.runtime.interpret) and not isinstance(block_sparse_kernel, JITFunction)
+
+
+def choose_path(path: str, kernel: str, block_size: tuple[int, int], *tensors: Tensor) -> str:
+    """Return "portable" or "hopper". ``auto`` takes what it prefers, and says so in the log where that cannot run.
+
+    Raises:
+        ValueError: the path is unknown, or was asked for by name and cannot run.
+    """
+    if path not in PATHS:
+        raise ValueError(f"path must be one of {PATHS}, got '{path}'")
+    wanted = PREFERRED_PATH if path == "auto" else path
+    if wanted == "portable":
+        return wanted
+    reason = hopper_unavailable(block_size, *tensors)
+    if reason is None:
+        return wanted
+    if path == "hopper":
+        raise ValueError(f"the Hopper kernel of {kernel} cannot run: {reason}; use path='portable'")
+    _say_fallback(kernel, reason)
+    return "portable"
+
+
+@functools.cache
+def _say_fallback(kernel: str, reason: str) -> None:
+    """Log it once: a model calls a kernel thousands of times."""
+    _logger.warning("%s runs the portable Triton kernel, because the Hopper one cannot: %s", kernel, reason)
+
+
+def hopper_unavailable(block_size: tuple[int, int], *tensors: Tensor) -> str | None:
+    """Return why the Hopper kernels cannot take these [B, H, L, D] views, or None if they can."""
+    device = tensors[0].device
+    if device.type != "cuda":
+        return f"it needs a GPU of compute capability 9.0, got device '{device}'"
+    capability = torch.cuda.get_device_capability(device)
+    if capability != (9, 0):
+        return f"it needs a GPU of compute capability 9.0, this one has {capability[0]}.{capability[1]}"
+    if block_size != HOPPER_BLOCK_SIZE:
+        return f"it has blocks of {HOPPER_BLOCK_SIZE}, not {block_size}"
+    if not uses_tma(*tensors):
+        return "the copy engine wants a base and strides that are multiples of 16 bytes"
+    return gluon_unavailable()
+
+
+@functools.cache
+def gluon_unavailable() -> str | None:
+    """Return why this Triton cannot compile the Hopper kernels (Gluon is experimental: names change), or None."""
+    try:
+        importlib.import_module("adaspa_kernels.hopper_block_sparse")
+        importlib.import_module("adaspa_kernels.hopper_block_sums")
+    except (ImportError, AttributeError) as error:
+        return f"this Triton's Gluon lacks what they use ({error})"
+    return None
 
 
 def check_device(device: torch.device) -> None:

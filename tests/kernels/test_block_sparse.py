@@ -1,7 +1,8 @@
-"""The sparse kernel against the float64 reference: on a GPU where there is one, otherwise in Triton's interpreter.
+"""The sparse kernels against the float64 reference: on a GPU where there is one, otherwise in Triton's interpreter.
 
-The bound is never a guess: the kernel may err at most ``FACTOR`` times as much as the plain PyTorch formula in the
-same dtype does, plus a float32 rounding of the size of the values.
+Each test runs for the portable and for the Hopper kernel. The bound is never a guess: the kernel may err at most
+``FACTOR`` times as much as the plain PyTorch formula in the same dtype does, plus a float32 rounding of the size of the
+values.
 """
 
 from typing import Any
@@ -19,6 +20,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 import adaspa_kernels
 from adaspa_kernels.block_sparse import launch_options
 from adaspa_kernels.launch import uses_tma
+
+pytestmark = pytest.mark.usefixtures("kernel_path")
 
 FACTOR, EPSILON = 2.0, 4e-6  # the sums of a few hundred float32 terms near one
 
@@ -49,6 +52,15 @@ def random_mask(q: Tensor, k: Tensor, block: int, *, batch: int | None = None) -
     kept[:, 0, 0] = False
     kept[:, -1, -1] = True
     return BlockMask.from_bool(kept if batch else kept[0], (block, block)).to(q.device)
+
+
+def uneven_mask(q: Tensor, k: Tensor) -> BlockMask:
+    """Counts that differ as much as they can between neighbouring rows: none, one, all, odd, even, all but one."""
+    rows, columns = ceil_div(q.shape[2], 64), ceil_div(k.shape[2], 64)
+    cycle = [0, columns, 1, columns - 1, 3, 2, columns, 5, 0, 0, 4, 1]
+    counts = torch.tensor([[cycle[(row + 3 * head) % len(cycle)] for row in range(rows)] for head in range(q.shape[1])])
+    order = torch.rand(q.shape[1], rows, columns, generator=torch.Generator().manual_seed(2)).argsort(-1).argsort(-1)
+    return BlockMask.from_bool(order < counts[..., None], (64, 64)).to(q.device)
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Tensor]:
@@ -133,6 +145,27 @@ def test_one_block_a_row(device: torch.device) -> None:
     q, k, v = tensors(device, dtypes()[0], lengths=(200, 200), head_dim=64)
     kept = torch.eye(4, dtype=torch.bool).flip(0).expand(2, 4, 4)
     check(q, k, v, BlockMask.from_bool(kept, (64, 64)).to(device))
+
+
+@pytest.mark.parametrize("head_dim", adaspa_kernels.HEAD_DIMS)
+@pytest.mark.parametrize(
+    "length", [1, 63, 64, 65, 1000, *(pytest.param(n, marks=pytest.mark.gpu) for n in (4096, 4133))]
+)
+def test_uneven_neighbours(device: torch.device, length: int, head_dim: int) -> None:
+    q, k, v = tensors(device, dtypes()[0], lengths=(length, length), head_dim=head_dim, heads=3)
+    check(q, k, v, uneven_mask(q, k))
+
+
+@pytest.mark.gpu
+def test_many_launches_agree_to_the_bit(device: torch.device) -> None:
+    """A race between copies and products shows as a rare difference."""
+    q, k, v = tensors(device, torch.bfloat16, lengths=(4133, 4133), head_dim=128, heads=3)
+    mask = uneven_mask(q, k)
+    first, first_lse = run(q, k, v, mask)
+    for _ in range(50):
+        out, lse = run(q, k, v, mask)
+        assert torch.equal(out, first)
+        assert torch.equal(lse, first_lse)
 
 
 def test_empty_rows_give_zeros_and_minus_infinity(device: torch.device) -> None:

@@ -1,8 +1,8 @@
 """Block sums against the float64 reference: on a GPU where there is one, otherwise in Triton's interpreter.
 
-Rule: at most ``FACTOR`` times the error of the plain PyTorch formula on the same inputs raised to float32, plus
-``EPSILON`` of the largest sum, a block's rows: products of 16-bit numbers are exact in float32, but tensor cores add
-them in an order and precision of their own.
+Each test runs for the portable and for the Hopper kernel. Rule: at most ``FACTOR`` times the error of the plain PyTorch
+formula on the same inputs raised to float32, plus ``EPSILON`` of the largest sum, a block's rows: products of 16-bit
+numbers are exact in float32, but tensor cores add them in an order and precision of their own.
 """
 
 from typing import Any
@@ -17,6 +17,8 @@ from adaspa_cli.attention.layout import ceil_div
 pytest.importorskip("triton", reason="triton is not installed")
 
 import adaspa_kernels
+
+pytestmark = pytest.mark.usefixtures("kernel_path")
 
 FACTOR, EPSILON = 2.0, 2e-6
 
@@ -124,6 +126,12 @@ def test_a_wrong_lse_is_refused(device: torch.device) -> None:
         run(q, k, lse[:, :, 1:], 64)
     with pytest.raises(ValueError, match="lse must be float32"):
         run(q, k, lse.double(), 64)
+
+
+@pytest.mark.parametrize("tokens", [128 * 16, 128 * 16 + 1, 128 * 17, 128 * 32 - 64])
+def test_ends_of_the_groups_of_tiles(device: torch.device, tokens: int) -> None:
+    """The Hopper kernel writes the sums of 16 tiles at a time."""
+    check(*tensors(device, dtypes()[0], lengths=(200, tokens), head_dim=128), 64)
 
 
 @pytest.mark.gpu

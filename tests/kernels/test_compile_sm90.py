@@ -1,11 +1,13 @@
-"""Both kernels compile for Hopper, on a machine without a GPU too, to warpgroup matrix instructions and bulk copies.
+"""All kernels compile for Hopper, on a machine without a GPU too, to warpgroup matrix instructions and bulk copies.
 
 The launchers are called for real, up to the launch itself: its arguments then go to Triton's compiler with a target
 of compute capability 9.0. In a process of its own, because this one may have its kernels built for the interpreter.
 """
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 SHARED_MEMORY = 232_448  # of one multiprocessor of an H200
 
 
-def _compile(kind: str, head_dim: int, block: int, tokens: int, tma: bool) -> dict[str, int]:
+def _compile(kind: str, head_dim: int, block: int, tokens: int, tma: bool, path: str, dtype: str) -> dict[str, Any]:
     """Compile one kernel from its launcher's own arguments; return what the PTX holds. Runs in the child process."""
     import torch
     from triton.backends.compiler import GPUTarget
@@ -26,7 +28,9 @@ def _compile(kind: str, head_dim: int, block: int, tokens: int, tma: bool) -> di
 
     import adaspa_kernels
 
-    module = sys.modules[f"adaspa_kernels.{kind}"]
+    launcher = sys.modules[f"adaspa_kernels.{kind}"]
+    module = launcher if path == "portable" else importlib.import_module(f"adaspa_kernels.hopper_{kind}")
+    name = f"{kind}_kernel" if path == "portable" else f"hopper_{kind}_kernel"
     calls: list[tuple[Any, dict[str, Any]]] = []
 
     class Target:
@@ -48,11 +52,12 @@ def _compile(kind: str, head_dim: int, block: int, tokens: int, tma: bool) -> di
         "check_device": lambda _: None,
         "shared_memory": lambda _: SHARED_MEMORY,
         "uses_tma": lambda *_: tma,
-        f"{kind}_kernel": Recorder(),
+        "choose_path": lambda *_: path,
     }
-    originals = {name: getattr(module, name) for name in replaced}
-    vars(module).update(replaced)
-    x = torch.zeros(1, tokens, 2, head_dim, dtype=torch.bfloat16).transpose(1, 2)
+    kernel = getattr(module, name)
+    vars(launcher).update(replaced)
+    vars(module)[name] = Recorder()
+    x = torch.zeros(1, tokens, 2, head_dim, dtype=getattr(torch, dtype)).transpose(1, 2)
     blocks = -(-tokens // block)
     if kind == "block_sparse":
         counts = torch.zeros(2, blocks, dtype=torch.int32)
@@ -62,16 +67,30 @@ def _compile(kind: str, head_dim: int, block: int, tokens: int, tma: bool) -> di
         )
     else:
         adaspa_kernels.block_sums(x, x, torch.zeros(1, 2, tokens), block_size=(block, block), scale=0.1)
-    vars(module).update(originals)
+    vars(module)[name] = kernel
     ((args, options),) = calls
-    compiled = originals[f"{kind}_kernel"].warmup(*args, **options)
+    compiled = kernel.warmup(*args, **options)
     ptx = compiled.asm["ptx"]
     return {
         "wgmma": ptx.count("wgmma.mma_async"),
+        "shapes": sorted(set(re.findall(r"wgmma\.mma_async\S*\.(m64n\d+k16)", ptx))),
+        "registers": sorted({int(count) for count in re.findall(r"setmaxnreg\S+\s+(\d+)", ptx)}),
+        "assembler": _assemble(ptx),
         "bulk": ptx.count("cp.async.bulk.tensor"),
         "async": ptx.count("cp.async.cg"),
         "shared": compiled.metadata.shared,
     }
+
+
+def _assemble(ptx: str) -> str:
+    """What the assembler says of registers, spills and serialised products."""
+    from triton import knobs
+
+    done = subprocess.run(
+        [knobs.nvidia.ptxas.path, "--verbose", "--gpu-name=sm_90a", "-", "--output-file=/dev/null"],
+        input=ptx, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +101,13 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Any:
     environment["PYTHONPATH"] = os.pathsep.join([str(root / "kernels"), str(root), *sys.path])
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
 
-    def compile_all(*cases: tuple[str, int, int, int, bool]) -> list[dict[str, int]]:
+    def compile_all(*cases: tuple[str, int, int, int, bool, str, str]) -> list[dict[str, Any]]:
         done = subprocess.run(
             [sys.executable, __file__, json.dumps(cases)],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        results: list[dict[str, int]] = json.loads(done.stdout.splitlines()[-1])
+        results: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
         return results
 
     return compile_all
@@ -96,7 +115,9 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("kind", ["block_sparse", "block_sums"])
 def test_bulk_copies_and_warpgroup_products(child: Any, kind: str) -> None:
-    cases = [(kind, head_dim, block, 517, True) for head_dim in (64, 128) for block in (64, 128)]
+    cases = [
+        (kind, head_dim, block, 517, True, "portable", "bfloat16") for head_dim in (64, 128) for block in (64, 128)
+    ]
     for case, result in zip(cases, child(*cases), strict=True):
         assert result["wgmma"], case
         assert result["bulk"], case
@@ -105,11 +126,29 @@ def test_bulk_copies_and_warpgroup_products(child: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["block_sparse", "block_sums"])
 def test_pointers_are_copied_asynchronously(child: Any, kind: str) -> None:
-    (result,) = child((kind, 128, 64, 512, False))
+    (result,) = child((kind, 128, 64, 512, False, "portable", "bfloat16"))
     assert result["wgmma"]
     assert not result["bulk"]
     assert result["async"]
     assert result["shared"] <= SHARED_MEMORY
+
+
+# Registers of a copying thread and a multiplying one; Triton adds those of warps that wait (below) and of the start.
+_HOPPER_REGISTERS = {"block_sparse": {24, 240}, "block_sums": {32, 160}}
+
+
+@pytest.mark.parametrize("kind", ["block_sparse", "block_sums"])
+def test_hopper_kernels_specialise_warps_and_spill_nothing(child: Any, kind: str) -> None:
+    lengths = [(128, 517), (64, 517), (128, 64), (64, 1)]
+    cases = [(kind, d, 64, tokens, True, "hopper", dtype) for d, tokens in lengths for dtype in ("bfloat16", "float16")]
+    for case, result in zip(cases, child(*cases), strict=True):
+        assert "m64n128k16" in result["shapes"], case
+        assert result["bulk"], case
+        assert not result["async"], case
+        assert set(result["registers"]) >= _HOPPER_REGISTERS[kind], case
+        assert result["shared"] <= SHARED_MEMORY, case
+        assert "0 bytes spill stores, 0 bytes spill loads" in result["assembler"], case
+        assert "serialized" not in result["assembler"], case
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""What the two Hopper kernels share: descriptors of boxes, the ring, and what the copy engine hands over.
+
+Imported only where Gluon (``triton.experimental.gluon``) exists: :func:`adaspa_kernels.launch.hopper_unavailable`.
+
+Shapes: B batch, H heads, L tokens, D head dimension.
+"""
+
+import math
+
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+BOX = 64  # rows, and columns: 128 bytes, the widest swizzle
+LOG2_E = math.log2(math.e)
+
+
+def boxes(x: Tensor) -> TensorDescriptor:
+    """Describe ``x`` [B, H, L, D] as boxes of [1, 1, 64, 64]; what lies past the end reads as zero."""
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, BOX, BOX], layout)
+
+
+@gluon.jit
+def next_slot(slot, phase, SLOTS: gl.constexpr):
+    """Return the ring's next slot and its parity, which flips with each round."""
+    slot = slot + 1
+    wraps = slot == SLOTS
+    return gl.where(wraps, 0, slot), gl.where(wraps, phase ^ 1, phase)

@@ -1,0 +1,42 @@
+"""Fixtures of the kernel tests."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from adaspa_kernels import launch
+
+
+@pytest.fixture(params=["portable", "hopper"])
+def kernel_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> str:
+    """What the launchers prefer; where the Hopper kernel lacks something (128x128), they fall back to the other.
+
+    Without a GPU the Hopper kernels' source runs in gluon_on_cpu.py.
+    """
+    path: str = request.param
+    if path == "hopper":
+        if reason := launch.gluon_unavailable():
+            pytest.skip(reason)
+        if device.type == "cpu":
+            _interpret(monkeypatch)
+        elif reason := launch.hopper_unavailable((64, 64), torch.empty(1, 1, 64, 64, dtype=torch.half, device=device)):
+            pytest.skip(reason)
+    monkeypatch.setattr(launch, "PREFERRED_PATH", path)
+    return path
+
+
+def _interpret(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaspa_kernels import hopper_block_sparse, hopper_block_sums
+    from tests.kernels import gluon_on_cpu
+
+    def unavailable(block_size: tuple[int, int], *tensors: torch.Tensor) -> str | None:
+        return None if block_size == (64, 64) and launch.uses_tma(*tensors) else "not for these tensors"
+
+    monkeypatch.setattr(launch, "hopper_unavailable", unavailable)
+    for module, name in (
+        (hopper_block_sparse, "hopper_block_sparse_kernel"),
+        (hopper_block_sums, "hopper_block_sums_kernel"),
+    ):
+        monkeypatch.setattr(module, name, gluon_on_cpu.Kernel(module, name))
+        monkeypatch.setattr(module, "boxes", gluon_on_cpu.boxes)

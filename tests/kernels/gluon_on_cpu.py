@@ -1,0 +1,280 @@
+"""Runs the Hopper kernels' own source on the CPU: a small stand-in for the interpreter that Gluon does not have.
+
+Each role of a program is a thread, each barrier keeps its parity, arrivals and bytes, tensors are those of PyTorch, and
+shared memory, full of NaN at first, is laid out in boxes as the kernels describe it. Copies and products happen at
+once: that their delays do no harm is test_hopper_ring.py's part. Layouts of registers, swizzling and speed are not
+modelled; test_compile_sm90.py has what the compiler says.
+
+Only what the kernels use is here. Integers are Python's, wrapped so that they can be cast.
+"""
+
+import threading
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+PATIENCE = 30  # seconds; a wait that lasts longer is a deadlock
+ELEMENT_BYTES = 2  # what the kernels count, also where the tests pass float32
+
+
+class Number(int):
+    """An integer, or a Python number, that can be cast."""
+
+    def to(self, _: object) -> "Number":
+        return self
+
+
+class Pointer(NamedTuple):
+    """A place, or a tensor of places, in a tensor's memory."""
+
+    memory: Tensor
+    offset: Any
+
+    def __add__(self, offset: Any) -> "Pointer":  # type: ignore[override]
+        return Pointer(self.memory, self.offset + offset)
+
+
+class Barrier:
+    """A barrier in shared memory: parity of the current phase, and what is missing to end it."""
+
+    def __init__(self, program: "Program") -> None:
+        self.program = program
+        self.parity, self.arrivals, self.missing, self.bytes = 0, 0, 0, 0
+
+    def change(self, arrivals: int, size: int) -> None:
+        with self.program.changed:
+            self.missing -= arrivals
+            self.bytes += size
+            assert self.missing >= 0, "more arrivals than the barrier expects"
+            if self.missing == 0 and self.bytes == 0:
+                self.parity ^= 1
+                self.missing = self.arrivals
+            self.program.changed.notify_all()
+
+    def wait(self, parity: int) -> None:
+        with self.program.changed:
+            ended = self.program.changed.wait_for(lambda: self.parity != parity or self.program.failed, PATIENCE)
+            if self.program.failed:
+                raise RuntimeError("another role of the program failed")
+            assert ended, "deadlock"
+
+
+class Shared:
+    """Boxes [boxes, rows, columns] in shared memory, seen as ``shape``: [slots, rows, columns] or a part of it.
+
+    Where the shape's columns exceed a box's, its panels of columns lie one after the other, all rows of each.
+    """
+
+    def __init__(self, memory: Tensor, shape: list[int], layout: object = None) -> None:
+        self.memory, self.shape, self.layout = memory, shape, layout
+
+    def index(self, place: int) -> "Shared":
+        size = self.memory.numel() // self.shape[0]
+        return Shared(self.memory.flatten()[place * size : (place + 1) * size], self.shape[1:], self.layout)
+
+    def _reinterpret(self, _: object, shape: list[int], layout: object) -> "Shared":
+        return Shared(self.memory, list(shape), layout)
+
+    def _view(self) -> Tensor:
+        rows, columns = self.shape[-2:]
+        box = columns if self.layout == "plain" else min(columns, 64)
+        return self.memory.view(columns // box, rows, box).transpose(0, 1)
+
+    def load(self, _: object = None) -> Tensor:
+        return self._view().reshape(self.shape[-2:])
+
+    def store(self, value: Tensor) -> None:
+        self._view().copy_(value.reshape(self._view().shape))
+
+    def permute(self, _: object) -> Tensor:
+        return self.load().T
+
+
+class Program:
+    """The names of Gluon, for one program of the grid."""
+
+    static_range = range
+    float32, int32, int64 = torch.float32, torch.int32, torch.int64
+    exp2, log2 = staticmethod(torch.exp2), staticmethod(torch.log2)
+
+    def __init__(self, place: tuple[int, ...], grid: tuple[int, ...]) -> None:
+        self.place, self.grid = place, grid
+        self.changed = threading.Condition()
+        self.failed: BaseException | None = None
+
+    def program_id(self, axis: int) -> Number:
+        return Number(self.place[axis])
+
+    def num_programs(self, axis: int) -> Number:
+        return Number(self.grid[axis])
+
+    def allocate_shared_memory(self, dtype: Any, shape: list[int], layout: object) -> Any:
+        if dtype == torch.int64:  # barriers
+            return Barriers([Barrier(self) for _ in range(shape[0])])
+        return Shared(torch.full([torch.Size(shape).numel()], torch.nan, dtype=dtype), list(shape), layout)
+
+    def warp_specialize(self, roles: list[tuple[Callable[..., None], tuple[Any, ...]]], *_: object) -> None:
+        def run(role: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+            try:
+                role(*arguments)
+            except BaseException as error:
+                with self.changed:
+                    self.failed = self.failed or error
+                    self.changed.notify_all()
+
+        threads = [threading.Thread(target=run, args=role) for role in roles]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self.failed:
+            raise self.failed
+
+    def __getattr__(self, name: str) -> Callable[..., str]:
+        """Layouts: only how boxes lie in shared memory matters."""
+        assert name.endswith("Layout"), f"{name} is not modelled"
+        return lambda *_: "plain" if name == "SwizzledSharedLayout" else "panels"
+
+    # --- tensors
+
+    def arange(self, start: int, end: int, _: object) -> Tensor:
+        return torch.arange(start, end)
+
+    def zeros(self, shape: list[int], dtype: torch.dtype, _: object) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        if isinstance(condition, Tensor):
+            return torch.where(condition, a, b)
+        return a if condition else b
+
+    def maximum(self, a: Any, b: Any) -> Any:
+        return torch.maximum(a, b) if isinstance(a, Tensor) else Number(max(a, b))
+
+    def minimum(self, a: Any, b: Any) -> Any:
+        return Number(min(a, b))
+
+    def max(self, x: Tensor, axis: int) -> Tensor:
+        return x.amax(axis)
+
+    def sum(self, x: Tensor, axis: int) -> Tensor:
+        return x.sum(axis)
+
+    def cdiv(self, a: int, b: int) -> int:
+        return -(-a // b)
+
+    def convert_layout(self, x: Tensor, _: object) -> Tensor:
+        return x
+
+    def load(self, pointer: Pointer, mask: Any = True, other: Any = 0) -> Any:
+        if not isinstance(pointer.offset, Tensor):
+            return Number(pointer.memory[pointer.offset]) if mask else Number(other)
+        places = torch.where(mask, pointer.offset, 0)
+        return torch.where(mask, pointer.memory[places], other)
+
+    def store(self, pointer: Pointer, value: Tensor, mask: Any) -> None:
+        kept = mask.expand(value.shape)
+        pointer.memory[pointer.offset[kept]] = value[kept]
+
+    def warpgroup_mma(self, a: Any, b: Any, acc: Tensor, use_acc: bool = True, **_: bool) -> Tensor:
+        left, right = (x.load() if isinstance(x, Shared) else x for x in (a, b))
+        product = left.float() @ right.float()
+        return acc + product if use_acc else product
+
+    def warpgroup_mma_wait(self, _: int, deps: list[Tensor]) -> Tensor:
+        return deps[0]
+
+    # --- barriers and copies
+
+    def init(self, barrier: Barrier, count: int) -> None:
+        barrier.arrivals = barrier.missing = count
+
+    def wait(self, barrier: Barrier, parity: int) -> None:
+        barrier.wait(parity)
+
+    def expect(self, barrier: Barrier, size: int) -> None:
+        barrier.change(1, size)
+
+    def mbarrier_arrive(self, barrier: Barrier, **_: bool) -> None:
+        barrier.change(128, 0)  # one of each thread
+
+    def async_copy_global_to_shared(self, source: Tensor, at: list[int], barrier: Barrier, box: Shared) -> None:
+        batch, head, row, column = at
+        rows = source[batch, head, row : row + 64, column : column + 64]
+        box.store(torch.nn.functional.pad(rows, (0, 0, 0, 64 - rows.shape[0])))
+        barrier.change(0, -64 * 64 * ELEMENT_BYTES)
+
+    def async_copy_shared_to_global(self, target: Tensor, at: list[int], box: Shared) -> None:
+        batch, head, row, column = at
+        place = target[batch, head, row : row + 64, column : column + 64]
+        place.copy_(box.load()[: place.shape[0]])
+
+    def store_wait(self, _: int) -> None:
+        pass
+
+
+class Barriers:
+    """Barriers in shared memory."""
+
+    def __init__(self, barriers: list[Barrier]) -> None:
+        self.barriers = barriers
+
+    def index(self, place: int) -> Barrier:
+        return self.barriers[place]
+
+
+class Kernel:
+    """Stands for a jitted kernel: ``kernel[grid](*args, **options)`` runs all programs, one after the other."""
+
+    def __init__(self, module: types.ModuleType, name: str) -> None:
+        self.module, self.name = module, name
+        self.fn = getattr(module, name).fn  # found by _function, in whose module this object takes the kernel's place
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, **options: Any) -> None:
+            arguments = [_argument(x) for x in args]
+            constants = {name: options[name] for name in ("D", "SLOTS", "GROUP") if name in options}
+            places = torch.cartesian_prod(*(torch.arange(n) for n in grid)).tolist()
+            for place in places:
+                self._function(Program(tuple(place), grid))(*arguments, **constants)
+
+        return launch
+
+    def _function(self, program: Program) -> Callable[..., None]:
+        """The kernel's function, with Gluon's names replaced in it and in all that it calls."""
+        names: dict[str, Any] = {}
+        for key, value in vars(self.module).items():
+            if isinstance(getattr(value, "fn", None), types.FunctionType):
+                names[key] = types.FunctionType(value.fn.__code__, names, key, value.fn.__defaults__)
+            elif hasattr(value, "value"):  # a constexpr
+                names[key] = value.value
+        names |= dict.fromkeys(("gl", "mbarrier", "tma", "async_copy"), program)
+        names |= {
+            "warpgroup_mma": program.warpgroup_mma,
+            "warpgroup_mma_wait": program.warpgroup_mma_wait,
+            "fence_async_shared": lambda: None,
+        }
+        function: Callable[..., None] = names[self.name]
+        return function
+
+
+class Descriptor(Tensor):
+    """A tensor that a kernel copies boxes from or to."""
+
+    layout = "panels"  # type: ignore[assignment]
+
+
+def boxes(x: Tensor) -> Any:
+    """What ``hopper.boxes`` gives, for :class:`Program`."""
+    return x.as_subclass(Descriptor)
+
+
+def _argument(x: Any) -> Any:
+    if isinstance(x, Descriptor | float):
+        return x
+    if isinstance(x, Tensor):
+        return Pointer(x.as_strided([x.untyped_storage().nbytes() // x.element_size()], [1], 0), x.storage_offset())
+    return Number(x)

@@ -1,0 +1,370 @@
+"""The Hopper kernels' barrier protocol, without a GPU: no deadlock, no tile read early or overwritten late.
+
+The kernels' own functions are executed here as plain Python, with stand-ins for Gluon's names that write down every
+barrier operation, copy and product of one role. The lists of both sides are then played against each other in every
+order that the hardware may choose, the copies' delays included.
+
+What this does not see: numbers (gluon_on_cpu.py has them), memory ordering, and what the compilers make of the code.
+"""
+
+import types
+from typing import Any, NamedTuple
+
+import pytest
+
+pytest.importorskip("triton.experimental.gluon", reason="this triton has no Gluon")
+
+from adaspa_kernels import hopper_block_sparse, hopper_block_sums
+
+BLOCK, KEY_BLOCKS = 64, 40
+
+
+class Event(NamedTuple):
+    kind: str  # wait, expect, copy, read, done, arrive
+    ring: str = ""  # the barriers: full, empty or queries
+    slot: int = 0
+    value: Any = None  # a parity, bytes, or what is copied or read
+
+
+class Number(int):
+    """An integer that Gluon could cast."""
+
+    def to(self, _: object) -> "Number":
+        return self
+
+
+class Anything:
+    """A tensor, descriptor or layout: whatever is done with it gives another one."""
+
+    def __getattr__(self, _: str) -> "Anything":
+        return self
+
+    def __call__(self, *_: object, **__: object) -> "Anything":
+        return self
+
+    __getitem__ = __call__
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __call__
+    __lt__ = __gt__ = __ge__ = __and__ = __rand__ = __or__ = __eq__ = __call__  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Pointer(list[int]):
+    """A row's list; adding moves the place that is read."""
+
+    def __add__(self, offset: int) -> Any:  # type: ignore[override]
+        return (self, int(offset))
+
+
+class Slots:
+    """Shared memory, by the name of what lies there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def index(self, place: int) -> Any:
+        return Place(self.name, int(place))
+
+    def _reinterpret(self, *_: object) -> "Slots":
+        return self
+
+
+class Place(NamedTuple):
+    name: str
+    place: int
+
+    def permute(self, _: object) -> "Place":
+        return self
+
+    def store(self, _: object) -> None:
+        pass
+
+
+class Gluon:
+    """Stand-ins for the names of Gluon that the kernels use; ``events`` is what they did."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.reads: list[Place] = []
+
+    # mbarrier, tma
+    def wait(self, barrier: Place, phase: int) -> None:
+        self.events.append(Event("wait", barrier.name, barrier.place, phase))
+
+    def expect(self, barrier: Place, size: int) -> None:
+        self.events.append(Event("expect", barrier.name, barrier.place, int(size)))
+
+    def async_copy_global_to_shared(self, source: str, coordinates: list[int], barrier: Place, box: Place) -> None:
+        self.events.append(Event("copy", barrier.name, barrier.place, (source, coordinates[2], coordinates[3], box)))
+
+    # async_copy
+    def mbarrier_arrive(self, barrier: Place, increment_count: bool) -> None:
+        assert not increment_count
+        self.events.append(Event("arrive", barrier.name, barrier.place))
+
+    # products
+    def warpgroup_mma(self, _: object, b: Place, *__: object, **___: object) -> Anything:
+        self.reads.append(b)
+        self.events.append(Event("read", b.name, b.place))
+        return Anything()
+
+    def warpgroup_mma_wait(self, pending: int, deps: list[Any]) -> Any:
+        while len(self.reads) > pending:
+            place = self.reads.pop(0)
+            self.events.append(Event("done", place.name, place.place))
+        return deps[0]
+
+    # gl
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        if isinstance(condition, Anything):
+            return Anything()
+        return a if condition else b
+
+    def maximum(self, a: Any, b: Any) -> Any:
+        return Anything() if isinstance(a, Anything) or isinstance(b, Anything) else Number(max(a, b))
+
+    def minimum(self, a: Any, b: Any) -> Any:
+        return Anything() if isinstance(a, Anything) or isinstance(b, Anything) else Number(min(a, b))
+
+    def cdiv(self, a: int, b: int) -> int:
+        return -(-a // b)
+
+    def load(self, pointer: Any, mask: Any = True, other: Any = 0) -> Any:
+        if isinstance(pointer, Anything) or isinstance(mask, Anything):
+            return Anything()
+        entries, offset = pointer
+        return Number(entries[offset] if mask else other)
+
+    static_range = range
+
+    def __getattr__(self, _: str) -> Anything:
+        return Anything()
+
+
+def record(module: types.ModuleType, name: str, arguments: dict[str, Any]) -> list[Event]:
+    """Execute the jitted function ``name`` with Python numbers; return what it did."""
+    gluon = Gluon()
+    names: dict[str, Any] = {}
+    for key, value in vars(module).items():
+        if hasattr(value, "fn") and isinstance(value.fn, types.FunctionType):
+            names[key] = types.FunctionType(value.fn.__code__, names, key, value.fn.__defaults__)
+        elif hasattr(value, "value"):  # a constexpr
+            names[key] = value.value
+    for key in ("gl", "mbarrier", "tma", "async_copy"):
+        names[key] = gluon
+    names |= {
+        "warpgroup_mma": gluon.warpgroup_mma,
+        "warpgroup_mma_wait": gluon.warpgroup_mma_wait,
+        "fence_async_shared": lambda: None,
+        "float": float, "range": range,
+    }  # fmt: skip
+    names[name](**arguments)
+    return gluon.events
+
+
+def sparse_arguments(count: int, slots: int, panels: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the copying and of the multiplying role, for a list of every other block."""
+    shared = {
+        "q_boxes": Slots("q"), "q_full": Place("queries", 0), "ring": Slots("ring"), "full": Slots("full"),
+        "empty": Slots("empty"), "p_list": Pointer(range(0, 2 * count, 2)), "count": Number(count),
+        "listed": count < KEY_BLOCKS, "batch": Number(0), "head": Number(0), "query_block": Number(0),
+        "PAIR": 0, "SLOTS": slots,
+    }  # fmt: skip
+    copying = shared | {
+        "q_source": "Q", "k_source": "K", "v_source": "V", "key_blocks": Number(KEY_BLOCKS), "PANELS": panels
+    }  # fmt: skip
+    multiplying = shared | {
+        "out_target": Anything(), "lse_ptr": Anything(), "key_tokens": Number(KEY_BLOCKS * BLOCK),
+        "query_tokens": Number(64), "scale_log2": 1.0, "heads": 1, "D": panels * BLOCK, "dtype": Anything(),
+    }  # fmt: skip
+    return copying, multiplying
+
+
+def tiles_of(events: list[Event], panels: int) -> list[tuple[str, int, tuple[int, ...]]]:
+    """Fold the copies of the ring to (source, slot, starts of the halves), and check boxes, bytes and columns."""
+    tiles = []
+    position = 0
+    while position < len(events):
+        event = events[position]
+        position += 1
+        if event.kind != "expect" or event.ring != "full":
+            continue
+        copies = [e.value for e in events[position : position + 2 * panels]]
+        assert event.value == len(copies) * BLOCK * BLOCK * 2
+        starts: dict[int, int] = {}
+        for source, row, column, box in copies:
+            panel, half = divmod(box.place - event.slot * panels * 2, 2)
+            assert source == copies[0][0]
+            assert 0 <= panel < panels
+            assert column == panel * BLOCK
+            assert starts.setdefault(half, row) == row
+        assert len({box.place for *_, box in copies}) == 2 * panels
+        tiles.append((copies[0][0], event.slot, (starts[0], starts[1])))
+    return tiles
+
+
+def play(copying: list[tuple[Any, ...]], multiplying: list[list[tuple[Any, ...]]], slots: int) -> None:
+    """Explore every order of the roles' steps and of the copies' ends.
+
+    Steps: (wait, ring, slot, parity), (load, slot, name) which ends later by itself, (read, slot, name),
+    (done, slot), (arrive, slot). A barrier's state is its parity and what is missing to end the phase.
+    """
+    roles = [copying, *multiplying]
+    readers = len(multiplying)
+    start = (
+        (0,) * len(roles), ((0, 1),) * slots, ((0, readers),) * slots, (None,) * slots, frozenset(), frozenset()
+    )  # fmt: skip
+    seen, stack = {start}, [start]
+    finished = False
+    while stack:
+        state = stack.pop()
+        following = list(_next_states(state, roles, readers))
+        if not following:
+            at, *_, loading, _ = state
+            assert all(a == len(steps) for a, steps in zip(at, roles, strict=True)), f"deadlock at steps {at}"
+            assert not loading
+            finished = True
+        for other in following:
+            if other not in seen:
+                seen.add(other)
+                stack.append(other)
+    assert finished
+
+
+def _arrived(barriers: tuple[tuple[int, int], ...], slot: int, count: int) -> tuple[tuple[int, int], ...]:
+    parity, missing = barriers[slot]
+    after = (parity ^ 1, count) if missing == 1 else (parity, missing - 1)
+    return (*barriers[:slot], after, *barriers[slot + 1 :])
+
+
+def _next_states(state: Any, roles: list[list[tuple[Any, ...]]], readers: int) -> Any:
+    at, full, empty, content, loading, reading = state
+    for slot, name in loading:  # a copy ends
+        held = (*content[:slot], name, *content[slot + 1 :])
+        yield at, _arrived(full, slot, 1), empty, held, loading - {(slot, name)}, reading
+    for role, steps in enumerate(roles):
+        if at[role] == len(steps):
+            continue
+        kind, *rest = steps[at[role]]
+        moved = (*at[:role], at[role] + 1, *at[role + 1 :])
+        if kind == "wait":
+            ring, slot, parity = rest
+            # The hardware's test: the phase of this parity is over when the current one has the other parity.
+            if (full if ring == "full" else empty)[slot][0] != parity:
+                yield moved, full, empty, content, loading, reading
+        elif kind == "load":
+            slot, name = rest
+            assert not any(s == slot for s, _ in loading), f"two copies to slot {slot}"
+            assert not any(s == slot for s, *_ in reading), f"{name} overwrites slot {slot} while it is read"
+            torn = (*content[:slot], None, *content[slot + 1 :])
+            yield moved, full, empty, torn, loading | {(slot, name)}, reading
+        elif kind == "read":
+            slot, name = rest
+            assert content[slot] == name, f"slot {slot} holds {content[slot]}, not {name}"
+            yield moved, full, empty, content, loading, reading | {(slot, role)}
+        elif kind == "done":
+            (slot,) = rest
+            yield moved, full, empty, content, loading, reading - {(slot, role)}
+        else:
+            (slot,) = rest
+            assert (slot, role) not in reading, f"slot {slot} is given back while it is read"
+            yield moved, full, _arrived(empty, slot, readers), content, loading, reading
+
+
+def copying_steps(events: list[Event], panels: int) -> list[tuple[Any, ...]]:
+    """The steps of the copying role; tiles are named by source and number."""
+    numbers = {"K": 0, "V": 0}
+    tiles = iter(tiles_of(events, panels))
+    steps: list[tuple[Any, ...]] = []
+    for event in events:
+        if event.kind == "wait":
+            steps.append(("wait", event.ring, event.slot, event.value))
+        elif event.kind == "expect" and event.ring == "full":
+            source, slot, _ = next(tiles)
+            steps.append(("load", slot, f"{source}{numbers[source]}"))
+            numbers[source] += 1
+    return steps
+
+
+def multiplying_steps(events: list[Event], order: list[str]) -> list[tuple[Any, ...]]:
+    """The steps of a multiplying role, whose products read the tiles in ``order``."""
+    names = iter(order)
+    steps: list[tuple[Any, ...]] = []
+    for event in events:
+        if event.kind == "wait" and event.ring == "full":
+            steps.append(("wait", "full", event.slot, event.value))
+        elif event.kind == "read":
+            steps.append(("read", event.slot, next(names)))
+        elif event.kind in ("done", "arrive"):
+            steps.append((event.kind, event.slot))
+    assert next(names, None) is None
+    return steps
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+@pytest.mark.parametrize("count", [*range(12), KEY_BLOCKS])
+def test_every_listed_block_is_copied_once_for_k_and_once_for_v(count: int, panels: int) -> None:
+    copying, _ = sparse_arguments(count, 3, panels)
+    tiles = tiles_of(record(hopper_block_sparse, "_copy", copying), panels)
+    listed = range(KEY_BLOCKS) if count == KEY_BLOCKS else range(0, 2 * count, 2)
+    past_the_end = KEY_BLOCKS * BLOCK
+    by_source = {s: [tile for source, _, tile in tiles if source == s] for s in "KV"}
+    assert by_source["K"] == by_source["V"]
+    starts = [start for tile in by_source["K"] for start in tile]
+    assert sorted(s for s in starts if s != past_the_end) == [block * BLOCK for block in listed]
+    # The last block, which may be ragged, leads; the empty half follows it.
+    if count:
+        assert starts[0] == listed[-1] * BLOCK
+    empty_halves = [i for i, start in enumerate(starts) if start == past_the_end]
+    assert empty_halves == ([0, 1] if count == 0 else [1] if count % 2 else [])
+
+
+@pytest.mark.parametrize("slots", [3, 6])
+@pytest.mark.parametrize("count", [*range(12), 17])
+def test_a_pair_neither_waits_for_ever_nor_reads_early(count: int, slots: int) -> None:
+    """The pairs share no barrier: two lists of any two lengths are two such plays."""
+    copying, multiplying = sparse_arguments(count, slots, 2)
+    events = record(hopper_block_sparse, "_attend", multiplying)
+    order = _order(max(1, (count + 1) // 2))
+    play(copying_steps(record(hopper_block_sparse, "_copy", copying), 2), [multiplying_steps(events, order)], slots)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 128, 129, 700])
+def test_three_warpgroups_share_the_ring_of_block_sums(tokens: int) -> None:
+    shared = {
+        "q_boxes": Slots("q"), "ring": Slots("ring"), "full": Slots("full"), "empty": Slots("empty"),
+        "batch": Number(0), "head": Number(0), "SLOTS": 4,
+    }  # fmt: skip
+    tiles = -(-tokens // 128)
+    copying = shared | {
+        "q_source": "Q", "k_source": "K", "q_full": Slots("queries"), "tiles": tiles, "first_block": 0, "PANELS": 2
+    }  # fmt: skip
+    summing = shared | {
+        "lse_ptr": Anything(), "sums_ptr": Anything(), "q_full": Place("queries", 0), "parts": Anything(),
+        "stride_lb": 1, "stride_lh": 1, "stride_ll": 1, "query_tokens": 64, "key_tokens": tokens, "query_blocks": 1,
+        "key_blocks": 2 * tiles, "scale_log2": 1.0, "log2_e": 1.0, "heads": 1, "query_block": Number(0), "INDEX": 0,
+        "GROUP": 16, "D": 128, "dtype": Anything(),
+    }  # fmt: skip
+    events = record(hopper_block_sums, "_sum_blocks", summing)
+    steps = multiplying_steps(events, [f"K{i}" for i in range(tiles)])
+    play(copying_steps(record(hopper_block_sums, "_copy", copying), 2), [steps] * 3, 4)
+
+
+def test_the_play_finds_a_slot_given_back_too_early() -> None:
+    copying, multiplying = sparse_arguments(9, 3, 2)
+    steps = multiplying_steps(record(hopper_block_sparse, "_attend", multiplying), _order(5))
+    early = steps.index(("done", steps[2][1]))
+    steps[early], steps[early + 1] = steps[early + 1], steps[early]
+    with pytest.raises(AssertionError, match="given back"):
+        play(copying_steps(record(hopper_block_sparse, "_copy", copying), 2), [steps], 3)
+
+
+def test_the_play_finds_a_ring_that_is_too_short() -> None:
+    """K(i+1) is waited for while V(i-1) is held: with one slot nothing moves."""
+    copying, multiplying = sparse_arguments(9, 1, 2)
+    steps = multiplying_steps(record(hopper_block_sparse, "_attend", multiplying), _order(5))
+    with pytest.raises(AssertionError, match="deadlock"):
+        play(copying_steps(record(hopper_block_sparse, "_copy", copying), 2), [steps], 1)
+
+
+def _order(tiles: int) -> list[str]:
+    return ["K0", *(name for i in range(1, tiles) for name in (f"K{i}", f"V{i - 1}")), f"V{tiles - 1}"]

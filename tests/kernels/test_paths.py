@@ -1,0 +1,60 @@
+"""Which kernel runs: what was asked for by name, or what ``auto`` prefers, with a word in the log where it cannot."""
+
+import logging
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+import adaspa_kernels
+from adaspa_kernels import launch
+
+
+@pytest.fixture(autouse=True)
+def _forget_what_was_said() -> None:
+    launch._say_fallback.cache_clear()
+
+
+def sums(device: torch.device, path: str) -> torch.Tensor:
+    x = torch.zeros(1, 1, 64, 64, dtype=torch.float16, device=device)
+    lse = torch.zeros(1, 1, 64, device=device)
+    return adaspa_kernels.block_sums(x, x, lse, block_size=(64, 64), scale=1.0, path=path)
+
+
+def test_an_unknown_path_is_refused(device: torch.device) -> None:
+    with pytest.raises(ValueError, match="path must be one of"):
+        sums(device, "fast")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there may be a Hopper GPU")
+def test_the_hopper_path_is_never_replaced_where_it_was_asked_for(device: torch.device) -> None:
+    with pytest.raises(ValueError, match=r"capability 9\.0.*use path='portable'"):
+        sums(device, "hopper")
+    x = torch.zeros(1, 1, 64, 64, dtype=torch.float16, device=device)
+    counts, indices = torch.ones(1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, dtype=torch.int16)
+    with pytest.raises(ValueError, match="block_sparse_attention cannot run"):
+        adaspa_kernels.block_sparse_attention(
+            x, x, x, counts, indices, key_blocks=1, block_size=(64, 64), scale=1.0, path="hopper"
+        )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there may be a Hopper GPU")
+def test_a_fallback_is_announced_once(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(launch, "PREFERRED_PATH", "hopper")
+    with caplog.at_level(logging.WARNING, logger="adaspa_kernels"):
+        assert torch.equal(sums(device, "auto"), sums(device, "portable"))
+        sums(device, "auto")
+    (record,) = caplog.records
+    assert "block_sums runs the portable Triton kernel" in record.getMessage()
+
+
+def test_until_measured_auto_is_portable() -> None:
+    x = torch.zeros(1, 1, 64, 64)
+    assert launch.choose_path("auto", "block_sums", (64, 64), x) == "portable"
+
+
+def test_gluon_has_what_the_kernels_use() -> None:
+    assert launch.gluon_unavailable() is None
