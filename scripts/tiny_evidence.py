@@ -223,7 +223,8 @@ def main() -> None:
     prompts = captions[:: len(captions) // options.prompts][: options.prompts]
     result = {"patterns": patterns, "quality": quality}[options.what](prompts, options.device)
     options.out.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(auto if options.device == "auto" else options.device)
     record = {"prompts": prompts, "versions": versions(), "machine": machine(device), options.what: result}
     path = options.out / f"tiny-{options.what}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
