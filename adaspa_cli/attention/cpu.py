@@ -26,33 +26,54 @@ from adaspa_cli.attention.layout import ceil_div
 
 LOG2_E = math.log2(math.e)
 
-# Bytes per thread of gathered keys and values or of scores: what one core's second-level cache holds.
-_GROUP_BYTES = 1 << 20
+# Bytes per thread of gathered keys and values or of scores: what a group leaves in the caches between its products.
+_GROUP_BYTES = 2_000_000
 # Scores of one dense chunk. Larger than the cache: each chunk reads all keys anew, which then costs less.
-_CHUNK_SCORES = 1 << 20
+_CHUNK_SCORES = 1 << 21
+# Scores that fill whole cache lines: rows of another length are up to half as slow to convert.
+_ALIGNED = 32
 
 
-class _Scratch:
-    """Buffers for scores, reused by all chunks of a call: fresh pages cost more than the arithmetic on them."""
+class _Softmax:
+    """Scores and their softmax in buffers that all chunks of a call reuse: fresh pages cost more than arithmetic."""
 
-    def __init__(self, scores: int, dtype: torch.dtype) -> None:
-        self._wide = torch.empty(scores)
-        self._narrow = None if dtype == torch.float32 else torch.empty(scores, dtype=dtype)
+    def __init__(self, dtype: torch.dtype, scale: float) -> None:
+        self._factor = scale * LOG2_E
+        self._wide, self._narrow = torch.empty(0), torch.empty(0, dtype=dtype)
 
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
         """q k^T without the scale, in float32: [n, M, D] and [n, S, D] to [n, M, S]."""
         shape = (q.shape[0], q.shape[1], k.shape[1])
-        wide = self._wide[: math.prod(shape)].view(shape)
-        if self._narrow is None:
-            return _multiply(q, k.mT, wide)
-        narrow = self._narrow[: math.prod(shape)].view(shape)
-        return wide.copy_(_multiply(q, k.mT, narrow))
+        size = math.prod(shape)
+        if size > len(self._narrow):
+            self._narrow = q.new_empty(size)
+            self._wide = self._narrow if q.dtype == torch.float32 else torch.empty(size)
+        scores = _multiply(q, k.mT, self._narrow[:size].view(shape))
+        return scores if q.dtype == torch.float32 else self._wide[:size].view(shape).copy_(scores)
+
+    def exponentials(self, q: Tensor, k: Tensor, keys: int, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """2**(s - shift), s = q k^T * scale * log2(e): [n, M, S], and the shift [n, M, 1], by default the row maximum.
+
+        Only the first ``keys`` of the S keys count; scale > 0, so the maximum may be taken before it is applied.
+        """
+        scores = self._scores(q, k)
+        scores[..., keys:] = -torch.inf
+        if shift is None:
+            shift = scores.amax(-1, keepdim=True).mul_(self._factor)
+        return torch.add(-shift, scores, alpha=self._factor, out=scores).exp2_(), shift
 
     def weigh(self, weights: Tensor, v: Tensor, out: Tensor) -> Tensor:
         """Write ``weights`` v to ``out`` in v's dtype: [n, M, S] and [n, S, D] to [n, M, D]."""
-        if self._narrow is not None:
+        if v.dtype != torch.float32:
             weights = self._narrow[: weights.numel()].view(weights.shape).copy_(weights)
         return _multiply(weights, v, out)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: int, out: Tensor) -> Tensor:
+        """Write softmax(q k^T * scale) v over the first ``keys`` keys to ``out`` [n, M, D]; return the LSE [n, M]."""
+        weights, shift = self.exponentials(q, k, keys)
+        total = weights.sum(-1, keepdim=True)
+        self.weigh(weights, v, out).div_(total)
+        return ((shift + total.log2_()) / LOG2_E)[..., 0]
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -70,9 +91,11 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tens
     if not _uses_products(q.dtype):
         out, lse = _flash(q, k, v, scale)
         return _token_major(out), lse
-    queries, keys, values = _flat(q, 1), _flat(k, 1), _flat(v, 1)
+    queries, keys, values = _flat(q, 1), _flat(k, _ALIGNED), _flat(v, _ALIGNED)
     out, lse = torch.empty_like(queries), torch.empty(queries.shape[:2])
-    _dense_products(queries, keys, values, scale, out, lse)
+    softmax = _Softmax(q.dtype, scale)
+    for head in range(len(queries)):
+        _dense_products(softmax, queries[head], keys[head], values[head], k.shape[2], out[head], lse[head])
     return _token_major(out.view(q.shape)), lse.view(q.shape[:3])
 
 
@@ -90,24 +113,25 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, sca
     keys, values = _flat(k, block_k), _flat(v, block_k)
     rows = queries.view(-1, block_q, head_dim)
     out, lse = torch.zeros_like(rows), torch.full(rows.shape[:2], -torch.inf)
+    softmax = _Softmax(q.dtype, scale) if _uses_products(q.dtype) else None
 
     counts = mask.counts.expand(batch, heads, -1).reshape(-1)
     indices = mask.indices.expand(batch, heads, -1, -1).flatten(0, -2)
     full = counts == mask.key_blocks
-    for head in range(batch * heads):
+    for head in full.view(batch * heads, -1).any(-1).nonzero()[:, 0].tolist():
         dense = full.view(batch * heads, -1)[head].nonzero()[:, 0] + head * mask.query_blocks
-        if len(dense):
-            _full_rows(rows, dense, keys[head, : k.shape[2]], values[head, : k.shape[2]], scale, out, lse)
+        _full_rows(softmax, rows, dense, keys[head], values[head], k.shape[2], scale, out, lse)
 
     padding = mask.key_blocks * block_k - k.shape[2]
-    # Lists ascend, so the ragged block is a row's last and its padding the tail of the gathered keys: cut, not masked.
+    # Lists ascend, so the ragged block is a row's last and its padding the tail of the gathered keys.
     last = indices.gather(1, (counts[:, None] - 1).clamp(0, indices.shape[1] - 1).long())[:, 0]
     kept_tokens = counts * block_k - padding * (last == mask.key_blocks - 1)
     kept_tokens = torch.where(full | (counts == 0), 0, kept_tokens)
     for length in sorted(set(kept_tokens.tolist())):
         if length:
             alike = (kept_tokens == length).nonzero()[:, 0]
-            _listed_rows(rows, alike, indices, keys, values, (mask.key_blocks, block_k, length), scale, out, lse)
+            extent = mask.key_blocks, block_k, length
+            _listed_rows(softmax, rows, alike, indices, keys, values, extent, scale, out, lse)
 
     out = out.view(batch, heads, -1, head_dim)[:, :, :tokens]
     return _token_major(out), lse.view(batch, heads, -1)[:, :, :tokens].contiguous()
@@ -117,7 +141,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, sca
 def block_sums(q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float) -> Tensor:
     """Exact block sums W of exp(q k^T * scale - LSE), float32 [B, H, Nq, Nk] (AdaSpa, precise online search).
 
-    Holds one chunk of scores: max(2**20, BQ * Lk) elements of 4 bytes (6 in 16 bits), and padded copies of q and k.
+    Holds one chunk of scores: max(2**21, BQ * Lk) elements of 4 bytes (6 in 16 bits), and padded copies of q and k.
     """
     _check_scale(scale)
     block_q, block_k = block_size
@@ -127,13 +151,15 @@ def block_sums(q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], s
     # +inf makes a row weigh nothing, be it past the end or without keys.
     shift = F.pad(lse.float() * LOG2_E, (0, queries.shape[1] - q.shape[2]), value=torch.inf)
     shift = torch.where(shift == -torch.inf, torch.inf, shift).view(len(queries), -1, 1)
-    scratch = _dense_scratch(queries, keys, block_q)
+    softmax = _Softmax(q.dtype, scale)
     for head, start, stop in _chunks(queries, keys, block_q):
-        weights = scratch.scores(queries[head, start:stop][None], keys[head][None])
-        weights[..., k.shape[2] :] = -torch.inf
-        torch.add(-shift[head, start:stop], weights, alpha=scale * LOG2_E, out=weights).exp2_()
-        columns = weights.view(-1, block_q, keys.shape[1]).sum(1)
-        sums[head, start // block_q : stop // block_q] = columns.view(-1, key_blocks, block_k).sum(-1)
+        rows = slice(start, stop)
+        weights, _ = softmax.exponentials(
+            queries[None, head, rows], keys[None, head], k.shape[2], shift[None, head, rows]
+        )
+        # Keys first: four times faster than the rows of a block first.
+        per_block = weights.view(stop - start, key_blocks, block_k).sum(-1)
+        sums[head, start // block_q : stop // block_q] = per_block.view(-1, block_q, key_blocks).sum(1)
     return sums.view(*q.shape[:2], -1, key_blocks)
 
 
@@ -152,12 +178,12 @@ def attention_with_block_sums(
     key_blocks = keys.shape[1] // block_k
     out, lse = torch.empty_like(queries), torch.empty(queries.shape[:2])
     sums = torch.empty(len(queries), queries.shape[1] // block_q, key_blocks)
-    scratch = _dense_scratch(queries, keys, block_q)
+    softmax = _Softmax(q.dtype, scale)
     for head, start, stop in _chunks(queries, keys, block_q):
-        weights, shift = _weights(scratch, queries[head, start:stop][None], keys[head][None], k.shape[2], scale)
+        weights, shift = softmax.exponentials(queries[None, head, start:stop], keys[None, head], k.shape[2])
         per_block = weights.view(stop - start, key_blocks, block_k).sum(-1)
         total = per_block.sum(-1, keepdim=True)
-        chunk = scratch.weigh(weights, values[head][None], out[head, start:stop][None])
+        chunk = softmax.weigh(weights, values[head][None], out[head, start:stop][None])
         chunk.div_(total)
         lse[head, start:stop] = ((shift[0] + total.log2()) / LOG2_E)[:, 0]
         per_block.div_(total)
@@ -196,65 +222,45 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
     return out, lse.float()
 
 
-def _weights(scratch: _Scratch, q: Tensor, k: Tensor, keys: int, scale: float) -> tuple[Tensor, Tensor]:
-    """2**(s - shift), s = q k^T * scale * log2(e), shift its row maximum: [n, M, S] and [n, M, 1].
-
-    Only the first ``keys`` of the S keys count; scale > 0, so the maximum may be taken before it is applied.
-    """
-    scores = scratch.scores(q, k)
-    scores[..., keys:] = -torch.inf
-    shift = scores.amax(-1, keepdim=True).mul_(scale * LOG2_E)
-    return torch.add(-shift, scores, alpha=scale * LOG2_E, out=scores).exp2_(), shift
-
-
-def _attend(scratch: _Scratch, q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> Tensor:
-    """Write softmax(q k^T * scale) v to ``out`` [n, M, D]; return the LSE [n, M]."""
-    weights, shift = _weights(scratch, q, k, k.shape[1], scale)
-    total = weights.sum(-1, keepdim=True)
-    scratch.weigh(weights, v, out).div_(total)
-    return ((shift + total.log2_()) / LOG2_E)[..., 0]
-
-
 def _chunks(queries: Tensor, keys: Tensor, block_q: int) -> Iterator[tuple[int, int, int]]:
     """(head, start, stop): whole query blocks of [B * H, Lq, D], within ``_CHUNK_SCORES`` or one block."""
-    step = _chunk_rows(keys.shape[1], block_q)
+    step = max(1, _CHUNK_SCORES // (keys.shape[1] * block_q)) * block_q
     for head in range(queries.shape[0]):
         for start in range(0, queries.shape[1], step):
             yield head, start, min(start + step, queries.shape[1])
 
 
-def _chunk_rows(keys: int, block_q: int) -> int:
-    return max(1, _CHUNK_SCORES // (keys * block_q)) * block_q
+def _dense_products(softmax: _Softmax, q: Tensor, k: Tensor, v: Tensor, tokens: int, out: Tensor, lse: Tensor) -> None:
+    """Attend from q [Lq, D] to the first ``tokens`` of k and v [S, D], into ``out`` [Lq, D] and ``lse`` [Lq]."""
+    for _, start, stop in _chunks(q[None], k[None], 64):
+        lse[start:stop] = softmax.attend(q[None, start:stop], k[None], v[None], tokens, out[None, start:stop])[0]
 
 
-def _dense_scratch(queries: Tensor, keys: Tensor, block_q: int) -> _Scratch:
-    rows = min(_chunk_rows(keys.shape[1], block_q), queries.shape[1])
-    return _Scratch(rows * keys.shape[1], queries.dtype)
-
-
-def _dense_products(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor) -> None:
-    """Full attention of [B * H, L, D] by products, into ``out`` and ``lse`` [B * H, Lq]."""
-    scratch = _dense_scratch(q, k, 64)
-    for head, start, stop in _chunks(q, k, 64):
-        rows = slice(start, stop)
-        lse[head, rows] = _attend(
-            scratch, q[head, rows][None], k[head][None], v[head][None], scale, out[head, rows][None]
-        )[0]
-
-
-def _full_rows(rows: Tensor, chosen: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor) -> None:
-    """Attend from the ``chosen`` rows of one head to all its keys [S, D]."""
+def _full_rows(
+    softmax: _Softmax | None,
+    rows: Tensor,
+    chosen: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tokens: int,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    """Attend from the ``chosen`` rows of one head to the first ``tokens`` of its keys [S, D]."""
     q = rows[chosen].flatten(0, 1)
-    if _uses_products(q.dtype):
-        result, row_lse = torch.empty_like(q), torch.empty(len(q))
-        _dense_products(q[None], k[None], v[None], scale, result[None], row_lse[None])
+    if softmax is None:
+        keys, values = k[None, None, :tokens], v[None, None, :tokens]
+        result, row_lse = (x[0, 0] for x in _flash(q[None, None], keys, values, scale))
     else:
-        result, row_lse = (x[0, 0] for x in _flash(q[None, None], k[None, None], v[None, None], scale))
+        result, row_lse = torch.empty_like(q), torch.empty(len(q))
+        _dense_products(softmax, q, k, v, tokens, result, row_lse)
     out[chosen] = result.view(len(chosen), *out.shape[1:])
     lse[chosen] = row_lse.view(len(chosen), -1)
 
 
 def _listed_rows(
+    softmax: _Softmax | None,
     rows: Tensor,
     chosen: Tensor,
     indices: Tensor,
@@ -274,24 +280,32 @@ def _listed_rows(
     keys, values = (x.view(-1, block_k * head_dim) for x in (keys, values))
     listed = indices[chosen, :width].long() + (chosen // row_blocks * key_blocks)[:, None]
     buffers = rows.new_empty(2, group * width, block_k * head_dim)
-    scratch = _Scratch(group * block_q * length, rows.dtype) if _uses_products(rows.dtype) else None
     for start in range(0, len(chosen), group):
-        members, flat = chosen[start : start + group], listed[start : start + group].flatten()
-        gathered = []
+        flat = listed[start : start + group].flatten()
+        members = _span(chosen[start : start + group])
+        q = rows[members]
         for source, buffer in zip((keys, values), buffers, strict=True):
             torch.index_select(source, 0, flat, out=buffer[: len(flat)])
-            gathered.append(buffer[: len(flat)].view(len(members), width * block_k, head_dim)[:, :length])
-        q = rows[members]
-        if scratch is None:
-            result, group_lse = (x[:, 0] for x in _flash(q[:, None], gathered[0][:, None], gathered[1][:, None], scale))
+        # Whole blocks, the ragged one as well: bmm would copy what is cut.
+        k, v = buffers[:, : len(flat)].view(2, len(q), width * block_k, head_dim)
+        if softmax is None:
+            k, v = k[:, None, :length], v[:, None, :length]
+            out[members], lse[members] = (x[:, 0] for x in _flash(q[:, None], k, v, scale))
         else:
-            result = torch.empty_like(q)
-            group_lse = _attend(scratch, q, gathered[0], gathered[1], scale, result)
-        out[members] = result
-        lse[members] = group_lse
+            result = out[members]  # a view where the members follow one another, else a copy
+            lse[members] = softmax.attend(q, k, v, length, result)
+            if not isinstance(members, slice):
+                out[members] = result
+
+
+def _span(members: Tensor) -> slice | Tensor:
+    """Indices that follow one another as a slice: most rows of a head are alike, and slices are not copied."""
+    first, last = int(members[0]), int(members[-1])
+    return slice(first, last + 1) if last - first == len(members) - 1 else members
 
 
 def _group_size(length: int, block_q: int, head_dim: int, item_size: int, rows: int) -> int:
-    """Rows per batched product: 4 in float32 and 8 in 16 bits for 1,024 kept keys, D = 64 and two threads."""
+    """Rows per batched product: 8 in 16 bits for 1,920 kept keys, D = 64 and two threads; each thread gets as many."""
+    threads = torch.get_num_threads()
     per_row = length * max(block_q, 2 * head_dim) * item_size
-    return min(rows, max(1, _GROUP_BYTES * torch.get_num_threads() // per_row))
+    return min(rows, max(1, _GROUP_BYTES // per_row) * threads)

@@ -92,6 +92,37 @@ def test_sparse_attention_in_several_groups(dtype: torch.dtype, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group_bytes", [1 << 14, 1 << 21])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_rows_that_keep_equally_many_keys(
+    dtype: torch.dtype, group_bytes: int, gaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such rows are read and written in place where they follow one another; the last block is ragged."""
+    monkeypatch.setattr(cpu, "_GROUP_BYTES", group_bytes)
+    q, k, v = tensors(dtype, lengths=(330, 330))
+    order = torch.rand(3, 21, 20, generator=torch.Generator().manual_seed(2)).argsort(-1)
+    kept = torch.cat([order < 5, torch.ones(3, 21, 1, dtype=torch.bool)], dim=-1)
+    kept[:, -1] = True
+    if gaps:
+        kept[:, 3::4] = False
+        kept[:, 1::4, 0] = True
+    check_sparse(q, k, v, BlockMask.from_bool(kept, (16, 16)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_small_and_huge_scores(dtype: torch.dtype, size: float) -> None:
+    q, k, v = tensors(dtype, lengths=(200, 320))
+    q, v = q * size, v * 100
+    check_sparse(q, k, v, random_mask(q, k, (32, 32)))
+    check_dense(q, k, v, *cpu.dense_attention(q, k, v, SCALE))
+    out, lse, sums = cpu.attention_with_block_sums(q, k, v, (32, 32), SCALE)
+    check_dense(q, k, v, out, lse)
+    assert sums.isfinite().all()
+    assert cpu.block_sums(q, k, lse, (32, 32), SCALE).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_all_blocks_are_dense_attention(dtype: torch.dtype) -> None:
     q, k, v = tensors(dtype, lengths=(100, 150))
     mask = BlockMask.full(3, 2, 3, (64, 64))
