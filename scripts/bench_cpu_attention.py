@@ -78,7 +78,7 @@ def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 5184])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 9216])
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     print(versions(), machine(torch.device("cpu")))

@@ -1,11 +1,11 @@
 """The operators on a CPU in plain PyTorch. Blocks that are left out are neither read nor multiplied.
 
-Two ways to a softmax, chosen by dtype alone. Measured on two Zen 4 cores with AVX512-BF16, 5,184 tokens, 4 heads of 64,
-one thread, CPU time of a dense pass:
+Two ways to a softmax, chosen by dtype alone. A dense pass over 9,216 tokens, 4 heads of 64, on two Zen 4 cores with
+AVX512-BF16 (scripts/bench_cpu_attention.py):
 
-- *flash*, PyTorch's fused kernel: 0.41 s in float32, 0.45 s in bfloat16;
+- *flash*, PyTorch's fused kernel: 0.58 s in float32, 0.56 s in bfloat16;
 - *products*: a matrix product, softmax by ``exp2`` (3.5 times faster than ``exp`` here) in float32, a second product:
-  0.45 s in float32, 0.29 s in bfloat16, because its products run in bfloat16 throughout.
+  0.42 s in bfloat16, because its products run in bfloat16 throughout; no faster than flash in float32.
 
 So bfloat16 takes products and everything else flash. The search needs the weights themselves: always products.
 Products in bfloat16 round the scores to bfloat16, as ``q @ k.mT`` does; sums and exponentials are float32.

@@ -38,7 +38,7 @@ def test_each_source_wins_over_the_one_before(write: Any) -> None:
 
 def test_what_a_file_leaves_out_stays(write: Any) -> None:
     resolved = resolve({}, write("sparsity: 0.5\n"))
-    assert value_and_origin(resolved, "steps") == (12, "model preset tiny")
+    assert value_and_origin(resolved, "steps") == (14, "model preset tiny")
     assert value_and_origin(resolved, "block_size") == (64, "method preset adaspa")
 
 
@@ -203,8 +203,8 @@ def test_fasthunyuan_is_set_up_as_it_was_made() -> None:
 def test_search_steps_given_by_hand_are_exact(write: Any) -> None:
     for resolved in (resolve({"search_steps": (3,)}), resolve({}, write("search_steps: [3]\n"))):
         assert resolved.config.method.search_steps_for is None
-        assert resolved.config.method.schedule(12) == (3,)
-    with pytest.raises(ConfigError, match="search step 30 lies beyond the last step, which is 11"):
+        assert resolved.config.method.schedule(14) == (3,)
+    with pytest.raises(ConfigError, match="search step 30 lies beyond the last step, which is 13"):
         resolve({"search_steps": (10, 30)})
 
 
