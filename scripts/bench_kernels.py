@@ -330,7 +330,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--head-dims", type=int, nargs="+", choices=sorted(TOKENS), default=[128, 64])
     parser.add_argument("--densities", type=float, nargs="+")
     parser.add_argument("--masks", nargs="+", choices=["uniform", "clustered"], default=["uniform", "clustered"])
-    parser.add_argument("--paths", nargs="+", choices=["portable", "hopper"], default=["portable", "hopper"])
+    parser.add_argument("--paths", nargs="+", choices=["portable", "hopper"], default=["portable"])
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--no-dense", action="store_true")
     parser.add_argument("--no-sums", action="store_true")

@@ -136,9 +136,9 @@ class Recorder:
         return table
 
 
-def patterns(prompts: list[str], device: str) -> dict[str, Any]:
+def patterns(prompts: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     """Recall by pattern and by distance of steps, over some prompts."""
-    config = resolve({"device": device}).config
+    config = resolve(settings).config
     pipe = load_pipeline(config.model)
     steps = config.sampling.steps
     looked_at = (2, steps - 1)
@@ -165,11 +165,11 @@ def patterns(prompts: list[str], device: str) -> dict[str, Any]:
     }
 
 
-def quality(prompts: list[str], device: str) -> dict[str, Any]:
+def quality(prompts: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     """PSNR and SSIM against the dense video of the same seed, by sparsity and method."""
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    config = resolve({"device": device}).config
+    config = resolve(settings).config
     pipe = load_pipeline(config.model)
     schedule = {"search_steps": config.method.search_steps, "search_steps_for": config.method.search_steps_for}
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -217,15 +217,22 @@ def main() -> None:
     parser.add_argument("what", choices=("patterns", "quality"))
     parser.add_argument("--prompts", type=int, default=4, help="how many held-out captions")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, help="denoising steps; the model's default")
+    parser.add_argument("--search-steps", type=int, nargs="+", help="where masks are searched; the model's default")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     captions = held_out_captions()
     prompts = captions[:: len(captions) // options.prompts][: options.prompts]
-    result = {"patterns": patterns, "quality": quality}[options.what](prompts, options.device)
+    settings = {"device": options.device, "steps": options.steps, "search_steps": options.search_steps}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    result = {"patterns": patterns, "quality": quality}[options.what](prompts, settings)
     options.out.mkdir(parents=True, exist_ok=True)
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(auto if options.device == "auto" else options.device)
-    record = {"prompts": prompts, "versions": versions(), "machine": machine(device), options.what: result}
+    config = resolve(settings).config
+    schedule = {"steps": config.sampling.steps, "search_steps": config.method.schedule(config.sampling.steps)}
+    machine_used = {"versions": versions(), "machine": machine(device)}
+    record = {"prompts": prompts, **schedule, **machine_used, options.what: result}
     path = options.out / f"tiny-{options.what}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))

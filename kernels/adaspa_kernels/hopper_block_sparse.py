@@ -3,6 +3,8 @@
 Maths, lists and outputs are those of ``block_sparse.py`` (AdaSpa, arXiv 2502.21079; online softmax, arXiv 2307.08691),
 for blocks of 64x64.
 
+Not yet run on a GPU: its source is checked by compiling it, and on the CPU against a model of the barriers.
+
 Work. One program computes two neighbouring query blocks, each with its own list. For each of them one warpgroup
 multiplies and one warp copies; the two pairs share nothing but the multiprocessor, so that lists of any two lengths
 go together: while one warpgroup takes exponentials, the other one keeps the tensor cores busy.

@@ -102,7 +102,7 @@ def gluon_unavailable() -> str | None:
     try:
         importlib.import_module("adaspa_kernels.hopper_block_sparse")
         importlib.import_module("adaspa_kernels.hopper_block_sums")
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:
         return f"this Triton's Gluon lacks what they use ({error})"
     return None
 

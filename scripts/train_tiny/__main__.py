@@ -148,7 +148,7 @@ def _common_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--steps", type=int, help="training steps; sampling steps of 'evaluate'")
     command.add_argument("--batch", type=int)
-    command.add_argument("--learning-rate", type=float)
+    command.add_argument("--learning-rate", type=float, help="peak of AdamW's; Muon keeps its own")
     command.add_argument("--max-minutes", type=float, help="stop then, with a checkpoint")
     command.add_argument("--fit-minutes", type=float, help="choose --steps so that it takes so long")
     command.add_argument("--bundle", type=Path, metavar="DIR", help="then pack what is needed to go on elsewhere")

@@ -1,4 +1,5 @@
-"""Two operations of the VAE that are slow on a GPU, written so that they are not. Results stay what they are.
+"""Two operations of the VAE that are slow on a GPU, written so that they are not. In float32 results stay what they
+are; under autocast they are rounded to bfloat16, sums apart.
 
 - A GroupNorm of one group is computed by one thread block per clip, and a batch has few clips: half of a training
   step. Here the sums over a clip are reductions that fill the machine. What comes out has the dtype of what goes in,

@@ -66,6 +66,7 @@ class Loop:
     matrices: Collection[str] = ()  # names of the parameters that Muon updates
     step: int = 0
     steps: int = 0
+    fitted: bool = False  # whether ``steps`` was chosen by ``fit_minutes``
     seconds: float = 0.0
     restart: int = 0  # step at which the optimiser last began without its moments
 
@@ -109,8 +110,8 @@ class Loop:
         load_modules(self.modules, averaged if raw is None else raw)
         load_modules(self.averaged, averaged)
         self.step, self.seconds, self.restart = state["step"], state["seconds"], state["restart"]
-        if self.config.fit_minutes is not None and self.step >= self.config.warmup:
-            self.steps = state["steps"]
+        if state.get("fitted"):  # the schedule is in use: another length would tear it
+            self.steps, self.fitted = state["steps"], True
         moments = load_group(self.folder, "optimizer")
         if moments is None:
             self.restart = self.step
@@ -143,6 +144,7 @@ class Loop:
             "seed": self.config.seed,
             "batch": self.config.batch,
             "steps": self.steps,
+            "fitted": self.fitted,
             **self.extra_state,
         }
 
@@ -167,18 +169,19 @@ class Loop:
         Returns:
             True if the schedule came to its end.
         """
-        begin, before = time.monotonic(), self.seconds
+        begin, before, first_step = time.monotonic(), self.seconds, self.step
         printed, printed_step = begin, self.step
-        middle = begin
+        middle, middle_step = begin, self.step
         total = torch.zeros((), device=self._raw[0].device)
         while self.progress() < 1.0:
             total += self._update(loss_at(self.step))
             self.step += 1
             if self.config.fit_minutes is not None and self.step in (self.config.warmup // 2, self.config.warmup):
                 float(total)  # waits for the device
-                if self.step == self.config.warmup:
-                    self._fit(time.monotonic() - middle, before + time.monotonic() - begin)
-                middle = time.monotonic()
+                now = time.monotonic()
+                if self.step == self.config.warmup and not self.fitted:
+                    self._fit((now - middle) / (self.step - middle_step), before + now - begin)
+                middle, middle_step = now, self.step
             now = time.monotonic()
             self.seconds = before + now - begin
             if now - printed >= self.config.print_seconds or self.progress() >= 1.0:
@@ -189,14 +192,15 @@ class Loop:
                 printed, printed_step = time.monotonic(), self.step
             if self.config.max_minutes is not None and now - begin >= 60.0 * self.config.max_minutes:
                 break
-        self.save()
+        if self.step > first_step:
+            self.save()
         return self.progress() >= 1.0
 
-    def _fit(self, seconds: float, spent: float) -> None:
-        """Choose ``steps``; the second half of the warm-up took so long, everything so far ``spent``."""
-        warmup = self.config.warmup
-        each = seconds / (warmup - warmup // 2) * self.config.later_cost
-        self.steps = warmup + max(1, int((60.0 * (self.config.fit_minutes or 0.0) - spent) / each))
+    def _fit(self, each: float, spent: float) -> None:
+        """Choose ``steps``, from the seconds of a step late in the warm-up and of everything so far."""
+        left = 60.0 * (self.config.fit_minutes or 0.0) - spent
+        self.steps = self.config.warmup + max(1, int(left / (each * self.config.later_cost)))
+        self.fitted = True
         print(f"{self.folder.name}: {self.steps} steps fit into {self.config.fit_minutes} minutes", flush=True)
 
     def _update(self, loss: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ HEADS, HEAD_DIM, TOKENS, BLOCK = 2, 64, 150, (64, 64)
 
 
 class Block(nn.Module):
-    """An attention block of a transformer, as the adapters run it."""
+    """Projections round one of the operators."""
 
     def __init__(self, backend: str) -> None:
         super().__init__()

@@ -392,6 +392,21 @@ def test_a_run_of_chosen_length_can_be_had_again(work: Path, tmp_path: Path) -> 
     assert_same_checkpoint(tmp_path / "fit" / "full", tmp_path / "again" / "full")
 
 
+def test_a_chosen_length_survives_an_interruption(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "model").symlink_to(work / "vae" / "model")
+    fit = dataclasses.replace(LOOP, steps=1000, warmup=3, fit_minutes=0.0, max_minutes=0.0)
+    for _ in range(3):
+        assert not train_transformer(MODEL, STAGE, fit, tmp_path, CPU)
+    assert train_transformer(MODEL, STAGE, dataclasses.replace(LOOP, steps=1000, warmup=3), tmp_path, CPU)
+    state = checkpoint.load_state(tmp_path / "full")
+    assert state is not None
+    assert (state["step"], state["steps"], state["fitted"]) == (4, 4, True)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "full").iterdir()}
+    assert train_transformer(MODEL, STAGE, LOOP, tmp_path, CPU)  # done: nothing is trained, nothing written
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "full").iterdir()}
+
+
 def test_sampling_is_independent_of_the_batch(work: Path) -> None:
     from scripts.train_tiny.sampling import sample_captions
 
