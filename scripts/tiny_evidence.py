@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import attention_with_block_sums
-from adaspa_cli.config import resolve
+from adaspa_cli.config import GenerateConfig, resolve
 from adaspa_cli.masks.selection import select
 from adaspa_cli.models.attachment import Row
 from adaspa_cli.models.loading import load_pipeline
@@ -136,9 +136,8 @@ class Recorder:
         return table
 
 
-def patterns(prompts: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+def patterns(prompts: list[str], config: GenerateConfig) -> dict[str, Any]:
     """Recall by pattern and by distance of steps, over some prompts."""
-    config = resolve(settings).config
     pipe = load_pipeline(config.model)
     steps = config.sampling.steps
     looked_at = (2, steps - 1)
@@ -165,11 +164,10 @@ def patterns(prompts: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def quality(prompts: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+def quality(prompts: list[str], config: GenerateConfig) -> dict[str, Any]:
     """PSNR and SSIM against the dense video of the same seed, by sparsity and method."""
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    config = resolve(settings).config
     pipe = load_pipeline(config.model)
     schedule = {"search_steps": config.method.search_steps, "search_steps_for": config.method.search_steps_for}
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -194,7 +192,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"mean": round(statistics.mean(values), 4), "q25": round(low, 4), "q75": round(high, 4)}
 
 
-def run(pipe: Any, prompt: str, config: Any, *, latent: bool = False) -> Tensor:
+def run(pipe: Any, prompt: str, config: GenerateConfig, *, latent: bool = False) -> Tensor:
     """Sample one prompt with seed 0: frames [F, 3, H, W] in [0, 1]."""
     sampling = config.sampling
     with torch.inference_mode():
@@ -225,14 +223,19 @@ def main() -> None:
     prompts = captions[:: len(captions) // options.prompts][: options.prompts]
     settings = {"device": options.device, "steps": options.steps, "search_steps": options.search_steps}
     settings = {name: value for name, value in settings.items() if value is not None}
-    result = {"patterns": patterns, "quality": quality}[options.what](prompts, settings)
+    config = resolve(settings).config
+    result = {"patterns": patterns, "quality": quality}[options.what](prompts, config)
     options.out.mkdir(parents=True, exist_ok=True)
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(auto if options.device == "auto" else options.device)
-    config = resolve(settings).config
-    schedule = {"steps": config.sampling.steps, "search_steps": config.method.schedule(config.sampling.steps)}
-    machine_used = {"versions": versions(), "machine": machine(device)}
-    record = {"prompts": prompts, **schedule, **machine_used, options.what: result}
+    record = {
+        "prompts": prompts,
+        "steps": config.sampling.steps,
+        "search_steps": config.method.schedule(config.sampling.steps),
+        "versions": versions(),
+        "machine": machine(device),
+        options.what: result,
+    }
     path = options.out / f"tiny-{options.what}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))

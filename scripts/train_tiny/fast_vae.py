@@ -1,9 +1,9 @@
 """Two operations of the VAE that are slow on a GPU, written so that they are not. In float32 results stay what they
 are; under autocast they are rounded to bfloat16, sums apart.
 
-- A GroupNorm of one group is computed by one thread block per clip, and a batch has few clips: half of a training
-  step. Here the sums over a clip are reductions that fill the machine. What comes out has the dtype of what goes in,
-  where autocast would make it float32 and every operation after it twice as large.
+- A GroupNorm of one group is computed by one thread block per clip, and a batch has few clips: it took longer than any
+  other kernel. Here the sums over a clip are reductions that fill the machine. What comes out has the dtype of what
+  goes in, where autocast would make it float32 and every operation after it twice as large.
 - The gradient of replicated borders adds atomically, element by element. Here it is a few sums of slices.
 
 Shapes: N clips, C channels, F frames, H height, W width.
