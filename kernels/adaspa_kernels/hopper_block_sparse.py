@@ -101,8 +101,8 @@ def _copy(
 
     tiles = gl.maximum((count + 1) // 2, 1)
     first, second = _tile_blocks(p_list, count, listed, key_blocks, 0, tiles)
-    last_first = first
-    last_second = second
+    # Nothing yet. Not `first` and `second`: Triton 3.6 makes one loop variable of two that begin as the same object.
+    last_first, last_second = _tile_blocks(p_list, count, listed, key_blocks, tiles, tiles)
     slot = 0
     # The ring starts empty: the wait for the phase before the first one returns at once.
     phase = 1
