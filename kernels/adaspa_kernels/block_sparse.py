@@ -190,7 +190,7 @@ def block_sparse_attention(
 
         return hopper_block_sparse.launch(
             q, k, v, counts, indices, list_strides,
-            key_blocks=key_blocks, scale=scale, first_query_block=_first_query_block(query_blocks),
+            key_blocks=key_blocks, block_size=block_size, scale=scale,
         )  # fmt: skip
     out = torch.empty(batch, query_tokens, heads, head_dim, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, query_tokens, dtype=torch.float32, device=q.device)

@@ -1,17 +1,19 @@
 """Block-sparse attention for Hopper, written in Gluon: bulk copies, warpgroup products, specialised warps.
 
 Maths, lists and outputs are those of ``block_sparse.py`` (AdaSpa, arXiv 2502.21079; online softmax, arXiv 2307.08691),
-for blocks of 64x64.
+for blocks of 64x64 and 128x128.
 
-Not yet run on a GPU: its source is checked by compiling it, and on the CPU against a model of the barriers.
+Work. The grid is persistent. A *team* takes query blocks from the schedule, heaviest first, one after the other: one
+warp copies, and one warpgroup multiplies for each 64 query rows.
 
-Work. One program computes two neighbouring query blocks, each with its own list. For each of them one warpgroup
-multiplies and one warp copies; the two pairs share nothing but the multiprocessor, so that lists of any two lengths
-go together: while one warpgroup takes exponentials, the other one keeps the tensor cores busy.
+    64x64     two teams of one warpgroup (three at D = 64), each with a list and a ring of its own. They share nothing
+              but the multiprocessor, so that lists of any lengths go together: while one team's warpgroup takes
+              exponentials, another's keeps the tensor cores busy.
+    128x128   one team of two warpgroups, which read the same tiles.
 
-Super tiles. Two listed key blocks are gathered into one slot of shared memory, so that a step is one product with
-N = 128 and one rescaling for 128 keys. A list is walked from its end. Its last block comes first, because it alone can
-be ragged, and with it, where the count is odd, an empty half: the first step alone pays for masks.
+Tiles. A step is one product with N = 128 keys and one rescaling: two listed blocks of 64 keys, gathered into one slot
+of shared memory, or one block of 128. A list is walked from its end. Its last block comes first, because it alone can
+be ragged, and with it, where blocks of 64 are odd in number, an empty half: the first step alone pays for masks.
 
     tile 0: entry n-1, and n-2 if n is even, else nothing;  tile t: the next two.  An empty list is one empty tile.
 
@@ -21,16 +23,20 @@ are [64 rows, 64 columns], 128 bytes wide. A slot [128, D] is D / 64 panels of 1
 
     box index = (slot * D / 64 + panel) * 2 + half
 
-Ring. K and V tiles pass through one ring of ``SLOTS`` slots per pair in the order in which they are used,
+Ring. K and V tiles pass through one ring of ``SLOTS`` slots per team in the order in which they are used,
 
     K0  K1 V0  K2 V1  ...  K(T-1) V(T-2)  V(T-1)
 
-Both sides walk it one slot at a time, hence one counter and one parity each; tests/kernels/test_hopper_ring.py plays
-all interleavings. Every barrier of the ring expects one arrival of the copy engine (full) or one of each of the 128
-threads (empty).
+and so on with the next query block, whose first tiles are on their way while the last one is finished. Both sides walk
+the ring one slot at a time, hence one counter and one parity each; tests/kernels/test_hopper_ring.py plays all
+interleavings. Every barrier of the ring expects one arrival of the copy engine (full) or one of each of the threads
+that multiply (empty). So do those of the query block; its place takes the output before it is given back.
 
 Order of a step: issue S = Q K(i)^T, issue O += P V(i-1), wait for S, softmax, wait for the next tile, wait for O,
 rescale. The barrier wait between the softmax and the wait for O keeps the assembler from moving that wait up.
+
+Pitfall. Triton (3.6, 3.7) makes one loop variable of two that begin as the same object: ``a = b`` before a loop that
+changes both is wrong code without a word.
 
 Shapes: B batch, H heads, Lq and Lk tokens, D head dimension, Nq query blocks, T tiles of a list.
 """
@@ -51,17 +57,72 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from adaspa_kernels.hopper import BOX, LOG2_E, boxes, next_slot
 
-RING_BYTES = 3 * 2 * BOX * 128 * 2  # of a pair: three slots of 128 x 128 numbers
+RING_BYTES = 6 * 2 * BOX * 128 * 2  # of all teams: six slots of 128 x 128 numbers
 
 BLOCK = gl.constexpr(BOX)
 _TILE = gl.constexpr(2 * BOX)
+SLACK = gl.constexpr(0)
 _LN_2 = gl.constexpr(1 / LOG2_E)
 _THREADS = gl.constexpr(128)  # of a warpgroup
 
 
 @gluon.jit
-def _tile_blocks(p_list, count, listed, key_blocks, tile, tiles):
-    """Key blocks of the two halves of ``tile``; ``key_blocks``, which is past the end, for an empty half."""
+def _scheduled(lists, item):
+    """Batch, head, query block, count, list and whether it is read, of one place of the schedule."""
+    order_ptr, counts_ptr, indices_ptr, strides, heads, query_blocks, key_blocks, items, progress_ptr = lists
+    stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq = strides
+    place = gl.load(order_ptr + item).to(gl.int32)
+    query_block = place % query_blocks
+    head = (place // query_blocks) % heads
+    batch = place // (query_blocks * heads)
+    batch64 = batch.to(gl.int64)
+    head64 = head.to(gl.int64)
+    row64 = query_block.to(gl.int64)
+    count = gl.load(counts_ptr + batch64 * stride_cb + head64 * stride_ch + row64 * stride_cq)
+    p_list = indices_ptr + batch64 * stride_ib + head64 * stride_ih + row64 * stride_iq
+    return batch, head, query_block, count, p_list, count < key_blocks
+
+
+@gluon.jit
+def _keep_step(progress_ptr, item, teams):
+    """Wait until the round before that of ``item`` is copied."""
+    enough = (item // teams) * teams - (teams * SLACK) // 16
+    done = gl.load(progress_ptr + 1, volatile=True)
+    while done < enough:
+        done = gl.load(progress_ptr + 1, volatile=True)
+
+
+@gluon.jit
+def _count_later(lists, item, teams):
+    """Count of the row that is one round later in the schedule."""
+    count = _scheduled(lists, gl.minimum(item + teams, lists[7] - 1))[3]
+    return count
+
+
+@gluon.jit
+def _say(record, place, value):
+    """Put an integer where the team's warpgroups read it."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    record.index(place).store(gl.full([1], value, gl.int32, layout))
+
+
+@gluon.jit
+def _hear(record, place):
+    """Read what the copying warp said."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    return gl.max(record.index(place).load(layout), 0)
+
+
+@gluon.jit
+def _tile_rows(p_list, count, listed, key_blocks, tile, tiles, PER_TILE: gl.constexpr):
+    """First keys of the two halves of ``tile``; a key past the end for an empty half."""
+    past = key_blocks * (_TILE // PER_TILE)
+    if PER_TILE == 1:
+        entry = count - 1 - tile
+        there = (tile < tiles) & (entry >= 0)
+        block = gl.where(listed, gl.load(p_list + entry, mask=listed & there, other=0).to(gl.int32), entry)
+        row = gl.where(there, block * _TILE, past)
+        return row, row + BLOCK
     # All tiles after the first are moved by the entry that it lacks if the count is odd.
     moved = gl.where(tile > 0, count & 1, 0)
     first = count - 1 - 2 * tile + moved
@@ -70,67 +131,109 @@ def _tile_blocks(p_list, count, listed, key_blocks, tile, tiles):
     has_second = (tile < tiles) & (second >= 0) & ((tile > 0) | ((count & 1) == 0))
     first_block = gl.where(listed, gl.load(p_list + first, mask=listed & has_first, other=0).to(gl.int32), first)
     second_block = gl.where(listed, gl.load(p_list + second, mask=listed & has_second, other=0).to(gl.int32), second)
-    return gl.where(has_first, first_block, key_blocks), gl.where(has_second, second_block, key_blocks)
+    return gl.where(has_first, first_block * BLOCK, past), gl.where(has_second, second_block * BLOCK, past)
 
 
 @gluon.jit
-def _gather(source, ring, full, slot, batch, head, first_block, second_block, PANELS: gl.constexpr):
-    """Copy two blocks of ``source`` to slot ``slot``."""
+def _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS: gl.constexpr):
+    """Copy two times 64 rows of ``source`` to slot ``slot``."""
     barrier = full.index(slot)
     mbarrier.expect(barrier, PANELS * _TILE * BLOCK * 2)
     for panel in gl.static_range(PANELS):
         box = (slot * PANELS + panel) * 2
         column = panel * BLOCK
-        tma.async_copy_global_to_shared(source, [batch, head, first_block * BLOCK, column], barrier, ring.index(box))
-        tma.async_copy_global_to_shared(
-            source, [batch, head, second_block * BLOCK, column], barrier, ring.index(box + 1)
-        )
+        tma.async_copy_global_to_shared(source, [batch, head, first_row, column], barrier, ring.index(box))
+        tma.async_copy_global_to_shared(source, [batch, head, second_row, column], barrier, ring.index(box + 1))
 
 
 @gluon.jit
 def _copy(
-    q_source, k_source, v_source, q_boxes, q_full, ring, full, empty, p_list, count, listed, key_blocks,
-    batch, head, query_block, PAIR: gl.constexpr, SLOTS: gl.constexpr, PANELS: gl.constexpr,
-):  # fmt: skip
-    """The copying warp of a pair: the query block, then all tiles of its list."""
-    mbarrier.expect(q_full, PANELS * BLOCK * BLOCK * 2)
-    for panel in gl.static_range(PANELS):
-        tma.async_copy_global_to_shared(
-            q_source, [batch, head, query_block * BLOCK, panel * BLOCK], q_full, q_boxes.index(PAIR * PANELS + panel)
-        )
-
-    tiles = gl.maximum((count + 1) // 2, 1)
-    first, second = _tile_blocks(p_list, count, listed, key_blocks, 0, tiles)
-    # Nothing yet. Not `first` and `second`: Triton 3.6 makes one loop variable of two that begin as the same object.
-    last_first, last_second = _tile_blocks(p_list, count, listed, key_blocks, tiles, tiles)
+    sources, memory, lists, teams, TEAM: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr, PANELS: gl.constexpr
+):
+    """The copying warp of a team: takes query blocks, says which, and copies their queries and listed tiles."""
+    q_source, k_source, v_source = sources
+    q_boxes, q_full, q_empty, ring, full, empty, record = memory
+    key_blocks, items, progress_ptr = lists[6], lists[7], lists[8]
+    BASE: gl.constexpr = TEAM * SLOTS
+    SAID: gl.constexpr = TEAM * 5
+    PER_TILE: gl.constexpr = 2 // READERS
     slot = 0
-    # The ring starts empty: the wait for the phase before the first one returns at once.
+    # Ring and queries start empty: the wait for the phase before the first one returns at once.
     phase = 1
-    for tile in range(tiles + 1):
-        # One tile ahead, so that the lists' latency passes while the warp waits for slots.
-        next_first, next_second = _tile_blocks(p_list, count, listed, key_blocks, tile + 1, tiles)
-        if tile < tiles:
-            mbarrier.wait(empty.index(slot), phase)
-            _gather(k_source, ring, full, slot, batch, head, first, second, PANELS)
+    q_phase = 1
+    item = gl.atomic_add(progress_ptr, 1, sem="relaxed")
+    while item < items:
+        _keep_step(progress_ptr, item, teams)
+        batch, head, query_block, count, p_list, listed = _scheduled(lists, item)
+        # The others do not wait for a row that is much longer than what follows it.
+        waited_for = count <= _count_later(lists, item, teams) * 5 // 4
+        if not waited_for:
+            gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
+        tiles = gl.maximum((count + PER_TILE - 1) // PER_TILE, 1)
+        last = _last_block(p_list, count, listed)
+        first, second = _tile_rows(p_list, count, listed, key_blocks, 0, tiles, PER_TILE)
+        next_first, next_second = _tile_rows(p_list, count, listed, key_blocks, 1, tiles, PER_TILE)
+        # The first keys before the queries, whose place is still in use.
+        mbarrier.wait(empty.index(BASE + slot), phase)
+        _gather(k_source, ring, full, BASE + slot, batch, head, first, second, PANELS)
+        slot, phase = next_slot(slot, phase, SLOTS)
+        mbarrier.wait(q_empty.index(TEAM), q_phase)
+        q_phase = q_phase ^ 1
+        _say(record, SAID, batch)
+        _say(record, SAID + 1, head)
+        _say(record, SAID + 2, query_block)
+        _say(record, SAID + 3, count)
+        _say(record, SAID + 4, last)
+        mbarrier.expect(q_full.index(TEAM), READERS * PANELS * BLOCK * BLOCK * 2)
+        for reader in gl.static_range(READERS):
+            for panel in gl.static_range(PANELS):
+                tma.async_copy_global_to_shared(
+                    q_source, [batch, head, (query_block * READERS + reader) * BLOCK, panel * BLOCK],
+                    q_full.index(TEAM), q_boxes.index((TEAM * READERS + reader) * PANELS + panel),
+                )  # fmt: skip
+        for tile in range(1, tiles + 1):
+            # One tile ahead, so that the lists' latency passes while the warp waits for slots.
+            after_first, after_second = _tile_rows(p_list, count, listed, key_blocks, tile + 1, tiles, PER_TILE)
+            if tile < tiles:
+                mbarrier.wait(empty.index(BASE + slot), phase)
+                _gather(k_source, ring, full, BASE + slot, batch, head, next_first, next_second, PANELS)
+                slot, phase = next_slot(slot, phase, SLOTS)
+            mbarrier.wait(empty.index(BASE + slot), phase)
+            _gather(v_source, ring, full, BASE + slot, batch, head, first, second, PANELS)
             slot, phase = next_slot(slot, phase, SLOTS)
-        if tile > 0:
-            mbarrier.wait(empty.index(slot), phase)
-            _gather(v_source, ring, full, slot, batch, head, last_first, last_second, PANELS)
-            slot, phase = next_slot(slot, phase, SLOTS)
-        last_first = first
-        last_second = second
-        first = next_first
-        second = next_second
+            first = next_first
+            second = next_second
+            next_first = after_first
+            next_second = after_second
+        if waited_for:
+            gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
+        item = gl.atomic_add(progress_ptr, 1, sem="relaxed")
+    mbarrier.wait(q_empty.index(TEAM), q_phase)
+    _say(record, SAID + 3, -1)
+    mbarrier.arrive(q_full.index(TEAM), count=1)
+
+
+@gluon.jit
+def _last_block(p_list, count, listed):
+    """The last key block that a row keeps; -1 if it keeps none."""
+    return gl.where(listed, gl.load(p_list + count - 1, mask=listed & (count > 0), other=-1).to(gl.int32), count - 1)
 
 
 @gluon.jit
 def _attend(
-    out_target, lse_ptr, q_boxes, q_full, ring, full, empty, p_list, count, listed,
-    key_tokens, query_tokens, scale_log2, batch, head, heads, query_block,
-    PAIR: gl.constexpr, SLOTS: gl.constexpr, D: gl.constexpr, dtype: gl.constexpr,
+    targets, memory, sizes,
+    TEAM: gl.constexpr, TEAMS: gl.constexpr, READER: gl.constexpr, READERS: gl.constexpr,
+    SLOTS: gl.constexpr, D: gl.constexpr, dtype: gl.constexpr,
 ):  # fmt: skip
-    """The multiplying warpgroup of a pair."""
+    """A multiplying warpgroup of a team: 64 rows of each of its query blocks."""
+    out_target, lse_ptr = targets
+    q_boxes, q_full, q_empty, ring, full, empty, record = memory
+    heads, query_tokens, key_tokens, scale_log2 = sizes
+    SAID: gl.constexpr = TEAM * 5
     PANELS: gl.constexpr = D // BLOCK
+    BASE: gl.constexpr = TEAM * SLOTS
+    PER_TILE: gl.constexpr = 2 // READERS
+    PLACE: gl.constexpr = TEAM * READERS + READER
     rows_layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, _TILE, 16])
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -138,200 +241,227 @@ def _attend(
     row_layout: gl.constexpr = gl.SliceLayout(1, scores_layout)
     out_row_layout: gl.constexpr = gl.SliceLayout(1, out_layout)
 
-    b_q = q_boxes._reinterpret(dtype, [2, BLOCK, D], rows_layout).index(PAIR)
-    tiles_ring = ring._reinterpret(dtype, [SLOTS, _TILE, D], rows_layout)
+    b_q = q_boxes._reinterpret(dtype, [TEAMS * READERS, BLOCK, D], rows_layout).index(PLACE)
+    tiles_ring = ring._reinterpret(dtype, [TEAMS * SLOTS, _TILE, D], rows_layout)
     no_scores = gl.zeros([BLOCK, _TILE], gl.float32, scores_layout)
-    b_out = gl.zeros([BLOCK, D], gl.float32, out_layout)
-    tiles = gl.maximum((count + 1) // 2, 1)
-
-    # How many keys of the first half are real: the list's last block may be ragged.
-    last = gl.maximum(count - 1, 0)
-    last_block = gl.where(listed, gl.load(p_list + last, mask=listed & (count > 0), other=0).to(gl.int32), last)
-    real = gl.where(count > 0, key_tokens - last_block * BLOCK, 0)
     key = gl.arange(0, _TILE, gl.SliceLayout(0, scores_layout))
-    kept = (key < gl.minimum(real, BLOCK)) | ((key >= BLOCK) & (count > 0) & ((count & 1) == 0))
 
     slot = 0
     phase = 0
-    mbarrier.wait(q_full, 0)
-    mbarrier.wait(full.index(slot), phase)
-    b_s = warpgroup_mma(b_q, tiles_ring.index(slot).permute((1, 0)), no_scores, use_acc=False, is_async=True)
-    b_s = warpgroup_mma_wait(0, deps=[b_s])
-    async_copy.mbarrier_arrive(empty.index(slot), increment_count=False)
-    # [64, 128]
-    b_s = gl.where(kept[None, :], b_s, float("-inf"))
-    # [64], in units of log2
-    b_max = gl.max(b_s, 1) * scale_log2
-    # [64, 128]: the subtrahend is finite also where nothing is kept.
-    b_p = gl.exp2(b_s * scale_log2 - gl.where(b_max == float("-inf"), 0.0, b_max)[:, None])
-    b_sum = gl.sum(b_p, 1)
-    b_weights = gl.convert_layout(b_p.to(dtype), weights_layout)
-    slot, phase = next_slot(slot, phase, SLOTS)
-    mbarrier.wait(full.index(slot), phase)
+    q_phase = 0
+    mbarrier.wait(q_full.index(TEAM), q_phase)
+    count = _hear(record, SAID + 3)
+    while count >= 0:
+        batch = _hear(record, SAID)
+        head = _hear(record, SAID + 1)
+        query_block = _hear(record, SAID + 2)
+        last = _hear(record, SAID + 4)
+        tiles = gl.maximum((count + PER_TILE - 1) // PER_TILE, 1)
+        # How many keys of the list's last block are real, and what else the first tile holds.
+        real = gl.where(count > 0, gl.minimum(key_tokens - last * (_TILE // PER_TILE), _TILE // PER_TILE), 0)
+        kept = key < real
+        if PER_TILE == 2:
+            kept = kept | ((key >= BLOCK) & (count > 0) & ((count & 1) == 0))
 
-    for _ in range(1, tiles):
-        # Here K(i) is in its slot, P of tile i-1 in registers.
-        k_slot = slot
-        b_s = warpgroup_mma(b_q, tiles_ring.index(k_slot).permute((1, 0)), no_scores, use_acc=False, is_async=True)
-        v_slot, phase = next_slot(slot, phase, SLOTS)
-        mbarrier.wait(full.index(v_slot), phase)
-        b_out = warpgroup_mma(b_weights, tiles_ring.index(v_slot), b_out, is_async=True)
-        b_s = warpgroup_mma_wait(1, deps=[b_s])
-        async_copy.mbarrier_arrive(empty.index(k_slot), increment_count=False)
-        # [64]
-        b_new_max = gl.maximum(b_max, gl.max(b_s, 1) * scale_log2)
+        mbarrier.wait(full.index(BASE + slot), phase)
+        b_k = tiles_ring.index(BASE + slot).permute((1, 0))
+        b_s = warpgroup_mma(b_q, b_k, no_scores, use_acc=False, is_async=True)
+        b_s = warpgroup_mma_wait(0, deps=[b_s])
+        async_copy.mbarrier_arrive(empty.index(BASE + slot), increment_count=False)
         # [64, 128]
-        b_p = gl.exp2(b_s * scale_log2 - b_new_max[:, None])
-        # [64]
-        b_rescale = gl.exp2(b_max - b_new_max)
-        b_sum = b_sum * b_rescale + gl.sum(b_p, 1)
-        b_max = b_new_max
-        # The next tile is K(i+1), or V(i) if this is the last step.
-        slot, phase = next_slot(v_slot, phase, SLOTS)
-        mbarrier.wait(full.index(slot), phase)
-        b_out = warpgroup_mma_wait(0, deps=[b_out])
-        async_copy.mbarrier_arrive(empty.index(v_slot), increment_count=False)
-        # [64, D]
-        b_out = b_out * gl.convert_layout(b_rescale, out_row_layout)[:, None]
+        b_s = gl.where(kept[None, :], b_s, float("-inf"))
+        # [64], in units of log2
+        b_max = gl.max(b_s, 1) * scale_log2
+        # [64, 128]: the subtrahend is finite also where nothing is kept.
+        b_p = gl.exp2(b_s * scale_log2 - gl.where(b_max == float("-inf"), 0.0, b_max)[:, None])
+        b_sum = gl.sum(b_p, 1)
         b_weights = gl.convert_layout(b_p.to(dtype), weights_layout)
+        b_out = gl.zeros([BLOCK, D], gl.float32, out_layout)
+        slot, phase = next_slot(slot, phase, SLOTS)
+        mbarrier.wait(full.index(BASE + slot), phase)
 
-    b_out = warpgroup_mma(b_weights, tiles_ring.index(slot), b_out, is_async=True)
-    b_out = warpgroup_mma_wait(0, deps=[b_out])
+        for _ in range(1, tiles):
+            # Here K(i) is in its slot, P of tile i-1 in registers.
+            k_slot = slot
+            b_k = tiles_ring.index(BASE + k_slot).permute((1, 0))
+            b_s = warpgroup_mma(b_q, b_k, no_scores, use_acc=False, is_async=True)
+            v_slot, phase = next_slot(slot, phase, SLOTS)
+            mbarrier.wait(full.index(BASE + v_slot), phase)
+            b_out = warpgroup_mma(b_weights, tiles_ring.index(BASE + v_slot), b_out, is_async=True)
+            b_s = warpgroup_mma_wait(1, deps=[b_s])
+            async_copy.mbarrier_arrive(empty.index(BASE + k_slot), increment_count=False)
+            # [64]
+            b_new_max = gl.maximum(b_max, gl.max(b_s, 1) * scale_log2)
+            # [64, 128]
+            b_p = gl.exp2(b_s * scale_log2 - b_new_max[:, None])
+            # [64]
+            b_rescale = gl.exp2(b_max - b_new_max)
+            b_sum = b_sum * b_rescale + gl.sum(b_p, 1)
+            b_max = b_new_max
+            # V(i-1) is there, so this wait is none; it keeps the assembler from moving the next one up.
+            mbarrier.wait(full.index(BASE + v_slot), phase)
+            b_out = warpgroup_mma_wait(0, deps=[b_out])
+            async_copy.mbarrier_arrive(empty.index(BASE + v_slot), increment_count=False)
+            # [64, D]
+            b_out = b_out * gl.convert_layout(b_rescale, out_row_layout)[:, None]
+            b_weights = gl.convert_layout(b_p.to(dtype), weights_layout)
+            # The next tile is K(i+1), or V(i) if this is the last step.
+            slot, phase = next_slot(v_slot, phase, SLOTS)
+            mbarrier.wait(full.index(BASE + slot), phase)
 
-    # [64]
-    b_divisor = gl.where(b_sum == 0, 1.0, b_sum)
-    b_lse = gl.where(b_sum == 0, float("-inf"), (b_max + gl.log2(b_divisor)) * _LN_2)
-    rows = query_block * BLOCK + gl.arange(0, BLOCK, row_layout)
-    p_lse = lse_ptr + (batch.to(gl.int64) * heads + head) * query_tokens + rows
-    gl.store(p_lse, b_lse, mask=rows < query_tokens)
-    b_out = b_out / gl.convert_layout(b_divisor, out_row_layout)[:, None]
-    # All products that read the queries are done: their place takes the output.
-    b_q.store(b_out.to(dtype))
-    fence_async_shared()
-    for panel in gl.static_range(PANELS):
-        tma.async_copy_shared_to_global(
-            out_target, [batch, head, query_block * BLOCK, panel * BLOCK], q_boxes.index(PAIR * PANELS + panel)
-        )
-    tma.store_wait(0)
+        b_out = warpgroup_mma(b_weights, tiles_ring.index(BASE + slot), b_out, is_async=True)
+        b_out = warpgroup_mma_wait(0, deps=[b_out])
+        async_copy.mbarrier_arrive(empty.index(BASE + slot), increment_count=False)
+        slot, phase = next_slot(slot, phase, SLOTS)
 
-
-@gluon.jit
-def _row(counts_ptr, indices_ptr, strides, batch, head, query_block, query_blocks, key_blocks):
-    """Count, list and kind of one row; a row past the end is empty."""
-    real = query_block < query_blocks
-    row = gl.minimum(query_block, query_blocks - 1).to(gl.int64)
-    head64 = head.to(gl.int64)
-    batch64 = batch.to(gl.int64)
-    stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq = strides
-    count = gl.load(counts_ptr + batch64 * stride_cb + head64 * stride_ch + row * stride_cq)
-    p_list = indices_ptr + batch64 * stride_ib + head64 * stride_ih + row * stride_iq
-    return gl.where(real, count, 0), p_list, count < key_blocks
+        # [64]
+        b_divisor = gl.where(b_sum == 0, 1.0, b_sum)
+        b_lse = gl.where(b_sum == 0, float("-inf"), (b_max + gl.log2(b_divisor)) * _LN_2)
+        first_row = (query_block * READERS + READER) * BLOCK
+        rows = first_row + gl.arange(0, BLOCK, row_layout)
+        p_lse = lse_ptr + (batch.to(gl.int64) * heads + head) * query_tokens + rows
+        gl.store(p_lse, b_lse, mask=rows < query_tokens)
+        b_out = b_out / gl.convert_layout(b_divisor, out_row_layout)[:, None]
+        # All products that read the queries are done: their place takes the output.
+        b_q.store(b_out.to(dtype))
+        fence_async_shared()
+        for panel in gl.static_range(PANELS):
+            tma.async_copy_shared_to_global(
+                out_target, [batch, head, first_row, panel * BLOCK], q_boxes.index(PLACE * PANELS + panel)
+            )
+        tma.store_wait(0)
+        async_copy.mbarrier_arrive(q_empty.index(TEAM), increment_count=False)
+        q_phase = q_phase ^ 1
+        mbarrier.wait(q_full.index(TEAM), q_phase)
+        count = _hear(record, SAID + 3)
 
 
 # Not specialised: a length of 1 would be a constant, and every length that 16 divides a kernel of its own.
-@gluon.jit(
-    do_not_specialize=["query_tokens", "key_tokens", "query_blocks", "key_blocks", "first_pair"],
-)
+@gluon.jit(do_not_specialize=["heads", "query_tokens", "key_tokens", "query_blocks", "key_blocks", "items"])
 def hopper_block_sparse_kernel(
-    q_source, k_source, v_source, out_target, lse_ptr, counts_ptr, indices_ptr,
+    q_source, k_source, v_source, out_target, lse_ptr, order_ptr, counts_ptr, indices_ptr, progress_ptr,
     stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq,
-    query_tokens, key_tokens, query_blocks, key_blocks, first_pair, scale_log2,
-    D: gl.constexpr, SLOTS: gl.constexpr,
+    heads, query_tokens, key_tokens, query_blocks, key_blocks, items, scale_log2,
+    D: gl.constexpr, TEAMS: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """Grid (ceil(Nq / 2), H, B). ``*_source`` and ``out_target`` are descriptors of [1, 1, 64, 64] boxes."""
+    """Grid (programs). ``*_source`` and ``out_target`` are descriptors of [1, 1, 64, 64] boxes.
+
+    ``order_ptr`` holds the schedule: all B * H * Nq rows as (b * H + h) * Nq + query block. Blocks are 64 * READERS.
+    """
     PANELS: gl.constexpr = D // BLOCK
     dtype: gl.constexpr = k_source.dtype
     boxes_layout: gl.constexpr = k_source.layout
-    pair = (gl.program_id(0) + first_pair) % gl.num_programs(0)
-    head = gl.program_id(1)
-    batch = gl.program_id(2)
-    heads = gl.num_programs(1)
-    block_a = 2 * pair
-    block_b = block_a + 1
-
     strides = (stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq)
-    count_a, list_a, listed_a = _row(counts_ptr, indices_ptr, strides, batch, head, block_a, query_blocks, key_blocks)
-    count_b, list_b, listed_b = _row(counts_ptr, indices_ptr, strides, batch, head, block_b, query_blocks, key_blocks)
+    teams = gl.num_programs(0) * TEAMS
 
-    q_boxes = gl.allocate_shared_memory(dtype, [2 * PANELS, 1, 1, BLOCK, BLOCK], boxes_layout)
-    ring_a = gl.allocate_shared_memory(dtype, [SLOTS * PANELS * 2, 1, 1, BLOCK, BLOCK], boxes_layout)
-    ring_b = gl.allocate_shared_memory(dtype, [SLOTS * PANELS * 2, 1, 1, BLOCK, BLOCK], boxes_layout)
-    q_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    full_a = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
-    full_b = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
-    empty_a = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
-    empty_b = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(2):
-        mbarrier.init(q_full.index(i), count=1)
-    for i in gl.static_range(SLOTS):
-        mbarrier.init(full_a.index(i), count=1)
-        mbarrier.init(full_b.index(i), count=1)
-        mbarrier.init(empty_a.index(i), count=_THREADS)
-        mbarrier.init(empty_b.index(i), count=_THREADS)
+    q_boxes = gl.allocate_shared_memory(dtype, [TEAMS * READERS * PANELS, 1, 1, BLOCK, BLOCK], boxes_layout)
+    ring = gl.allocate_shared_memory(dtype, [TEAMS * SLOTS * PANELS * 2, 1, 1, BLOCK, BLOCK], boxes_layout)
+    q_full = gl.allocate_shared_memory(gl.int64, [TEAMS, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [TEAMS, 1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [TEAMS * SLOTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [TEAMS * SLOTS, 1], mbarrier.MBarrierLayout())
+    record = gl.allocate_shared_memory(gl.int32, [TEAMS * 5, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    for team in gl.static_range(TEAMS):
+        mbarrier.init(q_full.index(team), count=1)
+        mbarrier.init(q_empty.index(team), count=READERS * _THREADS)
+    for slot in gl.static_range(TEAMS * SLOTS):
+        mbarrier.init(full.index(slot), count=1)
+        mbarrier.init(empty.index(slot), count=READERS * _THREADS)
     fence_async_shared()
 
-    gl.warp_specialize(
-        [
-            (
-                _attend,
-                (
-                    out_target, lse_ptr, q_boxes, q_full.index(0), ring_a, full_a, empty_a, list_a, count_a, listed_a,
-                    key_tokens, query_tokens, scale_log2, batch, head, heads, block_a, 0, SLOTS, D, dtype,
-                ),
-            ),
-            (
-                _attend,
-                (
-                    out_target, lse_ptr, q_boxes, q_full.index(1), ring_b, full_b, empty_b, list_b, count_b, listed_b,
-                    key_tokens, query_tokens, scale_log2, batch, head, heads, block_b, 1, SLOTS, D, dtype,
-                ),
-            ),
-            (
-                _copy,
-                (
-                    q_source, k_source, v_source, q_boxes, q_full.index(0), ring_a, full_a, empty_a, list_a, count_a,
-                    listed_a, key_blocks, batch, head, block_a, 0, SLOTS, PANELS,
-                ),
-            ),
-            (
-                _copy,
-                (
-                    q_source, k_source, v_source, q_boxes, q_full.index(1), ring_b, full_b, empty_b, list_b, count_b,
-                    listed_b, key_blocks, batch, head, block_b, 1, SLOTS, PANELS,
-                ),
-            ),
-        ],
-        [4, 1, 1],
-        [240, 24, 24],
-    )  # fmt: skip
+    # What all roles share.
+    memory = (q_boxes, q_full, q_empty, ring, full, empty, record)
+    lists = (order_ptr, counts_ptr, indices_ptr, strides, heads, query_blocks, key_blocks, items, progress_ptr)
+    sources = (q_source, k_source, v_source)
+    targets = (out_target, lse_ptr)
+    sizes = (heads, query_tokens, key_tokens, scale_log2)
+    if READERS == 2:
+        gl.warp_specialize(
+            [
+                (_attend, (targets, memory, sizes, 0, 1, 0, 2, SLOTS, D, dtype)),
+                (_attend, (targets, memory, sizes, 0, 1, 1, 2, SLOTS, D, dtype)),
+                (_copy, (sources, memory, lists, teams, 0, 2, SLOTS, PANELS)),
+            ],
+            [4, 1],
+            [240, 24],
+        )
+    elif TEAMS == 2:
+        gl.warp_specialize(
+            [
+                (_attend, (targets, memory, sizes, 0, 2, 0, 1, SLOTS, D, dtype)),
+                (_attend, (targets, memory, sizes, 1, 2, 0, 1, SLOTS, D, dtype)),
+                (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS)),
+                (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS)),
+            ],
+            [4, 1, 1],
+            [240, 24, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_attend, (targets, memory, sizes, 0, 3, 0, 1, SLOTS, D, dtype)),
+                (_attend, (targets, memory, sizes, 1, 3, 0, 1, SLOTS, D, dtype)),
+                (_attend, (targets, memory, sizes, 2, 3, 0, 1, SLOTS, D, dtype)),
+                (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS)),
+                (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS)),
+                (_copy, (sources, memory, lists, teams, 2, 1, SLOTS, PANELS)),
+            ],
+            [4, 4, 1, 1, 1],
+            [160, 160, 32, 32, 32],
+        )
 
 
 def launch(
     q: Tensor, k: Tensor, v: Tensor, counts: Tensor, indices: Tensor, strides: tuple[int, ...], *,
-    key_blocks: int, scale: float, first_query_block: int,
+    key_blocks: int, block_size: tuple[int, int], scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Run the kernel on arguments that ``block_sparse.block_sparse_attention`` has checked.
 
     Args:
         strides: of counts [B, H, Nq] and indices [B, H, Nq, ..], 0 for a batch that is shared.
-        first_query_block: the query block that is computed first.
 
     Returns:
         Output [B, H, Lq, D], whose ``transpose(1, 2)`` is contiguous, and the natural LSE, float32 [B, H, Lq].
     """
     batch, heads, query_tokens, head_dim = q.shape
-    query_blocks = triton.cdiv(query_tokens, BOX)
+    query_blocks = triton.cdiv(query_tokens, block_size[0])
+    order = schedule(counts.expand(batch, heads, query_blocks))
     out = torch.empty(batch, query_tokens, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
     lse = torch.empty(batch, heads, query_tokens, dtype=torch.float32, device=q.device)
+    options = launch_options(block_size[0], head_dim)
+    programs = min(multiprocessors(q.device), triton.cdiv(order.numel(), options["TEAMS"]))
+    progress = torch.zeros(2, dtype=torch.int32, device=q.device)  # query blocks taken, and copied
     with torch.cuda.device_of(q):
-        hopper_block_sparse_kernel[(triton.cdiv(query_blocks, 2), heads, batch)](
-            boxes(q), boxes(k), boxes(v), boxes(out), lse, counts, indices, *strides,
-            query_tokens, k.shape[2], query_blocks, key_blocks, first_query_block // 2, scale * LOG2_E,
-            D=head_dim, **launch_options(head_dim),
+        hopper_block_sparse_kernel[(programs,)](
+            boxes(q), boxes(k), boxes(v), boxes(out), lse, order, counts, indices, progress, *strides,
+            heads, query_tokens, k.shape[2], query_blocks, key_blocks, order.numel(), scale * LOG2_E,
+            D=head_dim, **options,
         )  # fmt: skip
     return out, lse
 
 
-def launch_options(head_dim: int) -> dict[str, int]:
-    """Slots of a pair's ring, and registers: 168 a thread for 384 threads, handed out as 240 and 24."""
-    return {"SLOTS": RING_BYTES // (2 * BOX * head_dim * 2), "num_warps": 4, "maxnreg": 168}
+def schedule(counts: Tensor) -> Tensor:
+    """Order in which the rows of counts [B, H, Nq] are begun: longest list first, int64 [B * H * Nq].
+
+    Rows of equal length stay in order, so that what runs at one time is of one head and reads the same keys.
+    """
+    return torch.argsort(counts.reshape(-1), descending=True, stable=True)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU: the persistent grid has a program for each."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def launch_options(block: int, head_dim: int) -> dict[str, int]:
+    """Teams, warpgroups of a team, slots of a team's ring, and registers.
+
+    With two warpgroups 168 registers a thread for 384 threads are handed out as 240 and 24, with three 128 for 512
+    threads as 160 and 32.
+    """
+    readers = block // BOX
+    teams = 1 if readers == 2 else 2 if head_dim == 128 else 3
+    slots = RING_BYTES // (2 * BOX * head_dim * 2) // teams
+    return {
+        "TEAMS": teams, "READERS": readers, "SLOTS": slots, "num_warps": 4, "maxnreg": 168 if teams < 3 else 128
+    }  # fmt: skip

@@ -23,7 +23,7 @@ BLOCK_SIZES = ((64, 64), (128, 128))
 PATHS = ("auto", "portable", "hopper")
 # What "auto" tries first. "hopper" once scripts/bench_kernels.py has shown it right and faster on a GPU.
 PREFERRED_PATH = "portable"
-HOPPER_BLOCK_SIZE = (64, 64)
+HOPPER_BLOCK_SIZES = {"block_sparse_attention": BLOCK_SIZES, "block_sums": ((64, 64),)}
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def choose_path(path: str, kernel: str, block_size: tuple[int, int], *tensors: T
     wanted = PREFERRED_PATH if path == "auto" else path
     if wanted == "portable":
         return wanted
-    reason = hopper_unavailable(block_size, *tensors)
+    reason = hopper_unavailable(kernel, block_size, *tensors)
     if reason is None:
         return wanted
     if path == "hopper":
@@ -81,16 +81,16 @@ def _say_fallback(kernel: str, reason: str) -> None:
     _logger.warning("%s runs the portable Triton kernel, because the Hopper one cannot: %s", kernel, reason)
 
 
-def hopper_unavailable(block_size: tuple[int, int], *tensors: Tensor) -> str | None:
-    """Return why the Hopper kernels cannot take these [B, H, L, D] views, or None if they can."""
+def hopper_unavailable(kernel: str, block_size: tuple[int, int], *tensors: Tensor) -> str | None:
+    """Return why the Hopper form of ``kernel`` cannot take these [B, H, L, D] views, or None if they can."""
     device = tensors[0].device
     if device.type != "cuda":
         return f"it needs a GPU of compute capability 9.0, got device '{device}'"
     capability = torch.cuda.get_device_capability(device)
     if capability != (9, 0):
         return f"it needs a GPU of compute capability 9.0, this one has {capability[0]}.{capability[1]}"
-    if block_size != HOPPER_BLOCK_SIZE:
-        return f"it has blocks of {HOPPER_BLOCK_SIZE}, not {block_size}"
+    if block_size not in HOPPER_BLOCK_SIZES[kernel]:
+        return f"it has blocks of {HOPPER_BLOCK_SIZES[kernel]}, not {block_size}"
     if not uses_tma(*tensors):
         return "the copy engine wants a base and strides that are multiples of 16 bytes"
     return gluon_unavailable()

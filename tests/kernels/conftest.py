@@ -10,7 +10,7 @@ from adaspa_kernels import launch
 
 @pytest.fixture(params=["portable", "hopper"])
 def kernel_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> str:
-    """What the launchers prefer; where the Hopper kernel lacks something (128x128), they fall back to the other.
+    """What the launchers prefer; where the Hopper kernel lacks something (block sums of 128x128), they fall back to the other.
 
     Without a GPU the Hopper kernels' source runs in gluon_on_cpu.py.
     """
@@ -22,8 +22,10 @@ def kernel_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
             _interpret(monkeypatch)
         elif not request.config.getoption("--hopper"):
             pytest.skip("the Hopper kernels may hang where they are wrong; --hopper runs them on a GPU")
-        elif reason := launch.hopper_unavailable((64, 64), torch.empty(1, 1, 64, 64, dtype=torch.half, device=device)):
-            pytest.skip(reason)
+        else:
+            x = torch.empty(1, 1, 64, 64, dtype=torch.half, device=device)
+            if reason := launch.hopper_unavailable("block_sums", (64, 64), x):
+                pytest.skip(reason)
     monkeypatch.setattr(launch, "PREFERRED_PATH", path)
     return path
 
@@ -32,8 +34,9 @@ def _interpret(monkeypatch: pytest.MonkeyPatch) -> None:
     from adaspa_kernels import hopper_block_sparse, hopper_block_sums
     from tests.kernels import gluon_on_cpu
 
-    def unavailable(block_size: tuple[int, int], *tensors: torch.Tensor) -> str | None:
-        return None if block_size == (64, 64) and launch.uses_tma(*tensors) else "not for these tensors"
+    def unavailable(kernel: str, block_size: tuple[int, int], *tensors: torch.Tensor) -> str | None:
+        fits = block_size in launch.HOPPER_BLOCK_SIZES[kernel] and launch.uses_tma(*tensors)
+        return None if fits else "not for these tensors"
 
     monkeypatch.setattr(launch, "hopper_unavailable", unavailable)
     for module, name in (
