@@ -9,8 +9,10 @@ from adaspa_kernels.launch import (
     BLOCK_SIZES,
     HALF_DTYPES,
     HEAD_DIMS,
+    MAX_SELECTED_BLOCKS,
     PATHS,
     hopper_unavailable,
+    selection_unavailable,
     unavailable,
 )
 
@@ -19,11 +21,13 @@ if find_spec("triton") is not None:
     from adaspa_kernels.block_sparse import block_sparse_attention
     from adaspa_kernels.block_sums import block_sums
     from adaspa_kernels.mask_lists import count_flags, flag_lists, list_flags
+    from adaspa_kernels.selection import pack_rows, weigh_rows
 
 __all__ = [
     "BLOCK_SIZES",
     "HALF_DTYPES",
     "HEAD_DIMS",
+    "MAX_SELECTED_BLOCKS",
     "PATHS",
     "block_sparse_attention",
     "block_sums",
@@ -31,5 +35,8 @@ __all__ = [
     "flag_lists",
     "hopper_unavailable",
     "list_flags",
+    "pack_rows",
+    "selection_unavailable",
     "unavailable",
+    "weigh_rows",
 ]
