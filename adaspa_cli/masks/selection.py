@@ -55,7 +55,7 @@ def select(
         fewest = kept_blocks((1 + sparsity) / 2, len(columns))
         most = kept_blocks(max(0.0, (3 * sparsity - 1) / 2), len(columns))
         candidates = (fewest, *candidates, most)
-    find = _by_kernels if _kernels_take(block_sums) else _by_torch
+    find = _by_kernels if kernels_take(block_sums) else _by_torch
     counts, indices, recall = find(block_sums, rows, columns, candidates)
     return FoundMask(BlockMask(counts, indices, key_blocks, block_size), recall)
 
@@ -81,7 +81,8 @@ def _choose(recall: Tensor, candidates: Candidates) -> Tensor:
     return adapt_counts(recall, *candidates)
 
 
-def _kernels_take(block_sums: Tensor) -> bool:
+def kernels_take(block_sums: Tensor) -> bool:
+    """Whether the kernels select from W [H, Nq, Nk]: on a GPU, unless they cannot take it."""
     if block_sums.device.type != "cuda":
         return False
     import adaspa_kernels

@@ -223,7 +223,11 @@ def pack_rows(
     _check(block_sums, rows, columns)
     batch, heads, query_blocks, key_blocks = block_sums.shape
     if chosen.shape != (batch, heads) or chosen.is_floating_point() or not chosen.is_contiguous():
-        raise ValueError(f"chosen must be contiguous integers {(batch, heads)}, got {chosen.dtype} {chosen.shape}")
+        raise ValueError(
+            f"chosen must be contiguous integers {(batch, heads)}, got {chosen.dtype} {tuple(chosen.shape)}"
+        )
+    if chosen.device != block_sums.device:
+        raise ValueError(f"chosen must be on {block_sums.device}, got {chosen.device}")
     width = max(weighed.candidates) + key_blocks - len(columns)
     counts = torch.empty(batch, heads, query_blocks, dtype=torch.int32, device=block_sums.device)
     indices = torch.zeros(*counts.shape, width, dtype=index_dtype, device=block_sums.device)

@@ -30,7 +30,7 @@ LAYOUTS = {
 @contextmanager
 def way(kernels: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_kernels_take", lambda _: kernels)
+        patch.setattr(selection, "kernels_take", lambda _: kernels)
         yield
 
 
