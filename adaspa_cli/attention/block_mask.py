@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adaspa_cli.attention import mask_conversion
+from adaspa_cli.attention.layout import ceil_div
+
 INT16_BLOCKS = 32_768
 
 
@@ -74,29 +77,64 @@ class BlockMask:
         """Return the mask on another device."""
         return BlockMask(self.counts.to(device), self.indices.to(device), self.key_blocks, self.block_size)
 
+    def schedule(self) -> Tensor:
+        """Rows in the order in which a kernel should take them: the heaviest first, equal ones as they stand.
+
+        int32 [*·H·Nq], a permutation of the positions in the flattened ``counts``; made without a synchronisation.
+        Long rows that start last would leave most of a GPU idle at the end.
+        """
+        return torch.argsort(self.counts.flatten(), descending=True, stable=True).to(torch.int32)
+
     def to_bool(self) -> Tensor:
         """Return bool ``[*, H, Nq, Nk]``, True where a block is kept."""
-        width = self.indices.shape[-1]
-        slots = torch.arange(width, device=self.device)
-        full = (self.counts == self.key_blocks)[..., None]
-        listed = (slots < self.counts[..., None]) & ~full
-        # One extra column swallows the unused slots, so that they need no branch.
-        columns = torch.where(listed, self.indices.long(), self.key_blocks)
-        dense = torch.zeros(*self.counts.shape, self.key_blocks + 1, dtype=torch.bool, device=self.device)
-        dense.scatter_(-1, columns, True)
-        return dense[..., :-1] | full
+        return mask_conversion.to_flags(self.counts, self.indices, self.key_blocks, words=False)
+
+    def to_bits(self) -> Tensor:
+        """Return int32 words ``[*, H, Nq, ceil(Nk / 32)]``.
+
+        Key block j is bit j % 32, from the lowest, of word j // 32; bits past the last key block are zero.
+        """
+        return mask_conversion.to_flags(self.counts, self.indices, self.key_blocks, words=True)
 
     @classmethod
-    def from_bool(cls, dense: Tensor, block_size: tuple[int, int]) -> BlockMask:
-        """Pack bool ``[*, H, Nq, Nk]``. Synchronises once, to learn the longest list."""
+    def from_bool(cls, dense: Tensor, block_size: tuple[int, int], *, width: int | None = None) -> BlockMask:
+        """Pack bool ``[*, H, Nq, Nk]``.
+
+        Args:
+            dense: True where a block is kept.
+            block_size: tokens of a (query, key) block.
+            width: K, at least the count of every row that is not full. Without it the call synchronises once, to
+                learn the longest list.
+
+        Raises:
+            ValueError: ``dense`` is not bool, or a row does not fit into the width. On a GPU, where nobody waits for
+                the counts, the latter is an assertion on the device.
+        """
+        if dense.dtype != torch.bool:
+            raise ValueError(f"a mask of one element a block must be bool, got {dense.dtype}")
         key_blocks = dense.shape[-1]
-        counts = dense.sum(-1, dtype=torch.int32)
-        partial = torch.where(counts == key_blocks, 0, counts)
-        width = max(1, int(partial.max()) if partial.numel() else 1)
-        kept_first = torch.argsort((~dense).to(torch.uint8), dim=-1, stable=True)[..., :width]
-        slots = torch.arange(width, device=dense.device)
-        indices = torch.where(slots < partial[..., None], kept_first, 0)
-        return cls(counts, indices.to(index_dtype(key_blocks)), key_blocks, block_size)
+        return cls._of_flags(dense, key_blocks, block_size, width)
+
+    @classmethod
+    def from_bits(
+        cls, bits: Tensor, key_blocks: int, block_size: tuple[int, int], *, width: int | None = None
+    ) -> BlockMask:
+        """Pack int32 words ``[*, H, Nq, ceil(Nk / 32)]``, as :meth:`to_bits` returns them.
+
+        Bits past the last key block are ignored. ``width`` and errors as in :meth:`from_bool`.
+        """
+        words = ceil_div(key_blocks, mask_conversion.WORD_BITS)
+        if bits.dtype != torch.int32 or bits.shape[-1] != words:
+            raise ValueError(
+                f"bits of {key_blocks} key blocks must be int32 [*, H, Nq, {words}], "
+                f"got {bits.dtype} {tuple(bits.shape)}"
+            )
+        return cls._of_flags(bits, key_blocks, block_size, width)
+
+    @classmethod
+    def _of_flags(cls, flags: Tensor, key_blocks: int, block_size: tuple[int, int], width: int | None) -> BlockMask:
+        lists = mask_conversion.to_lists(flags, key_blocks, width, index_dtype(key_blocks))
+        return cls(*lists, key_blocks, block_size)
 
     @classmethod
     def full(

@@ -1,7 +1,10 @@
 """From block sums to a mask: row-wise selection, text sink, head-adaptive sparsity (AdaSpa, arXiv 2502.21079).
 
-Shapes: W [H, Nq, Nk] block sums, Nv video key blocks, K the longest list of kept video blocks. Nothing here waits
-for the device: numbers that depend on data stay tensors, and K follows from the settings.
+Two ways to the same mask: Triton kernels on a GPU, plain PyTorch elsewhere, which is the truth to compare with. Of
+equally heavy blocks both keep those of the lowest index. Nothing here waits for the device: numbers that depend on
+data stay tensors, and K follows from the settings.
+
+Shapes: W [H, Nq, Nk] block sums, Nv video key blocks, C candidate counts, K the longest list.
 """
 
 import torch
@@ -9,9 +12,12 @@ from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.block_mask import index_dtype
+from adaspa_cli.attention.mask_conversion import allowed
 from adaspa_cli.masks.policy import FoundMask
 
 RECALL_THRESHOLD = 0.8  # a head above it can bear more sparsity (AdaSpa, head-adaptive sparsity)
+
+Candidates = tuple[int, ...]  # kept video blocks of a row: base, or fewest, base, most
 
 
 def kept_blocks(sparsity: float, video_blocks: int) -> int:
@@ -30,7 +36,7 @@ def select(
     """Keep the heaviest video key blocks of every query row, and every block that contains text.
 
     Args:
-        block_sums: W [H, Nq, Nk], float32.
+        block_sums: W [H, Nq, Nk], float32, not negative.
         layout: where the text stands.
         block_size: tokens of a (query, key) block; W was summed over such blocks.
         sparsity: γ in [0, 1), share of the video key blocks left out.
@@ -41,31 +47,17 @@ def select(
     """
     rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
     heads, query_blocks, key_blocks = block_sums.shape
-    if sparsity == 0:
+    if sparsity == 0 or not rows or not columns:
         full = BlockMask.full(heads, query_blocks, key_blocks, block_size, block_sums.device)
         return FoundMask(full, torch.ones(heads, device=block_sums.device))
-    base = kept_blocks(sparsity, len(columns))
-    fewest, most = base, base
+    candidates: Candidates = (kept_blocks(sparsity, len(columns)),)
     if head_adaptive:
         fewest = kept_blocks((1 + sparsity) / 2, len(columns))
         most = kept_blocks(max(0.0, (3 * sparsity - 1) / 2), len(columns))
-
-    video = block_sums[:, rows.start : rows.stop, columns.start : columns.stop]
-    weight, position = torch.topk(video, most, dim=-1)  # [H, rows, K], heaviest first
-    ranks = torch.arange(most, device=video.device)
-    mass_by_rank = weight.sum(-2)  # [H, K]
-    total = block_sums.sum((-1, -2))  # [H]
-    text = total - video.sum((-1, -2))  # [H]: every block with text is kept
-
-    def recall(counts: Tensor) -> Tensor:
-        kept = (mass_by_rank * (ranks < counts[:, None])).sum(-1)
-        return (text + kept) / total
-
-    counts = torch.full((heads,), base, device=video.device)  # [H]
-    if head_adaptive:
-        counts = adapt_counts(recall(counts), fewest, base, most)
-    position = torch.where(ranks < counts[:, None, None], position + columns.start, key_blocks)
-    return FoundMask(_pack(position, counts, layout, key_blocks, block_size), recall(counts))
+        candidates = (fewest, *candidates, most)
+    find = _by_kernels if kernels_take(block_sums) else _by_torch
+    counts, indices, recall = find(block_sums, rows, columns, candidates)
+    return FoundMask(BlockMask(counts, indices, key_blocks, block_size), recall)
 
 
 def adapt_counts(recall: Tensor, fewest: int, base: int, most: int) -> Tensor:
@@ -82,20 +74,73 @@ def adapt_counts(recall: Tensor, fewest: int, base: int, most: int) -> Tensor:
     return torch.where(rank >= heads - groups, most, counts)
 
 
-def _pack(
-    position: Tensor, counts: Tensor, layout: TokenLayout, key_blocks: int, block_size: tuple[int, int]
-) -> BlockMask:
-    """Add the text blocks to ``position`` [H, rows, K] (unused slots: ``key_blocks``) and sort into index lists."""
-    rows, text = layout.video_blocks(block_size[0]), layout.text_blocks(block_size[1])
-    query_blocks = layout.blocks(block_size[0])
+def _choose(recall: Tensor, candidates: Candidates) -> Tensor:
+    """The candidate of each head, int64 [H], from the recall [H] at the base."""
+    if len(candidates) == 1:
+        return torch.full(recall.shape, candidates[0], device=recall.device)
+    return adapt_counts(recall, *candidates)
+
+
+def kernels_take(block_sums: Tensor) -> bool:
+    """Whether the kernels select from W [H, Nq, Nk]: on a GPU, unless they cannot take it."""
+    if block_sums.device.type != "cuda":
+        return False
+    import adaspa_kernels
+
+    return allowed("mask selection", adaspa_kernels.selection_unavailable(block_sums))
+
+
+def _by_kernels(
+    block_sums: Tensor, rows: range, columns: range, candidates: Candidates
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts [H, Nq], indices [H, Nq, K] and recall [H], by two kernels around the choice of each head's candidate."""
+    import adaspa_kernels
+
+    block_sums = block_sums[None]
+    weighed = adaspa_kernels.weigh_rows(block_sums, rows, columns, candidates)
+    recalls = weighed.kept.sum(-1)[:, 0] / weighed.total.sum(-1)  # [C, H]
+    chosen = _choose(recalls[len(candidates) // 2], candidates)
+    dtype = index_dtype(block_sums.shape[-1])
+    counts, indices = adaspa_kernels.pack_rows(block_sums, rows, columns, weighed, chosen[None], dtype)
+    recall = recalls[0]
+    for candidate, its_recall in zip(candidates[1:], recalls[1:], strict=True):
+        recall = torch.where(chosen == candidate, its_recall, recall)
+    return counts[0], indices[0], recall
+
+
+def _by_torch(block_sums: Tensor, rows: range, columns: range, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts [H, Nq], indices [H, Nq, K] and recall [H], by sorting every row."""
+    video = block_sums[:, rows.start : rows.stop, columns.start : columns.stop]
+    # Stable, unlike topk: of equal blocks the first.
+    ordered = torch.sort(video, dim=-1, descending=True, stable=True)
+    weight, position = (x[..., : candidates[-1]] for x in ordered)  # [H, rows, most]
+    ranks = torch.arange(candidates[-1], device=video.device)
+    mass_by_rank = weight.sum(-2)  # [H, most]
+    total = block_sums.sum((-1, -2))  # [H]
+    text = total - video.sum((-1, -2))  # [H]: every block with text is kept
+
+    def recall(counts: Tensor) -> Tensor:
+        kept = torch.where(ranks < counts[:, None], mass_by_rank, 0).sum(-1)
+        return (text + kept) / total
+
+    base = torch.full(total.shape, candidates[len(candidates) // 2], device=video.device)
+    chosen = _choose(recall(base), candidates)
+    key_blocks = block_sums.shape[-1]
+    position = torch.where(ranks < chosen[:, None, None], position + columns.start, key_blocks)
+    return *_pack(position, chosen, rows, columns, block_sums.shape), recall(chosen)
+
+
+def _pack(position: Tensor, chosen: Tensor, rows: range, columns: range, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Add the text blocks to ``position`` [H, rows, most] (unused slots: Nk) and sort into counts and index lists."""
+    heads, query_blocks, key_blocks = shape
     dtype = index_dtype(key_blocks + 1)
-    heads = counts.shape[0]
-    always = torch.arange(text.start, text.stop, dtype=dtype, device=position.device)
+    before, after = range(columns.start), range(columns.stop, key_blocks)
+    always = torch.cat([torch.arange(x.start, x.stop, dtype=dtype, device=position.device) for x in (before, after)])
     lists = torch.cat([position.to(dtype), always.expand(heads, len(rows), -1)], dim=-1).sort(dim=-1).values
     lists = torch.where(lists == key_blocks, 0, lists).to(index_dtype(key_blocks))
 
     indices = lists.new_zeros(heads, query_blocks, lists.shape[-1])
     indices[:, rows.start : rows.stop] = lists
-    kept = torch.full((heads, query_blocks), key_blocks, dtype=torch.int32, device=position.device)
-    kept[:, rows.start : rows.stop] = (counts + len(text))[:, None].to(torch.int32)
-    return BlockMask(kept, indices, key_blocks, block_size)
+    counts = torch.full((heads, query_blocks), key_blocks, dtype=torch.int32, device=position.device)
+    counts[:, rows.start : rows.stop] = (chosen + len(always))[:, None].to(torch.int32)
+    return counts, indices

@@ -1,24 +1,42 @@
-"""Triton kernels for block-sparse attention and for the exact block sums of attention weights.
+"""Triton kernels for block-sparse attention, the exact block sums of attention weights, and the masks made of them.
 
 Import works without Triton: :func:`unavailable` then says so, and the operators are absent.
 """
 
 from importlib.util import find_spec
 
-from adaspa_kernels.launch import BLOCK_SIZES, HALF_DTYPES, HEAD_DIMS, PATHS, hopper_unavailable, unavailable
+from adaspa_kernels.launch import (
+    BLOCK_SIZES,
+    HALF_DTYPES,
+    HEAD_DIMS,
+    MAX_SELECTED_BLOCKS,
+    PATHS,
+    hopper_unavailable,
+    selection_unavailable,
+    unavailable,
+)
 
 if find_spec("triton") is not None:
     # Eager on purpose (0.2 s): imported later, the module `block_sums` would replace the function of that name.
     from adaspa_kernels.block_sparse import block_sparse_attention
     from adaspa_kernels.block_sums import block_sums
+    from adaspa_kernels.mask_lists import count_flags, flag_lists, list_flags
+    from adaspa_kernels.selection import pack_rows, weigh_rows
 
 __all__ = [
     "BLOCK_SIZES",
     "HALF_DTYPES",
     "HEAD_DIMS",
+    "MAX_SELECTED_BLOCKS",
     "PATHS",
     "block_sparse_attention",
     "block_sums",
+    "count_flags",
+    "flag_lists",
     "hopper_unavailable",
+    "list_flags",
+    "pack_rows",
+    "selection_unavailable",
     "unavailable",
+    "weigh_rows",
 ]

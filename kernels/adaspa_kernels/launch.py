@@ -25,6 +25,8 @@ PATHS = ("auto", "portable", "hopper")
 PREFERRED_PATH = "portable"
 HOPPER_BLOCK_SIZES = {"block_sparse_attention": BLOCK_SIZES, "block_sums": ((64, 64),)}
 
+MAX_SELECTED_BLOCKS = 32_768  # key blocks of a row that selection.py can hold: 16 warps of 64 keys a thread
+
 _logger = logging.getLogger(__name__)
 
 _TMA_ALIGNMENT = 16  # bytes: of the base address and of every stride but the last
@@ -104,6 +106,17 @@ def gluon_unavailable() -> str | None:
         importlib.import_module("adaspa_kernels.hopper_block_sums")
     except (ImportError, AttributeError, TypeError) as error:
         return f"this Triton's Gluon lacks what they use ({error})"
+    return None
+
+
+def selection_unavailable(block_sums: Tensor) -> str | None:
+    """Return why the kernels that select blocks cannot take W [.., Nq, Nk], or None if they can."""
+    if reason := unavailable(block_sums.device):
+        return reason
+    if block_sums.dtype != torch.float32 or block_sums.stride(-1) != 1:
+        return f"they take float32 with a last stride of 1, not {block_sums.dtype} with strides {block_sums.stride()}"
+    if block_sums.shape[-1] > MAX_SELECTED_BLOCKS:
+        return f"they take rows of at most {MAX_SELECTED_BLOCKS} key blocks, not {block_sums.shape[-1]}"
     return None
 
 

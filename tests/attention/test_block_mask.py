@@ -1,10 +1,14 @@
 """The block mask: packing is lossless, full rows are free, and what cannot be a mask is refused."""
 
+import logging
+import sys
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from adaspa_cli.attention import BlockMask
+from adaspa_cli.attention import BlockMask, mask_conversion
 from adaspa_cli.attention.block_mask import INT16_BLOCKS, index_dtype
 
 SIZE = (64, 64)
@@ -109,3 +113,92 @@ def test_a_mask_moves_between_devices_unchanged(device: torch.device) -> None:
 def test_tensors_that_are_no_mask_are_refused(counts: Tensor, indices: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BlockMask(counts, indices, 7, SIZE)
+
+
+SIZES = [1, 31, 32, 33, 64, 65]
+
+
+@pytest.mark.parametrize("key_blocks", SIZES)
+@pytest.mark.parametrize("rows", [(2, 3), (2, 1, 3)], ids=str)
+def test_bits_survive_the_round_trip(key_blocks: int, rows: tuple[int, ...]) -> None:
+    dense = random_bool(*rows, key_blocks)
+    dense[0, 0], dense[0, -1] = True, False
+    mask = BlockMask.from_bool(dense, SIZE)
+    bits = mask.to_bits()
+    assert bits.shape == (*rows, -(-key_blocks // 32))
+    again = BlockMask.from_bits(bits, key_blocks, SIZE)
+    assert torch.equal(again.counts, mask.counts)
+    assert torch.equal(again.indices, mask.indices)
+
+
+def test_each_block_has_its_bit() -> None:
+    dense = torch.zeros(1, 1, 70, dtype=torch.bool)
+    dense[..., [0, 5, 31, 33, 69]] = True
+    assert BlockMask.from_bool(dense, SIZE).to_bits().tolist() == [[[-(2**31) + 2**5 + 1, 2**1, 2**5]]]
+
+
+@pytest.mark.skipif(sys.byteorder == "big", reason="the bytes of a word stand the other way round")
+@pytest.mark.parametrize("key_blocks", SIZES)
+def test_bits_are_those_of_numpy(key_blocks: int) -> None:
+    dense = random_bool(2, 3, key_blocks)
+    packed = BlockMask.from_bool(dense, SIZE).to_bits().view(torch.uint8).numpy()
+    expected = np.packbits(dense.numpy(), axis=-1, bitorder="little")
+    assert (packed[..., : expected.shape[-1]] == expected).all()
+    assert not packed[..., expected.shape[-1] :].any()
+
+
+def test_bits_past_the_last_block_are_ignored() -> None:
+    bits = torch.full((1, 2, 2), -1, dtype=torch.int32)
+    mask = BlockMask.from_bits(bits, 33, SIZE)
+    assert (mask.counts == 33).all()
+    assert mask.to_bits()[0, 0].tolist() == [-1, 1]
+
+
+def test_a_given_width_pads_the_lists() -> None:
+    dense = random_bool(2, 5, 12)
+    dense[0, 0] = True  # its list needs no place
+    for mask in (
+        BlockMask.from_bool(dense, SIZE, width=20),
+        BlockMask.from_bits(BlockMask.from_bool(dense, SIZE).to_bits(), 12, SIZE, width=20),
+    ):
+        assert mask.indices.shape == (2, 5, 20)
+        assert torch.equal(mask.to_bool(), dense)
+
+
+def test_a_width_that_a_row_does_not_fit_into_is_refused() -> None:
+    dense = torch.zeros(1, 2, 9, dtype=torch.bool)
+    dense[0, 1, :4] = True
+    assert torch.equal(BlockMask.from_bool(dense, SIZE, width=4).to_bool(), dense)
+    with pytest.raises(ValueError, match="keeps 4 blocks, but the width is 3"):
+        BlockMask.from_bool(dense, SIZE, width=3)
+    with pytest.raises(ValueError, match="width must be 1 or more"):
+        BlockMask.from_bool(dense, SIZE, width=0)
+
+
+def test_flags_of_another_type_or_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be bool"):
+        BlockMask.from_bool(torch.zeros(1, 2, 9), SIZE)
+    with pytest.raises(ValueError, match=r"must be int32 \[\*, H, Nq, 2\]"):
+        BlockMask.from_bits(torch.zeros(1, 2, 3, dtype=torch.int32), 33, SIZE)
+    with pytest.raises(ValueError, match="must be int32"):
+        BlockMask.from_bits(torch.zeros(1, 2, 2, dtype=torch.uint8), 33, SIZE)
+
+
+@pytest.mark.parametrize("rows", [(3, 7), (2, 3, 7)], ids=str)
+def test_the_schedule_takes_heavy_rows_first_and_equal_ones_as_they_stand(rows: tuple[int, ...]) -> None:
+    mask = BlockMask.from_bool(random_bool(*rows, 6), SIZE)  # few blocks, many equal counts
+    order = mask.schedule()
+    assert order.dtype == torch.int32
+    counts = mask.counts.flatten().tolist()
+    assert order.tolist() == sorted(range(len(counts)), key=lambda row: -counts[row])
+
+
+def test_what_a_gpu_does_without_kernels_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    mask_conversion._say_fallback.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="adaspa_cli"):
+        assert mask_conversion.allowed("mask conversion", None)
+        assert not mask_conversion.allowed("mask conversion", "triton is not installed")
+        assert not mask_conversion.allowed("mask conversion", "triton is not installed")
+    (record,) = caplog.records
+    assert "mask conversion runs in PyTorch" in record.getMessage()
+    assert "triton is not installed" in record.getMessage()

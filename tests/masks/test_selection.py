@@ -95,6 +95,15 @@ def test_recall_is_the_kept_mass_over_all_mass(layout: TokenLayout, head_adaptiv
     assert found.recall.tolist() == pytest.approx(recalls(W, found.mask.to_bool()), rel=1e-5)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_of_equally_heavy_blocks_the_first_are_kept(layout: TokenLayout) -> None:
+    """Few different weights; ``sorted``, as brute force uses it, is stable."""
+    W = torch.randint(0, 3, block_sums(layout).shape, generator=torch.Generator().manual_seed(0)).float()
+    keep = round(0.5 * text_flags(layout).count(False))
+    found = select(W, layout, (BLOCK, BLOCK), 0.5, head_adaptive=False)
+    assert torch.equal(found.mask.to_bool(), brute_force(W, layout, [keep] * W.shape[0]))
+
+
 def test_recall_divides_by_the_mass_that_there_is() -> None:
     """With an older LSE the rows do not sum to one."""
     layout = LAYOUTS["text last"]
