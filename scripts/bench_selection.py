@@ -96,7 +96,6 @@ def tasks(W: Tensor) -> dict[str, Call]:
         "lists to bits": lambda: (mask.to_bits(),),
         "bools to lists": lambda: lists(BlockMask.from_bool(dense, size, width=width)),
         "bits to lists": lambda: lists(BlockMask.from_bits(bits, key_blocks, size, width=width)),
-        "schedule": lambda: (mask.schedule(),),
     }
 
 

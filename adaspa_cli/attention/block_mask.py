@@ -77,14 +77,6 @@ class BlockMask:
         """Return the mask on another device."""
         return BlockMask(self.counts.to(device), self.indices.to(device), self.key_blocks, self.block_size)
 
-    def schedule(self) -> Tensor:
-        """Rows in the order in which a kernel should take them: the heaviest first, equal ones as they stand.
-
-        int32 [*·H·Nq], a permutation of the positions in the flattened ``counts``; made without a synchronisation.
-        Long rows that start last would leave most of a GPU idle at the end.
-        """
-        return torch.argsort(self.counts.flatten(), descending=True, stable=True).to(torch.int32)
-
     def to_bool(self) -> Tensor:
         """Return bool ``[*, H, Nq, Nk]``, True where a block is kept."""
         return mask_conversion.to_flags(self.counts, self.indices, self.key_blocks, words=False)

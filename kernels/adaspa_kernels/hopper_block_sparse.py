@@ -3,8 +3,9 @@
 Maths, lists and outputs are those of ``block_sparse.py`` (AdaSpa, arXiv 2502.21079; online softmax, arXiv 2307.08691),
 for blocks of 64x64 and 128x128.
 
-Work. The grid is persistent. A *team* takes query blocks from the schedule, heaviest first, one after the other: one
-warp copies, and one warpgroup multiplies for each 64 query rows.
+Work. The grid is persistent. A *team* takes query blocks from the schedule, heaviest first, one after the other, until
+none is left: so uneven lists cost no idle time. One warp copies, and tells the others what it took; one warpgroup
+multiplies for each 64 query rows.
 
     64x64     two teams of one warpgroup (three at D = 64), each with a list and a ring of its own. They share nothing
               but the multiprocessor, so that lists of any lengths go together: while one team's warpgroup takes
@@ -31,6 +32,12 @@ and so on with the next query block, whose first tiles are on their way while th
 the ring one slot at a time, hence one counter and one parity each; tests/kernels/test_hopper_ring.py plays all
 interleavings. Every barrier of the ring expects one arrival of the copy engine (full) or one of each of the threads
 that multiply (empty). So do those of the query block; its place takes the output before it is given back.
+
+Rounds. Teams that read the same keys at one time find them in the L2 cache. Left to themselves they drift apart until a
+third of the reads misses it; that costs power, and power is what limits these kernels (docs/kernels.md). So a row waits
+until all rows of the round before it are copied; a round has one row for each team. A row much longer than what follows
+in the schedule, such as one of text, is not waited for. Where the keys and values of a head fit into the cache, nobody
+waits. No team waits for one that has not begun, so that a grid which is not resident as a whole cannot hang.
 
 Order of a step: issue S = Q K(i)^T, issue O += P V(i-1), wait for S, softmax, wait for the next tile, wait for O,
 rescale. The barrier wait between the softmax and the wait for O keeps the assembler from moving that wait up.
@@ -61,42 +68,42 @@ RING_BYTES = 6 * 2 * BOX * 128 * 2  # of all teams: six slots of 128 x 128 numbe
 
 BLOCK = gl.constexpr(BOX)
 _TILE = gl.constexpr(2 * BOX)
-SLACK = gl.constexpr(0)
 _LN_2 = gl.constexpr(1 / LOG2_E)
 _THREADS = gl.constexpr(128)  # of a warpgroup
+_WORDS = gl.constexpr(6)  # of a record
 
 
 @gluon.jit
 def _scheduled(lists, item):
-    """Batch, head, query block, count, list and whether it is read, of one place of the schedule."""
-    order_ptr, counts_ptr, indices_ptr, strides, heads, query_blocks, key_blocks, items, progress_ptr = lists
+    """Row, batch, head, query block, count, list and whether it is read, of one place of the schedule."""
+    order_ptr, counts_ptr, indices_ptr, strides, heads, query_blocks, key_blocks = lists[:7]
     stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq = strides
-    place = gl.load(order_ptr + item).to(gl.int32)
-    query_block = place % query_blocks
-    head = (place // query_blocks) % heads
-    batch = place // (query_blocks * heads)
+    row = gl.load(order_ptr + item).to(gl.int32)
+    query_block = row % query_blocks
+    head = (row // query_blocks) % heads
+    batch = row // (query_blocks * heads)
     batch64 = batch.to(gl.int64)
     head64 = head.to(gl.int64)
-    row64 = query_block.to(gl.int64)
-    count = gl.load(counts_ptr + batch64 * stride_cb + head64 * stride_ch + row64 * stride_cq)
-    p_list = indices_ptr + batch64 * stride_ib + head64 * stride_ih + row64 * stride_iq
-    return batch, head, query_block, count, p_list, count < key_blocks
+    block64 = query_block.to(gl.int64)
+    count = gl.load(counts_ptr + batch64 * stride_cb + head64 * stride_ch + block64 * stride_cq)
+    p_list = indices_ptr + batch64 * stride_ib + head64 * stride_ih + block64 * stride_iq
+    return row, batch, head, query_block, count, p_list, count < key_blocks
+
+
+@gluon.jit
+def _is_waited_for(lists, item, count, teams):
+    """Whether the others wait for this row: not if it is much longer than the one a round later."""
+    later = _scheduled(lists, gl.minimum(item + teams, lists[7] - 1))
+    return count <= later[4] * 5 // 4
 
 
 @gluon.jit
 def _keep_step(progress_ptr, item, teams):
-    """Wait until the round before that of ``item`` is copied."""
-    enough = (item // teams) * teams - (teams * SLACK) // 16
-    done = gl.load(progress_ptr + 1, volatile=True)
-    while done < enough:
-        done = gl.load(progress_ptr + 1, volatile=True)
-
-
-@gluon.jit
-def _count_later(lists, item, teams):
-    """Count of the row that is one round later in the schedule."""
-    count = _scheduled(lists, gl.minimum(item + teams, lists[7] - 1))[3]
-    return count
+    """Wait until all of the round before that of ``item`` that is waited for is copied."""
+    enough = (item // teams) * teams
+    copied = gl.load(progress_ptr + 1, volatile=True)
+    while copied < enough:
+        copied = gl.load(progress_ptr + 1, volatile=True)
 
 
 @gluon.jit
@@ -148,14 +155,15 @@ def _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS
 
 @gluon.jit
 def _copy(
-    sources, memory, lists, teams, TEAM: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr, PANELS: gl.constexpr
-):
+    sources, memory, lists, teams,
+    TEAM: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr, PANELS: gl.constexpr, IN_STEP: gl.constexpr,
+):  # fmt: skip
     """The copying warp of a team: takes query blocks, says which, and copies their queries and listed tiles."""
     q_source, k_source, v_source = sources
     q_boxes, q_full, q_empty, ring, full, empty, record = memory
     key_blocks, items, progress_ptr = lists[6], lists[7], lists[8]
     BASE: gl.constexpr = TEAM * SLOTS
-    SAID: gl.constexpr = TEAM * 5
+    SAID: gl.constexpr = TEAM * _WORDS
     PER_TILE: gl.constexpr = 2 // READERS
     slot = 0
     # Ring and queries start empty: the wait for the phase before the first one returns at once.
@@ -163,12 +171,13 @@ def _copy(
     q_phase = 1
     item = gl.atomic_add(progress_ptr, 1, sem="relaxed")
     while item < items:
-        _keep_step(progress_ptr, item, teams)
-        batch, head, query_block, count, p_list, listed = _scheduled(lists, item)
-        # The others do not wait for a row that is much longer than what follows it.
-        waited_for = count <= _count_later(lists, item, teams) * 5 // 4
-        if not waited_for:
-            gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
+        row, batch, head, query_block, count, p_list, listed = _scheduled(lists, item)
+        waited_for = True
+        if IN_STEP:
+            waited_for = _is_waited_for(lists, item, count, teams)
+            if not waited_for:
+                gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
+            _keep_step(progress_ptr, item, teams)
         tiles = gl.maximum((count + PER_TILE - 1) // PER_TILE, 1)
         last = _last_block(p_list, count, listed)
         first, second = _tile_rows(p_list, count, listed, key_blocks, 0, tiles, PER_TILE)
@@ -179,11 +188,12 @@ def _copy(
         slot, phase = next_slot(slot, phase, SLOTS)
         mbarrier.wait(q_empty.index(TEAM), q_phase)
         q_phase = q_phase ^ 1
-        _say(record, SAID, batch)
-        _say(record, SAID + 1, head)
-        _say(record, SAID + 2, query_block)
-        _say(record, SAID + 3, count)
-        _say(record, SAID + 4, last)
+        _say(record, SAID, count)
+        _say(record, SAID + 1, last)
+        _say(record, SAID + 2, row)
+        _say(record, SAID + 3, batch)
+        _say(record, SAID + 4, head)
+        _say(record, SAID + 5, query_block)
         mbarrier.expect(q_full.index(TEAM), READERS * PANELS * BLOCK * BLOCK * 2)
         for reader in gl.static_range(READERS):
             for panel in gl.static_range(PANELS):
@@ -205,18 +215,19 @@ def _copy(
             second = next_second
             next_first = after_first
             next_second = after_second
-        if waited_for:
-            gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
+        if IN_STEP:
+            if waited_for:
+                gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
         item = gl.atomic_add(progress_ptr, 1, sem="relaxed")
     mbarrier.wait(q_empty.index(TEAM), q_phase)
-    _say(record, SAID + 3, -1)
+    _say(record, SAID, -1)
     mbarrier.arrive(q_full.index(TEAM), count=1)
 
 
 @gluon.jit
 def _last_block(p_list, count, listed):
     """The last key block that a row keeps; -1 if it keeps none."""
-    return gl.where(listed, gl.load(p_list + count - 1, mask=listed & (count > 0), other=-1).to(gl.int32), count - 1)
+    return gl.where(listed, gl.load(p_list + (count - 1), mask=listed & (count > 0), other=-1).to(gl.int32), count - 1)
 
 
 @gluon.jit
@@ -228,8 +239,8 @@ def _attend(
     """A multiplying warpgroup of a team: 64 rows of each of its query blocks."""
     out_target, lse_ptr = targets
     q_boxes, q_full, q_empty, ring, full, empty, record = memory
-    heads, query_tokens, key_tokens, scale_log2 = sizes
-    SAID: gl.constexpr = TEAM * 5
+    key_tokens, scale_log2 = sizes
+    SAID: gl.constexpr = TEAM * _WORDS
     PANELS: gl.constexpr = D // BLOCK
     BASE: gl.constexpr = TEAM * SLOTS
     PER_TILE: gl.constexpr = 2 // READERS
@@ -250,12 +261,9 @@ def _attend(
     phase = 0
     q_phase = 0
     mbarrier.wait(q_full.index(TEAM), q_phase)
-    count = _hear(record, SAID + 3)
+    count = _hear(record, SAID)
     while count >= 0:
-        batch = _hear(record, SAID)
-        head = _hear(record, SAID + 1)
-        query_block = _hear(record, SAID + 2)
-        last = _hear(record, SAID + 4)
+        last = _hear(record, SAID + 1)
         tiles = gl.maximum((count + PER_TILE - 1) // PER_TILE, 1)
         # How many keys of the list's last block are real, and what else the first tile holds.
         real = gl.where(count > 0, gl.minimum(key_tokens - last * (_TILE // PER_TILE), _TILE // PER_TILE), 0)
@@ -316,37 +324,42 @@ def _attend(
 
         # [64]
         b_divisor = gl.where(b_sum == 0, 1.0, b_sum)
-        b_lse = gl.where(b_sum == 0, float("-inf"), (b_max + gl.log2(b_divisor)) * _LN_2)
-        first_row = (query_block * READERS + READER) * BLOCK
-        rows = first_row + gl.arange(0, BLOCK, row_layout)
-        p_lse = lse_ptr + (batch.to(gl.int64) * heads + head) * query_tokens + rows
-        gl.store(p_lse, b_lse, mask=rows < query_tokens)
         b_out = b_out / gl.convert_layout(b_divisor, out_row_layout)[:, None]
         # All products that read the queries are done: their place takes the output.
         b_q.store(b_out.to(dtype))
         fence_async_shared()
+        batch = _hear(record, SAID + 3)
+        head = _hear(record, SAID + 4)
+        first_row = (_hear(record, SAID + 5) * READERS + READER) * BLOCK
         for panel in gl.static_range(PANELS):
             tma.async_copy_shared_to_global(
-                out_target, [batch, head, first_row, panel * BLOCK], q_boxes.index(PLACE * PANELS + panel)
-            )
+                out_target, [batch, head, first_row, panel * BLOCK],
+                q_boxes.index(PLACE * PANELS + panel),
+            )  # fmt: skip
+        # [64]
+        b_lse = gl.where(b_sum == 0, float("-inf"), (b_max + gl.log2(b_divisor)) * _LN_2)
+        # Past the last query there is room for the rest of the block.
+        p_lse = lse_ptr + (_hear(record, SAID + 2).to(gl.int64) * READERS + READER) * BLOCK
+        gl.store(p_lse + gl.arange(0, BLOCK, row_layout), b_lse)
         tma.store_wait(0)
         async_copy.mbarrier_arrive(q_empty.index(TEAM), increment_count=False)
         q_phase = q_phase ^ 1
         mbarrier.wait(q_full.index(TEAM), q_phase)
-        count = _hear(record, SAID + 3)
+        count = _hear(record, SAID)
 
 
 # Not specialised: a length of 1 would be a constant, and every length that 16 divides a kernel of its own.
-@gluon.jit(do_not_specialize=["heads", "query_tokens", "key_tokens", "query_blocks", "key_blocks", "items"])
+@gluon.jit(do_not_specialize=["heads", "key_tokens", "query_blocks", "key_blocks", "items"])
 def hopper_block_sparse_kernel(
     q_source, k_source, v_source, out_target, lse_ptr, order_ptr, counts_ptr, indices_ptr, progress_ptr,
     stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq,
-    heads, query_tokens, key_tokens, query_blocks, key_blocks, items, scale_log2,
-    D: gl.constexpr, TEAMS: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr,
+    heads, key_tokens, query_blocks, key_blocks, items, scale_log2,
+    D: gl.constexpr, TEAMS: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr, IN_STEP: gl.constexpr,
 ):  # fmt: skip
     """Grid (programs). ``*_source`` and ``out_target`` are descriptors of [1, 1, 64, 64] boxes.
 
-    ``order_ptr`` holds the schedule: all B * H * Nq rows as (b * H + h) * Nq + query block. Blocks are 64 * READERS.
+    ``order_ptr`` holds the schedule: all B * H * Nq rows as (b * H + h) * Nq + query block; ``progress_ptr`` two zeros,
+    which become the numbers of rows taken and copied. Blocks are of 64 * READERS tokens.
     """
     PANELS: gl.constexpr = D // BLOCK
     dtype: gl.constexpr = k_source.dtype
@@ -360,7 +373,7 @@ def hopper_block_sparse_kernel(
     q_empty = gl.allocate_shared_memory(gl.int64, [TEAMS, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [TEAMS * SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [TEAMS * SLOTS, 1], mbarrier.MBarrierLayout())
-    record = gl.allocate_shared_memory(gl.int32, [TEAMS * 5, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    record = gl.allocate_shared_memory(gl.int32, [TEAMS * _WORDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     for team in gl.static_range(TEAMS):
         mbarrier.init(q_full.index(team), count=1)
         mbarrier.init(q_empty.index(team), count=READERS * _THREADS)
@@ -374,13 +387,13 @@ def hopper_block_sparse_kernel(
     lists = (order_ptr, counts_ptr, indices_ptr, strides, heads, query_blocks, key_blocks, items, progress_ptr)
     sources = (q_source, k_source, v_source)
     targets = (out_target, lse_ptr)
-    sizes = (heads, query_tokens, key_tokens, scale_log2)
+    sizes = (key_tokens, scale_log2)
     if READERS == 2:
         gl.warp_specialize(
             [
                 (_attend, (targets, memory, sizes, 0, 1, 0, 2, SLOTS, D, dtype)),
                 (_attend, (targets, memory, sizes, 0, 1, 1, 2, SLOTS, D, dtype)),
-                (_copy, (sources, memory, lists, teams, 0, 2, SLOTS, PANELS)),
+                (_copy, (sources, memory, lists, teams, 0, 2, SLOTS, PANELS, IN_STEP)),
             ],
             [4, 1],
             [240, 24],
@@ -390,8 +403,8 @@ def hopper_block_sparse_kernel(
             [
                 (_attend, (targets, memory, sizes, 0, 2, 0, 1, SLOTS, D, dtype)),
                 (_attend, (targets, memory, sizes, 1, 2, 0, 1, SLOTS, D, dtype)),
-                (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS)),
-                (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS)),
+                (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS, IN_STEP)),
+                (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS, IN_STEP)),
             ],
             [4, 1, 1],
             [240, 24, 24],
@@ -402,9 +415,9 @@ def hopper_block_sparse_kernel(
                 (_attend, (targets, memory, sizes, 0, 3, 0, 1, SLOTS, D, dtype)),
                 (_attend, (targets, memory, sizes, 1, 3, 0, 1, SLOTS, D, dtype)),
                 (_attend, (targets, memory, sizes, 2, 3, 0, 1, SLOTS, D, dtype)),
-                (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS)),
-                (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS)),
-                (_copy, (sources, memory, lists, teams, 2, 1, SLOTS, PANELS)),
+                (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS, IN_STEP)),
+                (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS, IN_STEP)),
+                (_copy, (sources, memory, lists, teams, 2, 1, SLOTS, PANELS, IN_STEP)),
             ],
             [4, 4, 1, 1, 1],
             [160, 160, 32, 32, 32],
@@ -421,23 +434,23 @@ def launch(
         strides: of counts [B, H, Nq] and indices [B, H, Nq, ..], 0 for a batch that is shared.
 
     Returns:
-        Output [B, H, Lq, D], whose ``transpose(1, 2)`` is contiguous, and the natural LSE, float32 [B, H, Lq].
+        Output [B, H, Lq, D], whose ``transpose(1, 2)`` is contiguous, and the natural LSE, float32 [B, H, Lq], a view.
     """
     batch, heads, query_tokens, head_dim = q.shape
     query_blocks = triton.cdiv(query_tokens, block_size[0])
     order = schedule(counts.expand(batch, heads, query_blocks))
     out = torch.empty(batch, query_tokens, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
-    lse = torch.empty(batch, heads, query_tokens, dtype=torch.float32, device=q.device)
+    lse = torch.empty(batch, heads, query_blocks * block_size[0], dtype=torch.float32, device=q.device)
     options = launch_options(block_size[0], head_dim)
     programs = min(multiprocessors(q.device), triton.cdiv(order.numel(), options["TEAMS"]))
     progress = torch.zeros(2, dtype=torch.int32, device=q.device)  # query blocks taken, and copied
     with torch.cuda.device_of(q):
         hopper_block_sparse_kernel[(programs,)](
             boxes(q), boxes(k), boxes(v), boxes(out), lse, order, counts, indices, progress, *strides,
-            heads, query_tokens, k.shape[2], query_blocks, key_blocks, order.numel(), scale * LOG2_E,
-            D=head_dim, **options,
+            heads, k.shape[2], query_blocks, key_blocks, order.numel(), scale * LOG2_E,
+            D=head_dim, IN_STEP=keeps_step(k), **options,
         )  # fmt: skip
-    return out, lse
+    return out, lse[..., :query_tokens]
 
 
 def schedule(counts: Tensor) -> Tensor:
@@ -446,6 +459,12 @@ def schedule(counts: Tensor) -> Tensor:
     Rows of equal length stay in order, so that what runs at one time is of one head and reads the same keys.
     """
     return torch.argsort(counts.reshape(-1), descending=True, stable=True)
+
+
+def keeps_step(k: Tensor) -> bool:
+    """Whether the teams keep in step: where keys and values of a head are more than half of the L2 cache holds."""
+    cache: int = getattr(torch.cuda.get_device_properties(k.device), "L2_cache_size")  # noqa: B009
+    return 2 * k.shape[2] * k.shape[3] * k.element_size() > cache // 2
 
 
 def multiprocessors(device: torch.device) -> int:

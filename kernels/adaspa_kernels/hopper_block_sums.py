@@ -3,8 +3,6 @@
 Maths, inputs and output are those of ``block_sums.py`` (arXiv 2502.21079), for blocks of 64x64:
 W[p, q] = sum of 2^(Q_p K_q^T * scale * log2(e) - LSE * log2(e)) over block (p, q).
 
-Not yet run on a GPU: its source is checked by compiling it, and on the CPU against a model of the barriers.
-
 Work. One program takes three neighbouring query blocks past all keys. Each has a warpgroup of its own; one warp copies
 tiles of 128 keys, which all three read. While one warpgroup multiplies, the others take exponentials.
 

@@ -21,8 +21,7 @@ HEAD_DIMS = (64, 128)
 BLOCK_SIZES = ((64, 64), (128, 128))
 
 PATHS = ("auto", "portable", "hopper")
-# What "auto" tries first. "hopper" once scripts/bench_kernels.py has shown it right and faster on a GPU.
-PREFERRED_PATH = "portable"
+PREFERRED_PATH = "hopper"  # what "auto" tries first
 HOPPER_BLOCK_SIZES = {"block_sparse_attention": BLOCK_SIZES, "block_sums": ((64, 64),)}
 
 MAX_SELECTED_BLOCKS = 32_768  # key blocks of a row that selection.py can hold: 16 warps of 64 keys a thread

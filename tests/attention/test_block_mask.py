@@ -184,15 +184,6 @@ def test_flags_of_another_type_or_size_are_refused() -> None:
         BlockMask.from_bits(torch.zeros(1, 2, 2, dtype=torch.uint8), 33, SIZE)
 
 
-@pytest.mark.parametrize("rows", [(3, 7), (2, 3, 7)], ids=str)
-def test_the_schedule_takes_heavy_rows_first_and_equal_ones_as_they_stand(rows: tuple[int, ...]) -> None:
-    mask = BlockMask.from_bool(random_bool(*rows, 6), SIZE)  # few blocks, many equal counts
-    order = mask.schedule()
-    assert order.dtype == torch.int32
-    counts = mask.counts.flatten().tolist()
-    assert order.tolist() == sorted(range(len(counts)), key=lambda row: -counts[row])
-
-
 def test_what_a_gpu_does_without_kernels_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     mask_conversion._say_fallback.cache_clear()
     with caplog.at_level(logging.WARNING, logger="adaspa_cli"):

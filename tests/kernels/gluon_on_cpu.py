@@ -8,6 +8,7 @@ modelled; test_compile_sm90.py has what the compiler says.
 Only what the kernels use is here. Integers are Python's, wrapped so that they can be cast.
 """
 
+import itertools
 import threading
 import types
 from collections.abc import Callable
@@ -21,10 +22,24 @@ ELEMENT_BYTES = 2  # what the kernels count, also where the tests pass float32
 
 
 class Number(int):
-    """An integer, or a Python number, that can be cast."""
+    """An integer that can be cast, as can what is computed from it."""
 
     def to(self, _: object) -> "Number":
         return self
+
+
+def _computed(name: str) -> Callable[[int, Any], Any]:
+    plain = getattr(int, name)
+
+    def method(self: int, other: Any) -> Any:
+        result = plain(self, other)
+        return Number(result) if isinstance(result, int) else result
+
+    return method
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "mod", "and", "xor"):
+    setattr(Number, f"__{_name}__", _computed(f"__{_name}__"))
 
 
 class Pointer(NamedTuple):
@@ -84,9 +99,14 @@ class Shared:
         return self.memory.view(columns // box, rows, box).transpose(0, 1)
 
     def load(self, _: object = None) -> Tensor:
+        if len(self.shape) == 1:
+            return self.memory.clone()
         return self._view().reshape(self.shape[-2:])
 
     def store(self, value: Tensor) -> None:
+        if len(self.shape) == 1:
+            self.memory.copy_(value)
+            return
         self._view().copy_(value.reshape(self._view().shape))
 
     def permute(self, _: object) -> Tensor:
@@ -114,7 +134,8 @@ class Program:
     def allocate_shared_memory(self, dtype: Any, shape: list[int], layout: object) -> Any:
         if dtype == torch.int64:  # barriers
             return Barriers([Barrier(self) for _ in range(shape[0])])
-        return Shared(torch.full([torch.Size(shape).numel()], torch.nan, dtype=dtype), list(shape), layout)
+        garbage = torch.nan if dtype.is_floating_point else 99_999
+        return Shared(torch.full([torch.Size(shape).numel()], garbage, dtype=dtype), list(shape), layout)
 
     def warp_specialize(self, roles: list[tuple[Callable[..., None], tuple[Any, ...]]], *_: object) -> None:
         def run(role: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -157,8 +178,15 @@ class Program:
     def minimum(self, a: Any, b: Any) -> Any:
         return Number(min(a, b))
 
-    def max(self, x: Tensor, axis: int) -> Tensor:
-        return x.amax(axis)
+    def full(self, shape: list[int], value: int, dtype: torch.dtype, _: object) -> Tensor:
+        return torch.full(shape, value, dtype=dtype)
+
+    def max(self, x: Tensor, axis: int) -> Any:
+        largest = x.amax(axis)
+        return Number(largest) if largest.dtype == torch.int32 else largest
+
+    def num_warps(self) -> int:
+        return 4
 
     def sum(self, x: Tensor, axis: int) -> Tensor:
         return x.sum(axis)
@@ -169,14 +197,20 @@ class Program:
     def convert_layout(self, x: Tensor, _: object) -> Tensor:
         return x
 
-    def load(self, pointer: Pointer, mask: Any = True, other: Any = 0) -> Any:
+    def atomic_add(self, pointer: Pointer, value: int, **_: str) -> Number:
+        with self.changed:
+            before = Number(pointer.memory[pointer.offset])
+            pointer.memory[pointer.offset] += value
+        return before
+
+    def load(self, pointer: Pointer, mask: Any = True, other: Any = 0, **_: bool) -> Any:
         if not isinstance(pointer.offset, Tensor):
             return Number(pointer.memory[pointer.offset]) if mask else Number(other)
         places = torch.where(mask, pointer.offset, 0)
         return torch.where(mask, pointer.memory[places], other)
 
-    def store(self, pointer: Pointer, value: Tensor, mask: Any) -> None:
-        kept = mask.expand(value.shape)
+    def store(self, pointer: Pointer, value: Tensor, mask: Any = True) -> None:
+        kept = torch.as_tensor(mask).expand(value.shape)
         pointer.memory[pointer.offset[kept]] = value[kept]
 
     def warpgroup_mma(self, a: Any, b: Any, acc: Tensor, use_acc: bool = True, **_: bool) -> Tensor:
@@ -197,6 +231,9 @@ class Program:
 
     def expect(self, barrier: Barrier, size: int) -> None:
         barrier.change(1, size)
+
+    def arrive(self, barrier: Barrier, count: int) -> None:
+        barrier.change(count, 0)
 
     def mbarrier_arrive(self, barrier: Barrier, **_: bool) -> None:
         barrier.change(128, 0)  # one of each thread
@@ -236,10 +273,10 @@ class Kernel:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: Any, **options: Any) -> None:
             arguments = [_argument(x) for x in args]
-            constants = {name: options[name] for name in ("D", "SLOTS", "GROUP") if name in options}
-            places = torch.cartesian_prod(*(torch.arange(n) for n in grid)).tolist()
+            constants = {name: value for name, value in options.items() if name not in ("num_warps", "maxnreg")}
+            places = itertools.product(*map(range, grid))
             for place in places:
-                self._function(Program(tuple(place), grid))(*arguments, **constants)
+                self._function(Program(place, grid))(*arguments, **constants)
 
         return launch
 

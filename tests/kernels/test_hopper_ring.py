@@ -11,6 +11,7 @@ import types
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 pytest.importorskip("triton.experimental.gluon", reason="this triton has no Gluon")
 
@@ -20,8 +21,8 @@ BLOCK, KEY_BLOCKS = 64, 40
 
 
 class Event(NamedTuple):
-    kind: str  # wait, expect, copy, read, done, arrive
-    ring: str = ""  # the barriers: full, empty or queries
+    kind: str  # wait, expect, copy, read, done, arrive, stop
+    ring: str = ""  # the barriers: full, empty, q_full or q_empty
     slot: int = 0
     value: Any = None  # a parity, bytes, or what is copied or read
 
@@ -53,6 +54,16 @@ class Pointer(list[int]):
 
     def __add__(self, offset: int) -> Any:  # type: ignore[override]
         return (self, int(offset))
+
+
+class Progress:
+    """Counters in global memory: taking a row gives the next one."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def __add__(self, _: int) -> "Progress":
+        return self
 
 
 class Slots:
@@ -96,6 +107,14 @@ class Gluon:
     def async_copy_global_to_shared(self, source: str, coordinates: list[int], barrier: Place, box: Place) -> None:
         self.events.append(Event("copy", barrier.name, barrier.place, (source, coordinates[2], coordinates[3], box)))
 
+    def arrive(self, barrier: Place, count: int) -> None:
+        assert count == 1
+        self.events.append(Event("stop", barrier.name, barrier.place))
+
+    def store_wait(self, pending: int) -> None:
+        assert pending == 0
+        self.events.append(Event("done", "q_full"))
+
     # async_copy
     def mbarrier_arrive(self, barrier: Place, increment_count: bool) -> None:
         assert not increment_count
@@ -134,14 +153,19 @@ class Gluon:
         entries, offset = pointer
         return Number(entries[offset] if mask else other)
 
+    def atomic_add(self, progress: Progress, value: int, sem: str) -> Number:
+        assert (value, sem) == (1, "relaxed")
+        progress.taken += 1
+        return Number(progress.taken - 1)
+
     static_range = range
 
     def __getattr__(self, _: str) -> Anything:
         return Anything()
 
 
-def record(module: types.ModuleType, name: str, arguments: dict[str, Any]) -> list[Event]:
-    """Execute the jitted function ``name`` with Python numbers; return what it did."""
+def record(module: types.ModuleType, name: str, arguments: dict[str, Any], **replaced: Any) -> list[Event]:
+    """Execute the jitted function ``name`` with Python numbers, its callees as they are or ``replaced``."""
     gluon = Gluon()
     names: dict[str, Any] = {}
     for key, value in vars(module).items():
@@ -157,26 +181,41 @@ def record(module: types.ModuleType, name: str, arguments: dict[str, Any]) -> li
         "fence_async_shared": lambda: None,
         "float": float, "range": range,
     }  # fmt: skip
+    names |= replaced
     names[name](**arguments)
     return gluon.events
 
 
-def sparse_arguments(count: int, slots: int, panels: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of the copying and of the multiplying role, for a list of every other block."""
-    shared = {
-        "q_boxes": Slots("q"), "q_full": Place("queries", 0), "ring": Slots("ring"), "full": Slots("full"),
-        "empty": Slots("empty"), "p_list": Pointer(range(0, 2 * count, 2)), "count": Number(count),
-        "listed": count < KEY_BLOCKS, "batch": Number(0), "head": Number(0), "query_block": Number(0),
-        "PAIR": 0, "SLOTS": slots,
+def copying_role(counts: list[int], slots: int, panels: int, readers: int = 1) -> list[Event]:
+    """What a team's copying warp does for rows that keep every other block, one row after the other."""
+    rows = [
+        (Number(row), Number(0), Number(0), Number(row), Number(count), Pointer(range(0, 2 * count, 2)), count < KEY_BLOCKS)
+        for row, count in enumerate(counts)
+    ]  # fmt: skip
+    memory = tuple(map(Slots, ("q", "q_full", "q_empty", "ring", "full", "empty", "record")))
+    lists = (*[None] * 6, Number(KEY_BLOCKS), len(rows), Progress())
+    arguments = {
+        "sources": ("Q", "K", "V"), "memory": memory, "lists": lists, "teams": 1,
+        "TEAM": 0, "READERS": readers, "SLOTS": slots, "PANELS": panels, "IN_STEP": False,
     }  # fmt: skip
-    copying = shared | {
-        "q_source": "Q", "k_source": "K", "v_source": "V", "key_blocks": Number(KEY_BLOCKS), "PANELS": panels
+    return record(
+        hopper_block_sparse, "_copy", arguments,
+        _scheduled=lambda _, item: rows[item], _say=lambda *_: None,
+    )  # fmt: skip
+
+
+def multiplying_role(counts: list[int], slots: int, panels: int, readers: int = 1) -> list[Event]:
+    """What a multiplying warpgroup does for the same rows."""
+    said = iter([*counts, -1])
+    memory = tuple(map(Slots, ("q", "q_full", "q_empty", "ring", "full", "empty", "record")))
+    arguments = {
+        "targets": (Anything(), Anything()), "memory": memory, "sizes": (Number(KEY_BLOCKS * BLOCK), 1.0),
+        "TEAM": 0, "TEAMS": 1, "READER": 0, "READERS": readers, "SLOTS": slots, "D": panels * BLOCK,
+        "dtype": Anything(),
     }  # fmt: skip
-    multiplying = shared | {
-        "out_target": Anything(), "lse_ptr": Anything(), "key_tokens": Number(KEY_BLOCKS * BLOCK),
-        "query_tokens": Number(64), "scale_log2": 1.0, "heads": 1, "D": panels * BLOCK, "dtype": Anything(),
-    }  # fmt: skip
-    return copying, multiplying
+    return record(
+        hopper_block_sparse, "_attend", arguments, _hear=lambda _, place: Number(next(said) if place == 0 else 0)
+    )
 
 
 def tiles_of(events: list[Event], panels: int) -> list[tuple[str, int, tuple[int, ...]]]:
@@ -270,46 +309,58 @@ def _next_states(state: Any, roles: list[list[tuple[Any, ...]]], readers: int) -
             yield moved, full, _arrived(empty, slot, readers), content, loading, reading
 
 
-def copying_steps(events: list[Event], panels: int) -> list[tuple[Any, ...]]:
-    """The steps of the copying role; tiles are named by source and number."""
-    numbers = {"K": 0, "V": 0}
+def copying_steps(events: list[Event], panels: int, slots: int) -> list[tuple[Any, ...]]:
+    """The steps of the copying role; tiles are named by source and number. The queries' place is one more slot."""
+    numbers = {"K": 0, "V": 0, "Q": 0}
     tiles = iter(tiles_of(events, panels))
     steps: list[tuple[Any, ...]] = []
     for event in events:
         if event.kind == "wait":
-            steps.append(("wait", event.ring, event.slot, event.value))
+            steps.append(("wait", "empty", slots if event.ring == "q_empty" else event.slot, event.value))
         elif event.kind == "expect" and event.ring == "full":
             source, slot, _ = next(tiles)
             steps.append(("load", slot, f"{source}{numbers[source]}"))
             numbers[source] += 1
+        elif event.ring == "q_full" and event.kind in ("expect", "stop"):
+            steps.append(("load", slots, f"Q{numbers['Q']}"))
+            numbers["Q"] += 1
     return steps
 
 
-def multiplying_steps(events: list[Event], order: list[str]) -> list[tuple[Any, ...]]:
-    """The steps of a multiplying role, whose products read the tiles in ``order``."""
+def multiplying_steps(events: list[Event], order: list[str], slots: int) -> list[tuple[Any, ...]]:
+    """The steps of a multiplying role, whose products read the tiles in ``order``; queries are held until stored."""
     names = iter(order)
+    queries = 0
     steps: list[tuple[Any, ...]] = []
     for event in events:
         if event.kind == "wait" and event.ring == "full":
             steps.append(("wait", "full", event.slot, event.value))
+        elif event.kind == "wait":
+            steps += [("wait", "full", slots, event.value), ("read", slots, f"Q{queries}")]
+            queries += 1
         elif event.kind == "read":
             steps.append(("read", event.slot, next(names)))
         elif event.kind in ("done", "arrive"):
-            steps.append((event.kind, event.slot))
+            steps.append((event.kind, slots if event.ring.startswith("q_") else event.slot))
     assert next(names, None) is None
     return steps
 
 
+@pytest.mark.parametrize("readers", [1, 2])
 @pytest.mark.parametrize("panels", [1, 2])
 @pytest.mark.parametrize("count", [*range(12), KEY_BLOCKS])
-def test_every_listed_block_is_copied_once_for_k_and_once_for_v(count: int, panels: int) -> None:
-    copying, _ = sparse_arguments(count, 3, panels)
-    tiles = tiles_of(record(hopper_block_sparse, "_copy", copying), panels)
+def test_every_listed_block_is_copied_once_for_k_and_once_for_v(count: int, panels: int, readers: int) -> None:
+    tiles = tiles_of(copying_role([count], 3, panels, readers), panels)
     listed = range(KEY_BLOCKS) if count == KEY_BLOCKS else range(0, 2 * count, 2)
-    past_the_end = KEY_BLOCKS * BLOCK
+    past_the_end = KEY_BLOCKS * BLOCK * readers
     by_source = {s: [tile for source, _, tile in tiles if source == s] for s in "KV"}
     assert by_source["K"] == by_source["V"]
     starts = [start for tile in by_source["K"] for start in tile]
+    if readers == 2:
+        # A tile is one block of 128, in two halves.
+        wanted = [block * 2 * BLOCK for block in reversed(listed)] or [past_the_end]
+        assert starts == [start + half for start in wanted for half in (0, BLOCK)]
+        return
     assert sorted(s for s in starts if s != past_the_end) == [block * BLOCK for block in listed]
     # The last block, which may be ragged, leads; the empty half follows it.
     if count:
@@ -318,14 +369,14 @@ def test_every_listed_block_is_copied_once_for_k_and_once_for_v(count: int, pane
     assert empty_halves == ([0, 1] if count == 0 else [1] if count % 2 else [])
 
 
-@pytest.mark.parametrize("slots", [3, 6])
-@pytest.mark.parametrize("count", [*range(12), 17])
-def test_a_pair_neither_waits_for_ever_nor_reads_early(count: int, slots: int) -> None:
-    """The pairs share no barrier: two lists of any two lengths are two such plays."""
-    copying, multiplying = sparse_arguments(count, slots, 2)
-    events = record(hopper_block_sparse, "_attend", multiplying)
-    order = _order(max(1, (count + 1) // 2))
-    play(copying_steps(record(hopper_block_sparse, "_copy", copying), 2), [multiplying_steps(events, order)], slots)
+@pytest.mark.parametrize(("slots", "readers"), [(3, 1), (4, 1), (6, 2)])
+@pytest.mark.parametrize(
+    "counts", [[n] for n in (*range(12), 17)] + [[5, 0, 1], [1, 1, 1, 1], [2, 7], [0, 0, 9]], ids=str
+)
+def test_a_team_neither_waits_for_ever_nor_reads_early(counts: list[int], slots: int, readers: int) -> None:
+    """Teams share no barrier: lists of any lengths side by side are as many such plays."""
+    steps = multiplying_steps(multiplying_role(counts, slots, 2, readers), _order(counts, readers), slots)
+    play(copying_steps(copying_role(counts, slots, 2, readers), 2, slots), [steps] * readers, slots + 1)
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 128, 129, 700])
@@ -345,26 +396,48 @@ def test_three_warpgroups_share_the_ring_of_block_sums(tokens: int) -> None:
         "GROUP": 16, "D": 128, "dtype": Anything(),
     }  # fmt: skip
     events = record(hopper_block_sums, "_sum_blocks", summing)
-    steps = multiplying_steps(events, [f"K{i}" for i in range(tiles)])
-    play(copying_steps(record(hopper_block_sums, "_copy", copying), 2), [steps] * 3, 4)
+    # The queries stay as they are, and have no part in the play.
+    events = [event for event in events if not event.ring.startswith("q")]
+    steps = multiplying_steps(events, [f"K{i}" for i in range(tiles)], 4)
+    copies = [event for event in record(hopper_block_sums, "_copy", copying) if not event.ring.startswith("q")]
+    play(copying_steps(copies, 2, 4), [steps] * 3, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 7), (2, 3, 7)], ids=str)
+def test_the_schedule_takes_long_rows_first_and_equal_ones_as_they_stand(shape: tuple[int, ...]) -> None:
+    counts = torch.randint(0, 5, shape, dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    order = hopper_block_sparse.schedule(counts).tolist()
+    assert order == sorted(range(counts.numel()), key=lambda row: -int(counts.flatten()[row]))
 
 
 def test_the_play_finds_a_slot_given_back_too_early() -> None:
-    copying, multiplying = sparse_arguments(9, 3, 2)
-    steps = multiplying_steps(record(hopper_block_sparse, "_attend", multiplying), _order(5))
-    early = steps.index(("done", steps[2][1]))
+    steps = multiplying_steps(multiplying_role([9], 3, 2), _order([9], 1), 3)
+    early = next(i for i, step in enumerate(steps) if step[0] == "done")
     steps[early], steps[early + 1] = steps[early + 1], steps[early]
     with pytest.raises(AssertionError, match="given back"):
-        play(copying_steps(record(hopper_block_sparse, "_copy", copying), 2), [steps], 3)
+        play(copying_steps(copying_role([9], 3, 2), 2, 3), [steps], 4)
+
+
+def test_the_play_finds_queries_overwritten_before_they_are_stored() -> None:
+    steps = multiplying_steps(multiplying_role([2, 2], 3, 2), _order([2, 2], 1), 3)
+    steps.insert(3, steps.pop(steps.index(("arrive", 3))))
+    with pytest.raises(AssertionError, match="given back"):
+        play(copying_steps(copying_role([2, 2], 3, 2), 2, 3), [steps], 4)
 
 
 def test_the_play_finds_a_ring_that_is_too_short() -> None:
     """K(i+1) is waited for while V(i-1) is held: with one slot nothing moves."""
-    copying, multiplying = sparse_arguments(9, 1, 2)
-    steps = multiplying_steps(record(hopper_block_sparse, "_attend", multiplying), _order(5))
+    steps = multiplying_steps(multiplying_role([9], 1, 2), _order([9], 1), 1)
     with pytest.raises(AssertionError, match="deadlock"):
-        play(copying_steps(record(hopper_block_sparse, "_copy", copying), 2), [steps], 1)
+        play(copying_steps(copying_role([9], 1, 2), 2, 1), [steps], 2)
 
 
-def _order(tiles: int) -> list[str]:
-    return ["K0", *(name for i in range(1, tiles) for name in (f"K{i}", f"V{i - 1}")), f"V{tiles - 1}"]
+def _order(counts: list[int], readers: int) -> list[str]:
+    """Names of the tiles in the order of the products that read them."""
+    order: list[str] = []
+    first = 0
+    for count in counts:
+        end = first + max(1, count if readers == 2 else (count + 1) // 2)
+        order += [f"K{first}", *(name for i in range(first + 1, end) for name in (f"K{i}", f"V{i - 1}")), f"V{end - 1}"]
+        first = end
+    return order

@@ -51,9 +51,14 @@ def test_a_fallback_is_announced_once(
     assert "block_sums runs the portable Triton kernel" in record.getMessage()
 
 
-def test_until_measured_auto_is_portable() -> None:
-    x = torch.zeros(1, 1, 64, 64)
-    assert launch.choose_path("auto", "block_sums", (64, 64), x) == "portable"
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
+)
+def test_auto_is_hopper_on_hopper(device: torch.device) -> None:
+    x = torch.zeros(1, 1, 64, 64, dtype=torch.bfloat16, device=device)
+    assert launch.choose_path("auto", "block_sums", (64, 64), x) == "hopper"
+    assert launch.choose_path("auto", "block_sparse_attention", (128, 128), x, x, x) == "hopper"
 
 
 def test_gluon_has_what_the_kernels_use() -> None:
