@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adaspa_cli.masks.policy import Action, Call, FoundMask
+from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.selection import select
 
 
 @dataclass(frozen=True)
-class AdaSpa:
+class AdaSpa(MaskPolicy):
     """The method's settings.
 
     Attributes:
