@@ -7,8 +7,8 @@ for the device: numbers that depend on data stay tensors, and K follows from the
 import torch
 from torch import Tensor
 
-from adaspa_cli.attention import BlockMask, TokenLayout
-from adaspa_cli.attention.block_mask import index_dtype
+from adaspa_cli.attention import TokenLayout
+from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import FoundMask
 
 RECALL_THRESHOLD = 0.8  # a head above it can bear more sparsity (AdaSpa, head-adaptive sparsity)
@@ -40,9 +40,9 @@ def select(
         The mask, and each head's recall: its kept mass over the sum of its W.
     """
     rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
-    heads, query_blocks, key_blocks = block_sums.shape
+    heads, _, key_blocks = block_sums.shape
     if sparsity == 0:
-        full = BlockMask.full(heads, query_blocks, key_blocks, block_size, block_sums.device)
+        full = full_mask(layout, heads, block_size, block_sums.device)
         return FoundMask(full, torch.ones(heads, device=block_sums.device))
     base = kept_blocks(sparsity, len(columns))
     fewest, most = base, base
@@ -65,7 +65,7 @@ def select(
     if head_adaptive:
         counts = adapt_counts(recall(counts), fewest, base, most)
     position = torch.where(ranks < counts[:, None, None], position + columns.start, key_blocks)
-    return FoundMask(_pack(position, counts, layout, key_blocks, block_size), recall(counts))
+    return FoundMask(pack_lists(position, counts, layout, block_size), recall(counts))
 
 
 def adapt_counts(recall: Tensor, fewest: int, base: int, most: int) -> Tensor:
@@ -80,22 +80,3 @@ def adapt_counts(recall: Tensor, fewest: int, base: int, most: int) -> Tensor:
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(heads, device=order.device))
     counts = torch.where(rank < groups, fewest, base)
     return torch.where(rank >= heads - groups, most, counts)
-
-
-def _pack(
-    position: Tensor, counts: Tensor, layout: TokenLayout, key_blocks: int, block_size: tuple[int, int]
-) -> BlockMask:
-    """Add the text blocks to ``position`` [H, rows, K] (unused slots: ``key_blocks``) and sort into index lists."""
-    rows, text = layout.video_blocks(block_size[0]), layout.text_blocks(block_size[1])
-    query_blocks = layout.blocks(block_size[0])
-    dtype = index_dtype(key_blocks + 1)
-    heads = counts.shape[0]
-    always = torch.arange(text.start, text.stop, dtype=dtype, device=position.device)
-    lists = torch.cat([position.to(dtype), always.expand(heads, len(rows), -1)], dim=-1).sort(dim=-1).values
-    lists = torch.where(lists == key_blocks, 0, lists).to(index_dtype(key_blocks))
-
-    indices = lists.new_zeros(heads, query_blocks, lists.shape[-1])
-    indices[:, rows.start : rows.stop] = lists
-    kept = torch.full((heads, query_blocks), key_blocks, dtype=torch.int32, device=position.device)
-    kept[:, rows.start : rows.stop] = (counts + len(text))[:, None].to(torch.int32)
-    return BlockMask(kept, indices, key_blocks, block_size)
