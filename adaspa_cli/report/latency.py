@@ -102,7 +102,7 @@ def _search_steps(resolved: Resolved, engine: AttentionEngine) -> dict[str, Any]
         return {"asked": [], "planned": [], "done": []}
     return {
         "asked": list(method.search_steps),
-        "planned": list(method.schedule(steps)),
+        "planned": list(method.mask_steps(steps)),
         "done": sorted({search.step for search in engine.searches}),
     }
 
