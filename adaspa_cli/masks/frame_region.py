@@ -1,4 +1,4 @@
-"""Frame regions: columns or diagonals in each pair of frames, whichever hold more (arXiv 2502.21079, appendix A).
+"""Frame regions: columns or diagonals in each pair of frames, whichever hold more (arXiv 2502.21079, table A).
 
 The video part of the weights falls into f x f regions, one for each pair of query and key frame. Inside a region
 weights stand in columns or on diagonals, which break at its border (AdaSpa, observation "hierarchical"); so each
