@@ -31,6 +31,11 @@ class TokenLayout:
     def tokens(self) -> int:
         return self.video_tokens + self.text_tokens
 
+    @property
+    def video_start(self) -> int:
+        """Place of the first video token."""
+        return self.text_tokens if self.text_position == "first" else 0
+
     def blocks(self, block_size: int) -> int:
         """Number of blocks of the whole sequence; the last may be ragged."""
         return ceil_div(self.tokens, block_size)

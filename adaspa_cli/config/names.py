@@ -2,4 +2,6 @@
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
 OFFLOADS = ("none", "model", "group")
+ALGORITHMS = ("adaspa", "full", "sparse-videogen", "minference", "frame-region")
+ESTIMATING = ("sparse-videogen", "minference")  # they find a mask anew in every call after warm-up
 DTYPES = ("auto", "bfloat16", "float16", "float32")

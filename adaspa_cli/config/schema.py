@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from adaspa_cli.config.names import BACKENDS, DTYPES, OFFLOADS
+from adaspa_cli.config.names import ALGORITHMS, BACKENDS, DTYPES, ESTIMATING, OFFLOADS
 from adaspa_cli.errors import ConfigError, nearest
 
 
@@ -63,10 +63,11 @@ class MethodConfig:
 
     Attributes:
         method: the preset's name.
-        algorithm: what the preset runs: ``adaspa`` or ``full``.
+        algorithm: what the preset runs, one of ``ALGORITHMS``.
         sparsity: γ in [0, 1), share of the video blocks left out.
         block_size: tokens of a block, query and key alike.
         search_steps: 0-based denoising steps at which masks are searched; before the first, attention is dense.
+            Only that matters to methods that find masks at every step.
         search_steps_for: number of steps that ``search_steps`` is meant for. A run that ends before the last of
             them scales them; None means that they are exact.
         head_adaptive: spread the sparsity over the heads by their recall.
@@ -85,7 +86,7 @@ class MethodConfig:
     attention_backend: str = "auto"
 
     def __post_init__(self) -> None:
-        _one_of("algorithm", self.algorithm, ("adaspa", "full"))
+        _one_of("algorithm", self.algorithm, ALGORITHMS)
         _one_of("attention_backend", self.attention_backend, BACKENDS)
         if not 0 <= self.sparsity < 1:
             raise ConfigError(
@@ -114,6 +115,13 @@ class MethodConfig:
             )
         scaled = {min(steps - 1, step * steps // self.search_steps_for) for step in self.search_steps}
         return tuple(sorted(scaled))
+
+    def mask_steps(self, steps: int) -> tuple[int, ...]:
+        """The steps at which masks are found: those of the schedule, every one from its first on, or none."""
+        if self.algorithm == "full":
+            return ()
+        schedule = self.schedule(steps)
+        return tuple(range(schedule[0], steps)) if self.algorithm in ESTIMATING else schedule
 
 
 @dataclass(frozen=True)

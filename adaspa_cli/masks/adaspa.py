@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adaspa_cli.masks.policy import Action, Call, FoundMask
+from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.schedule import search_action, search_keeps_lse
 from adaspa_cli.masks.selection import select
 
 
 @dataclass(frozen=True)
-class AdaSpa:
+class AdaSpa(MaskPolicy):
     """The method's settings.
 
     Attributes:
@@ -28,18 +29,10 @@ class AdaSpa:
     lse_cache: bool = True
 
     def action(self, call: Call, last_search: int | None) -> Action:
-        """Search at the first executed call at or after each search step, so that a skipped call delays it only."""
-        if not any(step <= call.step for step in self.search_steps):
-            return Action.DENSE
-        if last_search is None:
-            return Action.DENSE_AND_SEARCH
-        if not any(last_search < step <= call.step for step in self.search_steps):
-            return Action.SPARSE
-        return Action.SEARCH_AND_SPARSE if self.lse_cache else Action.DENSE_AND_SEARCH
+        return search_action(call, last_search, self.search_steps, lse_cache=self.lse_cache)
 
     def keeps_lse(self, step: int) -> bool:
-        """The LSE is worth its memory only while a cached search is still to come."""
-        return self.lse_cache and any(later > step for later in self.search_steps)
+        return search_keeps_lse(step, self.search_steps, lse_cache=self.lse_cache)
 
     def search(self, call: Call, block_sums: Tensor) -> FoundMask:
         """Row-wise selection with text sink; W [H, Nq, Nk] of one sample."""

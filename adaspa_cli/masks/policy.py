@@ -1,12 +1,13 @@
 """What a method is: a stateless rule that says what each attention call does, and how it finds its mask."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout
+from adaspa_cli.masks.order import HeadOrder
 
 
 class Action(Enum):
@@ -16,6 +17,7 @@ class Action(Enum):
     DENSE_AND_SEARCH = "search"
     SEARCH_AND_SPARSE = "cached search"
     SPARSE = "sparse"
+    ESTIMATE_AND_SPARSE = "estimate"
 
 
 @dataclass(frozen=True)
@@ -39,28 +41,43 @@ class Call:
 
 @dataclass(frozen=True)
 class FoundMask:
-    """A mask, and the recall [H] (float32) that it had when it was searched."""
+    """A mask, and what is known of it.
+
+    Attributes:
+        mask: over the tokens in the order that ``order`` brings them into.
+        recall: float32 [H], of the attention that the mask was found in; None where only estimates were made.
+        order: the heads whose tokens are to be permuted before attention, and back after it; None if there are none.
+    """
 
     mask: BlockMask
-    recall: Tensor
+    recall: Tensor | None
+    order: HeadOrder | None = None
 
 
-class MaskPolicy(Protocol):
-    """A method. It holds settings alone; the masks and the LSE of a run are kept by the run."""
+class MaskPolicy(ABC):
+    """A method. It holds settings alone; the masks and the LSE of a run are kept by the run.
 
-    def action(self, call: Call, last_search: int | None) -> Action:
-        """Say what this call does; ``last_search`` is the step of its layer's, branch's and sample's last search."""
-        ...
-
-    def keeps_lse(self, step: int) -> bool:
-        """Whether a search after ``step`` will need the LSE of the dense attention at ``step``."""
-        ...
+    A method implements the way of finding masks that its actions ask for: :meth:`search` from exact block sums, for
+    masks that later calls reuse, or :meth:`estimate` from the call's own q, k and v, for masks of this call alone.
+    """
 
     @property
+    @abstractmethod
     def block_size(self) -> tuple[int, int]:
         """Tokens of a (query, key) block."""
-        ...
+
+    @abstractmethod
+    def action(self, call: Call, last_search: int | None) -> Action:
+        """Say what this call does; ``last_search`` is the step of its layer's, branch's and sample's last search."""
+
+    def keeps_lse(self, step: int) -> bool:  # noqa: ARG002
+        """Whether a search after ``step`` will need the LSE of the dense attention at ``step``."""
+        return False
 
     def search(self, call: Call, block_sums: Tensor) -> FoundMask:
         """Choose the mask of one sample from its block sums W [H, Nq, Nk]."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} does not search in block sums")
+
+    def estimate(self, call: Call, q: Tensor, k: Tensor, v: Tensor, scale: float) -> FoundMask:
+        """Choose the mask of one sample from its q, k, v [1, H, L, D], without waiting for the device."""
+        raise NotImplementedError(f"{type(self).__name__} does not estimate its mask")

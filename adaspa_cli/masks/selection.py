@@ -13,6 +13,7 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.block_mask import index_dtype
 from adaspa_cli.attention.mask_conversion import allowed
+from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import FoundMask
 
 RECALL_THRESHOLD = 0.8  # a head above it can bear more sparsity (AdaSpa, head-adaptive sparsity)
@@ -46,9 +47,9 @@ def select(
         The mask, and each head's recall: its kept mass over the sum of its W.
     """
     rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
-    heads, query_blocks, key_blocks = block_sums.shape
+    heads = block_sums.shape[0]
     if sparsity == 0 or not rows or not columns:
-        full = BlockMask.full(heads, query_blocks, key_blocks, block_size, block_sums.device)
+        full = full_mask(layout, heads, block_size, block_sums.device)
         return FoundMask(full, torch.ones(heads, device=block_sums.device))
     candidates: Candidates = (kept_blocks(sparsity, len(columns)),)
     if head_adaptive:
@@ -56,8 +57,7 @@ def select(
         most = kept_blocks(max(0.0, (3 * sparsity - 1) / 2), len(columns))
         candidates = (fewest, *candidates, most)
     find = _by_kernels if kernels_take(block_sums) else _by_torch
-    counts, indices, recall = find(block_sums, rows, columns, candidates)
-    return FoundMask(BlockMask(counts, indices, key_blocks, block_size), recall)
+    return find(block_sums, layout, block_size, candidates)
 
 
 def adapt_counts(recall: Tensor, fewest: int, base: int, most: int) -> Tensor:
@@ -91,11 +91,12 @@ def kernels_take(block_sums: Tensor) -> bool:
 
 
 def _by_kernels(
-    block_sums: Tensor, rows: range, columns: range, candidates: Candidates
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts [H, Nq], indices [H, Nq, K] and recall [H], by two kernels around the choice of each head's candidate."""
+    block_sums: Tensor, layout: TokenLayout, block_size: tuple[int, int], candidates: Candidates
+) -> FoundMask:
+    """Two kernels around the choice of each head's candidate."""
     import adaspa_kernels
 
+    rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
     block_sums = block_sums[None]
     weighed = adaspa_kernels.weigh_rows(block_sums, rows, columns, candidates)
     recalls = weighed.kept.sum(-1)[:, 0] / weighed.total.sum(-1)  # [C, H]
@@ -105,15 +106,19 @@ def _by_kernels(
     recall = recalls[0]
     for candidate, its_recall in zip(candidates[1:], recalls[1:], strict=True):
         recall = torch.where(chosen == candidate, its_recall, recall)
-    return counts[0], indices[0], recall
+    return FoundMask(BlockMask(counts[0], indices[0], block_sums.shape[-1], block_size), recall)
 
 
-def _by_torch(block_sums: Tensor, rows: range, columns: range, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts [H, Nq], indices [H, Nq, K] and recall [H], by sorting every row."""
+def _by_torch(
+    block_sums: Tensor, layout: TokenLayout, block_size: tuple[int, int], candidates: Candidates
+) -> FoundMask:
+    """Sort every row."""
+    rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
     video = block_sums[:, rows.start : rows.stop, columns.start : columns.stop]
-    # Stable, unlike topk: of equal blocks the first.
-    ordered = torch.sort(video, dim=-1, descending=True, stable=True)
-    weight, position = (x[..., : candidates[-1]] for x in ordered)  # [H, rows, most]
+    # Stable, unlike topk: of equal blocks the first. Head by head, because the whole rows' positions are large.
+    ordered = (torch.sort(head, dim=-1, descending=True, stable=True) for head in video)
+    heaviest = [(weight[:, : candidates[-1]], position[:, : candidates[-1]]) for weight, position in ordered]
+    weight, position = (torch.stack(x) for x in zip(*heaviest, strict=True))  # [H, rows, most]
     ranks = torch.arange(candidates[-1], device=video.device)
     mass_by_rank = weight.sum(-2)  # [H, most]
     total = block_sums.sum((-1, -2))  # [H]
@@ -127,20 +132,4 @@ def _by_torch(block_sums: Tensor, rows: range, columns: range, candidates: Candi
     chosen = _choose(recall(base), candidates)
     key_blocks = block_sums.shape[-1]
     position = torch.where(ranks < chosen[:, None, None], position + columns.start, key_blocks)
-    return *_pack(position, chosen, rows, columns, block_sums.shape), recall(chosen)
-
-
-def _pack(position: Tensor, chosen: Tensor, rows: range, columns: range, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Add the text blocks to ``position`` [H, rows, most] (unused slots: Nk) and sort into counts and index lists."""
-    heads, query_blocks, key_blocks = shape
-    dtype = index_dtype(key_blocks + 1)
-    before, after = range(columns.start), range(columns.stop, key_blocks)
-    always = torch.cat([torch.arange(x.start, x.stop, dtype=dtype, device=position.device) for x in (before, after)])
-    lists = torch.cat([position.to(dtype), always.expand(heads, len(rows), -1)], dim=-1).sort(dim=-1).values
-    lists = torch.where(lists == key_blocks, 0, lists).to(index_dtype(key_blocks))
-
-    indices = lists.new_zeros(heads, query_blocks, lists.shape[-1])
-    indices[:, rows.start : rows.stop] = lists
-    counts = torch.full((heads, query_blocks), key_blocks, dtype=torch.int32, device=position.device)
-    counts[:, rows.start : rows.stop] = (chosen + len(always))[:, None].to(torch.int32)
-    return counts, indices
+    return FoundMask(pack_lists(position, chosen, layout, block_size), recall(chosen))

@@ -102,7 +102,7 @@ def _search_steps(resolved: Resolved, engine: AttentionEngine) -> dict[str, Any]
         return {"asked": [], "planned": [], "done": []}
     return {
         "asked": list(method.search_steps),
-        "planned": list(method.schedule(steps)),
+        "planned": list(method.mask_steps(steps)),
         "done": sorted({search.step for search in engine.searches}),
     }
 
@@ -142,7 +142,7 @@ def run_density(calls: list[AttentionCall]) -> float | None:
 
 
 def search_table(engine: AttentionEngine) -> list[dict[str, Any]]:
-    """Per search: where and when, and the achieved density and recall of each head's mask."""
+    """Per mask found: where and when, and each head's achieved density and recall (None where it is not known)."""
     return [
         {
             "layer": search.layer,
@@ -150,7 +150,7 @@ def search_table(engine: AttentionEngine) -> list[dict[str, Any]]:
             "sample": search.sample,
             "step": search.step,
             "density": [round(value, 6) for value in search.density.tolist()],
-            "recall": [round(value, 6) for value in search.recall.tolist()],
+            "recall": None if search.recall is None else [round(value, 6) for value in search.recall.tolist()],
         }
         for search in engine.searches
     ]

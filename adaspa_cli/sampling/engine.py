@@ -31,14 +31,14 @@ class _Memory:
 
 @dataclass(frozen=True)
 class Search:
-    """One search, for the report; density and recall [H] stay on the device until the run is over."""
+    """One mask that was found, for the report; density and recall [H] stay on the device until the run is over."""
 
     layer: int
     branch: str
     sample: int
     step: int
     density: Tensor
-    recall: Tensor
+    recall: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class AttentionEngine:
         self._memory.clear()
 
     def masks(self) -> dict[Key, FoundMask]:
-        """The masks in use, by layer, branch and sample."""
+        """The masks that later calls use, by layer, branch and sample: none of a method that finds them anew."""
         return {key: memory.found for key, memory in self._memory.items()}
 
     def __call__(self, layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -112,6 +112,9 @@ class AttentionEngine:
             out, lse, sums = self._backend.search(q, k, v, policy.block_size, scale)
             self._remember(policy, call, sums[0], lse)
             return out, None
+        if action is Action.ESTIMATE_AND_SPARSE:
+            found = policy.estimate(call, q, k, v, scale)
+            return self._sparse(found, q, k, v, scale), self._record(call, found)
         if memory is None:
             raise RunError(f"layer {call.layer} is to attend sparsely at step {call.step}, but has no mask")
         if action is Action.SEARCH_AND_SPARSE:
@@ -119,14 +122,25 @@ class AttentionEngine:
                 raise RunError(f"layer {call.layer} is to search at step {call.step}, but its LSE was not kept")
             sums = self._backend.sums(q, k, memory.lse, policy.block_size, scale)
             memory = self._remember(policy, call, sums[0], memory.lse)
-        out, _ = self._backend.sparse(q, k, v, memory.found.mask, scale)
-        return out, memory.density
+        return self._sparse(memory.found, q, k, v, scale), memory.density
+
+    def _sparse(self, found: FoundMask, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attend sparsely in the order of tokens that the mask is made for."""
+        if found.order is None:
+            return self._backend.sparse(q, k, v, found.mask, scale)[0]
+        q, k, v = (found.order.apply(x) for x in (q, k, v))
+        return found.order.undo(self._backend.sparse(q, k, v, found.mask, scale)[0])
 
     def _remember(self, policy: MaskPolicy, call: Call, block_sums: Tensor, lse: Tensor) -> _Memory:
         """Choose the mask from W [H, Nq, Nk]; keep the LSE only while a later search needs it."""
         found = policy.search(call, block_sums)
         kept_lse = lse if policy.keeps_lse(call.step) else None
-        memory = _Memory(call.layout, call.step, found, found.mask.density(), kept_lse)
+        memory = _Memory(call.layout, call.step, found, self._record(call, found), kept_lse)
         self._memory[call.layer, call.branch, call.sample] = memory
-        self.searches.append(Search(call.layer, call.branch, call.sample, call.step, memory.density, found.recall))
         return memory
+
+    def _record(self, call: Call, found: FoundMask) -> Tensor:
+        """Note a mask for the report; returns its density [H]."""
+        density = found.mask.density()
+        self.searches.append(Search(call.layer, call.branch, call.sample, call.step, density, found.recall))
+        return density

@@ -65,7 +65,8 @@ def apply(pipe: Any, method: str = "adaspa", **settings: Any) -> Handle:
 
     Args:
         pipe: a ``HunyuanVideoPipeline`` or ``CogVideoXPipeline``, on its device.
-        method: a method preset: ``adaspa``, ``full`` or an ablation.
+        method: a method preset: ``adaspa``, ``sparse-videogen``, ``minference``, ``frame-region``, ``full`` or an
+            ablation.
         settings: any field of :class:`~adaspa_cli.config.schema.MethodConfig`, such as ``sparsity=0.8``,
             ``search_steps=(10, 30)`` or ``attention_backend="auto"``.
 

@@ -215,9 +215,8 @@ def _copy(
             second = next_second
             next_first = after_first
             next_second = after_second
-        if IN_STEP:
-            if waited_for:
-                gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
+        if waited_for and IN_STEP:
+            gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
         item = gl.atomic_add(progress_ptr, 1, sem="relaxed")
     mbarrier.wait(q_empty.index(TEAM), q_phase)
     _say(record, SAID, -1)

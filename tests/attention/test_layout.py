@@ -15,6 +15,8 @@ def test_tokens_are_the_grid_and_the_text() -> None:
     assert grid.video_tokens == 60
     assert grid.tokens == 67
     assert grid.blocks(16) == 5
+    assert grid.video_start == 0
+    assert layout(60, 7, "first").video_start == 7
 
 
 @pytest.mark.parametrize(("a", "b", "expected"), [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2)])

@@ -85,6 +85,15 @@ def test_a_video_and_its_report_are_made_and_named(run: Any, tmp_path: Path) -> 
     assert "attention backend: reference" in result.stderr
 
 
+@pytest.mark.parametrize("method", ["sparse-videogen", "minference", "frame-region"])
+def test_other_methods_go_by_their_name(run: Any, method: str) -> None:
+    result = run("--json", method=method, height=64, width=96)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)[0]["report"]
+    assert report["settings"]["algorithm"] == {"value": method, "origin": f"method preset {method}"}
+    assert 0 < report["density"] < 1
+
+
 def test_the_path_of_the_video_is_printed_whole(run: Any, tmp_path: Path) -> None:
     """It is what one copies; a pipe has no width that it would have to fit into."""
     result = run()

@@ -10,7 +10,7 @@ from adaspa_kernels import launch
 
 @pytest.fixture(params=["portable", "hopper"])
 def kernel_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> str:
-    """What the launchers prefer; where the Hopper kernel lacks something (block sums of 128x128), they fall back to the other.
+    """What the launchers prefer; what the Hopper kernels lack (block sums of 128x128) falls back to the other ones.
 
     Without a GPU the Hopper kernels' source runs in gluon_on_cpu.py.
     """

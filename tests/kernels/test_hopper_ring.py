@@ -189,9 +189,9 @@ def record(module: types.ModuleType, name: str, arguments: dict[str, Any], **rep
 def copying_role(counts: list[int], slots: int, panels: int, readers: int = 1) -> list[Event]:
     """What a team's copying warp does for rows that keep every other block, one row after the other."""
     rows = [
-        (Number(row), Number(0), Number(0), Number(row), Number(count), Pointer(range(0, 2 * count, 2)), count < KEY_BLOCKS)
+        (*map(Number, (row, 0, 0, row, count)), Pointer(range(0, 2 * count, 2)), count < KEY_BLOCKS)
         for row, count in enumerate(counts)
-    ]  # fmt: skip
+    ]
     memory = tuple(map(Slots, ("q", "q_full", "q_empty", "ring", "full", "empty", "record")))
     lists = (*[None] * 6, Number(KEY_BLOCKS), len(rows), Progress())
     arguments = {

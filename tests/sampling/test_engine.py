@@ -1,14 +1,15 @@
 """The engine of a run: does what the policy says, remembers masks and LSE no longer than needed, and keeps records."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from adaspa_cli.attention import TokenLayout, block_sparse_attention, dense_attention, resolve
+from adaspa_cli.attention import BlockMask, TokenLayout, block_sparse_attention, dense_attention, resolve
 from adaspa_cli.errors import RunError
-from adaspa_cli.masks import Action
+from adaspa_cli.masks import Action, Call, FoundMask, HeadOrder, MaskPolicy
 from adaspa_cli.masks.adaspa import AdaSpa
 from adaspa_cli.masks.full import Full
 from adaspa_cli.models.attachment import Row
@@ -33,7 +34,7 @@ class Scheduler:
 class Run:
     """An engine under a scheduler that the test drives."""
 
-    def __init__(self, policy: AdaSpa | Full) -> None:
+    def __init__(self, policy: MaskPolicy) -> None:
         self.scheduler = Scheduler()
         clock = StepClock(self)
         self.engine = AttentionEngine(lambda _steps: policy, resolve("reference", torch.device("cpu")), clock)
@@ -210,3 +211,53 @@ def test_time_is_taken_of_every_call() -> None:
     run = Run(adaspa(1))
     run.steps(3)
     assert all(call.span.seconds() > 0 for call in run.engine.calls)
+
+
+@dataclass(frozen=True)
+class Reordering(MaskPolicy):
+    """A method of nobody: the first head attends in reverse order, each to the blocks that a number decides."""
+
+    block_size: tuple[int, int] = (BLOCK, BLOCK)
+
+    def action(self, call: Call, last_search: int | None) -> Action:
+        assert last_search is None, "estimates are of one call: there is nothing to remember"
+        return Action.ESTIMATE_AND_SPARSE if call.step else Action.DENSE
+
+    def estimate(self, call: Call, q: Tensor, k: Tensor, v: Tensor, scale: float) -> FoundMask:
+        assert q.shape == k.shape == v.shape == (1, HEADS, call.layout.tokens, 32)
+        assert scale == pytest.approx(32**-0.5)
+        blocks = call.layout.blocks(BLOCK)
+        kept = torch.rand(HEADS, blocks, blocks, generator=torch.Generator().manual_seed(call.step)) < 0.5
+        back = torch.arange(call.layout.tokens).flip(0)
+        order = HeadOrder(torch.arange(HEADS) == 0, back, back)
+        return FoundMask(BlockMask.from_bool(kept, self.block_size), None, order)
+
+
+def test_an_estimated_mask_is_used_in_its_order_and_the_output_comes_back_in_the_model_s() -> None:
+    policy = Reordering()
+    out = Run(policy).steps(2)[1]
+    q, k, v = tensors(1)
+    mask = policy.estimate(Call(0, 1, "cond", 0, LAYOUT), q, k, v, 32**-0.5).mask.to_bool()
+    kept = mask.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)[:, : LAYOUT.tokens, : LAYOUT.tokens]
+    kept[0] = kept[0].flip(0, 1)  # both tokens of a pair in the model's order
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=kept)
+    # Float32, another order of the sums; a row that keeps nothing is zero.
+    torch.testing.assert_close(out, expected.nan_to_num(0), rtol=1e-5, atol=1e-5)
+
+
+def test_an_estimated_mask_is_recorded_and_not_kept() -> None:
+    run = Run(Reordering())
+    run.steps(3)
+    assert run.engine.masks() == {}
+    assert [(search.step, search.recall) for search in run.engine.searches] == [(1, None), (2, None)]
+    for call, search in zip(run.engine.calls[1:], run.engine.searches, strict=True):
+        assert call.action is Action.ESTIMATE_AND_SPARSE
+        assert call.density is not None
+        assert torch.equal(call.density, search.density)
+
+
+def test_a_way_of_finding_masks_that_a_method_lacks_is_named() -> None:
+    with pytest.raises(NotImplementedError, match="Full does not search"):
+        Full().search(Call(0, 0, "cond", 0, LAYOUT), torch.ones(HEADS, 1, 1))
+    with pytest.raises(NotImplementedError, match="AdaSpa does not estimate"):
+        adaspa(0).estimate(Call(0, 0, "cond", 0, LAYOUT), *tensors(), 1.0)

@@ -10,7 +10,7 @@ if torch.cuda.is_available():
     pytest.skip("with a GPU the benchmark itself runs", allow_module_level=True)
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.masks import selection
+from adaspa_cli.masks import FoundMask, selection
 from scripts import bench_selection
 
 
@@ -31,7 +31,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["spread", "mostly zero"])
 def test_both_ways_are_checked_and_timed(kind: str) -> None:
     rows = bench_selection.bench(kind, ["torch", "kernels"], 1)
-    assert len(rows) == 14
+    assert len(rows) == 12
     for row in rows:
         assert row.problem is None, row
         assert row.milliseconds == 1.0
@@ -41,9 +41,9 @@ def test_both_ways_are_checked_and_timed(kind: str) -> None:
 def test_a_wrong_result_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     right = selection._by_kernels
 
-    def wrong(*args: object) -> tuple[torch.Tensor, ...]:
-        counts, indices, recall = right(*args)  # type: ignore[arg-type]
-        return counts, indices, recall + 0.01
+    def wrong(*args: object) -> FoundMask:
+        found = right(*args)  # type: ignore[arg-type]
+        return FoundMask(found.mask, found.recall + 0.01)
 
     monkeypatch.setattr(selection, "_by_kernels", wrong)
     rows = [row for row in bench_selection.bench("spread", ["kernels"], 1) if row.task.startswith("select")]
