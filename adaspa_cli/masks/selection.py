@@ -117,7 +117,7 @@ def _by_torch(
     video = block_sums[:, rows.start : rows.stop, columns.start : columns.stop]
     # Stable, unlike topk: of equal blocks the first. Head by head, because the whole rows' positions are large.
     ordered = (torch.sort(head, dim=-1, descending=True, stable=True) for head in video)
-    heaviest = [(weight[:, : candidates[-1]], position[:, : candidates[-1]]) for weight, position in ordered]
+    heaviest = [[x[:, : candidates[-1]].clone() for x in pair] for pair in ordered]
     weight, position = (torch.stack(x) for x in zip(*heaviest, strict=True))  # [H, rows, most]
     ranks = torch.arange(candidates[-1], device=video.device)
     mass_by_rank = weight.sum(-2)  # [H, most]
