@@ -2,4 +2,6 @@
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
 OFFLOADS = ("none", "model", "group")
+CACHES = ("none", "pab", "adacache", "first-block", "magcache", "taylorseer")
+MERGES = ("none", "tomesd")
 DTYPES = ("auto", "bfloat16", "float16", "float32")

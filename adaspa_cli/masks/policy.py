@@ -16,6 +16,7 @@ class Action(Enum):
     DENSE_AND_SEARCH = "search"
     SEARCH_AND_SPARSE = "cached search"
     SPARSE = "sparse"
+    MERGED = "merged"  # dense attention on merged tokens
 
 
 @dataclass(frozen=True)
