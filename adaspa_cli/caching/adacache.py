@@ -30,13 +30,13 @@ Key = tuple[int, tuple[tuple[str, int], ...]]  # block, rows of the batch
 
 @dataclass
 class _Residual:
-    """What a block added at a step, and how far that was from the time before; numbers stay on the device."""
+    """What a block added at a step, how much that moves, and for how many steps it may be reused."""
 
     video: Tensor
     text: Tensor
     step: int
-    distance: Tensor | None = None  # scaled by the motion; None until there are two residuals
     motion: Tensor | None = None
+    reuses: int = 0
 
 
 @dataclass
@@ -57,6 +57,7 @@ class AdaCache(StepCache):
     def __init__(self, settings: CacheSettings, attachment: Attachment, clock: Clock) -> None:
         self._settings, self._attachment = settings, attachment
         self._memory: dict[Key, _Residual] = {}
+        self._pending: list[tuple[_Residual, Tensor]] = []  # with its distance, which the device may still compute
         self._measured = _Measured()
         super().__init__("adacache", "block", attachment, clock)
         self._overrides = [
@@ -69,6 +70,7 @@ class AdaCache(StepCache):
 
     def release(self) -> None:
         self._memory.clear()
+        self._pending.clear()
 
     def details(self) -> dict[str, Any]:
         return {"distance": _mean(self._measured.distances), "motion": _mean(self._measured.motions)}
@@ -97,10 +99,16 @@ class AdaCache(StepCache):
     def _may_reuse(self, before: _Residual) -> bool:
         """Whether this step is one of those that the table gave the residual."""
         step = self._clock.step
-        if before.distance is None or step >= self._clock.steps - _FINAL_STEPS:
-            return False
-        # Read at the next step, when the device has long computed it.
-        return step - before.step <= reuses(float(before.distance), self._settings)
+        if any(residual.step < step for residual, _ in self._pending):
+            self._look_up()
+        return step - before.step <= before.reuses and step < self._clock.steps - _FINAL_STEPS
+
+    def _look_up(self) -> None:
+        """Read the distances of a whole step at once: waiting for the device block by block would leave it idle."""
+        values = torch.stack([distance for _, distance in self._pending]).tolist()
+        for (residual, _), distance in zip(self._pending, values, strict=True):
+            residual.reuses = reuses(distance, self._settings)
+        self._pending.clear()
 
     def _compare(self, video: Tensor, text: Tensor, before: _Residual | None) -> _Residual:
         """The new residual with its distance to the one before."""
@@ -115,7 +123,7 @@ class AdaCache(StepCache):
             self._measured.distances.append(distance)
             if now.motion is not None and before.motion is not None:
                 distance = distance * motion_factor(now.motion, before.motion, gap, settings.adacache_motion_reference)
-            now.distance = distance
+            self._pending.append((now, distance))
         return now
 
 

@@ -12,6 +12,7 @@ Shapes: H heads, L tokens of a row, D head dimension, M = L less the merged toke
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adaspa_cli.attention import TokenLayout
+from adaspa_cli.attention.layout import ceil_div
 
 # Similarities that are held at once: all sources against all destinations would take gigabytes.
 _CHUNK_SIMILARITIES = 1 << 25
@@ -108,7 +110,7 @@ def plan_merge(k: Tensor, layout: TokenLayout, ratio: float, grid: tuple[int, ..
 
     position = torch.arange(tokens, device=k.device)
     leaves = torch.zeros_like(position).index_fill_(0, merged, 1)
-    kept = leaves.argsort(stable=True)[: tokens - len(merged)]  # no waiting for the device, as nonzero() would
+    kept = leaves.argsort(stable=True)[: tokens - len(merged)]
     place = torch.zeros_like(position).index_copy_(0, kept, position[: len(kept)])
     target = place.index_copy(0, merged, place[into])
     sizes = torch.zeros(len(kept), device=k.device).index_add_(0, target, torch.ones(tokens, device=k.device))
@@ -118,10 +120,11 @@ def plan_merge(k: Tensor, layout: TokenLayout, ratio: float, grid: tuple[int, ..
 def _split(layout: TokenLayout, grid: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Indices of the video's sources and destinations, frame-major."""
     shape = (layout.frames, layout.height, layout.width)
-    on_grid = torch.zeros(shape, dtype=torch.bool)
-    on_grid[:: grid[0], :: grid[1], :: grid[2]] = True
-    flat = on_grid.flatten()  # on the CPU: the number of each must be known here
-    return (~flat).nonzero()[:, 0].to(device), flat.nonzero()[:, 0].to(device)
+    on_grid = torch.zeros(shape, dtype=torch.uint8, device=device)
+    on_grid[:: grid[0], :: grid[1], :: grid[2]] = 1
+    destinations = math.prod(ceil_div(size, stride) for size, stride in zip(shape, grid, strict=True))
+    order = on_grid.flatten().argsort(stable=True)  # no waiting for the device, as nonzero() would
+    return order[:-destinations], order[-destinations:]
 
 
 def _best_match(sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,5 +102,5 @@ def test_what_makes_no_sense_is_refused(flags: dict[str, Any], message: str) -> 
 def test_a_value_of_another_type_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("magcache_ratios: [a]\n")
-    with pytest.raises(ConfigError, match="magcache_ratios in .* must be a list of numbers"):
+    with pytest.raises(ConfigError, match=r"magcache_ratios in .* must be a list of numbers"):
         resolve({}, file)
