@@ -36,12 +36,7 @@ def generate(
     ] = None,
     method: Annotated[
         str | None,
-        _option(
-            "--method",
-            panel=_METHOD,
-            text="adaspa, full, pab, adacache, tomesd, or another preset of configs/methods.",
-            default="adaspa",
-        ),
+        _option("--method", panel=_METHOD, text="adaspa, full, or a preset of configs/methods.", default="adaspa"),
     ] = None,
     sparsity: Annotated[
         float | None, _option("--sparsity", panel=_METHOD, text="Share of the video blocks left out, 0 to 1.")

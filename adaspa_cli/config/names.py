@@ -2,6 +2,6 @@
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
 OFFLOADS = ("none", "model", "group")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 CACHES = ("none", "pab", "adacache", "first-block", "magcache", "taylorseer")
 MERGES = ("none", "tomesd")
-DTYPES = ("auto", "bfloat16", "float16", "float32")

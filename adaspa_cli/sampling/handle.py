@@ -80,11 +80,13 @@ class Handle:
 def apply(pipe: Any, method: str = "adaspa", **settings: Any) -> Handle:
     """Run a pipeline of diffusers with a method of adaspa until the handle is removed.
 
+    ``pab``, ``adacache`` and ``tomesd`` are methods too; ``cache="first-block"`` and the like join a cache to a method.
+
     Args:
         pipe: a ``HunyuanVideoPipeline`` or ``CogVideoXPipeline``, on its device.
-        method: a method preset: ``adaspa``, ``full``, an ablation, ``pab``, ``adacache`` or ``tomesd``.
+        method: a method preset: ``adaspa``, ``full`` or an ablation.
         settings: any field of :class:`~adaspa_cli.config.schema.MethodConfig`, such as ``sparsity=0.8``,
-            ``search_steps=(10, 30)``, ``cache="first-block"`` or ``attention_backend="auto"``.
+            ``search_steps=(10, 30)`` or ``attention_backend="auto"``.
 
     Raises:
         ConfigError: an unknown method or setting, or an impossible value.
