@@ -178,13 +178,12 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) ->
         key: check_value(key, value, f"flag --{key.replace('_', '-')}") for key, value in (flags or {}).items()
     }
     named = {"method": "adaspa", "model": "tiny"} | from_file | from_flags
+    _check_own_choice(named["method"], load_preset("methods", named["method"]), from_file | from_flags)
     presets = preset_names("models")
     by_weights = {str(load_preset("models", name)["weights"]).lower(): name for name in presets}
-    preset = load_preset("methods", named["method"])
-    _check_own_choice(named["method"], preset, from_file | from_flags)
     source = identify(named["model"], presets, by_weights)
     layers = [
-        (f"method preset {named['method']}", preset),
+        (f"method preset {named['method']}", load_preset("methods", named["method"])),
         (f"model preset {source.preset}", load_preset("models", source.preset)),
         (f"model {named['model']}", {"weights": source.weights} if source.weights else {}),
         (f"file {file}", from_file),
