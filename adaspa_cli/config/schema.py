@@ -204,10 +204,10 @@ class GenerateConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        if self.method.algorithm != "full":
-            self.method.schedule(self.sampling.steps)
         if self.method.cache == "pab" and self.sampling.true_cfg_scale > 1:
             raise ConfigError(
                 "pab keeps one attention output a layer, and true_cfg_scale above 1 runs two branches a step",
                 hint="use another --cache, or drop --true-cfg-scale",
             )
+        if self.method.algorithm != "full":
+            self.method.schedule(self.sampling.steps)

@@ -39,9 +39,11 @@ def latency_report(
 ) -> dict[str, Any]:
     """Assemble the report of the video that the pipeline has just made; all times in seconds.
 
+    ``skipped`` is the share of blocks or of attention calls that a cache left out; densities are those of the calls
+    that were made.
+
     ``attention`` is the time inside the attention operators, searches and mask selection included; it is part of
-    ``denoising``. Densities count blocks of text too, and calls of attention that were made: ``skipped`` is the
-    share of blocks or attention that a cache left out beside. Waits for the device.
+    ``denoising``. Densities count blocks of text too. Waits for the device.
     """
     sampling, engine = resolved.config.sampling, handle.engine
     steps = step_table(timeline.steps, engine.calls)
