@@ -64,10 +64,9 @@ class WorkCounter:
 
     def skipped(self, step: int | None = None) -> float | None:
         """Share of the calls of one step, or of the run, that were not made; None without a forward pass."""
-        if step is None:
-            return 1 - self.computed / self.possible if self.possible else None
-        possible = self.passes[step] * self._modules
-        return 1 - self._computed[step] / possible if possible else None
+        computed = self.computed if step is None else self._computed[step]
+        possible = self.possible if step is None else self.passes[step] * self._modules
+        return (possible - computed) / possible if possible else None
 
     def stop(self) -> None:
         """Give the modules their own ``forward`` back."""

@@ -103,7 +103,7 @@ def plan_merge(k: Tensor, layout: TokenLayout, ratio: float, grid: tuple[int, ..
     """
     tokens, start = layout.tokens, layout.text_tokens if layout.text_position == "first" else 0
     sources, destinations = (part + start for part in _split(layout, grid, k.device))
-    directions = F.normalize(k[0].float().mean(0), dim=-1).to(k.dtype)  # [L, D]
+    directions = F.normalize(k[0].mean(0, dtype=torch.float32), dim=-1).to(k.dtype)  # [L, D]
     similarity, match = _best_match(directions[sources], directions[destinations])
     best = similarity.topk(min(len(sources), round(ratio * layout.video_tokens))).indices
     merged, into = sources[best], destinations[match[best]]

@@ -99,6 +99,11 @@ def test_what_makes_no_sense_is_refused(flags: dict[str, Any], message: str) -> 
     assert "\n" not in caught.value.message
 
 
+def test_the_bundled_model_knows_its_ratios() -> None:
+    config = resolve({"cache": "magcache"}).config
+    assert len(config.method.magcache_ratios) == config.sampling.steps
+
+
 def test_a_value_of_another_type_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("magcache_ratios: [a]\n")
