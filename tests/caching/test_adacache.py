@@ -180,3 +180,20 @@ def test_the_rows_of_a_batch_share_a_schedule() -> None:
     moves = torch.tensor([0.0, 2.0])[:, None, None].expand(2, LAYOUT.video_tokens, 4)
     (steps,), _, _ = run(lambda step: 1 + moves * (step % 2), rows=2, **STILL)
     assert steps == list(range(STEPS))
+
+
+def test_branches_in_passes_of_their_own_have_residuals_and_schedules_of_their_own() -> None:
+    """One branch rests and adds 1, the other alternates between 5 and -5."""
+    clock, rows = Clock(), [Row("cond", 0, LAYOUT)]
+    planted = {"cond": lambda _step: 1.0, "uncond": lambda step: 5.0 * (-1) ** step}
+    block = Block(clock, lambda step: planted[rows[0].branch](step))
+    transformer = Transformer([block])
+    attachment: Any = SimpleNamespace(transformer=transformer, blocks=[block], attentions=[], rows=rows)
+    cache = AdaCache(CacheSettings(cache="adacache", **STILL), attachment, clock)
+    for clock.step in range(6):
+        for branch, add in planted.items():
+            rows[0] = Row(branch, 0, LAYOUT)
+            video, _ = transformer(torch.zeros(1, LAYOUT.video_tokens, 4), torch.zeros(1, 2, 4))
+            assert (video == add(clock.step)).all()
+    assert block.computed == [0, 0, 1, 1, 2, 3, 4, 5]
+    cache.remove()
