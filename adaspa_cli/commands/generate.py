@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adaspa_cli.commands.guard import guard
-from adaspa_cli.config.names import BACKENDS, DTYPES, OFFLOADS
+from adaspa_cli.config.names import BACKENDS, CACHES, DTYPES, OFFLOADS
 from adaspa_cli.console import Console
 
 _WHAT, _METHOD, _SAMPLING, _MACHINE, _OUTPUT = "What to show", "Method", "Sampling", "Model and machine", "Output"
@@ -58,6 +58,10 @@ def generate(
     lse_cache: Annotated[
         bool | None,
         _option("--lse-cache/--no-lse-cache", panel=_METHOD, text="Later searches reuse the first one's LSE."),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        _option("--cache", panel=_METHOD, text=", ".join(CACHES) + ": reuse results of earlier steps.", default="none"),
     ] = None,
     steps: Annotated[int | None, _option("--steps", panel=_SAMPLING, text="Denoising steps.")] = None,
     height: Annotated[int | None, _option("--height", panel=_SAMPLING, text="Height in pixels.")] = None,
@@ -138,6 +142,7 @@ def generate(
         "block_size": block_size,
         "head_adaptive": head_adaptive,
         "lse_cache": lse_cache,
+        "cache": cache,
         "steps": steps,
         "height": height,
         "width": width,
@@ -204,12 +209,24 @@ def _show(console: Console, folder: Path, reports: list[dict[str, Any]]) -> None
 
 
 def _table(reports: list[dict[str, Any]]) -> Table:
-    """One line of figures per video."""
+    """One line of figures per video; what a cache skipped and what was merged only where there is such a thing."""
     table = Table(box=None, pad_edge=False)
-    for title in ("denoising", "attention", "decoding", "total", "density"):
+    extras = [key for key in ("cache", "merging") if any(report.get(key) for report in reports)]
+    for title in ("denoising", "attention", "decoding", "total", "density", *extras):
         table.add_column(title, justify="right")
     for report in reports:
         seconds = report["seconds"]
         times = (f"{seconds[key]:.1f} s" for key in ("denoising", "attention", "decoding", "total"))
-        table.add_row(*times, f"{report['density']:.1%}")
+        more = (_saved(report, key) for key in extras)
+        table.add_row(*times, f"{report['density']:.1%}", *more)
     return table
+
+
+def _saved(report: dict[str, Any], key: str) -> str:
+    """What a cache skipped or a merging merged, in words."""
+    work = report.get(key)
+    if not work:
+        return "none"
+    if key == "merging":
+        return f"{work['name']}: {work['merged']:.1%} of video tokens merged"
+    return f"{work['name']}: {work['skipped']:.1%} of {work['unit']} calls skipped"

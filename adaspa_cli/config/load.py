@@ -145,7 +145,8 @@ def parse_steps(text: str) -> tuple[int, ...]:
 
 def _type_name(hint: Any) -> str:
     if get_origin(hint) is tuple:
-        return f"a list of {'whole numbers' if get_args(hint)[0] is int else 'texts'}"
+        items = {int: "whole numbers", float: "numbers", str: "texts"}
+        return f"a list of {items[get_args(hint)[0]]}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
 
 
@@ -177,6 +178,7 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) ->
         key: check_value(key, value, f"flag --{key.replace('_', '-')}") for key, value in (flags or {}).items()
     }
     named = {"method": "adaspa", "model": "tiny"} | from_file | from_flags
+    _check_own_choice(named["method"], load_preset("methods", named["method"]), from_file | from_flags)
     presets = preset_names("models")
     by_weights = {str(load_preset("models", name)["weights"]).lower(): name for name in presets}
     source = identify(named["model"], presets, by_weights)
@@ -203,6 +205,17 @@ def _exact_search(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "search_steps_for": None} if exact else dict(values)
 
 
+def _check_own_choice(method: str, preset: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse another cache or merging than the one that the method itself is."""
+    for key in ("cache", "merge"):
+        own = preset.get(key)
+        if own is not None and values.get(key, own) != own:
+            raise ConfigError(
+                f"method {method} is itself the {key} '{own}', and cannot run with {key} '{values[key]}'",
+                hint="choose one of them; --method full is dense attention without any",
+            )
+
+
 def method_config(method: str, settings: Mapping[str, Any]) -> MethodConfig:
     """A method preset with some of its settings changed.
 
@@ -216,7 +229,9 @@ def method_config(method: str, settings: Mapping[str, Any]) -> MethodConfig:
                 f"unknown setting '{key}'{nearest(key, known)}", hint=f"known: {', '.join(sorted(known))}"
             )
     checked = {key: check_value(key, value, "the settings") for key, value in settings.items()}
-    return MethodConfig(**{**load_preset("methods", method), "method": method, **_exact_search(checked)})
+    preset = load_preset("methods", method)
+    _check_own_choice(method, preset, checked)
+    return MethodConfig(**{**preset, "method": method, **_exact_search(checked)})
 
 
 def build(settings: Mapping[str, Setting]) -> GenerateConfig:

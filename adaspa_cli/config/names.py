@@ -5,3 +5,5 @@ OFFLOADS = ("none", "model", "group")
 ALGORITHMS = ("adaspa", "full", "sparse-videogen", "minference", "frame-region")
 ESTIMATING = ("sparse-videogen", "minference")  # they find a mask anew in every call after warm-up
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+CACHES = ("none", "pab", "adacache", "first-block", "magcache", "taylorseer")
+MERGES = ("none", "tomesd")

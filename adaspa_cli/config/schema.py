@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from adaspa_cli.config.caching import CacheSettings
 from adaspa_cli.config.names import ALGORITHMS, BACKENDS, DTYPES, ESTIMATING, OFFLOADS
 from adaspa_cli.errors import ConfigError, nearest
 
@@ -58,8 +59,8 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class MethodConfig:
-    """How attention is thinned.
+class MethodConfig(CacheSettings):
+    """How attention is thinned, and with :class:`CacheSettings` what is not computed at all.
 
     Attributes:
         method: the preset's name.
@@ -86,6 +87,7 @@ class MethodConfig:
     attention_backend: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _one_of("algorithm", self.algorithm, ALGORITHMS)
         _one_of("attention_backend", self.attention_backend, BACKENDS)
         if not 0 <= self.sparsity < 1:
@@ -98,6 +100,16 @@ class MethodConfig:
             raise ConfigError(f"search_steps must be one or more steps from 0 on, got {list(self.search_steps)}")
         if list(self.search_steps) != sorted(set(self.search_steps)):
             raise ConfigError(f"search_steps must be ascending, got {list(self.search_steps)}")
+        if self.merge != "none" and self.algorithm != "full":
+            raise ConfigError(
+                f"merge '{self.merge}' needs dense attention: the masks of '{self.algorithm}' do not fit merged tokens",
+                hint=f"use --method {self.merge}, or drop merge",
+            )
+        if self.merge != "none" and self.attention_backend != "auto":
+            raise ConfigError(
+                f"merge '{self.merge}' attends by PyTorch's kernels, not by the backend '{self.attention_backend}'",
+                hint="drop --attention-backend",
+            )
 
     def schedule(self, steps: int) -> tuple[int, ...]:
         """The search steps of a run of ``steps`` denoising steps.
@@ -200,5 +212,10 @@ class GenerateConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
+        if self.method.cache == "pab" and self.sampling.true_cfg_scale > 1:
+            raise ConfigError(
+                "pab keeps one attention output a layer, and true_cfg_scale above 1 runs two branches a step",
+                hint="use another --cache, or drop --true-cfg-scale",
+            )
         if self.method.algorithm != "full":
             self.method.schedule(self.sampling.steps)

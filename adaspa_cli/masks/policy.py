@@ -14,6 +14,7 @@ class Action(Enum):
     """What one attention call does. The value is its phase in reports and on the progress bar."""
 
     DENSE = "dense"
+    MERGED = "merged"  # dense on merged tokens
     DENSE_AND_SEARCH = "search"
     SEARCH_AND_SPARSE = "cached search"
     SPARSE = "sparse"

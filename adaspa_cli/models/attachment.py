@@ -59,39 +59,56 @@ Processor = Callable[..., Any]
 
 
 class Attachment:
-    """Processors on the attention modules of one transformer instance; :meth:`detach` restores what was there."""
+    """Processors on the attention modules of one transformer instance; :meth:`detach` restores what was there.
+
+    Attributes:
+        transformer: the instance.
+        blocks: its blocks in layer order; each takes and returns (video, text) tokens first.
+        attentions: the attention module of each block.
+    """
 
     def __init__(
         self,
-        transformer: nn.Module,
-        attentions: Sequence[Any],
+        transformer: Any,
+        blocks: Sequence[Any],
+        attention_name: str,
+        forward: Forward,
         make_processor: Callable[[int], Processor],
         before_forward: Callable[[dict[str, Any]], None],
     ) -> None:
         """
         Args:
             transformer: called with keyword arguments, as the pipelines of diffusers do.
-            attentions: its attention modules in layer order.
+            blocks: its blocks in layer order.
+            attention_name: attribute of a block that is its attention module.
+            forward: the forward pass in progress, shared with the processors.
             make_processor: the processor of a layer.
             before_forward: gets the keyword arguments of each forward pass.
         """
-        self._attentions = list(attentions)
-        self._originals = [attention.processor for attention in self._attentions]
-        self._processors = [make_processor(layer) for layer in range(len(self._attentions))]
+        self.transformer, self.blocks = transformer, list(blocks)
+        self.attentions = [getattr(block, attention_name) for block in self.blocks]
+        self._forward = forward
+        self._originals = [attention.processor for attention in self.attentions]
+        self._processors = [make_processor(layer) for layer in range(len(self.attentions))]
         self._before_forward = before_forward
         if any(type(old) is type(new) for old, new in zip(self._originals, self._processors, strict=True)):
             raise RunError("adaspa is already applied to this pipeline", hint="remove() the first handle before")
-        for attention, processor in zip(self._attentions, self._processors, strict=True):
+        for attention, processor in zip(self.attentions, self._processors, strict=True):
             attention.set_processor(processor)
         self._hook = transformer.register_forward_pre_hook(self._on_forward, with_kwargs=True)
 
     @property
     def layers(self) -> int:
         """Number of attention layers."""
-        return len(self._attentions)
+        return len(self.attentions)
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """What the rows of the batch in the forward pass in progress are."""
+        return self._forward.rows
 
     def _on_forward(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pairs = zip(self._attentions, self._processors, strict=True)
+        pairs = zip(self.attentions, self._processors, strict=True)
         if any(attention.processor is not processor for attention, processor in pairs):
             raise RunError(
                 "the attention processors were replaced after adaspa was applied",
@@ -104,7 +121,7 @@ class Attachment:
     def detach(self) -> None:
         """Restore every processor that is still ours, and remove the hook."""
         self._hook.remove()
-        triples = zip(self._attentions, self._processors, self._originals, strict=True)
+        triples = zip(self.attentions, self._processors, self._originals, strict=True)
         for attention, processor, original in triples:
             if attention.processor is processor:
                 attention.set_processor(original)

@@ -64,11 +64,13 @@ class CogVideoXAttachment(Attachment):
         self._config = pipe.transformer.config
         self._pipe = pipe
         self._guided = False
-        self._forward = Forward(attend)
+        forward = Forward(attend)
         super().__init__(
             pipe.transformer,
-            [block.attn1 for block in pipe.transformer.transformer_blocks],
-            lambda layer: CogVideoXProcessor(layer, self._forward),
+            pipe.transformer.transformer_blocks,
+            "attn1",
+            forward,
+            lambda layer: CogVideoXProcessor(layer, forward),
             self._describe,
         )
         # Dynamic guidance changes the scale from step to step; what it is at the start decides about the batch.

@@ -115,13 +115,14 @@ class HunyuanVideoAttachment(Attachment):
 
     def __init__(self, pipe: Any, attend: Attend) -> None:
         self._transformer = pipe.transformer
-        self._forward = Forward(attend)
         self._branch = "cond"
-        blocks = [*self._transformer.transformer_blocks, *self._transformer.single_transformer_blocks]
+        forward = Forward(attend)
         super().__init__(
             self._transformer,
-            [block.attn for block in blocks],
-            lambda layer: HunyuanVideoProcessor(layer, self._forward),
+            [*self._transformer.transformer_blocks, *self._transformer.single_transformer_blocks],
+            "attn",
+            forward,
+            lambda layer: HunyuanVideoProcessor(layer, forward),
             self._describe,
         )
         # True CFG runs the branches one after the other, each inside cache_context("cond" | "uncond").

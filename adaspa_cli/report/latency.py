@@ -39,11 +39,16 @@ def latency_report(
 ) -> dict[str, Any]:
     """Assemble the report of the video that the pipeline has just made; all times in seconds.
 
+    ``skipped`` is the share of blocks or of attention calls that a cache left out; densities are those of the calls
+    that were made.
+
     ``attention`` is the time inside the attention operators, searches and mask selection included; it is part of
     ``denoising``. Densities count blocks of text too. Waits for the device.
     """
     sampling, engine = resolved.config.sampling, handle.engine
     steps = step_table(timeline.steps, engine.calls)
+    for step in steps:
+        step["skipped"] = None if handle.cache is None else handle.cache.work.skipped(step["step"])
     return {
         "format": FORMAT,
         "kind": "adaspa latency report",
@@ -54,6 +59,8 @@ def latency_report(
         "model": _model(pipe, handle, resolved),
         "settings": {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()},
         "attention_backend": handle.backend,
+        "cache": None if handle.cache is None else handle.cache.report(),
+        "merging": _merging(handle),
         "search_steps": _search_steps(resolved, engine),
         "prompt": prompt,
         "seed": seed,
@@ -93,6 +100,12 @@ def _model(pipe: Any, handle: Handle, resolved: Resolved) -> dict[str, Any]:
         "heads": config.num_attention_heads,
         "head_dim": config.attention_head_dim,
     }
+
+
+def _merging(handle: Handle) -> dict[str, Any] | None:
+    """What merged tokens, and the share of the video tokens that it did."""
+    merging = handle.merging
+    return None if merging is None else {"name": "tomesd", "asked": merging.ratio, "merged": merging.merged}
 
 
 def _search_steps(resolved: Resolved, engine: AttentionEngine) -> dict[str, Any]:

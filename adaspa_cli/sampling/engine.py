@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adaspa_cli.attention import Backend, TokenLayout
+from adaspa_cli.caching import TokenMerging
 from adaspa_cli.errors import RunError
 from adaspa_cli.masks import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.models.attachment import Row
@@ -55,14 +56,22 @@ class AttentionCall:
 class AttentionEngine:
     """Attention of every layer of one pipeline; an :class:`~adaspa_cli.models.attachment.Attend`."""
 
-    def __init__(self, make_policy: Callable[[int], MaskPolicy], backend: Backend, clock: StepClock) -> None:
+    def __init__(
+        self,
+        make_policy: Callable[[int], MaskPolicy],
+        backend: Backend,
+        clock: StepClock,
+        merging: TokenMerging | None = None,
+    ) -> None:
         """
         Args:
             make_policy: the policy of a run with that many denoising steps.
             backend: runs the operators.
             clock: of the pipeline; a start of it forgets the run before.
+            merging: merges tokens before every dense attention.
         """
         self._make_policy, self._backend, self._clock = make_policy, backend, clock
+        self._merging = merging
         self._memory: dict[Key, _Memory] = {}
         self._policy: MaskPolicy | None = None
         self.calls: list[AttentionCall] = []
@@ -75,6 +84,8 @@ class AttentionEngine:
         self._policy = self._make_policy(steps)
         self._memory.clear()
         self.calls, self.searches = [], []
+        if self._merging is not None:
+            self._merging.start()
 
     def forget_masks(self) -> None:
         """Give the memory of masks and LSE back; the records stay."""
@@ -95,6 +106,8 @@ class AttentionEngine:
         if memory is not None and memory.layout != row.layout:
             raise RunError(f"the token layout changed during the run, from {memory.layout} to {row.layout}")
         action = self._policy.action(call, memory.last_search if memory else None)
+        if action is Action.DENSE and self._merging is not None:
+            action = Action.MERGED
         self.on_action(action)
         with Stopwatch(q.device) as watch:
             out, density = self._attend(self._policy, action, call, memory, q, k, v)
@@ -104,10 +117,12 @@ class AttentionEngine:
     def _attend(
         self, policy: MaskPolicy, action: Action, call: Call, memory: _Memory | None, q: Tensor, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Run one action; returns the output and the density [H] of a sparse call."""
+        """Run one action; returns the output and the density [H] of a call that is not dense."""
         scale = 1 / math.sqrt(q.shape[-1])
         if action is Action.DENSE:
             return self._backend.dense(q, k, v, scale)[0], None
+        if action is Action.MERGED and self._merging is not None:
+            return self._merging.attend(q, k, v, scale, call.layout)
         if action is Action.DENSE_AND_SEARCH:
             out, lse, sums = self._backend.search(q, k, v, policy.block_size, scale)
             self._remember(policy, call, sums[0], lse)

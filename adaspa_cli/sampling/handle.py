@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from adaspa_cli.attention import check_kernel, resolve
+from adaspa_cli.caching import StepCache, TokenMerging, make_cache, make_merging
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.masks import FoundMask
 from adaspa_cli.masks.registry import make_policy
@@ -21,26 +22,40 @@ class Handle:
         engine: its records say what each attention call of the last run did, and how long it took.
         clock: counts the pipeline's denoising steps.
         layers: number of attention layers.
-        backend: name of the attention backend that runs.
+        backend: name of the attention backend that runs; ``sdpa`` where PyTorch's kernels attend to merged tokens.
+        cache: what skips work between steps, with its counts of the last run; None without.
+        merging: what merges tokens, with its count of the last run; None without.
     """
 
     def __init__(self, pipe: Any, config: MethodConfig) -> None:
-        """Raises ModelError for an unknown pipeline, BackendError for a backend that cannot run there."""
+        """
+        Raises:
+            ModelError: an unknown pipeline.
+            BackendError: a backend that cannot run there.
+            RunError: adaspa or a cache of diffusers is applied to the pipeline already.
+        """
         family = family_of(pipe)
         backend = resolve(config.attention_backend, pipe._execution_device)
         if config.algorithm != "full":
             dtype = None if pipe._execution_device.type == "cpu" else pipe.transformer.dtype
             block_size = (config.block_size, config.block_size)
             check_kernel(backend, pipe.transformer.config.attention_head_dim, block_size, dtype)
-        self.backend = backend.name
+        self.merging: TokenMerging | None = make_merging(config)
+        self.backend = backend.name if self.merging is None else "sdpa"
         self.clock = StepClock(pipe)
-        self.engine = AttentionEngine(lambda steps: make_policy(config, steps), backend, self.clock)
+        self.engine = AttentionEngine(lambda steps: make_policy(config, steps), backend, self.clock, self.merging)
         try:
             self._attachment = family.attach(pipe, self.engine)
         except BaseException:
             self.clock.stop()
             raise
         self.layers = self._attachment.layers
+        try:
+            self.cache: StepCache | None = make_cache(config, pipe, self._attachment, self.clock)
+        except BaseException:
+            self._attachment.detach()
+            self.clock.stop()
+            raise
 
     def masks(self) -> dict[tuple[int, str, int], FoundMask]:
         """The masks in use, by (layer, guidance branch, sample)."""
@@ -48,6 +63,8 @@ class Handle:
 
     def remove(self) -> None:
         """Restore the pipeline as it was. May be called twice."""
+        if self.cache is not None:
+            self.cache.remove()
         self._attachment.detach()
         self.clock.stop()
 
@@ -62,6 +79,8 @@ class Handle:
 
 def apply(pipe: Any, method: str = "adaspa", **settings: Any) -> Handle:
     """Run a pipeline of diffusers with a method of adaspa until the handle is removed.
+
+    ``pab``, ``adacache`` and ``tomesd`` are methods too; ``cache="first-block"`` and the like join a cache to a method.
 
     Args:
         pipe: a ``HunyuanVideoPipeline`` or ``CogVideoXPipeline``, on its device.

@@ -1,0 +1,65 @@
+"""A cache of diffusers, switched on for each run and off after its last step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from adaspa_cli.caching.step_cache import Clock, StepCache, Unit
+from adaspa_cli.errors import RunError
+from adaspa_cli.models.attachment import Attachment
+
+
+class DiffusersCache(StepCache):
+    """``transformer.enable_cache`` with a configuration that is made for each run.
+
+    Switching on anew is how a run starts without results of one that an exception ended: diffusers itself forgets
+    them only when a pipeline's call returns.
+    """
+
+    def __init__(
+        self, name: str, unit: Unit, attachment: Attachment, clock: Clock, make_config: Callable[[int], Any]
+    ) -> None:
+        """
+        Args:
+            name: as the setting ``cache`` has it.
+            unit: what the cache skips.
+            make_config: the configuration of a run of that many steps.
+
+        Raises:
+            RunError: the transformer has a cache already.
+        """
+        self._transformer, self._make_config = attachment.transformer, make_config
+        self._enabled = False
+        self._refuse_others()
+        super().__init__(name, unit, attachment, clock)
+
+    def _refuse_others(self) -> None:
+        if self._transformer.is_cache_enabled and not self._enabled:
+            raise RunError(
+                "a cache of diffusers is enabled on this transformer already",
+                hint="call pipe.transformer.disable_cache() before",
+            )
+
+    def start(self, steps: int) -> None:
+        self._refuse_others()
+        self.release()
+        self._transformer.enable_cache(self._make_config(steps))
+        self._enabled = True
+
+    def release(self) -> None:
+        if self._enabled:
+            self._transformer.disable_cache()
+            self._enabled = False
+
+
+def attention_patterns(attachment: Attachment) -> tuple[str, ...]:
+    """Patterns that match the names of the blocks' attention modules and nothing else.
+
+    The patterns that diffusers has by default match the text refiner of HunyuanVideo too (PAB), and nothing at all in
+    CogVideoX (TaylorSeer).
+    """
+    wanted = {id(attention) for attention in attachment.attentions}
+    names = (name for name, module in attachment.transformer.named_modules() if id(module) in wanted)
+    return tuple(f"^{re.escape(name)}$" for name in names)

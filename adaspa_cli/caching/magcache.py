@@ -1,0 +1,80 @@
+"""MagCache (arXiv 2506.09045), by diffusers: steps are skipped where the residual's magnitude is known to stay.
+
+How the magnitude goes from step to step is measured once per checkpoint and schedule, by :class:`Calibration`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaspa_cli.caching.diffusers_cache import DiffusersCache
+from adaspa_cli.caching.step_cache import Clock, StepCache, video_and_text
+from adaspa_cli.config.caching import CacheSettings
+from adaspa_cli.models.attachment import Attachment
+
+
+def magcache(settings: CacheSettings, attachment: Attachment, clock: Clock) -> DiffusersCache:
+    """A step skips all blocks and adds their last residual, until the error that the ratios foretell is too large.
+
+    The residual of the video tokens stays in memory, one for each guidance branch.
+    """
+    from diffusers import MagCacheConfig
+
+    def make_config(steps: int) -> Any:
+        return MagCacheConfig(
+            threshold=settings.magcache_threshold,
+            max_skip_steps=settings.magcache_max_skips,
+            retention_ratio=settings.magcache_retention,
+            num_inference_steps=steps,
+            mag_ratios=list(settings.magcache_ratios),
+        )
+
+    return DiffusersCache("magcache", "block", attachment, clock, make_config)
+
+
+class Calibration(StepCache):
+    """Skips nothing and measures MagCache's ratios: mean over the video tokens of |r_t| / |r_(t-1)|, Euclidean norms
+    of the residual r of all blocks (MagCache, magnitude ratio). The first step's is 1.
+
+    diffusers can measure them too, but prints them to the standard output. Of guidance in two passes the first,
+    conditional one counts.
+    """
+
+    def __init__(self, attachment: Attachment, clock: Clock) -> None:
+        super().__init__("magcache", "block", attachment, clock)
+        self._input: Tensor | None = None
+        self._norms: Tensor | None = None  # [B, N] of the step before
+        self._ratios: list[Tensor] = []
+        self._hooks = [
+            attachment.blocks[0].register_forward_pre_hook(self._before, with_kwargs=True),
+            attachment.blocks[-1].register_forward_hook(self._after),
+        ]
+
+    def start(self, steps: int) -> None:  # noqa: ARG002
+        self.release()
+        self._ratios = []
+
+    def release(self) -> None:
+        self._input = self._norms = None
+
+    def _before(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.work.passes[self._clock.step] == 1:
+            self._input, _ = video_and_text(args, kwargs)
+
+    def _after(self, _block: nn.Module, _args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        if self._input is None:
+            return
+        norms = torch.linalg.vector_norm(output[0] - self._input, dim=-1, dtype=torch.float32)
+        before, self._norms, self._input = self._norms, norms, None
+        self._ratios.append(torch.ones(()) if before is None else (norms / before.clamp_min(1e-8)).mean())
+
+    def details(self) -> dict[str, Any]:
+        return {"calibration": True, "ratios": [round(float(ratio), 5) for ratio in self._ratios]}
+
+    def remove(self) -> None:
+        super().remove()
+        for hook in self._hooks:
+            hook.remove()

@@ -1,0 +1,140 @@
+"""What all caches between steps share: counting what they skip, starting afresh with each run, coming off again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from adaspa_cli.models.attachment import Attachment, Override
+
+Unit = Literal["attention", "block"]
+
+
+class Clock(Protocol):
+    """Tells the denoising step of a pipeline, and when a run starts and a step ends."""
+
+    step: int
+    on_start: list[Callable[[int], None]]
+    on_step_end: list[Callable[[int], None]]
+
+    @property
+    def steps(self) -> int: ...
+
+
+class WorkCounter:
+    """Counts how often each of some modules of a transformer is computed, and how often it could have been.
+
+    It sits below whatever else wraps the modules' ``forward``, so that it sees the calls that are really made.
+    """
+
+    def __init__(self, transformer: nn.Module, modules: Sequence[nn.Module], clock: Clock) -> None:
+        self._modules, self._clock = len(modules), clock
+        self._computed: Counter[int] = Counter()
+        self.passes: Counter[int] = Counter()  # forward passes of the transformer, by step
+        self._hook = transformer.register_forward_pre_hook(self._on_pass)
+        self._overrides = [Override(module, "forward", self._counted) for module in modules]
+
+    def _on_pass(self, _module: nn.Module, _args: tuple[Any, ...]) -> None:
+        self.passes[self._clock.step] += 1
+
+    def _counted(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self._computed[self._clock.step] += 1
+            return original(*args, **kwargs)
+
+        return forward
+
+    def start(self) -> None:
+        """Forget the run before."""
+        self._computed.clear()
+        self.passes.clear()
+
+    @property
+    def computed(self) -> int:
+        """Calls that were made."""
+        return self._computed.total()
+
+    @property
+    def possible(self) -> int:
+        """Calls that would have been made without a cache."""
+        return self.passes.total() * self._modules
+
+    def skipped(self, step: int | None = None) -> float | None:
+        """Share of the calls of one step, or of the run, that were not made; None without a forward pass."""
+        computed = self.computed if step is None else self._computed[step]
+        possible = self.possible if step is None else self.passes[step] * self._modules
+        return (possible - computed) / possible if possible else None
+
+    def stop(self) -> None:
+        """Give the modules their own ``forward`` back."""
+        self._hook.remove()
+        for override in self._overrides:
+            override.restore()
+
+
+class StepCache:
+    """A cache at work on one transformer; the subclasses say what is reused when.
+
+    A run starts with the clock's ``on_start``, also after one that was interrupted; what is kept is given back when
+    the last step ends, because memory peaks in the VAE.
+
+    Attributes:
+        name: as the setting ``cache`` has it.
+        unit: what is skipped, whole blocks or their attention.
+        work: how much of it was.
+    """
+
+    def __init__(self, name: str, unit: Unit, attachment: Attachment, clock: Clock) -> None:
+        self.name, self.unit = name, unit
+        self.work = WorkCounter(
+            attachment.transformer, attachment.blocks if unit == "block" else attachment.attentions, clock
+        )
+        self._clock = clock
+        clock.on_start.append(self._on_start)
+        clock.on_step_end.append(self._on_step_end)
+
+    def start(self, steps: int) -> None:
+        """Begin a run of that many denoising steps: nothing of an earlier one is left."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Give the memory of reused results back."""
+        raise NotImplementedError
+
+    def details(self) -> dict[str, Any]:
+        """What the report says besides the counts."""
+        return {}
+
+    def report(self) -> dict[str, Any]:
+        """Which cache ran, and the share of calls that it skipped; waits for the device."""
+        counts = {"computed": self.work.computed, "possible": self.work.possible, "skipped": self.work.skipped()}
+        return {"name": self.name, "unit": self.unit, **counts, **self.details()}
+
+    def remove(self) -> None:
+        """Restore the transformer as it was. May be called twice."""
+        self.release()
+        self.work.stop()
+        for listeners, listener in (
+            (self._clock.on_start, self._on_start),
+            (self._clock.on_step_end, self._on_step_end),
+        ):
+            if listener in listeners:
+                listeners.remove(listener)
+
+    def _on_start(self, steps: int) -> None:
+        self.work.start()
+        self.start(steps)
+
+    def _on_step_end(self, step: int) -> None:
+        if step == self._clock.steps - 1:
+            self.release()
+
+
+def video_and_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The tokens [B, N, C] and [B, T, C] among the arguments of a block, named (CogVideoX) or not."""
+    if "hidden_states" in kwargs:
+        return kwargs["hidden_states"], kwargs["encoder_hidden_states"]
+    return args[0], args[1]
