@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ class Backend:
     head_dims: tuple[int, ...] | None = None  # None: any
     block_sizes: tuple[BlockSize, ...] | None = None  # None: any
     dtypes: tuple[torch.dtype, ...] | None = None  # None: any
+    describe_dense: Callable[[Tensor, Tensor], dict[str, Any] | None] = lambda _q, _k: None  # the kernel, if chosen
 
 
 def _two_passes(dense: DenseOperator, sums: SumsOperator) -> SearchOperator:
@@ -110,6 +111,7 @@ def _triton() -> Backend:
         head_dims=adaspa_kernels.HEAD_DIMS,
         block_sizes=adaspa_kernels.BLOCK_SIZES,
         dtypes=adaspa_kernels.HALF_DTYPES,
+        describe_dense=dense.describe,
     )
 
 

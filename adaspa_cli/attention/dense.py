@@ -1,28 +1,159 @@
-"""Dense attention with its log-sum-exp on a GPU, by the fastest SDPA kernel that returns one."""
+"""Dense attention with its log-sum-exp on a GPU, by the kernel that is fastest there: measured once, then kept.
+
+Candidates are the kernels behind PyTorch's scaled_dot_product_attention, our own with every block kept, and
+flash-attn-4 where it is installed. Which one wins depends on the GPU, the head dimension and the versions of all of
+them, so it is not guessed.
+
+Shapes: B batch, H heads, L tokens, D head dimension; q, k, v [B, H, L, D], output [B, H, Lq, D], LSE [B, H, Lq].
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
+Dense = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+PROBE_TOKENS = 32_768  # at most: the order of the kernels is settled by then
+PROBE_HEADS = 4
+PROBE_LAUNCHES = 3
+# Relative to the norm, against PyTorch's memory-efficient kernel in the same 16 bits; the LSE absolute.
+OUTPUT_ERROR, LSE_ERROR = 2e-2, 1e-2
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which kernel runs dense attention, and why.
+
+    Attributes:
+        kernel: its name.
+        probe: shape [1, H, L, D] that was measured.
+        milliseconds: of each candidate at that shape.
+        problems: why others could not run, or were wrong.
+    """
+
+    kernel: str
+    probe: tuple[int, int, int, int]
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """q, k, v [B, H, L, D] on one device to output [B, H, Lq, D] and natural LSE float32 [B, H, Lq].
-
-    cuDNN from Hopper on in 16 bits (measured on one H200, bf16, 118,784 tokens x 12 heads x 128: 612 TFLOP/s
-    against 349 of FlashAttention-2), FlashAttention-2 on older GPUs, plain matrix products otherwise.
-    """
-    if q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16):
-        if torch.cuda.get_device_capability(q.device) >= (9, 0):
-            out, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(
-                q, k, v, None, compute_log_sumexp=True, scale=scale
-            )[:2]
-            return out, lse.reshape(q.shape[:3])
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[:2]
-        return out, lse
+    """q, k, v [B, H, L, D] on one device to output [B, H, Lq, D] and natural LSE float32 [B, H, Lq]."""
     if q.device.type == "cpu":
         from adaspa_cli.attention import cpu
 
         return cpu.dense_attention(q, k, v, scale)
-    out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(
-        q, k, v, None, compute_log_sumexp=True, scale=scale
-    )[:2]
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return _efficient(q, k, v, scale)
+    return candidates(q.shape[-1])[_choice(q, k).kernel](q, k, v, scale)
+
+
+def describe(q: Tensor, k: Tensor) -> dict[str, Any] | None:
+    """What :func:`dense_attention` runs for such tensors, for the report; None where there is no choice."""
+    if q.device.type == "cpu" or q.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    return asdict(_choice(q, k))
+
+
+def _choice(q: Tensor, k: Tensor) -> Choice:
+    tokens = min(PROBE_TOKENS, 1 << (max(q.shape[2], k.shape[2]) - 1).bit_length())
+    return choose(q.device, q.dtype, q.shape[-1], tokens)
+
+
+@functools.cache
+def choose(device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int) -> Choice:
+    """Measure all candidates on random tensors; once per process, device, dtype and shape."""
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (1, tokens, PROBE_HEADS, head_dim)
+    q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=dtype).transpose(1, 2) for _ in range(3))
+    scale = head_dim**-0.5
+    truth = _efficient(q, k, v, scale)
+    milliseconds: dict[str, float] = {}
+    problems: dict[str, str] = {}
+    for name, attend in candidates(head_dim).items():
+        try:
+            found = attend(q, k, v, scale)
+            if not _agrees(found, truth):
+                problems[name] = "wrong result"
+                continue
+            milliseconds[name] = _milliseconds(functools.partial(attend, q, k, v, scale))
+        except Exception as error:  # a kernel that this GPU or its own version refuses
+            problems[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    kernel = min(milliseconds, key=milliseconds.__getitem__, default="efficient")
+    _logger.info("dense attention by %s: %s ms, not %s", kernel, milliseconds, problems)
+    return Choice(kernel, (1, PROBE_HEADS, tokens, head_dim), milliseconds, problems)
+
+
+def candidates(head_dim: int) -> dict[str, Dense]:
+    """The kernels that may run, by name."""
+    import adaspa_kernels
+
+    found: dict[str, Dense] = {"cudnn": _cudnn, "flash-2": _flash_2, "efficient": _efficient}
+    if head_dim in adaspa_kernels.HEAD_DIMS:
+        found["adaspa"] = _own
+    # find_spec of a submodule imports its parent, which may be another version of flash-attn.
+    if find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None:
+        found["flash-attn-4"] = _flash_attn_4
+    return found
+
+
+def _agrees(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> bool:
+    out, true_out = found[0].float(), truth[0].float()
+    close = (out - true_out).norm() <= OUTPUT_ERROR * true_out.norm()
+    return bool(close and (found[1] - truth[1]).abs().max() <= LSE_ERROR)
+
+
+def _milliseconds(launch: Callable[[], object]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    for _ in range(PROBE_LAUNCHES):
+        launch()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / PROBE_LAUNCHES
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    attend = torch.ops.aten._scaled_dot_product_cudnn_attention
+    out, lse = attend(q, k, v, None, compute_log_sumexp=True, scale=scale)[:2]
+    return out, lse.reshape(q.shape[:3])
+
+
+def _flash_2(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[:2]
+    return out, lse
+
+
+def _efficient(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    out, lse = attend(q, k, v, None, compute_log_sumexp=True, scale=scale)[:2]
     return out, lse[..., : q.shape[2]]
+
+
+def _own(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The block-sparse kernel with every block kept, in blocks of 128."""
+    import adaspa_kernels
+
+    rows, columns = (-(-x.shape[2] // 128) for x in (q, k))
+    counts = torch.full((q.shape[1], rows), columns, dtype=torch.int32, device=q.device)
+    no_lists = torch.zeros(q.shape[1], rows, 1, dtype=torch.int32, device=q.device)
+    return adaspa_kernels.block_sparse_attention(
+        q, k, v, counts, no_lists, key_blocks=columns, block_size=(128, 128), scale=scale
+    )
+
+
+def _flash_attn_4(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    from flash_attn.cute import flash_attn_func
+
+    out, lse = flash_attn_func(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale, return_lse=True
+    )[:2]
+    return out.transpose(1, 2), lse

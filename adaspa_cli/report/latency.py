@@ -42,6 +42,8 @@ def latency_report(
     ``skipped`` is the share of blocks or of attention calls that a cache left out; densities are those of the calls
     that were made.
 
+    ``dense_attention`` says which kernel ran dense attention and what the others took, where there was a choice.
+
     ``attention`` is the time inside the attention operators, searches and mask selection included; it is part of
     ``denoising``. Densities count blocks of text too. Waits for the device.
     """
@@ -59,6 +61,7 @@ def latency_report(
         "model": _model(pipe, handle, resolved),
         "settings": {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()},
         "attention_backend": handle.backend,
+        "dense_attention": engine.dense_kernel,
         "cache": None if handle.cache is None else handle.cache.report(),
         "merging": _merging(handle),
         "search_steps": _search_steps(resolved, engine),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -76,6 +77,7 @@ class AttentionEngine:
         self._policy: MaskPolicy | None = None
         self.calls: list[AttentionCall] = []
         self.searches: list[Search] = []
+        self.dense_kernel: dict[str, Any] | None = None  # what runs dense attention, where the backend chose
         self.on_action: Callable[[Action], None] = lambda _action: None
         clock.on_start.append(self.start)
 
@@ -119,6 +121,8 @@ class AttentionEngine:
     ) -> tuple[Tensor, Tensor | None]:
         """Run one action; returns the output and the density [H] of a call that is not dense."""
         scale = 1 / math.sqrt(q.shape[-1])
+        if action in (Action.DENSE, Action.DENSE_AND_SEARCH) and self.dense_kernel is None:
+            self.dense_kernel = self._backend.describe_dense(q, k)
         if action is Action.DENSE:
             return self._backend.dense(q, k, v, scale)[0], None
         if action is Action.MERGED and self._merging is not None:

@@ -1,0 +1,114 @@
+"""The dense kernel is chosen by measurement: the fastest that is right, once, and what was left out says why."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from adaspa_cli.attention import dense, reference
+from adaspa_cli.attention.block_mask import BlockMask
+
+CPU = torch.device("cpu")
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    blocks = BlockMask.full(q.shape[1], 1, 1, (q.shape[2], k.shape[2]), q.device)
+    out, lse = reference.block_sparse_attention(q.float(), k.float(), v.float(), blocks, scale)
+    return out.to(q.dtype), lse
+
+
+def wrong_output(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse = exact(q, k, v, scale)
+    return out * 1.1, lse
+
+
+def wrong_lse(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse = exact(q, k, v, scale)
+    return out, lse + 1
+
+
+def not_a_number(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse = exact(q, k, v, scale)
+    return out * torch.nan, lse
+
+
+def refuses(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    raise RuntimeError("no kernel for this GPU\nsecond line")
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Kernels for the CPU with times that were made up; the list says what was timed."""
+    kernels = {
+        "slow": exact, "fast": exact, "middle": exact,
+        "wrong": wrong_output, "wrong LSE": wrong_lse, "NaN": not_a_number, "refuses": refuses,
+    }  # fmt: skip
+    timed: list[str] = []
+    order = iter(["slow", "fast", "middle"])
+    times = {"slow": 3.0, "fast": 1.0, "middle": 2.0}
+
+    def milliseconds(_: object) -> float:
+        timed.append(next(order))
+        return times[timed[-1]]
+
+    monkeypatch.setattr(dense, "candidates", lambda _: kernels)
+    monkeypatch.setattr(dense, "_milliseconds", milliseconds)
+    monkeypatch.setattr(dense, "_efficient", exact)
+    dense.choose.cache_clear()
+    yield timed
+    dense.choose.cache_clear()
+
+
+def test_the_fastest_right_kernel_is_chosen_once(measured: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="adaspa_cli"):
+        choice = dense.choose(CPU, torch.float16, 64, 256)
+        assert dense.choose(CPU, torch.float16, 64, 256) is choice
+    assert choice.kernel == "fast"
+    assert choice.milliseconds == {"slow": 3.0, "fast": 1.0, "middle": 2.0}
+    assert measured == ["slow", "fast", "middle"]
+    assert choice.problems == {
+        "wrong": "wrong result", "wrong LSE": "wrong result", "NaN": "wrong result",
+        "refuses": "RuntimeError: no kernel for this GPU",
+    }  # fmt: skip
+    (record,) = caplog.records
+    assert "dense attention by fast" in record.getMessage()
+
+
+def test_without_a_right_kernel_the_reference_one_runs(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "candidates", lambda _: {"refuses": refuses})
+    choice = dense.choose(CPU, torch.float16, 64, 128)
+    assert choice.kernel == "efficient"
+    assert not choice.milliseconds
+    assert not measured
+
+
+def test_nothing_is_chosen_on_a_cpu_or_in_float32() -> None:
+    x = torch.zeros(1, 1, 8, 64)
+    assert dense.describe(x, x) is None
+    assert dense.describe(x.to("meta"), x.to("meta")) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("lengths", [(1, 1), (517, 1000), (4096, 4096)], ids=str)
+def test_every_kernel_there_agrees(device: torch.device, head_dim: int, lengths: tuple[int, int]) -> None:
+    generator = torch.Generator(device).manual_seed(0)
+    q, k, v = (
+        torch.randn(2, n, 3, head_dim, device=device, dtype=torch.bfloat16, generator=generator).transpose(1, 2)
+        for n in (lengths[0], lengths[1], lengths[1])
+    )
+    truth, true_lse = exact(q, k, v, 0.1)
+    choice = dense._choice(q, k)
+    assert "adaspa" in choice.milliseconds
+    for name in choice.milliseconds:
+        out, lse = dense.candidates(head_dim)[name](q, k, v, 0.1)
+        assert (out.float() - truth.float()).norm() <= dense.OUTPUT_ERROR * truth.float().norm(), name
+        assert (lse - true_lse).abs().max() <= dense.LSE_ERROR, name
+    out, lse = dense.dense_attention(q, k, v, 0.1)
+    assert lse.shape == q.shape[:3]
+    assert out.shape == q.shape
+    described = dense.describe(q, k)
+    assert described is not None
+    assert described["kernel"] == choice.kernel
