@@ -2,17 +2,20 @@
 
     PYTHONPATH=.:kernels python -m scripts.bench_kernels --json kernels.json
 
-For head dim 128 (118,784 tokens, 12 heads) and 64 (86,016 tokens): dense attention of PyTorch and, where installed, of
-flash-attn-4; the sparse kernels of this project, portable and Hopper, at several densities; FlexAttention at 128x128;
-the block sums of the search. TFLOP/s counts kept blocks alone, 4 L^2 D H density (the search: 2 L^2 D H). The ceiling
-is cuBLAS's product of two 8192 x 8192 matrices, measured in the same run.
+For head dim 128 (118,784 tokens, 12 heads) and 64 (86,016 tokens): dense attention of PyTorch, of this project and,
+where installed, of flash-attn-4; the sparse kernels, portable and Hopper, at several densities; FlexAttention at
+128x128; the block sums of the search, the whole search of a layer, and the choice of its mask. TFLOP/s counts kept
+blocks alone, 4 L^2 D H density (block sums: 2 L^2 D H). The ceiling is cuBLAS's product of two 8192 x 8192 matrices,
+measured in the same run; ``of dense`` is the time over that of the fastest dense kernel.
 
 Masks: ``uniform`` lists are random in each row; ``clustered`` ones are like those of a video, where neighbouring rows
-keep mostly the same blocks (the overlap is printed).
+keep mostly the same blocks (the overlap is printed); ``uneven`` ones are clustered, keep half, all and one and a half
+of the blocks in a third of the heads each, and everything in four rows, as head-adaptive masks with text do.
 
-No time without a right result: sampled query blocks are compared with float64 on the GPU first. Timing: single
-launches between two events, after a warm-up, so that power limits show less than in minutes of load; the median, and
-the spread (max - min) / median.
+No time without a right result: sampled query blocks are compared with float64 on the GPU first. Two timings. *Single*:
+launches apart, each between two events, queued behind a pause of the GPU so that Python's own time is not counted; two
+warm-ups, the median and the spread (max - min) / median. *Sustained*: half a second without a pause. On a GPU that its
+power limits, such as the H200, the second is lower.
 
 Shapes: [1, H, L, D], bf16, as views of [1, L, H, D].
 """
@@ -28,16 +31,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import adaspa_kernels
+from adaspa_cli.attention import TokenLayout, dense
 from adaspa_cli.attention.block_mask import BlockMask, index_dtype
+from adaspa_cli.masks import FoundMask
+from adaspa_cli.masks.selection import select
 from adaspa_cli.report.machine import machine, versions
 
 DEVICE = torch.device("cuda")
@@ -45,7 +49,12 @@ DTYPE = torch.bfloat16
 HEADS = 12
 TOKENS = {128: 118_784, 64: 86_016}
 QUICK_TOKENS = 29_696
+MASKS = ("uniform", "clustered", "uneven")
 DENSITIES = (0.1, 0.2, 0.5)
+TEXT_ROWS = 4  # query blocks that keep everything, in uneven masks
+TEXT_TOKENS = 256
+PAUSE = 4_000_000  # clock cycles, about 2 ms: more than a launch costs
+SUSTAINED_SECONDS = 0.5
 CEILING_SIZE = 8192
 OUTPUT_ERROR, LSE_ERROR, SUMS_ERROR = 1e-2, 2e-3, 2e-3  # relative to the norm; the LSE absolute
 
@@ -64,8 +73,11 @@ class Row:
     density: float = 1.0
     milliseconds: float | None = None
     spread: float | None = None
+    sustained_milliseconds: float | None = None
     teraflops: float | None = None
+    sustained_teraflops: float | None = None
     of_ceiling: float | None = None
+    of_dense: float | None = None
     error: float | None = None
     problem: str | None = None
 
@@ -91,24 +103,27 @@ def inputs(tokens: int, head_dim: int) -> Inputs:
 
 
 def mask(kind: str, tokens: int, block: int, density: float) -> BlockMask:
-    """Every row keeps the same number of blocks, chosen by random scores; clustered scores vary slowly with the row."""
+    """Rows keep the blocks of the highest random scores; clustered and uneven scores vary slowly with the row."""
     blocks = -(-tokens // block)
-    kept = max(1, round(density * blocks))
+    factors = [0.5, 1.0, 1.5] if kind == "uneven" else [1.0]
+    kept = [max(1, round(density * factors[head * len(factors) // HEADS] * blocks)) for head in range(HEADS)]
     generator = torch.Generator(DEVICE).manual_seed(1)
-    lists = []
-    for _ in range(HEADS):
+    indices = torch.zeros(HEADS, blocks, max(kept), dtype=index_dtype(blocks), device=DEVICE)
+    for head, count in enumerate(kept):
         scores = torch.rand(blocks, blocks, generator=generator, device=DEVICE)
-        if kind == "clustered":
+        if kind != "uniform":
             scores = F.avg_pool1d(scores.T[None], 9, 1, 4)[0].T
-        lists.append(scores.topk(kept, -1).indices.sort(-1).values.to(index_dtype(blocks)))
-    counts = torch.full((HEADS, blocks), kept, dtype=torch.int32, device=DEVICE)
-    return BlockMask(counts, torch.stack(lists).contiguous(), blocks, (block, block))
+        indices[head, :, :count] = scores.topk(count, -1).indices.sort(-1).values.to(indices.dtype)
+    counts = torch.tensor(kept, dtype=torch.int32, device=DEVICE)[:, None].repeat(1, blocks)
+    if kind == "uneven":
+        counts[:, -TEXT_ROWS:] = blocks
+    return BlockMask(counts, indices, blocks, (block, block))
 
 
 def overlap(kept: BlockMask) -> float:
     """Mean share of blocks that a row has in common with the next one, of the first head."""
-    dense = kept.to_bool()[0]
-    return float((dense[1:] & dense[:-1]).sum() / dense[1:].sum())
+    flags = kept.to_bool()[0]
+    return float((flags[1:] & flags[:-1]).sum() / flags[1:].sum())
 
 
 def samples(blocks: int) -> Iterator[tuple[int, int]]:
@@ -128,11 +143,11 @@ def exact_logits(x: Inputs, head: int, rows: slice, kept: Tensor | None, block: 
 def attention_error(x: Inputs, out: Tensor, lse: Tensor | None, kept: BlockMask | None) -> float:
     """Relative error of sampled rows against float64; infinite where the LSE is wrong or a number is not finite."""
     block = kept.block_size[0] if kept else 64
-    dense = kept.to_bool() if kept else None
+    flags = kept.to_bool() if kept else None
     worst = 0.0
     for head, row in samples(-(-x.q.shape[2] // block)):
         rows = slice(row * block, min((row + 1) * block, x.q.shape[2]))
-        logits = exact_logits(x, head, rows, None if dense is None else dense[head, row], block)
+        logits = exact_logits(x, head, rows, None if flags is None else flags[head, row], block)
         truth = torch.softmax(logits, -1) @ x.v[0, head].double()
         error = float((out[0, head, rows].double() - truth).norm() / truth.norm())
         if lse is not None:
@@ -155,28 +170,35 @@ def sums_error(x: Inputs, lse: Tensor, sums: Tensor) -> float:
     return worst
 
 
-def measure(call: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median milliseconds of single launches, and their spread."""
+def measure(call: Callable[[], object], repeats: int) -> tuple[float, float, float]:
+    """Median milliseconds of single launches, their spread, and milliseconds without a pause between launches."""
     for _ in range(2):
         call()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times = []
     for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
+        torch.cuda._sleep(PAUSE)
         begin.record()
         call()
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end))
     median = statistics.median(times)
-    return median, (max(times) - min(times)) / median
+    launches = max(3, round(SUSTAINED_SECONDS * 1000 / median))
+    begin.record()
+    for _ in range(launches):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return median, (max(times) - min(times)) / median, begin.elapsed_time(end) / launches
 
 
 class Bench:
     """Rows as they are measured, and the ceiling that they are held against."""
 
-    def __init__(self, repeats: int) -> None:
-        self.repeats = repeats
+    def __init__(self, repeats: int, written: Callable[[list[Row]], None] = lambda _: None) -> None:
+        self.repeats, self.written = repeats, written
         self.rows: list[Row] = []
         self.ceiling: float | None = None
 
@@ -186,19 +208,28 @@ class Bench:
         """Check, then time; what fails is a row of its own and stops nothing else."""
         self.rows.append(row)
         begin = time.perf_counter()
+        others = [
+            other.milliseconds
+            for other in self.rows
+            if other.kernel.startswith("dense") and other.head_dim == row.head_dim and other.milliseconds
+        ]
         try:
             row.error = error()
             if not row.error <= allowed:
                 row.problem = f"wrong result: error {row.error:.1e}, at most {allowed:.0e} allowed"
             else:
-                row.milliseconds, row.spread = measure(call, self.repeats)
-                row.teraflops = flops / row.milliseconds / 1e9
-                row.of_ceiling = row.teraflops / self.ceiling if self.ceiling else None
+                row.milliseconds, row.spread, row.sustained_milliseconds = measure(call, self.repeats)
+                row.of_dense = row.milliseconds / min(others) if others else None
+                if flops:
+                    row.teraflops = flops / row.milliseconds / 1e9
+                    row.sustained_teraflops = flops / row.sustained_milliseconds / 1e9
+                    row.of_ceiling = row.teraflops / self.ceiling if self.ceiling else None
         except Exception as problem:  # a baseline that this machine lacks, out of memory, a compiler's error
             row.problem = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem) else ''}"[
                 :200
             ]
         print(f"[{time.perf_counter() - begin:5.1f} s] {line(row)}", file=sys.stderr, flush=True)
+        self.written(self.rows)
 
     def attend(self, row: Row, x: Inputs, kept: BlockMask | None, call: Attention) -> None:
         flops = 4 * x.q.shape[2] * x.k.shape[2] * x.q.shape[3] * HEADS * row.density
@@ -213,28 +244,10 @@ def measure_ceiling(bench: Bench) -> None:
 
 
 def dense_calls(x: Inputs) -> dict[str, Attention]:
-    def sdpa(backend: SDPBackend) -> tuple[Tensor, None]:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(x.q, x.k, x.v), None
-
-    calls: dict[str, Attention] = {
-        f"dense, SDPA {name}": partial(sdpa, backend)
-        for name, backend in (
-            ("flash", SDPBackend.FLASH_ATTENTION),
-            ("cuDNN", SDPBackend.CUDNN_ATTENTION),
-            ("efficient", SDPBackend.EFFICIENT_ATTENTION),
-        )
+    return {
+        f"dense, {name}": partial(attend, x.q, x.k, x.v, x.scale)
+        for name, attend in dense.candidates(x.q.shape[-1]).items()
     }
-    if find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None:
-        calls["dense, flash-attn-4"] = partial(_flash_attn_4, x)
-    return calls
-
-
-def _flash_attn_4(x: Inputs) -> tuple[Tensor, None]:
-    from flash_attn.cute import flash_attn_func
-
-    result = flash_attn_func(*(t.transpose(1, 2) for t in (x.q, x.k, x.v)))
-    return (result[0] if isinstance(result, tuple) else result).transpose(1, 2), None
 
 
 def sparse_call(x: Inputs, kept: BlockMask, path: str) -> Attention:
@@ -245,16 +258,23 @@ def sparse_call(x: Inputs, kept: BlockMask, path: str) -> Attention:
 
 
 def flex_call(x: Inputs, kept: BlockMask) -> Attention:
+    """FlexAttention, compiled at the first call."""
     from torch.nn.attention import flex_attention as flex
 
-    width = kept.key_blocks
-    indices = F.pad(kept.indices.int(), (0, width - kept.indices.shape[-1]))[None]
-    blocks = flex.BlockMask.from_kv_blocks(
-        torch.zeros_like(kept.counts)[None], torch.zeros_like(indices), kept.counts[None], indices,
-        BLOCK_SIZE=kept.block_size, seq_lengths=(x.q.shape[2], x.k.shape[2]),
-    )  # fmt: skip
     compiled = torch.compile(flex.flex_attention, dynamic=False)
-    return lambda: (compiled(x.q, x.k, x.v, block_mask=blocks), None)
+    blocks: list[flex.BlockMask] = []
+
+    def call() -> tuple[Tensor, None]:
+        if not blocks:
+            indices = F.pad(kept.indices.int(), (0, kept.key_blocks - kept.indices.shape[-1]))[None]
+            made = flex.BlockMask.from_kv_blocks(
+                torch.zeros_like(kept.counts)[None], torch.zeros_like(indices), kept.counts[None], indices,
+                BLOCK_SIZE=kept.block_size, seq_lengths=(x.q.shape[2], x.k.shape[2]),
+            )  # fmt: skip
+            blocks.append(made)
+        return compiled(x.q, x.k, x.v, block_mask=blocks[0]), None
+
+    return call
 
 
 def bench_head_dim(bench: Bench, options: argparse.Namespace, head_dim: int) -> None:
@@ -266,40 +286,57 @@ def bench_head_dim(bench: Bench, options: argparse.Namespace, head_dim: int) -> 
             bench.attend(row(name), x, None, call)
     for kind in options.masks:
         for density in options.densities:
-            kept = mask(kind, tokens, 64, density)
-            achieved = float(kept.density().mean())
-            label = f"{kind} {overlap(kept):.0%}"
-            for path in options.paths:
-                bench.attend(
-                    row(f"sparse, {path}", block=64, mask=label, density=achieved), x, kept, sparse_call(x, kept, path)
-                )
-    if "portable" in options.paths:
-        for density in options.densities:
-            kept = mask("uniform", tokens, 128, density)
-            achieved = float(kept.density().mean())
-            bench.attend(
-                row("sparse, portable", block=128, mask="uniform", density=achieved),
-                x,
-                kept,
-                sparse_call(x, kept, "portable"),
-            )
-            if options.flex:
-                bench.attend(
-                    row("FlexAttention", block=128, mask="uniform", density=achieved), x, kept, flex_call(x, kept)
-                )
+            for block in (64, 128):
+                if block == 128 and kind == "clustered":
+                    continue
+                bench_mask(bench, options, x, row, kind, block, density)
     if not options.no_sums:
-        bench_sums(bench, options, x, row)
+        bench_search(bench, options, x, row)
 
 
-def bench_sums(bench: Bench, options: argparse.Namespace, x: Inputs, row: Callable[..., Row]) -> None:
-    everything = BlockMask.full(HEADS, -(-x.q.shape[2] // 64), -(-x.k.shape[2] // 64), (64, 64), DEVICE)
-    _, lse = sparse_call(x, everything, "portable")()
-    assert lse is not None
+def bench_mask(
+    bench: Bench, options: argparse.Namespace, x: Inputs, row: Callable[..., Row], kind: str, block: int, density: float
+) -> None:
+    kept = mask(kind, x.q.shape[2], block, density)
+    about = {"block": block, "mask": f"{kind} {overlap(kept):.0%}", "density": float(kept.density().mean())}
+    for path in options.paths:
+        bench.attend(row(f"sparse, {path}", **about), x, kept, sparse_call(x, kept, path))
+    if options.flex and block == 128:
+        bench.attend(row("FlexAttention", **about), x, kept, flex_call(x, kept))
+
+
+def bench_search(bench: Bench, options: argparse.Namespace, x: Inputs, row: Callable[..., Row]) -> None:
+    """Block sums alone, a search step of one layer with its dense attention, and the choice of the mask from W."""
     flops = 2 * x.q.shape[2] * x.k.shape[2] * x.q.shape[3] * HEADS
+    attend = partial(dense.dense_attention, x.q, x.k, x.v, x.scale)
+    lse = attend()[1]
     for path in options.paths:
         call = partial(adaspa_kernels.block_sums, x.q, x.k, lse, block_size=(64, 64), scale=x.scale, path=path)
         error = lambda call=call: sums_error(x, lse, call())  # noqa: E731
         bench.run(row(f"block sums, {path}", block=64), flops, call, error, SUMS_ERROR)
+
+    layout = TokenLayout(1, 1, x.q.shape[2] - TEXT_TOKENS, TEXT_TOKENS, "last")
+    choose = partial(select, layout=layout, block_size=(64, 64), sparsity=0.8, head_adaptive=True)
+    sums = adaspa_kernels.block_sums(x.q, x.k, lse, block_size=(64, 64), scale=x.scale)
+
+    def search() -> None:
+        _, its_lse = attend()
+        choose(adaspa_kernels.block_sums(x.q, x.k, its_lse, block_size=(64, 64), scale=x.scale)[0])
+
+    bench.run(row("mask selection", block=64), 0, lambda: choose(sums[0]), lambda: _selection_error(choose, sums), 0)
+    bench.run(row("whole search of a layer", block=64), 3 * flops, search, lambda: 0.0, 0)
+
+
+def _selection_error(choose: Callable[[Tensor], FoundMask], sums: Tensor) -> float:
+    """Share of blocks that the choice without kernels decides otherwise, in one head."""
+    mine, right = (choose(w).mask.to_bool() for w in (sums[0, :1], sums[0, :1].cpu()))
+    return float((mine.cpu() != right).float().mean())
+
+
+HEADER = (
+    f"{'kernel':<24}{'D':>4}{'tokens':>9}{'block':>9}  {'mask, overlap':<15}{'kept':>6}"
+    f"{'ms':>10}{'spread':>8}{'TFLOP/s':>9}{'ceiling':>8}{'sustained':>10}{'of dense':>9}{'error':>10}"
+)
 
 
 def line(row: Row) -> str:
@@ -307,8 +344,15 @@ def line(row: Row) -> str:
     start = f"{row.kernel:<24}{row.head_dim:>4}{row.tokens:>9}{block:>9}  {row.mask:<15}{row.density:>6.1%}"
     if row.problem:
         return f"{start}  {row.problem}"
-    share = f"{row.of_ceiling:>8.0%}" if row.of_ceiling else " " * 8
-    return f"{start}{row.milliseconds:>10.2f}{row.spread:>8.1%}{row.teraflops:>9.0f}{share}{row.error:>10.1e}"
+
+    def cell(value: float | None, width: int, form: str) -> str:
+        return f"{'-' if value is None else format(value, form):>{width}}"
+
+    return (
+        f"{start}{row.milliseconds:>10.2f}{row.spread:>8.1%}{cell(row.teraflops, 9, '.0f')}"
+        f"{cell(row.of_ceiling, 8, '.0%')}{cell(row.sustained_teraflops, 10, '.0f')}{cell(row.of_dense, 9, '.3f')}"
+        f"{row.error:>10.1e}"
+    )
 
 
 def gpu_state() -> str:
@@ -329,8 +373,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--head-dims", type=int, nargs="+", choices=sorted(TOKENS), default=[128, 64])
     parser.add_argument("--densities", type=float, nargs="+")
-    parser.add_argument("--masks", nargs="+", choices=["uniform", "clustered"], default=["uniform", "clustered"])
-    parser.add_argument("--paths", nargs="+", choices=["portable", "hopper"], default=["portable"])
+    parser.add_argument("--masks", nargs="+", choices=MASKS, default=list(MASKS))
+    parser.add_argument("--paths", nargs="+", choices=["portable", "hopper"], default=["portable", "hopper"])
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--no-dense", action="store_true")
     parser.add_argument("--no-sums", action="store_true")
@@ -348,21 +392,22 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("bench_kernels needs a CUDA device", file=sys.stderr)
         return 1
-    bench = Bench(options.repeats)
     before = gpu_state()
+
+    def write(rows: list[Row]) -> None:
+        if options.json:
+            found = {"versions": versions(), "machine": machine(DEVICE), "gpu_before": before, "gpu_after": gpu_state()}
+            found |= {"command": " ".join(sys.argv), "repeats": options.repeats}
+            options.json.write_text(json.dumps(found | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+
+    bench = Bench(options.repeats, write)
     measure_ceiling(bench)
     for head_dim in options.head_dims:
         bench_head_dim(bench, options, head_dim)
-    header = f"{'kernel':<24}{'D':>4}{'tokens':>9}{'block':>9}  {'mask, overlap':<15}{'kept':>6}"
-    print(f"{versions()}\n{machine(DEVICE)}\nGPU before: {before}\nGPU after:  {gpu_state()}\n")
-    print(f"{header}{'ms':>10}{'spread':>8}{'TFLOP/s':>9}{'ceiling':>8}{'error':>10}")
+    print(f"{versions()}\n{machine(DEVICE)}\nGPU before: {before}\nGPU after:  {gpu_state()}\n\n{HEADER}")
     for row in bench.rows:
         print(line(row))
-    if options.json:
-        found = {"versions": versions(), "machine": machine(DEVICE), "gpu_before": before, "gpu_after": gpu_state()}
-        found |= {"repeats": options.repeats, "timing": "single launches, median"}
-        options.json.write_text(json.dumps(found | {"rows": [asdict(row) for row in bench.rows]}, indent=2) + "\n")
-    own = (row for row in bench.rows if row.kernel.startswith(("sparse", "block sums")))
+    own = (row for row in bench.rows if row.kernel.startswith(("sparse", "block sums", "mask", "whole")))
     return int(any(row.problem for row in own))
 
 

@@ -20,10 +20,6 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--hopper", action="store_true", help="run the Hopper kernels, which are new, on a GPU")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

@@ -246,6 +246,36 @@ def test_wrong_arguments_are_refused(device: torch.device, message: str) -> None
         adaspa_kernels.block_sparse_attention(**arguments)
 
 
+def _rows(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of some rows q [R, D] over the keys that are seen, bool [L], every step in the inputs' dtype."""
+    scores = (q @ k.T * q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf)
+    return torch.softmax(scores, -1).nan_to_num(0) @ v, torch.logsumexp(scores, -1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("head_dim", adaspa_kernels.HEAD_DIMS)
+def test_the_length_of_a_video_agrees_in_sampled_rows(device: torch.device, head_dim: int, block: int) -> None:
+    """118,800 tokens end in a ragged block, and the keys and values of a head exceed the L2 cache."""
+    q, k, v = tensors(device, torch.bfloat16, lengths=(118_800, 118_800), head_dim=head_dim)
+    blocks = -(-118_800 // block)
+    kept = torch.rand(2, blocks, blocks, device=device, generator=torch.Generator(device).manual_seed(0)) < 0.1
+    kept[1] &= torch.rand(blocks, 1, device=device, generator=torch.Generator(device).manual_seed(1)) < 0.5
+    kept[:, -3:] = True
+    mask = BlockMask.from_bool(kept, (block, block))
+    out, lse = run(q, k, v, mask)
+    for head in (0, 1):
+        for row in (0, 1, blocks // 2, blocks - 4, blocks - 2, blocks - 1):
+            tokens = slice(row * block, (row + 1) * block)
+            seen = kept[head, row].repeat_interleave(block)[:118_800]
+            rows = (x[0, head] for x in (q[:, :, tokens], k, v))
+            truth, true_lse = _rows(*(x.double() for x in rows), seen)
+            plain, _ = _rows(q[0, head, tokens], k[0, head], v[0, head], seen)
+            assert error(out[0, head, tokens], truth) <= FACTOR * error(plain, truth) + EPSILON
+            assert torch.equal(lse[0, head, tokens] == -torch.inf, true_lse == -torch.inf)
+            assert error(lse[0, head, tokens].nan_to_num(neginf=0), true_lse.nan_to_num(neginf=0)) <= 1e-4
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("head_dim", adaspa_kernels.HEAD_DIMS)

@@ -16,9 +16,9 @@ from scripts import bench_kernels
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(call: Callable[[], object], _: int) -> tuple[float, float]:
+    def measure(call: Callable[[], object], _: int) -> tuple[float, float, float]:
         call()
-        return 1.0, 0.0
+        return 1.0, 0.0, 2.0
 
     monkeypatch.setattr(bench_kernels, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(bench_kernels, "DTYPE", torch.float16)
@@ -28,7 +28,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def options(**changes: Any) -> argparse.Namespace:
     values = {
-        "tokens": 330, "quick": True, "masks": ["uniform", "clustered"], "densities": [0.5], "paths": ["portable"],
+        "tokens": 330, "quick": True, "masks": list(bench_kernels.MASKS), "densities": [0.5], "paths": ["portable"],
         "no_dense": False, "no_sums": False, "flex": False,
     }  # fmt: skip
     return argparse.Namespace(**values | changes)
@@ -46,7 +46,7 @@ def test_right_results_are_timed_and_the_others_say_why() -> None:
             assert row.problem is not None
             assert "9.0" in row.problem
         assert row.kernel in bench_kernels.line(row)
-    assert [row.kernel for row in bench.rows].count("sparse, portable") == 3
+    assert [row.kernel for row in bench.rows].count("sparse, portable") == 5
 
 
 def test_a_wrong_result_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
