@@ -136,7 +136,7 @@ def bench(kind: str, names: list[str], repeats: int) -> list[Row]:
                 with way(WAYS[name]):
                     row.problem = difference(call(), truth)
                     if row.problem is None:
-                        row.milliseconds, row.spread = measure(call, repeats)
+                        row.milliseconds, row.spread, _ = measure(call, repeats)
                         row.peak_bytes = peak(call)
             except Exception as problem:  # a compiler's error, out of memory
                 row.problem = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]

@@ -116,7 +116,9 @@ def _by_torch(
     rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
     video = block_sums[:, rows.start : rows.stop, columns.start : columns.stop]
     # Stable, unlike topk: of equal blocks the first. Head by head, because the whole rows' positions are large.
-    ordered = (torch.sort(head, dim=-1, descending=True, stable=True) for head in video)
+    # A NaN is the heaviest, whatever its sign, by which a GPU sorts it.
+    heads = (torch.where(head.isnan(), torch.nan, head) for head in video)
+    ordered = (torch.sort(head, dim=-1, descending=True, stable=True) for head in heads)
     heaviest = [[x[:, : candidates[-1]].clone() for x in pair] for pair in ordered]
     weight, position = (torch.stack(x) for x in zip(*heaviest, strict=True))  # [H, rows, most]
     ranks = torch.arange(candidates[-1], device=video.device)

@@ -16,9 +16,9 @@ from scripts import bench_selection
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(call: Callable[[], object], _: int) -> tuple[float, float]:
+    def measure(call: Callable[[], object], _: int) -> tuple[float, float, float]:
         call()
-        return 1.0, 0.0
+        return 1.0, 0.0, 1.0
 
     monkeypatch.setattr(bench_selection, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(bench_selection, "HEADS", 3)
