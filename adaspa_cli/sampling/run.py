@@ -38,7 +38,7 @@ from adaspa_cli.sampling.outputs import (
 from adaspa_cli.sampling.prompts import collect_prompts
 from adaspa_cli.sampling.timeline import Timeline
 
-_NOT_IN_FINGERPRINT = ("prompt", "prompts", "seed", "out", "resume")
+NOT_IN_FINGERPRINT = ("prompt", "prompts", "seed", "out", "resume")
 
 
 class Observer(Protocol):
@@ -92,7 +92,7 @@ def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
 
 def _fingerprint(resolved: Resolved, prompt: str, seed: int) -> str:
     """A hash of everything that decides what a video looks like."""
-    settings = {key: value for key, value in resolved.flat().items() if key not in _NOT_IN_FINGERPRINT}
+    settings = {key: value for key, value in resolved.flat().items() if key not in NOT_IN_FINGERPRINT}
     text = json.dumps([settings, prompt, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
