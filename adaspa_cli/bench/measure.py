@@ -53,11 +53,15 @@ def _measure_against_dense(pairs: list[Pair], rows: Sequence[PlannedRow], note: 
     if not todo:
         return
     metrics = VideoMetrics(choose_device(rows[0].resolved.config.model.device))
-    for name, reason in metrics.reasons.items():
-        note(f"{name} is n/a: {reason}")
+    reasons = {name: Measurement(None, reason) for name, reason in metrics.reasons.items()}
+    for name, measurement in reasons.items():
+        note(f"{name} is n/a: {measurement.reason}")
     for job, dense in todo:
-        video, reference = (read_frames(lossless_path(run.place)) for run in (job, dense))
-        _write(job, dense, metrics.compare(video, reference))
+        found = reasons
+        if _lacks(job, dense, [name for name in METRICS if name not in reasons]):
+            video, reference = (read_frames(lossless_path(run.place)) for run in (job, dense))
+            found = metrics.compare(video, reference)
+        _write(job, dense, found)
 
 
 def _score(pairs: list[Pair], note: Callable[[str], None]) -> None:
@@ -84,10 +88,14 @@ def _lacks(job: Job, dense: Job | None, names: Sequence[str]) -> bool:
 
 def measurements(job: Job, dense: Job | None) -> dict[str, Any]:
     """What was measured of these two videos, by metric; empty if nothing was, or of others."""
+    return dict(_content(job, dense).get("metrics", {}))
+
+
+def _content(job: Job, dense: Job | None) -> dict[str, Any]:
+    """The run's file, if it is of these two videos."""
     content = read_json(quality_path(job)) or {}
-    if content.get("fingerprint") != job.fingerprint or content.get("reference_fingerprint") != _fingerprint(dense):
-        return {}
-    return dict(content["metrics"])
+    fingerprints = (content.get("fingerprint"), content.get("reference_fingerprint"))
+    return content if fingerprints == (job.fingerprint, _fingerprint(dense)) else {}
 
 
 def _fingerprint(dense: Job | None) -> str | None:
@@ -101,6 +109,7 @@ def _write(job: Job, dense: Job | None, found: dict[str, Measurement], more: dic
         if metrics.get(name, {}).get("value") is None:
             metrics[name] = measurement.as_json()
     content = {
+        **_content(job, dense),
         "format": 1,
         "kind": "adaspa quality",
         "fingerprint": job.fingerprint,

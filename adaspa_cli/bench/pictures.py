@@ -18,6 +18,7 @@ from adaspa_cli.sampling.outputs import read_frames, write_video
 
 STRIP_FRAMES = 5
 _HEIGHT = 112  # pixels of a frame in the page
+_GAP = 3  # pixels between frames
 _SHOWN = 2  # prompts
 
 
@@ -57,7 +58,8 @@ def _strip(frames: NDArray[np.uint8]) -> str:
     """Frames spread evenly over the video, side by side."""
     chosen = np.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).round().astype(int)
     buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(list(frames[chosen]), axis=1)).save(buffer, "JPEG", quality=88)
+    framed = np.pad(frames[chosen], ((0, 0), (0, 0), (0, _GAP), (0, 0)), constant_values=255)
+    Image.fromarray(np.concatenate(list(framed), axis=1)).save(buffer, "JPEG", quality=88)
     return _data_uri("image/jpeg", buffer.getvalue())
 
 

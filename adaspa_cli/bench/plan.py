@@ -71,6 +71,8 @@ def _refuse_changed(planned: PlannedRow) -> None:
             report = read_json(path)
             if report is None or (report.get("prompt"), report.get("seed")) != (job.prompt, job.seed):
                 continue
+            if report.get("fingerprint") == job.fingerprint:  # its video is gone: it is made again
+                continue
             raise ConfigError(
                 f"row '{planned.row.name}' was run with other settings before: {_difference(report, planned)} "
                 f"({path.parent.name}/{path.name})",
