@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of
 from adaspa_cli.models.loading import choose_device
 from adaspa_cli.quality import vbench
@@ -57,11 +60,17 @@ def _measure_against_dense(pairs: list[Pair], rows: Sequence[PlannedRow], note: 
     for name, measurement in reasons.items():
         note(f"{name} is n/a: {measurement.reason}")
     for job, dense in todo:
-        found = reasons
+        found, more = reasons, None
         if _lacks(job, dense, [name for name in METRICS if name not in reasons]):
             video, reference = (read_frames(lossless_path(run.place)) for run in (job, dense))
-            found = metrics.compare(video, reference)
-        _write(job, dense, found)
+            found, more = metrics.compare(video, reference), {"identical_frames": _identical(video, reference)}
+        _write(job, dense, found, more)
+
+
+def _identical(video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> int:
+    """Frames [F, H, W, 3] that do not differ: their PSNR is a convention."""
+    same_shape = video.shape == reference.shape
+    return int((video == reference).all(axis=(1, 2, 3)).sum()) if same_shape else 0
 
 
 def _score(pairs: list[Pair], note: Callable[[str], None]) -> None:
@@ -89,6 +98,11 @@ def _lacks(job: Job, dense: Job | None, names: Sequence[str]) -> bool:
 def measurements(job: Job, dense: Job | None) -> dict[str, Any]:
     """What was measured of these two videos, by metric; empty if nothing was, or of others."""
     return dict(_content(job, dense).get("metrics", {}))
+
+
+def identical_frames(job: Job, dense: Job | None) -> int:
+    """How many frames of these two videos do not differ."""
+    return int(_content(job, dense).get("identical_frames", 0))
 
 
 def _content(job: Job, dense: Job | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaspa_cli.bench.measure import measurements, quality_path
+from adaspa_cli.bench.measure import identical_frames, measurements, quality_path
 from adaspa_cli.bench.paper import paper_figures
 from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of
 from adaspa_cli.bench.runner import failure_path
@@ -81,6 +81,7 @@ def _row(
         "failures": [_failure(job, out) for job in row.jobs if not job.complete and _failed(job)],
         "reference": None if dense is None else dense.row.name,
         "quality": _quality(row, dense, done),
+        "identical_frames": sum(identical_frames(row.jobs[index], _dense_job(dense, index)) for index in done),
         "seconds": {part: _seconds(part, list(done.values())) for part in PARTS},
         "speed_up": {part: _speed_up(part, done, compared) for part in ("latency", "denoising", "attention")},
         "density": summary([report["density"] for report in done.values() if report["density"] is not None]),
@@ -243,9 +244,9 @@ def _notes(entries: list[dict[str, Any]], machines: list[Any]) -> list[str]:
             "With random weights attention is nearly uniform. Methods that decide by content (head-adaptive sparsity, "
             "minference, adacache and other caches) may take other times on real weights."
         )
-    measured = [e["quality"]["psnr"] for e in entries if "mean" in e["quality"]["psnr"]]
-    if any(psnr["high"] >= PSNR_OF_EQUAL_FRAMES for psnr in measured):
-        notes.append(f"Frames that do not differ count as {PSNR_OF_EQUAL_FRAMES:.0f} dB.")
+    equal = [f"{entry['identical_frames']} of {entry['name']}" for entry in entries if entry["identical_frames"]]
+    if equal:
+        notes.append(f"Frames equal to the dense ones count as {PSNR_OF_EQUAL_FRAMES:.0f} dB: {', '.join(equal)}.")
     if any("mean" in entry["quality"]["vbench"] for entry in entries):
         notes.append(
             "VBench is the mean of the six dimensions that it has for one's own videos, not the total score of papers."

@@ -79,6 +79,7 @@ def _latency_table(bench: dict[str, Any]) -> Table:
                 *seconds[1:],
                 _times(speed["attention"]),
                 "n/a" if row["density"] is None else f"{row['density']['median']:.1%}",
+                "n/a" if row["peak_gpu_bytes"] is None else f"{row['peak_gpu_bytes'] / 2**30:.1f}",
                 row["attention_backend"] or "n/a",
             ]
         )
@@ -94,6 +95,7 @@ def _latency_table(bench: dict[str, Any]) -> Table:
             "decoding s",
             "speed-up of attention",
             "density",
+            "GPU GiB",
             "backend",
         ],
         lines,

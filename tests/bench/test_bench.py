@@ -326,3 +326,12 @@ def test_a_warm_up_scales_the_schedule_and_decodes_nothing() -> None:
     few = few_steps(resolve({"steps": 50, "search_steps": (10, 30), "lossless": True}), 3).config
     assert few.method.schedule(few.sampling.steps) == (0, 1)
     assert not few.decodes
+
+
+def test_equal_frames_are_counted_because_their_psnr_is_a_convention(hunyuan_folder: Path, tmp_path: Path) -> None:
+    """The same run under another name: dense attention has no heads to adapt."""
+    rows_ = [{"method": "full"}, {"name": "again", "method": "full", "head_adaptive": False}]
+    bench = make(small_bench(tmp_path, hunyuan_folder, rows=rows_, prompts=PROMPTS[:1]), tmp_path / "out")
+    again = rows(bench)["again"]
+    assert (again["quality"]["psnr"]["mean"], again["identical_frames"]) == (100, 5)
+    assert "Frames equal to the dense ones count as 100 dB: 5 of again." in bench["notes"]
