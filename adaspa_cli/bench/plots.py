@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections import defaultdict
@@ -15,6 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from adaspa_cli.bench.text import TITLES
+from adaspa_cli.config import MethodConfig
 
 _COLOURS = (
     "#3b6ea5",
@@ -28,6 +30,7 @@ _COLOURS = (
     "#6b8f2f",
     "#8a5c5c",
 )
+_METHOD_KEYS = {f.name for f in dataclasses.fields(MethodConfig)}
 _LABELS = {
     "latency": "latency, s",
     "denoising": "denoising, s",
@@ -65,6 +68,8 @@ def figure_of(row: Mapping[str, Any], key: str) -> float | None:
         return _number(row["speed_up"]["latency"].get("value"))
     if key == "density":
         return _number(row["density"] and row["density"]["median"])
+    if row["settings"]["algorithm"] == "full" and key in _METHOD_KEYS:
+        return None  # it has a value, but dense attention has no use for it
     value = row["settings"].get(key)
     return _number(value[0] if isinstance(value, list) and value else value)
 
@@ -105,6 +110,7 @@ def _times(bench: Mapping[str, Any]) -> Drawing | None:
 
 def _curve(bench: Mapping[str, Any], x: str, y: str) -> Drawing | None:
     """Points of one figure over another, joined where rows differ by ``each`` alone."""
+    order = list(dict.fromkeys(row["series"] for row in bench["rows"]))  # a series looks alike in all plots
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in bench["rows"]:
         place = (figure_of(row, x), figure_of(row, y))
@@ -114,7 +120,8 @@ def _curve(bench: Mapping[str, Any], x: str, y: str) -> Drawing | None:
         return None
 
     def draw(axes: Axes) -> None:
-        for number, (name, points) in enumerate(series.items()):
+        for name, points in series.items():
+            number = order.index(name)
             across, up = zip(*sorted(points), strict=True)
             marker = "osD^vP*Xhd"[number // len(_COLOURS) % 10]
             axes.plot(across, up, marker=marker, color=_COLOURS[number % len(_COLOURS)], label=name)

@@ -27,7 +27,9 @@ class Table:
 
 def tables(bench: dict[str, Any]) -> list[Table]:
     """The tables of a bench, in the order in which they are read."""
-    found = [_quality_table(bench), _latency_table(bench), _phase_table(bench)]
+    found = [_latency_table(bench), _phase_table(bench)]
+    if not all(row["settings"]["random_weights"] for row in bench["rows"]):
+        found.insert(0, _quality_table(bench))
     if any(row["paper"] for row in bench["rows"]):
         found.append(_paper_table(bench))
     if any(row["failures"] for row in bench["rows"]):
@@ -67,38 +69,25 @@ def _reasons(bench: dict[str, Any]) -> list[str]:
 
 
 def _latency_table(bench: dict[str, Any]) -> Table:
-    lines = []
-    for row in bench["rows"]:
-        seconds = [_spread(row["seconds"][part], 2, "median") for part in PARTS]
-        speed = row["speed_up"]
-        lines.append(
-            [
-                row["name"],
-                seconds[0],
-                _times(speed["latency"]),
-                *seconds[1:],
-                _times(speed["attention"]),
-                "n/a" if row["density"] is None else f"{row['density']['median']:.1%}",
-                "n/a" if row["peak_gpu_bytes"] is None else f"{row['peak_gpu_bytes'] / 2**30:.1f}",
-                row["attention_backend"] or "n/a",
-            ]
-        )
+    columns: dict[str, list[str]] = {
+        "method": [row["name"] for row in bench["rows"]],
+        "latency s": _part(bench, "latency"),
+        "speed-up": [_times(row["speed_up"]["latency"]) for row in bench["rows"]],
+        "text s": _part(bench, "text_encoding"),
+        "denoising s": _part(bench, "denoising"),
+        "attention s": _part(bench, "attention"),
+        "decoding s": _part(bench, "decoding"),
+        "speed-up of attention": [_times(row["speed_up"]["attention"]) for row in bench["rows"]],
+        "density": ["n/a" if r["density"] is None else f"{r['density']['median']:.1%}" for r in bench["rows"]],
+    }
+    gpu = [row["peak_gpu_bytes"] for row in bench["rows"]]
+    if any(gpu):
+        columns["GPU GiB"] = ["n/a" if peak is None else f"{peak / 2**30:.1f}" for peak in gpu]
+    columns["backend"] = [row["attention_backend"] or "n/a" for row in bench["rows"]]
     return Table(
         "Latency",
-        [
-            "method",
-            "latency s",
-            "speed-up",
-            "text s",
-            "denoising s",
-            "attention s",
-            "decoding s",
-            "speed-up of attention",
-            "density",
-            "GPU GiB",
-            "backend",
-        ],
-        lines,
+        list(columns),
+        list(zip(*columns.values(), strict=True)),
         [
             "Latency is text encoding, denoising and decoding; attention is part of denoising.",
             "Median over the runs; in brackets the quartiles, or of fewer than four runs the range.",
@@ -106,6 +95,10 @@ def _latency_table(bench: dict[str, Any]) -> Table:
             "Density: share of the blocks that was computed, dense steps and text included.",
         ],
     )
+
+
+def _part(bench: dict[str, Any], part: str) -> list[str]:
+    return [_spread(row["seconds"][part], 2, "median") for row in bench["rows"]]
 
 
 def _phase_table(bench: dict[str, Any]) -> Table:
@@ -182,7 +175,7 @@ def machine_lines(bench: dict[str, Any]) -> list[str]:
     """The machines and versions, one line each."""
     lines = []
     for machine in bench["machines"]:
-        what = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+        what = machine.get("gpu") or f"{machine['cpu']}, threads: {machine['threads']}"
         lines.append(f"{what} ({machine['system']})")
     for versions in bench["versions"]:
         lines.append(", ".join(f"{name} {version}" for name, version in versions.items()))
@@ -198,7 +191,7 @@ def markdown(bench: dict[str, Any]) -> str:
         parts.append(bench["about"].strip())
     parts.append("\n".join(f"- {line}" for line in [*machine_lines(bench), *bench["notes"]]))
     seeds = ", ".join(map(str, bench["seeds"]))
-    parts.append(f"{len(bench['prompts'])} prompts, seeds {seeds}; from {bench['source']}.")
+    parts.append(f"Prompts: {len(bench['prompts'])}; seeds: {seeds}; from {bench['source']}.")
     for table in tables(bench):
         rule = ["---", *["---:"] * (len(table.columns) - 1)]
         lines = [_markdown_line(line) for line in (table.columns, rule, *table.lines)]

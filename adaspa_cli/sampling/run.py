@@ -64,6 +64,9 @@ class Job:
     fingerprint: str
 
 
+Make = Callable[[Job], dict[str, Any]]
+
+
 def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
     """List the videos of a run and find a free place for each; writes nothing.
 
@@ -125,9 +128,6 @@ def generate(resolved: Resolved, observer: Observer, prompts: Sequence[str] | No
             for number, job in enumerate(todo):
                 observer.video(number, job.prompt, job.seed)
                 yield make(job)
-
-
-Make = Callable[[Job], dict[str, Any]]
 
 
 @contextmanager

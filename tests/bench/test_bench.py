@@ -300,6 +300,7 @@ def test_random_weights_are_said_everywhere_and_have_no_quality(hunyuan_folder: 
     assert row["seconds"]["decoding"] == {"missing": "nothing is decoded"}
     assert row["speed_up"]["denoising"]["value"] > 0
     assert not files(out, "*.mp4")
+    assert "Quality" not in (out / "bench.md").read_text()
 
 
 def test_what_cannot_be_measured_is_n_a_with_the_reason_and_measured_once_it_can(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from adaspa_cli.bench.plots import plots
+from adaspa_cli.bench.plots import figure_of, plots
 from adaspa_cli.bench.text import markdown
 from tests.bench.benches import PROMPTS, make, small_bench
 
@@ -116,3 +116,12 @@ def test_the_papers_figures_are_marked_as_the_papers(made: tuple[str, Page, Any]
     (line,) = [line for line in text.splitlines() if "paper, one A100-80GB" in line]
     assert "29.07 | – | – | – | 1810.23 | 1.78 x" in line
     assert "paper," not in markdown(bench)
+
+
+def test_dense_attention_is_no_point_over_a_setting_of_sparse_attention(made: tuple[str, Page, Any]) -> None:
+    _, _, bench = made
+    assert [figure_of(row, "sparsity") for row in bench["rows"]] == [None, 0.5, 0.7]
+    assert [figure_of(row, "search_steps") for row in bench["rows"]] == [None, 1, 1]
+    assert [figure_of(row, "frames") for row in bench["rows"]] == [5, 5, 5]
+    assert figure_of(bench["rows"][0], "psnr") is None
+    assert figure_of(bench["rows"][1], "speed_up") == bench["rows"][1]["speed_up"]["latency"]["value"]
