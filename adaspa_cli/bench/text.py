@@ -92,7 +92,7 @@ def _latency_table(bench: dict[str, Any]) -> Table:
             "Latency is text encoding, denoising and decoding; attention is part of denoising.",
             "Median over the runs; in brackets the quartiles, or of fewer than four runs the range.",
             "Speed-up: median of the dense runs of this bench over the row's, same prompts and seeds.",
-            "Density: share of the blocks computed in the attention calls that were made, dense steps and text included.",
+            "Density: share of the blocks computed in the attention calls that were made, dense steps and text too.",
         ],
     )
 
