@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from adaspa_cli.commands.bench import bench
 from adaspa_cli.commands.generate import generate
 from adaspa_cli.version import __version__
 
@@ -17,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(bench)
 
 
 def _show_version(value: bool) -> None:

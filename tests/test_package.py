@@ -65,6 +65,18 @@ def test_the_wheel_answers_help_and_holds_the_presets(installed: Path, tmp_path:
     assert json.loads(shown.stdout)["flow_shift"] == {"value": 17.0, "origin": "model preset fasthunyuan"}
 
 
+def test_the_wheel_holds_benches_prompts_and_the_page(installed: Path, tmp_path: Path) -> None:
+    done = _run(installed, tmp_path, "bench", "--preset", "tiny-full", "--rows", "full,adaspa", "--plan", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [row["runs"] for row in json.loads(done.stdout)] == [96, 96]
+    page = (
+        "from importlib.resources import files; print(files('adaspa_cli.bench').joinpath('page.html.j2').read_text())"
+    )
+    command = [installed / "python", "-c", page]
+    shown = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=True)
+    assert "<!DOCTYPE html>" in shown.stdout
+
+
 def test_the_wheel_generates_from_a_local_folder(installed: Path, tmp_path: Path) -> None:
     model = save(hunyuan_video(), tmp_path / "model")
     size = ["--height", "64", "--width", "96", "--frames", "9", "--steps", "3", "--search-steps", "1"]

@@ -98,6 +98,15 @@ def generate(
     attention_backend: Annotated[
         str | None, _option("--attention-backend", panel=_MACHINE, text=", ".join(BACKENDS), default="auto")
     ] = None,
+    random_weights: Annotated[
+        bool | None,
+        _option(
+            "--random-weights", panel=_MACHINE, text="Real architecture, random weights: times alone, no download."
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None, _option("--layers", panel=_MACHINE, text="With random weights: so many layers instead of all.")
+    ] = None,
     offload: Annotated[
         str | None,
         _option(
@@ -113,6 +122,13 @@ def generate(
     ] = None,
     out: Annotated[
         Path | None, _option("--out", "-o", panel=_OUTPUT, text="Folder of the videos.", default="videos")
+    ] = None,
+    decode: Annotated[
+        bool | None,
+        _option("--decode/--no-decode", panel=_OUTPUT, text="End in a video, or in latents. (default: video, if real)"),
+    ] = None,
+    lossless: Annotated[
+        bool | None, _option("--lossless/--no-lossless", panel=_OUTPUT, text="Write NAME.lossless.mkv as well.")
     ] = None,
     resume: Annotated[
         bool | None, _option("--resume/--no-resume", panel=_OUTPUT, text="Skip what is complete in the folder.")
@@ -156,10 +172,14 @@ def generate(
         "dtype": dtype,
         "device": device,
         "attention_backend": attention_backend,
+        "random_weights": random_weights,
+        "layers": layers,
         "offload": offload,
         "vae_tiling": vae_tiling,
         "vae_framewise": vae_framewise,
         "out": None if out is None else str(out),
+        "decode": decode,
+        "lossless": lossless,
         "resume": resume,
     }
     console = Console(as_json=as_json, quiet=quiet, debug=debug)
@@ -169,6 +189,7 @@ def generate(
 
 def _run(console: Console, flags: dict[str, Any], file: Path | None, print_config: bool) -> None:
     from adaspa_cli.config import resolve
+    from adaspa_cli.config.architecture import random_weights_note
     from adaspa_cli.config.load import parse_steps
 
     if "search_steps" in flags:
@@ -178,6 +199,9 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, print_confi
         settings = {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()}
         console.result(settings, resolved.as_yaml().rstrip())
         return
+    note = random_weights_note(resolved.config.model)
+    if note:
+        console.note(note)
     planned = list(resolved.config.method.schedule(resolved.config.sampling.steps))
     asked = list(resolved.config.method.search_steps)
     if resolved.config.method.algorithm != "full" and planned != asked:
@@ -202,9 +226,11 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, print_confi
 
 
 def _show(console: Console, folder: Path, reports: list[dict[str, Any]]) -> None:
-    videos = [str(folder / report["video"]["file"]) for report in reports]
+    names = [report["video"]["file"] for report in reports]
+    videos = [name and str(folder / name) for name in names]
     data = [{"video": video, "report": report} for video, report in zip(videos, reports, strict=True)]
-    lines = (Text(video, no_wrap=True, overflow="ignore") for video in videos)
+    lines = [Text(video, no_wrap=True, overflow="ignore") for video in videos if video]
+    lines += [Text(note) for note in {report.get("random_weights"): None for report in reports} if note]
     console.result(data, Group(*lines, _table(reports)))
 
 

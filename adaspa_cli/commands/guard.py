@@ -11,15 +11,20 @@ from adaspa_cli.console import Console
 from adaspa_cli.errors import AdaspaError, RunError
 
 INTERRUPTED = 130
+_KEPT = "interrupted; complete videos are kept, and --resume goes on where this stopped"
 
 
 @contextlib.contextmanager
-def guard(console: Console) -> Iterator[None]:
-    """Run a command's body; 0 done, 1 failed while running, 2 wrong use, 130 interrupted."""
+def guard(console: Console, interrupted: str = _KEPT) -> Iterator[None]:
+    """Run a command's body; 0 done, 1 failed while running, 2 wrong use, 130 interrupted.
+
+    Args:
+        interrupted: what to say after Ctrl-C.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        console.note("interrupted; complete videos are kept, and --resume goes on where this stopped")
+        console.note(interrupted)
         raise typer.Exit(INTERRUPTED) from None
     except AdaspaError as error:
         console.error(error)

@@ -44,3 +44,15 @@ class ProgressObserver:
 
     def skipped(self, video: Path) -> None:
         self._console.note(f"complete already: {video}")
+
+
+class BenchProgress(ProgressObserver):
+    """A :class:`~adaspa_cli.bench.runner.BenchObserver`: one bar over all runs that are left."""
+
+    def planned(self, runs: int, complete: int, steps: int) -> None:
+        self._videos = runs
+        self._progress.reset(self._task, total=steps)
+        self._console.note(f"{runs} runs to make, {complete} are complete")
+
+    def failed(self, row: str, reason: str) -> None:
+        self._console.note(f"failed: {row}: {reason}")

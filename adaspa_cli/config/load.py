@@ -14,9 +14,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from adaspa_cli.config.model_source import identify
+from adaspa_cli.config.model_source import check_known_architecture, identify
 from adaspa_cli.config.schema import GenerateConfig, MethodConfig
 from adaspa_cli.errors import ConfigError, nearest
+
+ARCHITECTURE = "architecture"  # of a model preset: no setting, but what random weights are built from
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ def load_preset(kind: str, name: str) -> dict[str, Any]:
     known = preset_names(kind)
     if name not in known:
         raise ConfigError(f"unknown {kind[:-1]} '{name}'{nearest(name, known)}", hint=f"known: {', '.join(known)}")
-    return read_yaml(path)
+    values = read_mapping(path)
+    values.pop(ARCHITECTURE, None)
+    return check_values(values, str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -95,6 +99,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: unreadable, not a mapping, an unknown key or a value of the wrong type.
+    """
+    return check_values(read_mapping(path), str(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: unreadable, or not a mapping.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -107,7 +120,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, not a {type(content).__name__}")
-    return {str(key): check_value(str(key), value, str(path)) for key, value in content.items()}
+    return {str(key): value for key, value in content.items()}
+
+
+def check_values(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Return all values in the types that their keys have; raises as :func:`check_value` does."""
+    return {key: check_value(key, value, origin) for key, value in values.items()}
 
 
 def check_value(key: str, value: Any, origin: str) -> Any:
@@ -162,12 +180,13 @@ def _convert(value: Any, hint: Any) -> tuple[bool, Any]:
     return isinstance(value, hint), value
 
 
-def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) -> Resolved:
+def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, origin: str = "flag") -> Resolved:
     """Merge all sources into one configuration.
 
     Args:
         flags: what was given on the command line, by key.
         file: of ``--config``.
+        origin: what ``flags`` are called where the origin of a value is shown.
 
     Raises:
         ConfigError: an unknown name or key, or an impossible value, with its origin.
@@ -181,13 +200,15 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) ->
     _check_own_choice(named["method"], load_preset("methods", named["method"]), from_file | from_flags)
     presets = preset_names("models")
     by_weights = {str(load_preset("models", name)["weights"]).lower(): name for name in presets}
+    if named.get("random_weights"):
+        check_known_architecture(named["model"], presets, by_weights)
     source = identify(named["model"], presets, by_weights)
     layers = [
         (f"method preset {named['method']}", load_preset("methods", named["method"])),
         (f"model preset {source.preset}", load_preset("models", source.preset)),
         (f"model {named['model']}", {"weights": source.weights} if source.weights else {}),
         (f"file {file}", from_file),
-        ("flag", from_flags),
+        (origin, from_flags),
     ]
     settings = {
         key: Setting(default, "default")

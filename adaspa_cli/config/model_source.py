@@ -55,6 +55,20 @@ def identify(model: str, presets: Sequence[str], presets_by_weights: Mapping[str
     )
 
 
+def check_known_architecture(model: str, presets: Sequence[str], presets_by_weights: Mapping[str, str]) -> None:
+    """Refuse random weights for a model whose architecture only the hub knows.
+
+    Raises:
+        ModelError: ``model`` is neither a preset, nor a preset's hub id, nor a local folder.
+    """
+    if model in presets or model.lower() in presets_by_weights or Path(model).expanduser().is_dir():
+        return
+    raise ModelError(
+        f"the architecture of '{model}' is not known without a download{nearest(model, presets)}",
+        hint=f"random weights are built for {', '.join(presets)}, or for a local folder with a model's config files",
+    )
+
+
 def read_model_index(folder: Path) -> dict[str, Any]:
     """Read ``model_index.json`` of a local pipeline.
 

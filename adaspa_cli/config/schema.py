@@ -38,6 +38,8 @@ class ModelConfig:
         vae_tiling: decode in tiles, for less memory.
         vae_framewise: decode in overlapping pieces of time; None leaves it as diffusers has it.
         flow_shift: shift of the flow-matching scheduler; None leaves the checkpoint's.
+        random_weights: build the model at its real size with random weights: for latency alone, nothing is downloaded.
+        layers: with random weights, build that many attention layers instead of all.
     """
 
     model: str = "tiny"
@@ -48,6 +50,8 @@ class ModelConfig:
     vae_tiling: bool = False
     vae_framewise: bool | None = None
     flow_shift: float | None = None
+    random_weights: bool = False
+    layers: int | None = None
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
@@ -56,6 +60,12 @@ class ModelConfig:
             raise ConfigError(f"device '{self.device}' is unknown", hint="auto, cpu, cuda or cuda:N")
         if self.flow_shift is not None and not 0 < self.flow_shift < math.inf:
             raise ConfigError(f"flow_shift must be above 0, got {self.flow_shift}")
+        _at_least("layers", self.layers, 1)
+        if self.layers is not None and not self.random_weights:
+            raise ConfigError(
+                "layers cuts a model that random_weights builds; a checkpoint has the layers it has",
+                hint="add --random-weights, or drop --layers",
+            )
 
 
 @dataclass(frozen=True)
@@ -195,10 +205,14 @@ class OutputConfig:
     Attributes:
         out: folder; made if it is not there.
         resume: skip what is already complete there with the same settings.
+        decode: turn the latents into a video; None means yes, unless the weights are random.
+        lossless: write the frames once more as they are, for measurements, beside the video.
     """
 
     out: str = "videos"
     resume: bool = False
+    decode: bool | None = None
+    lossless: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,3 +233,10 @@ class GenerateConfig:
             )
         if self.method.algorithm != "full":
             self.method.schedule(self.sampling.steps)
+        if self.output.lossless and not self.decodes:
+            raise ConfigError("lossless frames need a decoded video", hint="add --decode, or drop --lossless")
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the run ends in a video, not in latents."""
+        return not self.model.random_weights if self.output.decode is None else self.output.decode

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
+from adaspa_cli.config.architecture import BUNDLED, architecture_of
 from adaspa_cli.config.model_source import fetch_model_index, hub_error, read_model_index, unknown_family
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.errors import BackendError, ConfigError, ModelError
 from adaspa_cli.models.registry import FAMILIES
 
 logger = logging.getLogger(__name__)
-
-BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "tiny"
 
 
 def choose_device(name: str) -> torch.device:
@@ -44,11 +43,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def load_pipeline(config: ModelConfig) -> Any:
-    """Load a pipeline of diffusers.
+def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
+    """Load a pipeline of diffusers, or build one with random weights.
 
     Args:
         config: names the bundled model, a local folder or a hub id.
+        decode: whether videos will be decoded; with random weights there is no VAE otherwise.
 
     Returns:
         The pipeline on its device (or with offloading on), progress bars off.
@@ -61,6 +61,24 @@ def load_pipeline(config: ModelConfig) -> Any:
     if config.offload != "none" and device.type != "cuda":
         raise BackendError(f"--offload {config.offload} needs a GPU, and the run is on {device}", hint="drop --offload")
     dtype = choose_dtype(config.dtype, device)
+    pipe = _random(config, dtype, device, decode) if config.random_weights else _load(config, dtype)
+    _configure(pipe, config)
+    _place(pipe, config.offload, device)
+    return pipe
+
+
+def _random(config: ModelConfig, dtype: torch.dtype, device: torch.device, decode: bool) -> Any:
+    from adaspa_cli.models.random_weights import random_pipeline
+
+    quiet_libraries()
+    held = device if config.offload == "none" else torch.device("cpu")
+    pipe = random_pipeline(architecture_of(config), dtype, held, decode=decode)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _load(config: ModelConfig, dtype: torch.dtype) -> Any:
+    """Load what ``config.weights`` names."""
     location = str(BUNDLED) if config.weights == "bundled" else config.weights
     local = Path(location).expanduser()
     if local.is_dir():
@@ -68,10 +86,7 @@ def load_pipeline(config: ModelConfig) -> Any:
         _check_folder(local)
     elif location.startswith((".", "/", "~")):
         raise ModelError(f"model {location} does not exist")
-    pipe = _from_pretrained(location, dtype)
-    _configure(pipe, config)
-    _place(pipe, config.offload, device)
-    return pipe
+    return _from_pretrained(location, dtype)
 
 
 def _check_folder(folder: Path) -> None:
@@ -127,10 +142,12 @@ def _tokenizer(location: str) -> dict[str, Any]:
 def _configure(pipe: Any, config: ModelConfig) -> None:
     if config.flow_shift is not None and "shift" not in pipe.scheduler.config:
         raise ConfigError(f"--flow-shift: the scheduler of this model, {type(pipe.scheduler).__name__}, has none")
-    if config.vae_framewise is not None and not hasattr(pipe.vae, "use_framewise_decoding"):
-        raise ConfigError(f"--vae-framewise: the VAE of this model, {type(pipe.vae).__name__}, knows no such choice")
     if config.flow_shift is not None:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=config.flow_shift)
+    if pipe.vae is None:
+        return
+    if config.vae_framewise is not None and not hasattr(pipe.vae, "use_framewise_decoding"):
+        raise ConfigError(f"--vae-framewise: the VAE of this model, {type(pipe.vae).__name__}, knows no such choice")
     if config.vae_framewise is not None:
         pipe.vae.use_framewise_decoding = config.vae_framewise
     if config.vae_tiling:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adaspa_cli.config import Resolved
+from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.masks import Action
 from adaspa_cli.report.machine import machine, versions
 
@@ -31,7 +32,7 @@ def latency_report(
     resolved: Resolved,
     prompt: str,
     seed: int,
-    video: Path,
+    video: Path | None,
     fingerprint: str,
     writing: float,
     total: float,
@@ -45,7 +46,8 @@ def latency_report(
     ``dense_attention`` says which kernel ran dense attention and what the others took, where there was a choice.
 
     ``attention`` is the time inside the attention operators, searches and mask selection included; it is part of
-    ``denoising``. Densities count blocks of text too. Waits for the device.
+    ``denoising``. ``video`` is None for a run that ended in latents. Densities count blocks of text too. Waits for the
+    device.
     """
     sampling, engine = resolved.config.sampling, handle.engine
     steps = step_table(timeline.steps, engine.calls)
@@ -58,6 +60,7 @@ def latency_report(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "machine": machine(pipe._execution_device),
+        "random_weights": random_weights_note(resolved.config.model),
         "model": _model(pipe, handle, resolved),
         "settings": {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()},
         "attention_backend": handle.backend,
@@ -68,7 +71,7 @@ def latency_report(
         "prompt": prompt,
         "seed": seed,
         "video": {
-            "file": video.name,
+            "file": None if video is None else video.name,
             "frames": sampling.frames,
             "height": sampling.height,
             "width": sampling.width,

@@ -69,14 +69,20 @@ def report_path(video: Path) -> Path:
     return video.with_name(f"{video.stem}.report.json")
 
 
+def lossless_path(video: Path) -> Path:
+    """The frames of a video as they were before compression."""
+    return video.with_name(f"{video.stem}.lossless.mkv")
+
+
 def find_place(
-    folder: Path, name: str, fingerprint: str, *, resume: bool, taken: Collection[Path] = ()
+    folder: Path, name: str, fingerprint: str, *, resume: bool, decodes: bool = True, taken: Collection[Path] = ()
 ) -> tuple[Path, bool]:
     """Find where a video goes: the first free name, or with ``resume`` a complete video of the same settings.
 
     A report is written after its video, so a video with a report is complete. Nothing is ever overwritten.
 
     Args:
+        decodes: whether the run makes a video; a run that ends in latents is complete with its report.
         taken: places given to other videos of the same run.
 
     Returns:
@@ -91,7 +97,7 @@ def find_place(
             continue
         if not video.exists() and not report.exists():
             return video, False
-        if resume and video.exists() and _fingerprint(report) == fingerprint:
+        if resume and (video.exists() or not decodes) and _fingerprint(report) == fingerprint:
             return video, True
 
 
@@ -103,47 +109,86 @@ def _fingerprint(report: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; what is written there takes the name when the block succeeds.
 
+    Args:
+        replace: take the place of a file that is there, as what is made from other files may.
+
     Raises:
-        FileExistsError: another process took the name meanwhile; its file is left as it is.
+        FileExistsError: without ``replace``, another process took the name meanwhile; its file is left as it is.
     """
     partial = path.with_name(f"{path.stem}{_PARTIAL}{os.getpid()}{path.suffix}")
     try:
         yield partial
-        path.touch(exist_ok=False)  # a rename alone would replace what is there
+        if not replace:
+            path.touch(exist_ok=False)  # a rename alone would replace what is there
         partial.replace(path)
     finally:  # Ctrl-C too must not leave a broken file
         partial.unlink(missing_ok=True)
 
 
-def write_video(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
-    """Write frames [F, H, W, 3] as H.264 in yuv420p, which every browser plays.
+def write_video(path: Path, frames: NDArray[np.uint8], fps: int, comment: str | None = None) -> None:
+    """Write frames [F, H, W, 3] as H.264 in yuv420p, which every browser plays; ``comment`` becomes metadata.
 
     Raises:
         OutputError: the file cannot be written.
     """
+    metadata = ["-metadata", f"comment={comment}"] if comment else []
+    _encode(path, frames, fps, codec="libx264", pixelformat="yuv420p", quality=8, output_params=metadata)
+
+
+def write_lossless(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
+    """Write frames [F, H, W, 3] so that :func:`read_frames` gives them back bit by bit.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    _encode(path, frames, fps, codec="libx264rgb", pixelformat="rgb24", quality=None, output_params=["-qp", "0"])
+
+
+def read_frames(path: Path) -> NDArray[np.uint8]:
+    """Read the frames [F, H, W, 3] of a video file.
+
+    Raises:
+        OutputError: the file cannot be read.
+    """
+    import imageio.v2 as imageio
+
+    try:
+        return np.stack(imageio.mimread(path, memtest=False, pixelformat="rgb24"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot read {path}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _encode(path: Path, frames: NDArray[np.uint8], fps: int, **settings: Any) -> None:
     import imageio.v2 as imageio
 
     try:
         with whole_file(path) as partial:
-            imageio.mimwrite(
-                partial, list(frames), fps=fps, codec="libx264", pixelformat="yuv420p", quality=8, macro_block_size=2
-            )
+            imageio.mimwrite(partial, list(frames), fps=fps, macro_block_size=2, **settings)
     except OSError as error:
         reason = " ".join(str(error).split())[:300]  # ffmpeg says much
         raise OutputError(f"cannot write {path}: {reason}") from error
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any], *, replace: bool = False) -> None:
     """Write a JSON file.
 
     Raises:
         OutputError: the file cannot be written.
     """
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", replace=replace)
+
+
+def write_text(path: Path, text: str, *, replace: bool = False) -> None:
+    """Write a text file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     try:
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with whole_file(path, replace=replace) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error}") from error

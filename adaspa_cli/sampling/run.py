@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from adaspa_cli.config import Resolved
+from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.errors import OutOfMemoryError, RunError
 from adaspa_cli.masks import Action
 from adaspa_cli.models.loading import load_pipeline
@@ -26,16 +27,18 @@ from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.outputs import (
     check_folder,
     find_place,
+    lossless_path,
     prepare_folder,
     report_path,
     video_name,
     write_json,
+    write_lossless,
     write_video,
 )
 from adaspa_cli.sampling.prompts import collect_prompts
 from adaspa_cli.sampling.timeline import Timeline
 
-_NOT_IN_FINGERPRINT = ("prompt", "prompts", "seed", "out", "resume")
+NOT_IN_FINGERPRINT = ("prompt", "prompts", "seed", "out", "resume")
 
 
 class Observer(Protocol):
@@ -61,6 +64,9 @@ class Job:
     fingerprint: str
 
 
+Make = Callable[[Job], dict[str, Any]]
+
+
 def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
     """List the videos of a run and find a free place for each; writes nothing.
 
@@ -75,7 +81,12 @@ def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
         for seed in config.sampling.seed:
             fingerprint = _fingerprint(resolved, prompt, seed)
             place, complete = find_place(
-                folder, video_name(prompt, seed), fingerprint, resume=config.output.resume, taken=taken
+                folder,
+                video_name(prompt, seed),
+                fingerprint,
+                resume=config.output.resume,
+                decodes=config.decodes,
+                taken=taken,
             )
             taken.add(place)
             jobs.append(Job(prompt, seed, place, complete, fingerprint))
@@ -84,7 +95,7 @@ def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
 
 def _fingerprint(resolved: Resolved, prompt: str, seed: int) -> str:
     """A hash of everything that decides what a video looks like."""
-    settings = {key: value for key, value in resolved.flat().items() if key not in _NOT_IN_FINGERPRINT}
+    settings = {key: value for key, value in resolved.flat().items() if key not in NOT_IN_FINGERPRINT}
     text = json.dumps([settings, prompt, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -110,52 +121,80 @@ def generate(resolved: Resolved, observer: Observer, prompts: Sequence[str] | No
         return
     config = resolved.config
     observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
-    with _memory_errors(config.model.offload):
-        pipe = load_pipeline(config.model)
-        check_sampling(pipe, config.sampling)
-        with Handle(pipe, config.method) as handle:
-            prepare_folder(config.output.out)
-            handle.engine.on_action = observer.action
-            handle.clock.on_step_end.append(observer.step_done)
-
-            def decoding() -> None:
-                handle.engine.forget_masks()  # memory peaks in the VAE, which has no use for them
-                observer.decoding()
-
-            timeline = Timeline(pipe, handle.clock, decoding)
+    with memory_errors(config.model.offload):
+        pipe = load_pipeline(config.model, decode=config.decodes)
+        with session(pipe, resolved, observer) as (handle, make):
             observer.started(len(todo), config.sampling.steps, handle.backend)
-            try:
-                for number, job in enumerate(todo):
-                    observer.video(number, job.prompt, job.seed)
-                    yield _make(pipe, handle, timeline, resolved, job)
-            finally:
-                timeline.stop()
+            for number, job in enumerate(todo):
+                observer.video(number, job.prompt, job.seed)
+                yield make(job)
 
 
-def _make(pipe: Any, handle: Handle, timeline: Timeline, resolved: Resolved, job: Job) -> dict[str, Any]:
-    """Make one video, write it and its report; return the report."""
+@contextmanager
+def session(pipe: Any, resolved: Resolved, observer: Observer) -> Iterator[tuple[Handle, Make]]:
+    """Apply a run's method to a loaded pipeline, and take it off again.
+
+    Yields:
+        The method's handle, and a function that makes one video, writes it with its report and returns the report.
+
+    Raises:
+        AdaspaError: the settings do not fit the pipeline, or the folder cannot be written.
+    """
+    check_sampling(pipe, resolved.config.sampling)
+    with Handle(pipe, resolved.config.method) as handle:
+        prepare_folder(resolved.config.output.out)
+        handle.engine.on_action = observer.action
+        handle.clock.on_step_end.append(observer.step_done)
+
+        def decoding() -> None:
+            handle.engine.forget_masks()  # memory peaks in the VAE, which has no use for them
+            observer.decoding()
+
+        timeline = Timeline(pipe, handle.clock, decoding)
+        try:
+            yield handle, lambda job: _make(pipe, handle, timeline, resolved, job)
+        finally:
+            timeline.stop()
+
+
+def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tensor:
+    """Sample one video: frames [1, F, 3, H, W] in [0, 1], or latents if the run does not decode."""
     sampling = resolved.config.sampling
-    device = pipe._execution_device
-    timeline.start()
-    reset_peak_memory(device)
-    begin = time.perf_counter()
     with torch.inference_mode():
-        video = pipe(
-            prompt=job.prompt,
+        video: torch.Tensor = pipe(
+            prompt=prompt,
             negative_prompt=sampling.negative_prompt,
             height=sampling.height,
             width=sampling.width,
             num_frames=sampling.frames,
             num_inference_steps=sampling.steps,
-            generator=torch.Generator("cpu").manual_seed(job.seed),
-            output_type="pt",
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type="pt" if resolved.config.decodes else "latent",
             **family_of(pipe).call_arguments(sampling),
         ).frames
+    return video
+
+
+def _make(pipe: Any, handle: Handle, timeline: Timeline, resolved: Resolved, job: Job) -> dict[str, Any]:
+    """Make one video, write it and its report; return the report."""
+    config = resolved.config
+    device = pipe._execution_device
+    timeline.start()
+    reset_peak_memory(device)
+    begin = time.perf_counter()
+    video = sample(pipe, resolved, job.prompt, job.seed)
+    frames = None
+    if config.decodes:
         frames = to_frames(video)
+    else:
+        check_finite(video)
     written = time.perf_counter()
     # The place that was free when the run was planned may be taken by another process by now.
     place, _ = find_place(job.place.parent, video_name(job.prompt, job.seed), job.fingerprint, resume=False)
-    write_video(place, frames, sampling.fps)
+    if frames is not None:
+        write_video(place, frames, config.sampling.fps, random_weights_note(config.model))
+        if config.output.lossless:
+            write_lossless(lossless_path(place), frames, config.sampling.fps)
     end = time.perf_counter()
     report = latency_report(
         pipe=pipe,
@@ -164,7 +203,7 @@ def _make(pipe: Any, handle: Handle, timeline: Timeline, resolved: Resolved, job
         resolved=resolved,
         prompt=job.prompt,
         seed=job.seed,
-        video=place,
+        video=None if frames is None else place,
         fingerprint=job.fingerprint,
         writing=end - written,
         total=end - begin,
@@ -174,23 +213,24 @@ def _make(pipe: Any, handle: Handle, timeline: Timeline, resolved: Resolved, job
     return report
 
 
-def to_frames(video: torch.Tensor) -> NDArray[np.uint8]:
-    """Frames [1, F, 3, H, W] in [0, 1] to uint8 [F, H, W, 3].
-
-    Raises:
-        RunError: the video holds NaN or infinity.
-    """
+def check_finite(video: torch.Tensor) -> None:
+    """Raise RunError if frames or latents hold NaN or infinity."""
     if not torch.isfinite(video).all():
         raise RunError(
             "the model made numbers that are not finite, so there is no picture to write",
             hint="try --method full to see whether the checkpoint itself is sound, with --dtype float32 if it is not",
         )
+
+
+def to_frames(video: torch.Tensor) -> NDArray[np.uint8]:
+    """Frames [1, F, 3, H, W] in [0, 1] to uint8 [F, H, W, 3]; raises as :func:`check_finite` does."""
+    check_finite(video)
     pixels = (video[0].permute(0, 2, 3, 1).float() * 255).round().clamp(0, 255).to(torch.uint8)
     return pixels.cpu().numpy()
 
 
 @contextmanager
-def _memory_errors(offload: str) -> Iterator[None]:
+def memory_errors(offload: str) -> Iterator[None]:
     """Turn an out-of-memory error into one line with the knob that helps."""
     smaller = "--vae-tiling, fewer --frames or a smaller --height and --width"
     try:

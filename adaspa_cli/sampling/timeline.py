@@ -27,10 +27,9 @@ class Timeline:
         self.text: list[Span] = []
         self.steps: list[Span] = []
         self.decode: list[Span] = []
-        self._overrides = [
-            Override(pipe, "encode_prompt", self._timed(lambda: self.text)),
-            Override(pipe.vae, "decode", self._timed(lambda: self.decode, on_decode)),
-        ]
+        self._overrides = [Override(pipe, "encode_prompt", self._timed(lambda: self.text))]
+        if pipe.vae is not None:
+            self._overrides.append(Override(pipe.vae, "decode", self._timed(lambda: self.decode, on_decode)))
         clock.on_start.append(self._begin)
         clock.on_step_end.append(self._end_step)
 

@@ -15,10 +15,13 @@ from adaspa_cli.errors import OutputError
 from adaspa_cli.sampling.outputs import (
     find_place,
     prepare_folder,
+    read_frames,
     report_path,
     video_name,
     whole_file,
     write_json,
+    write_lossless,
+    write_text,
     write_video,
 )
 
@@ -210,3 +213,33 @@ def test_a_name_that_was_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> N
         write()
     assert path.read_text() == "another process's"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lossless_frames_come_back_bit_by_bit(tmp_path: Path) -> None:
+    """Noise is what a lossy codec cannot keep; odd sizes are what chroma subsampling cannot."""
+    frames = np.random.default_rng(0).integers(0, 256, (5, 34, 46, 3), dtype=np.uint8)
+    write_lossless(tmp_path / "x.lossless.mkv", frames, fps=8)
+    assert np.array_equal(read_frames(tmp_path / "x.lossless.mkv"), frames)
+
+
+def test_frames_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.mkv").write_bytes(b"no video")
+    with pytest.raises(OutputError, match="cannot read") as caught:
+        read_frames(tmp_path / "x.mkv")
+    assert "\n" not in caught.value.message
+
+
+def test_text_replaces_only_where_it_may(tmp_path: Path) -> None:
+    path = tmp_path / "table.md"
+    write_text(path, "old")
+    with pytest.raises(OutputError):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    write_text(path, "new", replace=True)
+    assert path.read_text() == "new"
+
+
+def test_a_run_that_ends_in_latents_is_complete_with_its_report(tmp_path: Path) -> None:
+    (tmp_path / "x.report.json").write_text(json.dumps({"fingerprint": "f"}))
+    assert find_place(tmp_path, "x", "f", resume=True, decodes=False) == (tmp_path / "x.mp4", True)
+    assert find_place(tmp_path, "x", "f", resume=True) == (tmp_path / "x-2.mp4", False)

@@ -224,11 +224,11 @@ def test_too_little_memory_names_the_knobs(hunyuan_folder: Path, tmp_path: Path,
 
 
 def test_the_offload_that_helps_next_is_named() -> None:
-    from adaspa_cli.sampling.run import _memory_errors
+    from adaspa_cli.sampling.run import memory_errors
 
     hints = {}
     for offload in ("none", "model", "group"):
-        with pytest.raises(OutOfMemoryError) as caught, _memory_errors(offload):
+        with pytest.raises(OutOfMemoryError) as caught, memory_errors(offload):
             raise torch.OutOfMemoryError("x")
         hints[offload] = str(caught.value.hint)
     assert "--offload model" in hints["none"]

@@ -1,0 +1,137 @@
+"""Measures the videos of a bench against the dense ones; each result is a file beside the run that it belongs to."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of
+from adaspa_cli.models.loading import choose_device
+from adaspa_cli.quality import vbench
+from adaspa_cli.quality.video_metrics import METRICS, Measurement, VideoMetrics
+from adaspa_cli.report.machine import versions
+from adaspa_cli.sampling.outputs import lossless_path, read_frames, write_json
+from adaspa_cli.sampling.run import Job
+
+Pair = tuple[Job, Job | None]  # a run, and the dense run of the same prompt and seed
+
+
+def quality_path(job: Job) -> Path:
+    """Where the measurements of a run are."""
+    return job.place.with_name(f"{job.place.stem}.quality.json")
+
+
+def measure_bench(rows: Sequence[PlannedRow], note: Callable[[str], None]) -> None:
+    """Measure every complete run that has a video and is not measured yet.
+
+    What could not be measured is tried again the next time; what was measured is kept.
+
+    Args:
+        note: is told what goes on.
+    """
+    pairs = [pair for row in rows for pair in _pairs(row, list(rows))]
+    _measure_against_dense(pairs, rows, note)
+    _score(pairs, note)
+
+
+def _pairs(row: PlannedRow, rows: list[PlannedRow]) -> list[Pair]:
+    if not row.resolved.config.output.lossless:  # random weights, or no video
+        return []
+    reference = reference_of(row, rows)
+    dense: Sequence[Job | None] = [None] * len(row.jobs) if reference is None else reference.jobs
+    return [
+        (job, other if other is not None and other.complete else None)
+        for job, other in zip(row.jobs, dense, strict=True)
+        if job.complete
+    ]
+
+
+def _measure_against_dense(pairs: list[Pair], rows: Sequence[PlannedRow], note: Callable[[str], None]) -> None:
+    todo = [(job, dense) for job, dense in pairs if dense is not None and dense != job and _lacks(job, dense, METRICS)]
+    if not todo:
+        return
+    metrics = VideoMetrics(choose_device(rows[0].resolved.config.model.device))
+    reasons = {name: Measurement(None, reason) for name, reason in metrics.reasons.items()}
+    for name, measurement in reasons.items():
+        note(f"{name} is n/a: {measurement.reason}")
+    for job, dense in todo:
+        found, more = reasons, None
+        if _lacks(job, dense, [name for name in METRICS if name not in reasons]):
+            video, reference = (read_frames(lossless_path(run.place)) for run in (job, dense))
+            found, more = metrics.compare(video, reference), {"identical_frames": _identical(video, reference)}
+        _write(job, dense, found, more)
+
+
+def _identical(video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> int:
+    """Frames [F, H, W, 3] that do not differ: their PSNR is a convention."""
+    same_shape = video.shape == reference.shape
+    return int((video == reference).all(axis=(1, 2, 3)).sum()) if same_shape else 0
+
+
+def _score(pairs: list[Pair], note: Callable[[str], None]) -> None:
+    todo = [(job, dense) for job, dense in pairs if _lacks(job, dense, ("vbench",))]
+    if not todo:
+        return
+    try:
+        scores = vbench.score([job.place for job, _ in todo])
+    except vbench.VBenchError as error:
+        note(f"vbench is n/a: {error}")
+        for job, dense in todo:
+            _write(job, dense, {"vbench": Measurement(None, str(error))})
+        return
+    for (job, dense), dimensions in zip(todo, scores, strict=True):
+        mean = Measurement(100 * statistics.mean(dimensions.values())) if dimensions else Measurement(None, "no score")
+        _write(job, dense, {"vbench": mean}, {"vbench_dimensions": dimensions})
+
+
+def _lacks(job: Job, dense: Job | None, names: Sequence[str]) -> bool:
+    """Whether one of the metrics has no value of these two videos."""
+    found = measurements(job, dense)
+    return any(found.get(name, {}).get("value") is None for name in names)
+
+
+def measurements(job: Job, dense: Job | None) -> dict[str, Any]:
+    """What was measured of these two videos, by metric; empty if nothing was, or of others."""
+    return dict(_content(job, dense).get("metrics", {}))
+
+
+def identical_frames(job: Job, dense: Job | None) -> int:
+    """How many frames of these two videos do not differ."""
+    return int(_content(job, dense).get("identical_frames", 0))
+
+
+def _content(job: Job, dense: Job | None) -> dict[str, Any]:
+    """The run's file, if it is of these two videos."""
+    content = read_json(quality_path(job)) or {}
+    fingerprints = (content.get("fingerprint"), content.get("reference_fingerprint"))
+    return content if fingerprints == (job.fingerprint, _fingerprint(dense)) else {}
+
+
+def _fingerprint(dense: Job | None) -> str | None:
+    return None if dense is None else dense.fingerprint
+
+
+def _write(job: Job, dense: Job | None, found: dict[str, Measurement], more: dict[str, Any] | None = None) -> None:
+    """Add measurements to a run's file; a value that is there is not replaced by a reason."""
+    metrics = measurements(job, dense)
+    for name, measurement in found.items():
+        if metrics.get(name, {}).get("value") is None:
+            metrics[name] = measurement.as_json()
+    content = {
+        **_content(job, dense),
+        "format": 1,
+        "kind": "adaspa quality",
+        "fingerprint": job.fingerprint,
+        "reference_fingerprint": _fingerprint(dense),
+        "report": report_of(job).name,
+        "reference_report": None if dense is None else f"{dense.place.parent.name}/{report_of(dense).name}",
+        "versions": versions(),
+        "metrics": metrics,
+        **({} if more is None else more),
+    }
+    write_json(quality_path(job), content, replace=True)

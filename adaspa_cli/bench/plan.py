@@ -1,0 +1,116 @@
+"""The runs of a bench: which there are, which are complete, and which were made with other settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaspa_cli.bench.spec import BenchSpec, Row
+from adaspa_cli.config import Resolved, SamplingConfig, resolve
+from adaspa_cli.errors import ConfigError
+from adaspa_cli.sampling.outputs import report_path
+from adaspa_cli.sampling.run import NOT_IN_FINGERPRINT, Job, plan
+
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row, its settings resolved, and its runs: every prompt with every seed, in the same order for all rows."""
+
+    row: Row
+    resolved: Resolved
+    jobs: tuple[Job, ...]
+
+    @property
+    def dense(self) -> bool:
+        """Whether its videos are what others are compared with: dense attention, nothing skipped or merged."""
+        flat = self.resolved.flat()
+        return flat["algorithm"] == "full" and all(flat.get(key, "none") == "none" for key in ("cache", "merge"))
+
+
+def plan_bench(spec: BenchSpec, out: Path, *, rerun_changed: bool = False) -> list[PlannedRow]:
+    """Resolve the rows, and look for runs that are there already; writes nothing.
+
+    Args:
+        rerun_changed: make runs anew that are there with other settings; their files are kept.
+
+    Raises:
+        ConfigError: a row's settings are impossible, or a run was made with other settings.
+        OutputError: the output folder cannot be written.
+    """
+    rows = [_plan_row(spec, row, out) for row in spec.rows]
+    if not rerun_changed:
+        for row in rows:
+            _refuse_changed(row)
+    return rows
+
+
+def _plan_row(spec: BenchSpec, row: Row, out: Path) -> PlannedRow:
+    settings = {**spec.run, **row.settings}
+    measured = not settings.get("random_weights") and settings.get("decode") is not False
+    own = {
+        "prompt": list(spec.prompts),
+        "seed": list(spec.seeds),
+        "out": str(out / RUNS / row.folder),
+        "resume": True,
+        "lossless": measured,
+    }
+    resolved = resolve({**settings, **own}, origin=f"bench row {row.name}")
+    return PlannedRow(row, resolved, tuple(plan(resolved, spec.prompts)))
+
+
+def _refuse_changed(planned: PlannedRow) -> None:
+    for job in planned.jobs:
+        if job.complete:
+            continue
+        for path in sorted(job.place.parent.glob("*.report.json")):
+            report = read_json(path)
+            if report is None or (report.get("prompt"), report.get("seed")) != (job.prompt, job.seed):
+                continue
+            if report.get("fingerprint") == job.fingerprint:  # its video is gone: it is made again
+                continue
+            raise ConfigError(
+                f"row '{planned.row.name}' was run with other settings before: {_difference(report, planned)} "
+                f"({path.parent.name}/{path.name})",
+                hint="--rerun-changed makes such runs anew and keeps the old files; another --out keeps them apart",
+            )
+
+
+def _difference(report: dict[str, Any], planned: PlannedRow) -> str:
+    then = {key: setting["value"] for key, setting in report.get("settings", {}).items()}
+    now = planned.resolved.flat()
+    keys = [key for key in {**now, **then} if key not in NOT_IN_FINGERPRINT and then.get(key) != now.get(key)]
+    return ", ".join(f"{key} {then.get(key)!r} then, {now.get(key)!r} now" for key in keys) or "another format"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def current(planned: PlannedRow, spec: BenchSpec) -> PlannedRow:
+    """The same row, after a new look at what is complete."""
+    return dataclasses.replace(planned, jobs=tuple(plan(planned.resolved, spec.prompts)))
+
+
+def reference_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | None:
+    """The dense row with the same model and sampling, which the row's videos and times are compared with."""
+    return next((row for row in rows if row.dense and _drawn(row) == _drawn(planned)), None)
+
+
+def _drawn(planned: PlannedRow) -> tuple[Any, SamplingConfig]:
+    config = planned.resolved.config
+    return config.model, config.sampling
+
+
+def report_of(job: Job) -> Path:
+    """Where the report of a complete run is."""
+    return report_path(job.place)

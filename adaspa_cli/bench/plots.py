@@ -1,0 +1,146 @@
+"""The plots of a bench as SVG: where the time goes, quality against speed, and the curves that a bench asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from adaspa_cli.bench.text import TITLES
+from adaspa_cli.config import MethodConfig
+
+_COLOURS = (
+    "#3b6ea5",
+    "#d1622b",
+    "#2f8f6b",
+    "#a4457f",
+    "#7a6a2f",
+    "#5c5c8a",
+    "#b03a3a",
+    "#3a8ea5",
+    "#6b8f2f",
+    "#8a5c5c",
+)
+_METHOD_KEYS = {f.name for f in dataclasses.fields(MethodConfig)}
+_LABELS = {
+    "latency": "latency, s",
+    "denoising": "denoising, s",
+    "attention": "attention, s",
+    "speed_up": "speed-up over full",
+    "density": "density",
+    "search_steps": "first search step (dense steps before it)",
+    **TITLES,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A plot with its heading."""
+
+    title: str
+    svg: str
+
+
+def plots(bench: Mapping[str, Any]) -> list[Drawing]:
+    """All plots for which there are figures."""
+    drawn = [_times(bench)]
+    asked = [(plot["x"], plot["y"]) for plot in bench["plots"]]
+    drawn += [_curve(bench, x, y) for x, y in dict.fromkeys([*asked, ("speed_up", "psnr")])]
+    return [drawing for drawing in drawn if drawing is not None]
+
+
+def figure_of(row: Mapping[str, Any], key: str) -> float | None:
+    """A figure of a row, or a setting: a number, or the first entry of a list; None if there is none."""
+    if key in row["quality"]:
+        return _number(row["quality"][key].get("mean"))
+    if key in row["seconds"]:
+        return _number(row["seconds"][key].get("median"))
+    if key == "speed_up":
+        return _number(row["speed_up"]["latency"].get("value"))
+    if key == "density":
+        return _number(row["density"] and row["density"]["median"])
+    if row["settings"]["algorithm"] == "full" and key in _METHOD_KEYS:
+        return None  # it has a value, but dense attention has no use for it
+    value = row["settings"].get(key)
+    return _number(value[0] if isinstance(value, list) and value else value)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _times(bench: Mapping[str, Any]) -> Drawing | None:
+    """Bars of the median seconds, part by part."""
+    rows = [row for row in bench["rows"] if row["runs"]]
+    if not rows:
+        return None
+
+    def part(row: Mapping[str, Any], name: str) -> float:
+        return float(row["seconds"][name].get("median", 0.0))
+
+    parts: dict[str, Callable[[Mapping[str, Any]], float]] = {
+        "text encoding": lambda row: part(row, "text_encoding"),
+        "attention": lambda row: part(row, "attention"),
+        "rest of denoising": lambda row: part(row, "denoising") - part(row, "attention"),
+        "decoding": lambda row: part(row, "decoding"),
+    }
+
+    def draw(axes: Axes) -> None:
+        left = [0.0] * len(rows)
+        names = [row["name"] for row in rows]
+        for colour, (label, value) in zip(_COLOURS, parts.items(), strict=False):
+            widths = [value(row) for row in rows]
+            axes.barh(names, widths, left=left, color=colour, label=label, height=0.6)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds, medians")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=4, frameon=False)
+
+    return Drawing("Where the time goes", _svg(draw, height=1.4 + 0.36 * len(rows)))
+
+
+def _curve(bench: Mapping[str, Any], x: str, y: str) -> Drawing | None:
+    """Points of one figure over another, joined where rows differ by ``each`` alone."""
+    order = list(dict.fromkeys(row["series"] for row in bench["rows"]))  # a series looks alike in all plots
+    series: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in bench["rows"]:
+        place = (figure_of(row, x), figure_of(row, y))
+        if place[0] is not None and place[1] is not None:
+            series[row["series"]].append((place[0], place[1]))
+    if not series:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for name, points in series.items():
+            number = order.index(name)
+            across, up = zip(*sorted(points), strict=True)
+            marker = "osD^vP*Xhd"[number // len(_COLOURS) % 10]
+            axes.plot(across, up, marker=marker, color=_COLOURS[number % len(_COLOURS)], label=name)
+        axes.set_xlabel(_LABELS.get(x, x.replace("_", " ")))
+        axes.set_ylabel(_LABELS.get(y, y.replace("_", " ")))
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+
+    return Drawing(f"{_LABELS.get(y, y)} against {_LABELS.get(x, x)}", _svg(draw, height=3.6))
+
+
+def _svg(draw: Callable[[Axes], None], *, height: float) -> str:
+    """Draw on one pair of axes; letters are paths, so that the page needs no font."""
+    style = {"svg.hashsalt": "adaspa", "svg.fonttype": "path", "font.size": 9.0, "axes.grid": True, "grid.alpha": 0.3}
+    with rc_context({**style, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(8.4, height))
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=nothing)
+    text = buffer.getvalue()
+    return re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

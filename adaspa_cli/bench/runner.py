@@ -1,0 +1,173 @@
+"""Makes the runs of a bench that are not complete, so that a machine whose speed drifts slows all rows alike.
+
+A run that fails leaves a file with the reason in its place, and the bench goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from adaspa_cli.bench.plan import PlannedRow
+from adaspa_cli.config import ModelConfig, Resolved
+from adaspa_cli.errors import AdaspaError, OutOfMemoryError, UsageError
+from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.models.registry import check_sampling
+from adaspa_cli.sampling.handle import Handle
+from adaspa_cli.sampling.outputs import prepare_folder, write_json
+from adaspa_cli.sampling.run import Job, Observer, memory_errors, sample, session
+
+
+class BenchObserver(Observer, Protocol):
+    """Is told how a bench goes on."""
+
+    def planned(self, runs: int, complete: int, steps: int) -> None: ...
+    def failed(self, row: str, reason: str) -> None: ...
+
+
+def failure_path(job: Job) -> Path:
+    """Where the reason of a failed run stands."""
+    return job.place.with_name(f"{job.place.stem}.failure.json")
+
+
+def run_bench(rows: Sequence[PlannedRow], observer: BenchObserver, *, warmup_steps: int = 0) -> None:
+    """Make what is missing, prompt by prompt and seed by seed, with all rows in turn.
+
+    Args:
+        warmup_steps: denoising steps that each row runs first, unmeasured, so that kernels are compiled.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded. What fails later is recorded, and the next run begins.
+    """
+    todo = [(row, job) for row in rows for job in row.jobs if not job.complete]
+    steps = sum(row.resolved.config.sampling.steps for row, _ in todo)
+    observer.planned(len(todo), sum(len(row.jobs) for row in rows) - len(todo), steps)
+    number = 0
+    for group in _groups(rows):
+        # Prompt by prompt and seed by seed: the first jobs of all rows, then the second ones.
+        turns = zip(*([(row, job) for job in row.jobs] for row in group), strict=True)
+        jobs = [(row, job) for turn in turns for row, job in turn if not job.complete]
+        if not jobs:
+            continue
+        config = group[0].resolved.config
+        observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
+        with memory_errors(config.model.offload):
+            pipe = load_pipeline(config.model, decode=config.decodes)
+        worker = _Worker(pipe, observer, warmup_steps)
+        for row, job in jobs:
+            observer.video(number, f"{row.row.name}: {job.prompt}", job.seed)
+            worker.attempt(row, job)
+            number += 1
+        del pipe, worker
+        _free_memory()
+
+
+def _groups(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
+    """Rows that share a loaded pipeline."""
+    groups: dict[tuple[ModelConfig, bool], list[PlannedRow]] = {}
+    for row in rows:
+        config = row.resolved.config
+        groups.setdefault((config.model, config.decodes), []).append(row)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a run failed: words alone, because an exception would keep the tensors of its frames alive."""
+
+    message: str
+    hint: str | None
+    hopeless: bool
+    tried: bool = True
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        if isinstance(error, AdaspaError):
+            return cls(error.message, error.hint, isinstance(error, UsageError | OutOfMemoryError))
+        return cls(f"{type(error).__name__}: {' '.join(str(error).split())}", None, hopeless=False)
+
+
+class _Worker:
+    """Makes runs with one pipeline, and remembers which rows are warm and which are hopeless."""
+
+    def __init__(self, pipe: Any, observer: BenchObserver, warmup_steps: int) -> None:
+        self._pipe, self._observer, self._warmup_steps = pipe, observer, warmup_steps
+        self._warm: set[str] = set()
+        self._hopeless: dict[str, _Failure] = {}
+
+    def attempt(self, row: PlannedRow, job: Job) -> None:
+        """Make a run; if it fails, record why. A row that cannot run at all is tried once."""
+        name = row.row.name
+        if name in self._hopeless:
+            _record(row, job, dataclasses.replace(self._hopeless[name], tried=False))
+            return
+        failure = self._try(row, job)
+        if failure is None:
+            failure_path(job).unlink(missing_ok=True)
+            return
+        _record(row, job, failure)
+        self._observer.failed(name, failure.message)
+        if failure.hopeless:
+            self._hopeless[name] = failure
+        self._pipe.maybe_free_model_hooks()
+        _free_memory()
+
+    def _try(self, row: PlannedRow, job: Job) -> _Failure | None:
+        try:
+            with memory_errors(row.resolved.config.model.offload):
+                self._warm_up(row, job)
+                with session(self._pipe, row.resolved, self._observer) as (_, make):
+                    make(job)
+        except Exception as error:
+            return _Failure.of(error)
+        return None
+
+    def _warm_up(self, row: PlannedRow, job: Job) -> None:
+        if not self._warmup_steps or row.row.name in self._warm:
+            return
+        few = few_steps(row.resolved, self._warmup_steps)
+        check_sampling(self._pipe, few.config.sampling)
+        with Handle(self._pipe, few.config.method):
+            sample(self._pipe, few, job.prompt, job.seed)
+        self._warm.add(row.row.name)
+
+
+def few_steps(resolved: Resolved, steps: int) -> Resolved:
+    """The same run with few steps, the schedule scaled to them, and no decoding."""
+    config = resolved.config
+    whole = config.method.search_steps_for or config.sampling.steps
+    changed = dataclasses.replace(
+        config,
+        sampling=dataclasses.replace(config.sampling, steps=steps),
+        method=dataclasses.replace(config.method, search_steps_for=whole),
+        output=dataclasses.replace(config.output, decode=False, lossless=False),
+    )
+    return dataclasses.replace(resolved, config=changed)
+
+
+def _record(row: PlannedRow, job: Job, failure: _Failure) -> None:
+    prepare_folder(str(job.place.parent))
+    content = {
+        "format": 1,
+        "kind": "adaspa failed run",
+        "fingerprint": job.fingerprint,
+        "prompt": job.prompt,
+        "seed": job.seed,
+        "error": failure.message,
+        "hint": failure.hint,
+        "tried": failure.tried,
+        "settings": row.resolved.flat(),
+    }
+    write_json(failure_path(job), content, replace=True)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

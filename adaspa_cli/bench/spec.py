@@ -1,0 +1,207 @@
+"""What a bench compares: rows of settings, prompts and seeds, from a YAML file. Imports nothing heavy.
+
+A row holds any keys of a run's YAML. ``each`` multiplies it: one row for every combination of the values it lists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adaspa_cli.config.load import check_value, check_values, preset_names, presets_root, read_mapping
+from adaspa_cli.config.schema import PromptConfig
+from adaspa_cli.errors import ConfigError, nearest
+from adaspa_cli.sampling.prompts import collect_prompts
+
+# What the bench itself decides for every run.
+RESERVED = ("prompt", "prompts", "seed", "out", "resume", "lossless")
+FIGURES = ("latency", "denoising", "attention", "speed_up", "density", "psnr", "ssim", "lpips", "vbench")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the tables.
+
+    Attributes:
+        name: what the tables call it.
+        settings: keys of a run's YAML and their values.
+        series: the line of a plot that the row is a point of: its name before ``each``.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    series: str
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its runs."""
+        return re.sub(r"[^a-z0-9.=]+", "-", self.name.lower()).strip("-.") or "row"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure ``y`` over a figure or a setting ``x``; of a setting that is a list, its first entry."""
+
+    x: str
+    y: str
+
+
+@dataclass(frozen=True)
+class BenchSpec:
+    """A bench.
+
+    Attributes:
+        title: heading of the tables.
+        source: the preset or file that it came from.
+        rows: what is compared.
+        prompts, seeds: every row makes a video of each prompt with each seed.
+        about: what the tables say about themselves.
+        run: settings of all rows; those of a row win.
+        paper: tables of the paper whose figures stand beside ours where the settings are the same.
+        plots: curves to draw, beside the plots that every bench has.
+        warmup_steps: denoising steps that a row runs before its first run of a process, unmeasured; 0 for none.
+    """
+
+    title: str
+    source: str
+    rows: tuple[Row, ...]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    about: str = ""
+    run: Mapping[str, Any] = field(default_factory=dict)
+    paper: tuple[str, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    warmup_steps: int = 2
+
+    def chosen(self, names: Sequence[str]) -> BenchSpec:
+        """Only the rows of these names, or of these names before ``each``.
+
+        Raises:
+            ConfigError: there is no such row.
+        """
+        known = [*{row.series: None for row in self.rows}, *(row.name for row in self.rows)]
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"unknown row '{name}'{nearest(name, known)}", hint=f"rows: {', '.join(known)}")
+        rows = tuple(row for row in self.rows if row.name in names or row.series in names)
+        return dataclasses.replace(self, rows=rows)
+
+    def changed(self, settings: Mapping[str, Any]) -> BenchSpec:
+        """With settings of all rows changed.
+
+        Raises:
+            ConfigError: an unknown key, a wrong value, or a key that rows set themselves.
+        """
+        checked = _settings(settings, "--set")
+        for key in checked:
+            own = [row.name for row in self.rows if key in row.settings]
+            if own:
+                raise ConfigError(f"--set {key}: row '{own[0]}' sets it itself", hint="write a bench file of your own")
+        return dataclasses.replace(self, run={**self.run, **checked})
+
+
+def load_bench(preset: str | None, file: Path | None) -> BenchSpec:
+    """Read a bench from a preset or a file.
+
+    Raises:
+        ConfigError: none or both are given, the file is not a bench, or it holds an unknown key or a wrong value.
+    """
+    known = preset_names("bench")
+    if (preset is None) == (file is None):
+        raise ConfigError("name one bench: --preset NAME or --config FILE", hint=f"presets: {', '.join(known)}")
+    if preset is not None and preset not in known:
+        raise ConfigError(f"unknown bench '{preset}'{nearest(preset, known)}", hint=f"known: {', '.join(known)}")
+    path = file if file is not None else presets_root() / "bench" / f"{preset}.yaml"
+    spec = parse_bench(read_mapping(path), path)
+    return spec if preset is None else dataclasses.replace(spec, source=f"preset {preset}")
+
+
+def parse_bench(content: Mapping[str, Any], path: Path) -> BenchSpec:
+    """Check what a bench file holds; ``path`` is its name, and where prompt files are looked for.
+
+    Raises:
+        ConfigError: as :func:`load_bench`.
+    """
+    origin = str(path)
+    known = [f.name for f in dataclasses.fields(BenchSpec) if f.name != "source"]
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"unknown key '{key}' in {origin}{nearest(key, known)}", hint=f"keys: {', '.join(known)}")
+    rows = tuple(_rows(content.get("rows"), origin))
+    for what, values in (("name", [row.name for row in rows]), ("folder", [row.folder for row in rows])):
+        twice = {value for value in values if values.count(value) > 1}
+        if twice:
+            raise ConfigError(f"two rows in {origin} have the {what} '{twice.pop()}'", hint="give them a `name:` each")
+    warmup = content.get("warmup_steps", BenchSpec.warmup_steps)
+    if not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 0:
+        raise ConfigError(f"warmup_steps in {origin} must be a whole number from 0 on, got {warmup!r}")
+    paper = content.get("paper", [])
+    return BenchSpec(
+        title=str(content.get("title", path.stem)),
+        source=origin,
+        rows=rows,
+        prompts=_prompts(content.get("prompts"), path),
+        seeds=check_value("seed", content.get("seeds", [0]), origin),
+        about=str(content.get("about", "")),
+        run=_settings(content.get("run", {}), f"'run' of {origin}"),
+        paper=tuple(map(str, paper if isinstance(paper, list) else [paper])),
+        plots=tuple(_plot(plot, origin) for plot in content.get("plots", [])),
+        warmup_steps=warmup,
+    )
+
+
+def _settings(values: Any, origin: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{origin} must hold 'key: value' lines, got {values!r}")
+    for key in RESERVED:
+        if key in values:
+            raise ConfigError(f"{key} in {origin}: the bench sets it itself", hint="see the keys prompts and seeds")
+    return check_values({str(key): value for key, value in values.items()}, origin)
+
+
+def _rows(content: Any, origin: str) -> list[Row]:
+    if not isinstance(content, list) or not content:
+        raise ConfigError(f"{origin} must hold one or more rows", hint="rows: [{method: full}, {method: adaspa}]")
+    rows = []
+    for number, entry in enumerate(content, start=1):
+        where = f"row {number} of {origin}"
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"{where} must hold 'key: value' lines, got {entry!r}")
+        each = entry.get("each", {})
+        if not isinstance(each, Mapping) or not all(isinstance(values, list) and values for values in each.values()):
+            raise ConfigError(f"'each' of {where} must hold lists of values", hint="each: {sparsity: [0.7, 0.8]}")
+        settings = _settings({k: v for k, v in entry.items() if k not in ("name", "each")}, where)
+        series = str(entry.get("name", _describe(settings)))
+        for values in itertools.product(*each.values()):
+            point = _settings(dict(zip(each, values, strict=True)), f"'each' of {where}")
+            name = " ".join([series, *(f"{key}={_short(value)}" for key, value in point.items())])
+            rows.append(Row(name, settings | point, series))
+    return rows
+
+
+def _describe(settings: Mapping[str, Any]) -> str:
+    others = [f"{key}={_short(value)}" for key, value in settings.items() if key != "method"]
+    return " ".join([str(settings.get("method", "adaspa")), *others])
+
+
+def _short(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _prompts(content: Any, path: Path) -> tuple[str, ...]:
+    if isinstance(content, str):
+        return tuple(collect_prompts(PromptConfig(prompts=str(path.parent / Path(content).expanduser()))))
+    if not isinstance(content, list) or not content:
+        raise ConfigError(f"{path} must hold prompts", hint="a list of texts, or the name of a file with one a line")
+    return tuple(collect_prompts(PromptConfig(prompt=check_value("prompt", content, str(path)))))
+
+
+def _plot(content: Any, origin: str) -> Plot:
+    if not isinstance(content, Mapping) or set(content) != {"x", "y"} or content["y"] not in FIGURES:
+        raise ConfigError(f"a plot in {origin} must be x and y, got {content!r}", hint=f"y: {', '.join(FIGURES)}")
+    return Plot(str(content["x"]), str(content["y"]))

@@ -1,0 +1,254 @@
+"""From the files of a bench's runs to its figures. Every figure names the files that it was computed from."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from adaspa_cli.bench.measure import identical_frames, measurements, quality_path
+from adaspa_cli.bench.paper import paper_figures
+from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of
+from adaspa_cli.bench.runner import failure_path
+from adaspa_cli.bench.spec import RESERVED, BenchSpec
+from adaspa_cli.quality.video_metrics import METRICS, PSNR_OF_EQUAL_FRAMES
+from adaspa_cli.sampling.run import Job
+
+QUALITY = (*METRICS, "vbench")
+PARTS = ("latency", "text_encoding", "denoising", "attention", "decoding")
+REFERENCE = "it is what the others are compared with"  # why the dense row has no PSNR
+_QUARTILES_FROM = 4  # values; of fewer the spread is their range
+
+
+def bench_tables(spec: BenchSpec, rows: list[PlannedRow], out: Path, paper: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Everything that the tables, the plots and the page show, in plain types; paths are relative to ``out``."""
+    reports = {
+        (row.row.name, index): report
+        for row in rows
+        for index, job in enumerate(row.jobs)
+        if job.complete and (report := read_json(report_of(job))) is not None
+    }
+    entries = [_row(row, rows, reports, out, paper) for row in rows]
+    some = list(reports.values())
+    machines = _distinct(report["machine"] for report in some)
+    return {
+        "format": 1,
+        "kind": "adaspa bench",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "title": spec.title,
+        "about": spec.about,
+        "source": spec.source,
+        "prompts": list(spec.prompts),
+        "seeds": list(spec.seeds),
+        "machines": machines,
+        "versions": _distinct(report["versions"] for report in some),
+        "random_weights": next((r["random_weights"] for r in some if r["random_weights"]), None),
+        "notes": _notes(entries, machines),
+        "plots": [{"x": plot.x, "y": plot.y} for plot in spec.plots],
+        "rows": entries,
+    }
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+Reports = dict[tuple[str, int], dict[str, Any]]
+
+
+def _row(
+    row: PlannedRow, rows: list[PlannedRow], reports: Reports, out: Path, paper: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    dense = reference_of(row, rows)
+    done = {index: reports[row.row.name, index] for index in range(len(row.jobs)) if (row.row.name, index) in reports}
+    compared = {} if dense is None else {i: reports[dense.row.name, i] for i in done if (dense.row.name, i) in reports}
+    settings = row.resolved.flat()
+    return {
+        "name": row.row.name,
+        "series": row.row.series,
+        "settings": {key: value for key, value in settings.items() if key not in RESERVED},
+        "differs_in": list(row.row.settings),
+        "random_weights": next((report["random_weights"] for report in done.values()), None),
+        "planned": len(row.jobs),
+        "runs": [_run(row, dense, index, out) for index in done],
+        "failures": [_failure(job, out) for job in row.jobs if not job.complete and _failed(job)],
+        "reference": None if dense is None else dense.row.name,
+        "quality": _quality(row, dense, done),
+        "identical_frames": sum(identical_frames(row.jobs[index], _dense_job(dense, index)) for index in done),
+        "seconds": {part: _seconds(part, list(done.values())) for part in PARTS},
+        "speed_up": {part: _speed_up(part, done, compared) for part in ("latency", "denoising", "attention")},
+        "density": summary([report["density"] for report in done.values() if report["density"] is not None]),
+        "phases": _phases(list(done.values())),
+        "peak_gpu_bytes": max((r["peak_memory"].get("gpu_bytes", 0) for r in done.values()), default=0) or None,
+        "attention_backend": next((report["attention_backend"] for report in done.values()), None),
+        "paper": paper_figures(settings, _chosen(row), paper),
+    }
+
+
+def _chosen(row: PlannedRow) -> set[str]:
+    """Keys that the bench sets, beyond what the model and the method are."""
+    origins = row.resolved.origins()
+    return {key for key, origin in origins.items() if origin.startswith("bench row") and key not in RESERVED}
+
+
+def _run(row: PlannedRow, dense: PlannedRow | None, index: int, out: Path) -> dict[str, Any]:
+    job = row.jobs[index]
+    quality = quality_path(job)
+    has_quality = bool(measurements(job, _dense_job(dense, index)))
+    return {
+        "prompt": job.prompt,
+        "seed": job.seed,
+        "report": _relative(report_of(job), out),
+        "quality": _relative(quality, out) if has_quality else None,
+        "video": _relative(job.place, out) if job.place.is_file() else None,
+    }
+
+
+def _relative(path: Path, out: Path) -> str:
+    return path.relative_to(out).as_posix()
+
+
+def _dense_job(dense: PlannedRow | None, index: int) -> Job | None:
+    job = None if dense is None else dense.jobs[index]
+    return job if job is not None and job.complete else None
+
+
+def _failed(job: Job) -> bool:
+    return (read_json(failure_path(job)) or {}).get("fingerprint") == job.fingerprint
+
+
+def _failure(job: Job, out: Path) -> dict[str, Any]:
+    content = read_json(failure_path(job)) or {}
+    reason = {"prompt": job.prompt, "seed": job.seed, "error": content.get("error"), "hint": content.get("hint")}
+    return {**reason, "file": _relative(failure_path(job), out)}
+
+
+def summary(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean, median and spread: the quartiles, or of fewer than four values their range; None without values."""
+    if not values:
+        return None
+    quartiles = len(values) >= _QUARTILES_FROM
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if quartiles else (min(values), 0, max(values))
+    return {
+        "mean": statistics.fmean(values),
+        "median": statistics.median(values),
+        "low": low,
+        "high": high,
+        "spread": "quartiles" if quartiles else "range",
+        "count": len(values),
+    }
+
+
+def missing(reason: str) -> dict[str, Any]:
+    """A figure that there is none of."""
+    return {"missing": reason}
+
+
+def _quality(row: PlannedRow, dense: PlannedRow | None, done: dict[int, Any]) -> dict[str, Any]:
+    """Summary of each metric over the runs, or the reason why there is none."""
+    if row.resolved.config.model.random_weights:
+        return dict.fromkeys(QUALITY, missing("random weights: there is nothing to see"))
+    if not row.resolved.config.decodes:
+        return dict.fromkeys(QUALITY, missing("the runs end in latents"))
+    found = [measurements(row.jobs[index], _dense_job(dense, index)) for index in done]
+    figures: dict[str, Any] = {}
+    for metric in QUALITY:
+        values = [m[metric]["value"] for m in found if m.get(metric, {}).get("value") is not None]
+        reasons = [m[metric]["reason"] for m in found if m.get(metric, {}).get("reason")]
+        if values:
+            figures[metric] = summary(values)
+        elif metric != "vbench" and row == dense:
+            figures[metric] = missing(REFERENCE)
+        elif reasons:
+            figures[metric] = missing(reasons[0])
+        elif not done:
+            figures[metric] = missing("no run is complete")
+        else:
+            lacks = "no dense row has the same size, frames, steps and model" if dense is None else "not measured"
+            figures[metric] = missing(lacks if metric != "vbench" else "not measured")
+    return figures
+
+
+def part_seconds(part: str, report: dict[str, Any]) -> float | None:
+    """Seconds of a part of one run; ``latency`` is text encoding, denoising and decoding, without writing the file.
+    With random weights no text is encoded."""
+    seconds = report["seconds"]
+    if part == "latency":
+        return float(seconds["text_encoding"] + seconds["denoising"] + seconds["decoding"])
+    if part == "text_encoding" and report["random_weights"]:
+        return None
+    if part == "decoding" and report["video"]["file"] is None:
+        return None
+    return float(seconds[part])
+
+
+def _seconds(part: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
+    if not reports:
+        return missing("no run is complete")
+    values = [value for report in reports if (value := part_seconds(part, report)) is not None]
+    if not values:
+        return missing("no text is encoded" if part == "text_encoding" else "nothing is decoded")
+    return summary(values) or {}
+
+
+def _speed_up(part: str, done: dict[int, dict[str, Any]], dense: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Median seconds of the dense runs over the median of the row's, over the prompts and seeds that both have."""
+    if not dense:
+        return missing("no dense run to compare with" if done else "no run is complete")
+    pairs = [(done[index], dense[index]) for index in dense]
+    if any(_machine(ours) != _machine(theirs) for ours, theirs in pairs):
+        return missing("the dense runs are of another machine or other versions")
+    own, full = (statistics.median(part_seconds(part, pair[side]) or 0.0 for pair in pairs) for side in (0, 1))
+    if not own:
+        return missing(f"no time was spent on {part}")
+    return {"value": full / own, "pairs": len(pairs)}
+
+
+def _machine(report: dict[str, Any]) -> tuple[Any, Any]:
+    return report["machine"], report["versions"]
+
+
+def _phases(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median seconds of a denoising step, and of its attention, by the phase of the step."""
+    steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for report in reports:
+        for step in report["steps"]:
+            steps[step["phase"]].append(step)
+    return {
+        phase: {
+            "steps": len(of_phase),
+            "seconds": statistics.median(step["seconds"] for step in of_phase),
+            "attention": statistics.median(step["attention"] for step in of_phase),
+        }
+        for phase, of_phase in steps.items()
+    }
+
+
+def _notes(entries: list[dict[str, Any]], machines: list[Any]) -> list[str]:
+    """What a reader must know to read the figures right."""
+    notes = []
+    if len(machines) > 1:
+        notes.append(f"The runs are of {len(machines)} different machines: compare times only within one.")
+    complete, planned = (sum(count) for count in zip(*((len(e["runs"]), e["planned"]) for e in entries), strict=True))
+    if complete < planned:
+        notes.append(f"{complete} of {planned} runs are complete.")
+    if any(entry["random_weights"] for entry in entries):
+        notes.append(
+            "With random weights attention is nearly uniform. Methods that decide by content (head-adaptive sparsity, "
+            "minference, adacache and other caches) may take other times on real weights."
+        )
+    equal = [f"{entry['identical_frames']} of {entry['name']}" for entry in entries if entry["identical_frames"]]
+    if equal:
+        notes.append(f"Frames equal to the dense ones count as {PSNR_OF_EQUAL_FRAMES:.0f} dB: {', '.join(equal)}.")
+    if any("mean" in entry["quality"]["vbench"] for entry in entries):
+        notes.append(
+            "VBench is the mean of the six dimensions that it has for one's own videos, not the total score of papers."
+        )
+    return notes

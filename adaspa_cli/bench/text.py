@@ -1,0 +1,234 @@
+"""A bench's figures as words: the cells of its tables, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adaspa_cli.bench.tables import PARTS, QUALITY, REFERENCE
+from adaspa_cli.quality.video_metrics import METRICS
+
+TITLES = {"psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS", "vbench": "VBench-6 %"}
+_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "vbench": 2}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, column titles, and lines of cells; ``notes`` explain cells."""
+
+    title: str
+    columns: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+def tables(bench: dict[str, Any]) -> list[Table]:
+    """The tables of a bench, in the order in which they are read."""
+    found = [_latency_table(bench), _phase_table(bench)]
+    if not all(row["settings"]["random_weights"] for row in bench["rows"]):
+        found.insert(0, _quality_table(bench))
+    if any(row["paper"] for row in bench["rows"]):
+        found.append(_paper_table(bench))
+    if any(row["failures"] for row in bench["rows"]):
+        found.append(_failure_table(bench))
+    return [table for table in found if table.lines]
+
+
+def _quality_table(bench: dict[str, Any]) -> Table:
+    lines = []
+    for row in bench["rows"]:
+        cells = [_spread(row["quality"][metric], _DIGITS[metric], "mean") for metric in QUALITY]
+        lines.append([row["name"], *cells, f"{len(row['runs'])} of {row['planned']}"])
+    return Table(
+        "Quality against the dense video of the same prompt and seed",
+        ["method", *(TITLES[metric] for metric in QUALITY), "runs"],
+        lines,
+        ["Mean over the runs; in brackets the quartiles, or of fewer than four runs the range.", *_reasons(bench)],
+    )
+
+
+def _reasons(bench: dict[str, Any]) -> list[str]:
+    """Why cells are n/a, each reason once for all the metrics and rows that it holds for."""
+    rows_of: dict[tuple[str, str], list[str]] = {}
+    for row in bench["rows"]:
+        for metric in QUALITY:
+            reason = row["quality"][metric].get("missing")
+            if reason not in (None, REFERENCE):
+                rows_of.setdefault((metric, reason), []).append(row["name"])
+    metrics_of: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (metric, reason), rows in rows_of.items():
+        metrics_of.setdefault((reason, tuple(rows)), []).append(TITLES[metric].split()[0])
+    everywhere = tuple(row["name"] for row in bench["rows"])
+    return [
+        f"{', '.join(metrics)} n/a{'' if rows == everywhere else ' (' + ', '.join(rows) + ')'}: {reason}."
+        for (reason, rows), metrics in metrics_of.items()
+    ]
+
+
+def _latency_table(bench: dict[str, Any]) -> Table:
+    columns: dict[str, list[str]] = {
+        "method": [row["name"] for row in bench["rows"]],
+        "latency s": _part(bench, "latency"),
+        "speed-up": [_times(row["speed_up"]["latency"]) for row in bench["rows"]],
+        "text s": _part(bench, "text_encoding"),
+        "denoising s": _part(bench, "denoising"),
+        "attention s": _part(bench, "attention"),
+        "decoding s": _part(bench, "decoding"),
+        "speed-up of attention": [_times(row["speed_up"]["attention"]) for row in bench["rows"]],
+        "density": ["n/a" if r["density"] is None else f"{r['density']['median']:.1%}" for r in bench["rows"]],
+    }
+    gpu = [row["peak_gpu_bytes"] for row in bench["rows"]]
+    if any(gpu):
+        columns["GPU GiB"] = ["n/a" if peak is None else f"{peak / 2**30:.1f}" for peak in gpu]
+    columns["backend"] = [row["attention_backend"] or "n/a" for row in bench["rows"]]
+    return Table(
+        "Latency",
+        list(columns),
+        list(zip(*columns.values(), strict=True)),
+        [
+            "Latency is text encoding, denoising and decoding; attention is part of denoising.",
+            "Median over the runs; in brackets the quartiles, or of fewer than four runs the range.",
+            "Speed-up: median of the dense runs of this bench over the row's, same prompts and seeds.",
+            "Density: share of the blocks computed in the attention calls that were made, dense steps and text too.",
+        ],
+    )
+
+
+def _part(bench: dict[str, Any], part: str) -> list[str]:
+    return [_spread(row["seconds"][part], 2, "median") for row in bench["rows"]]
+
+
+def _phase_table(bench: dict[str, Any]) -> Table:
+    lines = [
+        [row["name"], phase, str(figure["steps"]), f"{figure['seconds']:.3f}", f"{figure['attention']:.3f}"]
+        for row in bench["rows"]
+        for phase, figure in row["phases"].items()
+    ]
+    return Table("A denoising step by phase", ["method", "phase", "steps", "median s", "of it attention s"], lines)
+
+
+def _paper_table(bench: dict[str, Any]) -> Table:
+    lines = []
+    for row in bench["rows"]:
+        paper = row["paper"]
+        if not paper:
+            continue
+        for whose, cells in (("ours", _our_cells(row)), (f"paper, {paper['machine']}", _paper_cells(paper))):
+            lines.append([row["name"], whose, *cells])
+    title = "Beside the paper's figures (arXiv 2502.21079), which were not measured here"
+    columns = ["method", "whose", *(TITLES[m] for m in METRICS), "VBench %", "latency s", "speed-up"]
+    return Table(title, columns, lines, _PAPER_NOTES)
+
+
+_PAPER_NOTES = (
+    "The paper's prompts, machine and kernels are others: its figures are no targets for those above them.",
+    "The paper's VBench is the total score, ours the mean of six dimensions.",
+)
+
+
+def _our_cells(row: dict[str, Any]) -> list[str]:
+    quality = [_plain(row["quality"][metric], _DIGITS[metric], "mean") for metric in QUALITY]
+    return [*quality, _plain(row["seconds"]["latency"], 2, "median"), _times(row["speed_up"]["latency"])]
+
+
+def _paper_cells(paper: dict[str, Any]) -> list[str]:
+    quality = [_number(paper.get(metric), _DIGITS[metric]) for metric in QUALITY]
+    speed = paper.get("speed_up")
+    return [*quality, _number(paper.get("latency"), 2), "–" if speed is None else f"{speed:.2f} x"]
+
+
+def _failure_table(bench: dict[str, Any]) -> Table:
+    lines = [
+        [row["name"], f"{failure['prompt']} (seed {failure['seed']})", str(failure["error"]), failure["hint"] or ""]
+        for row in bench["rows"]
+        for failure in row["failures"]
+    ]
+    return Table("Runs that failed", ["method", "run", "reason", "try"], lines)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _plain(figure: dict[str, Any], digits: int, middle: str) -> str:
+    if "missing" in figure:
+        return "–" if figure["missing"] == REFERENCE else "n/a"
+    return f"{figure[middle]:.{digits}f}"
+
+
+def _spread(figure: dict[str, Any], digits: int, middle: str) -> str:
+    """A figure with its spread in brackets; without one where there is only one run."""
+    text = _plain(figure, digits, middle)
+    if "missing" in figure or figure["count"] == 1:
+        return text
+    return f"{text} ({figure['low']:.{digits}f}–{figure['high']:.{digits}f})"
+
+
+def _times(figure: dict[str, Any]) -> str:
+    return "n/a" if "missing" in figure else f"{figure['value']:.2f} x"
+
+
+def machine_lines(bench: dict[str, Any]) -> list[str]:
+    """The machines and versions, one line each."""
+    lines = []
+    for machine in bench["machines"]:
+        what = machine.get("gpu") or f"{machine['cpu']}, threads: {machine['threads']}"
+        lines.append(f"{what} ({machine['system']})")
+    for versions in bench["versions"]:
+        lines.append(", ".join(f"{name} {version}" for name, version in versions.items()))
+    return lines
+
+
+def markdown(bench: dict[str, Any]) -> str:
+    """The whole bench as Markdown."""
+    parts = [f"# {bench['title']}"]
+    if bench["random_weights"]:
+        parts.append(f"**{bench['random_weights'].capitalize()}.**")
+    if bench["about"]:
+        parts.append(bench["about"].strip())
+    parts.append("\n".join(f"- {line}" for line in [*machine_lines(bench), *bench["notes"]]))
+    seeds = ", ".join(map(str, bench["seeds"]))
+    parts.append(f"Prompts: {len(bench['prompts'])}; seeds: {seeds}; from {bench['source']}.")
+    for table in tables(bench):
+        rule = ["---", *["---:"] * (len(table.columns) - 1)]
+        lines = [_markdown_line(line) for line in (table.columns, rule, *table.lines)]
+        parts += [f"## {table.title}", "\n".join(lines), *table.notes]
+    parts.append("`bench.json` names the files that each figure was computed from.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def rows_csv(bench: dict[str, Any]) -> str:
+    """One line per row, numbers alone; an empty cell where there is none."""
+    lines = []
+    for row in bench["rows"]:
+        line: dict[str, Any] = {"method": row["name"], "runs": len(row["runs"]), "failed": len(row["failures"])}
+        for metric in QUALITY:
+            line |= _csv_figure(metric, row["quality"][metric], "mean")
+        for part in PARTS:
+            line |= _csv_figure(f"{part}_seconds", row["seconds"][part], "median")
+        for part, figure in row["speed_up"].items():
+            line[f"speed_up_of_{part}"] = figure.get("value")
+        line["density"] = row["density"] and row["density"]["median"]
+        line["peak_gpu_bytes"] = row["peak_gpu_bytes"]
+        line["random_weights"] = row["random_weights"]
+        lines.append(line)
+    return _csv(lines)
+
+
+def _csv_figure(name: str, figure: dict[str, Any], middle: str) -> dict[str, Any]:
+    return {name: figure.get(middle), f"{name}_low": figure.get("low"), f"{name}_high": figure.get("high")}
+
+
+def _csv(lines: list[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()

@@ -1,0 +1,42 @@
+"""The files of a bench: measurements first, then JSON, Markdown, CSV and the page, all from the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from adaspa_cli.bench.measure import measure_bench
+from adaspa_cli.bench.page import page
+from adaspa_cli.bench.plan import PlannedRow, current
+from adaspa_cli.bench.spec import BenchSpec
+from adaspa_cli.bench.tables import bench_tables
+from adaspa_cli.bench.text import markdown, rows_csv
+from adaspa_cli.sampling.outputs import prepare_folder, write_json, write_text
+
+
+def write_bench(
+    spec: BenchSpec,
+    planned: Sequence[PlannedRow],
+    out: Path,
+    paper: Sequence[dict[str, Any]],
+    note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measure what is there, and write the tables of it; returns what ``bench.json`` holds.
+
+    Args:
+        paper: tables of the paper, see :func:`~adaspa_cli.bench.paper.load_tables`.
+        note: is told what goes on.
+
+    Raises:
+        OutputError: a file cannot be written or a video cannot be read.
+    """
+    prepare_folder(str(out))
+    rows = [current(row, spec) for row in planned]
+    measure_bench(rows, note)
+    bench = bench_tables(spec, rows, out, paper)
+    write_json(out / "bench.json", bench, replace=True)
+    write_text(out / "bench.md", markdown(bench), replace=True)
+    write_text(out / "rows.csv", rows_csv(bench), replace=True)
+    write_text(out / "bench.html", page(bench, out), replace=True)
+    return bench

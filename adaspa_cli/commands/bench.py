@@ -1,0 +1,156 @@
+"""``adaspa bench``: methods side by side on one model, and the tables, plots and videos of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.table
+import typer
+import yaml
+from rich.console import Group
+from rich.text import Text
+
+from adaspa_cli.commands.guard import guard
+from adaspa_cli.console import Console
+from adaspa_cli.errors import ConfigError
+
+FILES = ("bench.json", "bench.md", "bench.html", "rows.csv")
+
+
+def bench(
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="A bench of configs/bench.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="A bench file of your own.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of runs and tables. Complete runs there are not repeated.")
+    ] = Path("bench"),
+    rows: Annotated[
+        str | None, typer.Option("--rows", help="Only these rows, as full,adaspa.", metavar="NAMES")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first prompts.")] = None,
+    seed: Annotated[list[int] | None, typer.Option("--seed", "-s", help="Instead of the bench's. Repeatable.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model of all rows.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")] = None,
+    random_weights: Annotated[
+        bool | None,
+        typer.Option("--random-weights", help="Real architecture, random weights: times alone, no download."),
+    ] = None,
+    layers: Annotated[int | None, typer.Option("--layers", help="With random weights: so many layers.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of all rows, as steps=20. May be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+    rerun_changed: Annotated[
+        bool, typer.Option("--rerun-changed", help="Make runs anew that are there with other settings.")
+    ] = False,
+    tables_only: Annotated[bool, typer.Option("--tables-only", help="Make no runs: tables of what is there.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the rows and what is complete; make nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Traceback on errors.")] = False,
+) -> None:
+    """Compare methods: quality and latency of every row with every prompt and seed.
+
+    Example: adaspa bench --preset tiny-smoke --out bench
+    """
+    console = Console(as_json=as_json, quiet=quiet, debug=debug)
+    named = {"model": model, "device": device, "random_weights": random_weights, "layers": layers}
+    with guard(console, "interrupted; complete runs are kept, and the same command goes on where this stopped"):
+        changed = _parse_settings(settings or []) | {k: v for k, v in named.items() if v is not None}
+        spec = _spec(preset, config, rows, limit, seed, changed)
+        failed = _run(console, spec, out.expanduser(), rerun_changed, tables_only, plan)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _parse_settings(given: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes KEY=VALUE, got '{text}'", hint="as --set steps=20")
+        try:
+            found[key.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"--set {key}: '{value}' is not a YAML value", hint="lists are written [10, 30]"
+            ) from None
+    return found
+
+
+def _spec(
+    preset: str | None,
+    config: Path | None,
+    rows: str | None,
+    limit: int | None,
+    seed: list[int] | None,
+    changed: dict[str, Any],
+) -> Any:
+    import dataclasses
+
+    from adaspa_cli.bench.spec import load_bench
+
+    spec = load_bench(preset, config).changed(changed)
+    if rows is not None:
+        spec = spec.chosen([name.strip() for name in rows.split(",")])
+    if limit is not None:
+        spec = dataclasses.replace(spec, prompts=spec.prompts[:limit])
+    return dataclasses.replace(spec, seeds=tuple(seed)) if seed else spec
+
+
+def _run(console: Console, spec: Any, out: Path, rerun_changed: bool, tables_only: bool, plan: bool) -> int:
+    """Make the runs and the tables; returns how many runs failed."""
+    from adaspa_cli.bench.paper import load_tables
+    from adaspa_cli.config import resolve
+
+    paper = load_tables(spec.paper)
+    for row in spec.rows:  # before torch is imported: a wrong one is refused at once
+        resolve({**spec.run, **row.settings}, origin=f"bench row {row.name}")
+    console.note("starting ...")
+
+    from adaspa_cli.bench.plan import plan_bench
+
+    planned = plan_bench(spec, out, rerun_changed=rerun_changed)
+    if plan:
+        _show_plan(console, planned)
+        return 0
+
+    from adaspa_cli.bench.write import write_bench
+    from adaspa_cli.commands.progress import BenchProgress
+
+    if not tables_only:
+        from adaspa_cli.bench.runner import run_bench
+
+        with console.progress() as progress:
+            run_bench(planned, BenchProgress(console, progress), warmup_steps=spec.warmup_steps)
+    result = write_bench(spec, planned, out, paper, console.note)
+    _show(console, result, out)
+    return sum(len(row["failures"]) for row in result["rows"])
+
+
+def _show_plan(console: Console, planned: list[Any]) -> None:
+    table = rich.table.Table(box=None, pad_edge=False)
+    for title in ("row", "runs", "complete"):
+        table.add_column(title)
+    data = []
+    for row in planned:
+        complete = sum(job.complete for job in row.jobs)
+        table.add_row(Text(row.row.name), str(len(row.jobs)), str(complete))
+        runs = {"runs": len(row.jobs), "complete": complete}
+        data.append({"row": row.row.name, **runs, "settings": row.resolved.flat()})
+    console.result(data, table)
+
+
+def _show(console: Console, result: dict[str, Any], out: Path) -> None:
+    from adaspa_cli.bench.text import tables
+
+    parts: list[Any] = [Text(f"{result['random_weights']}")] if result["random_weights"] else []
+    for table in tables(result):
+        shown = rich.table.Table(title=table.title, title_justify="left", box=None, pad_edge=False)
+        for number, column in enumerate(table.columns):
+            shown.add_column(column, justify="right" if number else "left")
+        for line in table.lines:
+            shown.add_row(*map(Text, line))
+        parts += [shown, Text("")]
+    parts += [Text(str(out / name), no_wrap=True, overflow="ignore") for name in FILES]
+    console.result(result, Group(*parts))

@@ -1,0 +1,153 @@
+"""A bench file: rows and what multiplies them, and one clear line for everything that is wrong with it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaspa_cli.bench.paper import load_tables, paper_figures
+from adaspa_cli.bench.spec import BenchSpec, load_bench, parse_bench
+from adaspa_cli.config import preset_names, resolve
+from adaspa_cli.errors import ConfigError
+
+PATH = Path("bench.yaml")
+
+
+def parse(**content: Any) -> BenchSpec:
+    usual: dict[str, Any] = {"prompts": ["a circle"], "rows": [{"method": "full"}, {"method": "adaspa"}]}
+    return parse_bench(usual | content, PATH)
+
+
+def test_rows_are_named_after_what_they_set() -> None:
+    spec = parse(rows=[{"method": "full"}, {"method": "adaspa", "sparsity": 0.9}, {"name": "mine", "method": "adaspa"}])
+    assert [row.name for row in spec.rows] == ["full", "adaspa sparsity=0.9", "mine"]
+    assert [row.folder for row in spec.rows] == ["full", "adaspa-sparsity=0.9", "mine"]
+
+
+def test_each_makes_a_row_of_every_combination_and_one_series_of_them() -> None:
+    each = {"sparsity": [0.5, 0.8], "search_steps": [[1], [1, 3]]}
+    spec = parse(rows=[{"method": "adaspa", "each": each}])
+    assert [row.name for row in spec.rows] == [
+        "adaspa sparsity=0.5 search_steps=1",
+        "adaspa sparsity=0.5 search_steps=1,3",
+        "adaspa sparsity=0.8 search_steps=1",
+        "adaspa sparsity=0.8 search_steps=1,3",
+    ]
+    assert {row.series for row in spec.rows} == {"adaspa"}
+    assert spec.rows[3].settings == {"method": "adaspa", "sparsity": 0.8, "search_steps": (1, 3)}
+
+
+def test_a_row_takes_every_key_that_a_run_has() -> None:
+    """So that a cache, or any setting that comes later, needs no code here."""
+    config = resolve({}).flat()
+    for key in set(config) - {"prompt", "prompts", "seed", "out", "resume", "lossless"}:
+        value = config[key]
+        if value is not None:
+            assert parse(rows=[{key: value}]).rows[0].settings[key] is not None
+
+
+def test_prompts_come_from_a_file_beside_the_bench(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("# two\na circle\na square\n")
+    spec = parse_bench({"prompts": "prompts.txt", "rows": [{"method": "full"}]}, tmp_path / "bench.yaml")
+    assert spec.prompts == ("a circle", "a square")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"row": []}, r"unknown key 'row' in bench.yaml; did you mean 'rows'\?"),
+        ({"rows": []}, "must hold one or more rows"),
+        ({"rows": ["full"]}, "row 1 of bench.yaml must hold 'key: value' lines, got 'full'"),
+        ({"rows": [{"method": "full", "sparsty": 1}]}, r"unknown key 'sparsty' in row 1.*; did you mean 'sparsity'\?"),
+        ({"rows": [{"sparsity": "much"}]}, "sparsity in row 1 of bench.yaml must be a number, got 'much'"),
+        ({"rows": [{"method": "full"}, {"method": "full"}]}, "two rows in bench.yaml have the name 'full'"),
+        ({"rows": [{"name": "a b"}, {"name": "a-b"}]}, "two rows in bench.yaml have the folder 'a-b'"),
+        ({"rows": [{"method": "full", "each": {"frames": 5}}]}, "'each' of row 1 of bench.yaml must hold lists"),
+        ({"rows": [{"seed": 1}]}, "seed in row 1 of bench.yaml: the bench sets it itself"),
+        ({"run": {"out": "x"}}, "out in 'run' of bench.yaml: the bench sets it itself"),
+        ({"run": 3}, "'run' of bench.yaml must hold 'key: value' lines, got 3"),
+        ({"prompts": []}, "bench.yaml must hold prompts"),
+        ({"prompts": [" "]}, "a prompt is empty"),
+        ({"prompts": "/no/such/file"}, "cannot read prompts"),
+        ({"seeds": ["x"]}, "seed in bench.yaml must be a list of whole numbers"),
+        ({"warmup_steps": -1}, "warmup_steps in bench.yaml must be a whole number from 0 on, got -1"),
+        ({"plots": [{"x": "sparsity", "y": "beauty"}]}, "a plot in bench.yaml must be x and y"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_the_place(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(**content)
+
+
+def test_one_bench_must_be_named() -> None:
+    for preset, file in ((None, None), ("main", PATH)):
+        with pytest.raises(ConfigError, match="name one bench"):
+            load_bench(preset, file)
+    with pytest.raises(ConfigError, match="unknown bench 'tiny-smok'; did you mean 'tiny-smoke'"):
+        load_bench("tiny-smok", None)
+
+
+def test_rows_are_chosen_by_name_or_series() -> None:
+    spec = parse(rows=[{"method": "full"}, {"method": "adaspa", "each": {"sparsity": [0.5, 0.8]}}])
+    assert [row.name for row in spec.chosen(["adaspa"]).rows] == ["adaspa sparsity=0.5", "adaspa sparsity=0.8"]
+    assert [row.name for row in spec.chosen(["adaspa sparsity=0.8", "full"]).rows] == ["full", "adaspa sparsity=0.8"]
+    with pytest.raises(ConfigError, match="unknown row 'adspa'; did you mean 'adaspa'"):
+        spec.chosen(["adspa"])
+
+
+def test_a_changed_setting_holds_for_all_rows_that_do_not_set_it_themselves() -> None:
+    assert parse(run={"steps": 4}).changed({"steps": 8, "height": 32}).run == {"steps": 8, "height": 32}
+    with pytest.raises(ConfigError, match="--set method: row 'full' sets it itself"):
+        parse().changed({"method": "adaspa"})
+    with pytest.raises(ConfigError, match="unknown key 'heigth' in --set"):
+        parse().changed({"heigth": 3})
+
+
+@pytest.mark.parametrize("name", preset_names("bench"))
+def test_presets_resolve(name: str) -> None:
+    """Every row of every preset is a run that could be started, and its tables of the paper exist."""
+    spec = load_bench(name, None)
+    load_tables(spec.paper)
+    assert spec.source == f"preset {name}"
+    for row in spec.rows:
+        resolve({**spec.run, **row.settings})
+
+
+MAIN_METHODS = "full sparse-videogen minference frame-region adaspa-no-head-adaptive adaspa-no-lse-cache adaspa pab"
+
+
+@pytest.mark.parametrize("name", ["main", "tiny-smoke", "tiny-full"])
+def test_the_main_table_has_all_methods(name: str) -> None:
+    assert [row.name for row in load_bench(name, None).rows] == [*MAIN_METHODS.split(), "adacache", "tomesd"]
+
+
+def test_the_large_bench_of_the_small_model_is_large() -> None:
+    spec = load_bench("tiny-full", None)
+    assert (len(set(spec.prompts)), spec.seeds) == (32, (0, 1, 2))
+
+
+def figures(tables: list[str], chosen: set[str] = frozenset(), **flags: Any) -> dict[str, Any] | None:
+    return paper_figures(resolve(flags).flat(), set(chosen) | {"model", "method"}, load_tables(tables))
+
+
+def test_the_papers_figures_stand_beside_its_own_setting_alone() -> None:
+    found = figures(["hunyuan"], model="hunyuan", method="adaspa")
+    assert found is not None
+    assert (found["psnr"], found["latency"], found["machine"]) == (29.07, 1810.23, "one A100-80GB")
+    assert figures(["hunyuan"], model="hunyuan", method="adaspa", sparsity=0.9) is None
+    assert figures(["hunyuan"], model="hunyuan", method="adaspa", frames=61) is None
+    assert figures(["hunyuan"], model="hunyuan", method="adaspa", steps=20) is None
+    assert figures(["hunyuan"], model="tiny", method="adaspa") is None
+    assert figures(["hunyuan"], {"cache"}, model="hunyuan", method="adaspa") is None
+    assert figures(["hunyuan"], {"random_weights"}, model="hunyuan", random_weights=True) is None
+    assert figures(["hunyuan"], {"device"}, model="hunyuan", method="full", device="cpu") is not None
+
+
+def test_every_figure_of_the_papers_main_table_can_be_met() -> None:
+    for model, psnr in (("hunyuan", 29.07), ("cogvideox", 23.25), ("fasthunyuan", 14.49)):
+        found = figures([model], model=model, method="adaspa")
+        assert found is not None
+        assert found["psnr"] == psnr
+    steps = figures(["hunyuan-search-steps"], {"search_steps"}, model="hunyuan", search_steps=(10, 20, 30))
+    assert steps is not None
+    assert (steps["psnr"], "latency" in steps) == (28.93, False)

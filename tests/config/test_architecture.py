@@ -1,0 +1,77 @@
+"""What random weights are built from: the numbers of presets and folders, and cutting them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from adaspa_cli.config import resolve
+from adaspa_cli.config.architecture import architecture_of, random_weights_note
+from adaspa_cli.config.schema import ModelConfig
+from adaspa_cli.errors import ConfigError, ModelError
+
+
+def model(name: str, **settings: object) -> ModelConfig:
+    return resolve({"model": name, "random_weights": True, **settings}).config.model
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "heads", "head_dim"),
+    [
+        ("hunyuan", 60, 24, 128),
+        ("fasthunyuan", 60, 24, 128),
+        ("cogvideox", 42, 48, 64),
+        ("cogvideox-5b", 42, 48, 64),
+        ("cogvideox-2b", 30, 30, 64),
+        ("tiny", 8, 4, 64),
+    ],
+)
+def test_presets_have_the_sizes_of_the_published_models(name: str, layers: int, heads: int, head_dim: int) -> None:
+    found = architecture_of(model(name))
+    assert found.layers == layers
+    assert found.transformer["num_attention_heads"] == heads
+    assert found.transformer["attention_head_dim"] == head_dim
+
+
+@pytest.mark.parametrize(("layers", "dual", "single"), [(1, 1, 0), (2, 1, 1), (3, 1, 2), (6, 2, 4), (60, 20, 40)])
+def test_fewer_layers_keep_the_proportion_of_their_kinds(layers: int, dual: int, single: int) -> None:
+    found = architecture_of(model("hunyuan", layers=layers))
+    assert (found.transformer["num_layers"], found.transformer["num_single_layers"]) == (dual, single)
+    assert found.layers == layers
+
+
+def test_more_layers_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at most 60, which the model has, got 61"):
+        architecture_of(model("hunyuan", layers=61))
+
+
+def test_the_note_says_how_much_of_the_model_was_built() -> None:
+    assert random_weights_note(model("hunyuan")) == "random weights: only the times mean something"
+    assert "6 of 60 layers" in str(random_weights_note(model("hunyuan", layers=6)))
+    assert random_weights_note(resolve({"model": "hunyuan"}).config.model) is None
+
+
+def test_a_hub_id_of_a_preset_is_known_and_any_other_is_refused_without_the_network() -> None:
+    assert architecture_of(model("hunyuanvideo-community/HunyuanVideo")).layers == 60
+    with pytest.raises(ModelError, match="not known without a download"):
+        model("nobody/no-such-model")
+    with pytest.raises(ModelError, match="not known without a download"):
+        architecture_of(model("hunyuan", weights="nobody/no-such-model"))
+
+
+def test_layers_need_random_weights() -> None:
+    with pytest.raises(ConfigError, match="layers cuts a model that random_weights builds"):
+        resolve({"layers": 3})
+
+
+def test_a_folder_needs_its_config_files_alone(hunyuan_folder: Path, tmp_path: Path) -> None:
+    for path in [*hunyuan_folder.glob("*.json"), *hunyuan_folder.glob("*/*config.json")]:
+        target = tmp_path / path.relative_to(hunyuan_folder)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+    found = architecture_of(model(str(tmp_path)))
+    assert found.transformer == json.loads((hunyuan_folder / "transformer" / "config.json").read_text())
+    (tmp_path / "vae" / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"cannot read .*vae"):
+        architecture_of(model(str(tmp_path)))
