@@ -26,9 +26,8 @@ from adaspa_kernels.launch import (
     check_device,
     check_tensors,
     choose_path,
-    pipeline_stages,
-    shared_memory,
     tile_source,
+    tuned,
     uses_tma,
 )
 
@@ -196,29 +195,14 @@ def block_sparse_attention(
     lse = torch.empty(batch, heads, query_tokens, dtype=torch.float32, device=q.device)
     tma = uses_tma(k, v)
     with torch.cuda.device_of(q):
-        block_sparse_kernel[(query_blocks, heads, batch)](
+        tuned(block_sparse_kernel, q.device)[(query_blocks, heads, batch)](
             q, tile_source(k, block_k, tma), tile_source(v, block_k, tma), counts, indices, out, lse,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             *list_strides,
             query_tokens, k.shape[2], query_blocks, key_blocks, _first_query_block(query_blocks), scale * LOG2_E,
             BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma, RAGGED=k.shape[2] % block_k != 0,
-            **launch_options(block_size, head_dim, q.element_size(), shared_memory(q.device)),
         )  # fmt: skip
     return out.transpose(1, 2), lse
-
-
-def launch_options(block_size: tuple[int, int], head_dim: int, item_size: int, limit: int) -> dict[str, int]:
-    """Warps and pipeline stages for ``limit`` bytes of shared memory.
-
-    One warpgroup for each 64 query rows, as Hopper's matrix instruction takes them. Two stages beat three on one
-    H200: at 64x64 they leave room for two programs a multiprocessor.
-    """
-    block_q, block_k = block_size
-    row = head_dim * item_size
-    return {
-        "num_warps": block_q // 16,
-        "num_stages": pipeline_stages(block_q * row, 2 * block_k * row, limit, wanted=2),
-    }
 
 
 def _first_query_block(query_blocks: int) -> int:

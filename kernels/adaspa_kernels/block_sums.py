@@ -24,9 +24,8 @@ from adaspa_kernels.launch import (
     check_device,
     check_tensors,
     choose_path,
-    pipeline_stages,
-    shared_memory,
     tile_source,
+    tuned,
     uses_tma,
 )
 
@@ -139,20 +138,9 @@ def block_sums(
     sums = torch.empty(batch, heads, query_blocks, key_blocks, dtype=torch.float32, device=q.device)
     tma = uses_tma(k)
     with torch.cuda.device_of(q):
-        block_sums_kernel[(triton.cdiv(query_tokens, TILE_Q), heads, batch)](
+        tuned(block_sums_kernel, q.device)[(triton.cdiv(query_tokens, TILE_Q), heads, batch)](
             q, tile_source(k, TILE_K, tma), lse, sums, *q.stride()[:3], *k.stride()[:3], *lse.stride(),
             query_tokens, k.shape[2], query_blocks, key_blocks, scale * LOG2_E, LOG2_E,
             TQ=TILE_Q, TK=TILE_K, BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma,
-            **launch_options(head_dim, q.element_size(), shared_memory(q.device)),
         )  # fmt: skip
     return sums
-
-
-def launch_options(head_dim: int, item_size: int, limit: int) -> dict[str, int]:
-    """Warps and pipeline stages for ``limit`` bytes of shared memory.
-
-    Two warpgroups share each tile of keys; with two stages two programs fit on one of Hopper's multiprocessors, so
-    that one multiplies while the other takes exponentials.
-    """
-    row = head_dim * item_size
-    return {"num_warps": 8, "num_stages": pipeline_stages(TILE_Q * row, TILE_K * row, limit, wanted=2)}

@@ -9,7 +9,7 @@ import functools
 import importlib
 import logging
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = ((64, 64), (128, 128))
+WARPS, STAGES = (4, 8), (1, 2, 3)  # of the portable kernels
 
 PATHS = ("auto", "portable", "hopper")
 PREFERRED_PATH = "hopper"  # what "auto" tries first
@@ -177,14 +178,19 @@ def tile_source(x: Tensor, rows: int, tma: bool) -> Tensor | TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[3]])
 
 
-def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that one program may use."""
-    if device.type == "cpu":
-        return 1 << 30  # the interpreter has no limit
-    limit: int = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin")  # noqa: B009
-    return limit
+def tuned(kernel: Any, device: torch.device) -> Any:
+    """Return what to launch: on a GPU the kernel with a choice of warps and stages, which the interpreter has not."""
+    return kernel if device.type == "cpu" else _autotuned(kernel)
 
 
-def pipeline_stages(resident: int, per_stage: int, limit: int, wanted: int) -> int:
-    """Return how many stages of ``per_stage`` bytes fit beside ``resident`` bytes: from 1 to ``wanted``."""
-    return max(1, min(wanted, (limit - resident) // per_stage))
+@functools.cache
+def _autotuned(kernel: Any) -> Any:
+    """The kernel with a choice among ``WARPS`` and ``STAGES``, by time.
+
+    It is made once for a block size, head dimension, dtype and kind of loads, and kept on disk: another length, or
+    another process, does not choose anew. What does not fit into shared memory is passed over.
+    """
+    import triton
+
+    configs = [triton.Config({}, num_warps=warps, num_stages=stages) for warps in WARPS for stages in STAGES]
+    return triton.autotune(configs, key=["BLOCK_Q", "BLOCK_K", "D", "TMA"], cache_results=True)(kernel)

@@ -18,7 +18,6 @@ from adaspa_cli.attention.layout import ceil_div
 pytest.importorskip("triton", reason="triton is not installed")
 
 import adaspa_kernels
-from adaspa_kernels.block_sparse import launch_options
 from adaspa_kernels.launch import uses_tma
 
 pytestmark = pytest.mark.usefixtures("kernel_path")
@@ -202,12 +201,6 @@ def test_copy_engine_rule() -> None:
     assert uses_tma(x, x.transpose(1, 2))
     assert not uses_tma(x, torch.zeros(1, 2, 8, 65)[..., :64])  # rows of 260 bytes
     assert not uses_tma(x.expand(3, 2, 8, 64))  # a stride of 0
-
-
-def test_stages_shrink_to_the_shared_memory() -> None:
-    assert launch_options((64, 64), 128, 2, 232_448) == {"num_warps": 4, "num_stages": 2}
-    assert launch_options((128, 128), 128, 2, 232_448) == {"num_warps": 8, "num_stages": 2}
-    assert launch_options((128, 128), 128, 2, 101_376) == {"num_warps": 8, "num_stages": 1}
 
 
 def _wrong_arguments(device: torch.device | str = "cpu") -> dict[str, dict[str, Any]]:

@@ -51,9 +51,9 @@ def _compile(kind: str, head_dim: int, block: int, tokens: int, tma: bool, path:
     driver.set_active(Target())
     replaced = {
         "check_device": lambda _: None,
-        "shared_memory": lambda _: SHARED_MEMORY,
         "uses_tma": lambda *_: tma,
         "choose_path": lambda *_: path,
+        "tuned": lambda kernel, _: kernel,
         "multiprocessors": lambda _: 132,
         "keeps_step": lambda _: True,
     }
@@ -73,6 +73,8 @@ def _compile(kind: str, head_dim: int, block: int, tokens: int, tma: bool, path:
         adaspa_kernels.block_sums(x, x, torch.zeros(1, 2, tokens), block_size=(block, block), scale=0.1)
     vars(module)[name] = kernel
     ((args, options),) = calls
+    if path == "portable":
+        options |= {"num_warps": 8 if block == 128 or kind == "block_sums" else 4, "num_stages": 2}  # wins on an H200
     compiled = kernel.warmup(*args, **options)
     ptx = compiled.asm["ptx"]
     return {

@@ -63,3 +63,15 @@ def test_auto_is_hopper_on_hopper(device: torch.device) -> None:
 
 def test_gluon_has_what_the_kernels_use() -> None:
     assert launch.gluon_unavailable() is None
+
+
+def test_portable_kernels_are_tuned_on_a_gpu_whatever_the_length() -> None:
+    from adaspa_kernels.block_sparse import block_sparse_kernel
+
+    assert launch.tuned(block_sparse_kernel, torch.device("cpu")) is block_sparse_kernel
+    tuned = launch.tuned(block_sparse_kernel, torch.device("cuda"))
+    assert tuned is launch.tuned(block_sparse_kernel, torch.device("cuda"))
+    chosen_by = set(tuned.keys)
+    assert chosen_by == {"BLOCK_Q", "BLOCK_K", "D", "TMA"}
+    assert chosen_by <= set(block_sparse_kernel.arg_names)
+    assert {(config.num_warps, config.num_stages) for config in tuned.configs} >= {(4, 1), (4, 2), (8, 2)}
