@@ -219,7 +219,7 @@ class Bench:
                 row.problem = f"wrong result: error {row.error:.1e}, at most {allowed:.0e} allowed"
             else:
                 row.milliseconds, row.spread, row.sustained_milliseconds = measure(call, self.repeats)
-                row.of_dense = row.milliseconds / min(others) if others else None
+                row.of_dense = row.milliseconds / min(others) if others and not row.kernel.startswith("dense") else None
                 if flops:
                     row.teraflops = flops / row.milliseconds / 1e9
                     row.sustained_teraflops = flops / row.sustained_milliseconds / 1e9

@@ -39,8 +39,10 @@ until all rows of the round before it are copied; a round has one row for each t
 in the schedule, such as one of text, is not waited for. Where the keys and values of a head fit into the cache, nobody
 waits. No team waits for one that has not begun, so that a grid which is not resident as a whole cannot hang.
 
-Order of a step: issue S = Q K(i)^T, issue O += P V(i-1), wait for S, softmax, wait for the next tile, wait for O,
-rescale. The barrier wait between the softmax and the wait for O keeps the assembler from moving that wait up.
+Order of a step: issue S = Q K(i)^T, issue O += P V(i-1), wait for S, softmax, wait for O, rescale, wait for the next
+tile. A barrier wait that is over at once stands between the softmax and the wait for O, because the assembler would move
+the latter up. It is that of the queries: a second wait for a barrier of the ring would have Triton synchronise the
+warpgroup once more.
 
 Pitfall. Triton (3.6, 3.7) makes one loop variable of two that begin as the same object: ``a = b`` before a loop that
 changes both is wrong code without a word.
@@ -305,8 +307,8 @@ def _attend(
             b_rescale = gl.exp2(b_max - b_new_max)
             b_sum = b_sum * b_rescale + gl.sum(b_p, 1)
             b_max = b_new_max
-            # V(i-1) is there, so this wait is none; it keeps the assembler from moving the next one up.
-            mbarrier.wait(full.index(BASE + v_slot), phase)
+            # The queries are there, so this wait is none; it keeps the assembler from moving the next one up.
+            mbarrier.wait(q_full.index(TEAM), q_phase)
             b_out = warpgroup_mma_wait(0, deps=[b_out])
             async_copy.mbarrier_arrive(empty.index(BASE + v_slot), increment_count=False)
             # [64, D]

@@ -330,18 +330,19 @@ def copying_steps(events: list[Event], panels: int, slots: int) -> list[tuple[An
 def multiplying_steps(events: list[Event], order: list[str], slots: int) -> list[tuple[Any, ...]]:
     """The steps of a multiplying role, whose products read the tiles in ``order``; queries are held until stored."""
     names = iter(order)
-    queries = 0
+    queries, held = 0, False
     steps: list[tuple[Any, ...]] = []
     for event in events:
-        if event.kind == "wait" and event.ring == "full":
-            steps.append(("wait", "full", event.slot, event.value))
+        if event.kind == "wait" and (event.ring == "full" or held):
+            steps.append(("wait", "full", event.slot if event.ring == "full" else slots, event.value))
         elif event.kind == "wait":
             steps += [("wait", "full", slots, event.value), ("read", slots, f"Q{queries}")]
-            queries += 1
+            queries, held = queries + 1, True
         elif event.kind == "read":
             steps.append(("read", event.slot, next(names)))
         elif event.kind in ("done", "arrive"):
             steps.append((event.kind, slots if event.ring.startswith("q_") else event.slot))
+            held = held and (event.kind, event.ring) != ("done", "q_full")
     assert next(names, None) is None
     return steps
 
