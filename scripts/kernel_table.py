@@ -44,9 +44,8 @@ def _cell(name: str, value: Any) -> str:
 def main() -> int:
     found = json.loads(Path(sys.argv[1]).read_text())
     (ceiling,) = (row for row in found["rows"] if row["head_dim"] == 0)
-    print(
-        f"Ceiling ({ceiling['kernel']}): {ceiling['teraflops']:.0f} TFLOP/s, sustained {ceiling['sustained_teraflops']:.0f}"
-    )
+    speeds = f"{ceiling['teraflops']:.0f} TFLOP/s, sustained {ceiling['sustained_teraflops']:.0f}"
+    print(f"Ceiling ({ceiling['kernel']}): {speeds}")
     for head_dim in (128, 64):
         tokens = next(row["tokens"] for row in found["rows"] if row["head_dim"] == head_dim)
         print(f"\nD = {head_dim}, {tokens:,} tokens, 12 heads:\n\n{table(found, head_dim)}")

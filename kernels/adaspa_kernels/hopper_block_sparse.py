@@ -40,8 +40,8 @@ in the schedule, such as one of text, is not waited for. Where the keys and valu
 waits. No team waits for one that has not begun, so that a grid which is not resident as a whole cannot hang.
 
 Order of a step: issue S = Q K(i)^T, issue O += P V(i-1), wait for S, softmax, wait for O, rescale, wait for the next
-tile. A barrier wait that is over at once stands between the softmax and the wait for O, because the assembler would move
-the latter up. It is that of the queries: a second wait for a barrier of the ring would have Triton synchronise the
+tile. A barrier wait that is over at once stands between the softmax and the wait for O, because the assembler would
+move the latter up. It is that of the queries: for another wait for a barrier of the ring Triton would synchronise the
 warpgroup once more.
 
 Pitfall. Triton (3.6, 3.7) makes one loop variable of two that begin as the same object: ``a = b`` before a loop that
