@@ -85,6 +85,8 @@ def _row(
         "seconds": {part: _seconds(part, list(done.values())) for part in PARTS},
         "speed_up": {part: _speed_up(part, done, compared) for part in ("latency", "denoising", "attention")},
         "density": summary([report["density"] for report in done.values() if report["density"] is not None]),
+        "skipped": summary([report["cache"]["skipped"] for report in done.values() if report.get("cache")]),
+        "merged": summary([report["merging"]["merged"] for report in done.values() if report.get("merging")]),
         "phases": _phases(list(done.values())),
         "peak_gpu_bytes": max((r["peak_memory"].get("gpu_bytes", 0) for r in done.values()), default=0) or None,
         "attention_backend": next((report["attention_backend"] for report in done.values()), None),

@@ -80,6 +80,16 @@ def _latency_table(bench: dict[str, Any]) -> Table:
         "speed-up of attention": [_times(row["speed_up"]["attention"]) for row in bench["rows"]],
         "density": ["n/a" if r["density"] is None else f"{r['density']['median']:.1%}" for r in bench["rows"]],
     }
+    notes = [
+        "Latency is text encoding, denoising and decoding; attention is part of denoising.",
+        "Median over the runs; in brackets the quartiles, or of fewer than four runs the range.",
+        "Speed-up: median of the dense runs of this bench over the row's, same prompts and seeds.",
+        "Density: share of the blocks computed in the attention calls that were made, dense steps and text too.",
+    ]
+    if any(row["skipped"] or row["merged"] for row in bench["rows"]):
+        columns["skipped"] = [_share(row["skipped"]) for row in bench["rows"]]
+        columns["merged"] = [_share(row["merged"]) for row in bench["rows"]]
+        notes.append("Skipped: share of blocks or attention calls that a cache left out. Merged: of the video tokens.")
     gpu = [row["peak_gpu_bytes"] for row in bench["rows"]]
     if any(gpu):
         columns["GPU GiB"] = ["n/a" if peak is None else f"{peak / 2**30:.1f}" for peak in gpu]
@@ -88,13 +98,12 @@ def _latency_table(bench: dict[str, Any]) -> Table:
         "Latency",
         list(columns),
         list(zip(*columns.values(), strict=True)),
-        [
-            "Latency is text encoding, denoising and decoding; attention is part of denoising.",
-            "Median over the runs; in brackets the quartiles, or of fewer than four runs the range.",
-            "Speed-up: median of the dense runs of this bench over the row's, same prompts and seeds.",
-            "Density: share of the blocks computed in the attention calls that were made, dense steps and text too.",
-        ],
+        notes,
     )
+
+
+def _share(figure: dict[str, Any] | None) -> str:
+    return "–" if figure is None else f"{figure['median']:.1%}"
 
 
 def _part(bench: dict[str, Any], part: str) -> list[str]:
@@ -215,7 +224,8 @@ def rows_csv(bench: dict[str, Any]) -> str:
             line |= _csv_figure(f"{part}_seconds", row["seconds"][part], "median")
         for part, figure in row["speed_up"].items():
             line[f"speed_up_of_{part}"] = figure.get("value")
-        line["density"] = row["density"] and row["density"]["median"]
+        for share in ("density", "skipped", "merged"):
+            line[share] = row[share] and row[share]["median"]
         line["peak_gpu_bytes"] = row["peak_gpu_bytes"]
         line["random_weights"] = row["random_weights"]
         lines.append(line)

@@ -336,3 +336,19 @@ def test_equal_frames_are_counted_because_their_psnr_is_a_convention(hunyuan_fol
     again = rows(bench)["again"]
     assert (again["quality"]["psnr"]["mean"], again["identical_frames"]) == (100, 5)
     assert "Frames equal to the dense ones count as 100 dB: 5 of again." in bench["notes"]
+
+
+def test_what_caches_skip_and_merging_merges_is_in_the_latency_table(hunyuan_folder: Path, tmp_path: Path) -> None:
+    tomesd = {"method": "tomesd", "attention_backend": "auto"}
+    rows_ = [{"method": "full"}, {"name": "cached", "method": "full", "cache": "pab"}, tomesd]
+    bench = make(small_bench(tmp_path, hunyuan_folder, rows=rows_, prompts=PROMPTS[:1]), tmp_path / "out")
+    found = rows(bench)
+    assert found["full"]["skipped"] is found["full"]["merged"] is None
+    (run,) = found["cached"]["runs"]
+    report = json.loads((tmp_path / "out" / run["report"]).read_text())
+    assert found["cached"]["skipped"]["median"] == report["cache"]["skipped"]
+    (merging,) = (row for row in bench["rows"] if row["merged"])
+    assert merging["merged"]["median"] == pytest.approx(0.5, abs=0.05)
+    markdown = (tmp_path / "out" / "bench.md").read_text()
+    assert f"{merging['merged']['median']:.1%}" in markdown
+    assert "Skipped: share of blocks" in markdown
