@@ -53,14 +53,16 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tens
         return cpu.dense_attention(q, k, v, scale)
     if q.dtype not in (torch.bfloat16, torch.float16):
         return _efficient(q, k, v, scale)
-    return candidates(q.shape[-1])[_choice(q, k).kernel](q, k, v, scale)
+    with torch.cuda.device(q.device):  # flash-attn-4 runs, and events are recorded, on the current device's stream
+        return candidates(q.shape[-1])[_choice(q, k).kernel](q, k, v, scale)
 
 
 def describe(q: Tensor, k: Tensor) -> dict[str, Any] | None:
     """What :func:`dense_attention` runs for such tensors, for the report; None where there is no choice."""
     if q.device.type == "cpu" or q.dtype not in (torch.bfloat16, torch.float16):
         return None
-    return asdict(_choice(q, k))
+    with torch.cuda.device(q.device):
+        return asdict(_choice(q, k))
 
 
 def _choice(q: Tensor, k: Tensor) -> Choice:
@@ -70,7 +72,10 @@ def _choice(q: Tensor, k: Tensor) -> Choice:
 
 @functools.cache
 def choose(device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int) -> Choice:
-    """Measure all candidates on random tensors; once per process, device, dtype and shape."""
+    """Measure all candidates on random tensors; once per process, device, dtype and shape.
+
+    The device must be the current one.
+    """
     generator = torch.Generator(device).manual_seed(0)
     shape = (1, tokens, PROBE_HEADS, head_dim)
     q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=dtype).transpose(1, 2) for _ in range(3))
@@ -99,8 +104,8 @@ def candidates(head_dim: int) -> dict[str, Dense]:
     found: dict[str, Dense] = {"cudnn": _cudnn, "flash-2": _flash_2, "efficient": _efficient}
     if head_dim in adaspa_kernels.HEAD_DIMS:
         found["adaspa"] = _own
-    # find_spec of a submodule imports its parent, which may be another version of flash-attn.
-    if find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None:
+    # Not asked for its submodule: that would import it, and another version, or one built for another torch, may fail.
+    if find_spec("flash_attn") is not None:
         found["flash-attn-4"] = _flash_attn_4
     return found
 

@@ -111,6 +111,9 @@ class AttentionEngine:
         if action is Action.DENSE and self._merging is not None:
             action = Action.MERGED
         self.on_action(action)
+        if action in (Action.DENSE, Action.DENSE_AND_SEARCH) and self.dense_kernel is None:
+            # Before the clock starts: the first time, the backend measures its kernels.
+            self.dense_kernel = self._backend.describe_dense(q, k)
         with Stopwatch(q.device) as watch:
             out, density = self._attend(self._policy, action, call, memory, q, k, v)
         self.calls.append(AttentionCall(layer, call.step, action, density, watch.span))
@@ -121,8 +124,6 @@ class AttentionEngine:
     ) -> tuple[Tensor, Tensor | None]:
         """Run one action; returns the output and the density [H] of a call that is not dense."""
         scale = 1 / math.sqrt(q.shape[-1])
-        if action in (Action.DENSE, Action.DENSE_AND_SEARCH) and self.dense_kernel is None:
-            self.dense_kernel = self._backend.describe_dense(q, k)
         if action is Action.DENSE:
             return self._backend.dense(q, k, v, scale)[0], None
         if action is Action.MERGED and self._merging is not None:

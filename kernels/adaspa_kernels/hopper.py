@@ -1,4 +1,4 @@
-"""What the two Hopper kernels share: descriptors of boxes, the ring, and what the copy engine hands over.
+"""What the two Hopper kernels share: descriptors of boxes, and the step to the next slot of a ring.
 
 Imported only where Gluon (``triton.experimental.gluon``) exists: :func:`adaspa_kernels.launch.hopper_unavailable`.
 

@@ -35,9 +35,10 @@ that multiply (empty). So do those of the query block; its place takes the outpu
 
 Rounds. Teams that read the same keys at one time find them in the L2 cache. Left to themselves they drift apart until a
 third of the reads misses it; that costs power, and power is what limits these kernels (docs/kernels.md). So a row waits
-until all rows of the round before it are copied; a round has one row for each team. A row much longer than what follows
-in the schedule, such as one of text, is not waited for. Where the keys and values of a head fit into the cache, nobody
-waits. No team waits for one that has not begun, so that a grid which is not resident as a whole cannot hang.
+until as many rows are copied as the rounds before it hold; a round has one row for each team. A row much longer than
+what follows in the schedule, such as one of text, counts as copied once it is taken. Where the keys and values of a
+head fit into the cache, nobody waits. No team waits for one that has not begun, so that a grid which is not resident
+as a whole cannot hang.
 
 Order of a step: issue S = Q K(i)^T, issue O += P V(i-1), wait for S, softmax, wait for O, rescale, wait for the next
 tile. A barrier wait that is over at once stands between the softmax and the wait for O, because the assembler would
@@ -101,7 +102,7 @@ def _is_waited_for(lists, item, count, teams):
 
 @gluon.jit
 def _keep_step(progress_ptr, item, teams):
-    """Wait until all of the round before that of ``item`` that is waited for is copied."""
+    """Wait until as many rows are copied, or not waited for, as stand before the round of ``item``."""
     enough = (item // teams) * teams
     copied = gl.load(progress_ptr + 1, volatile=True)
     while copied < enough:
@@ -349,8 +350,14 @@ def _attend(
         count = _hear(record, SAID)
 
 
-# Not specialised: a length of 1 would be a constant, and every length that 16 divides a kernel of its own.
-@gluon.jit(do_not_specialize=["heads", "key_tokens", "query_blocks", "key_blocks", "items"])
+# Not specialised: a length of 1 would be a constant, and every length that 16 divides a kernel of its own. Nor are the
+# strides of the lists, which are products of such lengths.
+@gluon.jit(
+    do_not_specialize=[
+        "heads", "key_tokens", "query_blocks", "key_blocks", "items",
+        "stride_cb", "stride_ch", "stride_cq", "stride_ib", "stride_ih", "stride_iq",
+    ]
+)  # fmt: skip
 def hopper_block_sparse_kernel(
     q_source, k_source, v_source, out_target, lse_ptr, order_ptr, counts_ptr, indices_ptr, progress_ptr,
     stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq,

@@ -1,7 +1,9 @@
 """The dense kernel is chosen by measurement: the fastest that is right, once, and what was left out says why."""
 
 import logging
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import dense, reference
 from adaspa_cli.attention.block_mask import BlockMask
+from adaspa_cli.attention.dense import candidates
 
 CPU = torch.device("cpu")
 
@@ -82,6 +85,23 @@ def test_without_a_right_kernel_the_reference_one_runs(measured: list[str], monk
     assert choice.kernel == "efficient"
     assert not choice.milliseconds
     assert not measured
+
+
+def test_a_flash_attn_that_cannot_be_imported_is_a_problem_and_no_error(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Such as version 2, built for another torch."""
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").write_text("raise ImportError('undefined symbol')\n")
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {name: kernel for name, kernel in candidates(64).items() if name == "flash-attn-4"}
+    monkeypatch.setattr(dense, "candidates", lambda _: {"slow": exact} | found)
+    choice = dense.choose(CPU, torch.float16, 64, 128)
+    assert choice.kernel == "slow"
+    assert measured == ["slow"]
+    assert choice.problems == {"flash-attn-4": "ImportError: undefined symbol"}
 
 
 def test_nothing_is_chosen_on_a_cpu_or_in_float32() -> None:

@@ -119,9 +119,25 @@ def test_agrees_with_float64(device: torch.device, dtype: torch.dtype, head_dim:
 
 
 @pytest.mark.parametrize("dtype", dtypes(), ids=str)
-def test_blocks_of_128(device: torch.device, dtype: torch.dtype) -> None:
-    q, k, v = tensors(device, dtype, lengths=(200, 320), head_dim=64)
+@pytest.mark.parametrize("head_dim", adaspa_kernels.HEAD_DIMS)
+@pytest.mark.parametrize("lengths", [(200, 320), (300, 293)], ids=str)
+def test_blocks_of_128(device: torch.device, dtype: torch.dtype, head_dim: int, lengths: tuple[int, int]) -> None:
+    """The last block of keys holds 64 of them, and 37."""
+    q, k, v = tensors(device, dtype, lengths=lengths, head_dim=head_dim)
     check(q, k, v, random_mask(q, k, 128))
+
+
+@pytest.mark.parametrize("block", [64, 128])
+def test_lists_of_32_bits_and_with_strides(device: torch.device, block: int) -> None:
+    """As from 32,768 key blocks on, and as one sample of more masks is."""
+    q, k, v = tensors(device, dtypes()[0], lengths=(300, 500), head_dim=64)
+    mask = random_mask(q, k, block)
+    counts, indices = (torch.stack([x, x], 1)[:, 1] for x in (mask.counts, mask.indices.int()))
+    assert not indices.is_contiguous()
+    options: dict[str, Any] = {"key_blocks": mask.key_blocks, "block_size": mask.block_size, "scale": 0.125}
+    expected = adaspa_kernels.block_sparse_attention(q, k, v, mask.counts, mask.indices, **options)
+    found = adaspa_kernels.block_sparse_attention(q, k, v, counts, indices, **options)
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("mask_batch", [None, 1, 2])
