@@ -9,6 +9,7 @@ Shapes: B batch, H heads, L tokens, D head dimension; q, k, v [B, H, L, D], outp
 
 import functools
 import logging
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -21,7 +22,8 @@ Dense = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 PROBE_TOKENS = 32_768  # at most: the order of the kernels is settled by then
 PROBE_HEADS = 4
-PROBE_LAUNCHES = 3
+PROBE_LAUNCHES = 5
+NEAR = 0.03  # times closer than this are a tie, which the order of the candidates decides, so that runs agree
 # Relative to the norm, against PyTorch's memory-efficient kernel in the same 16 bits; the LSE absolute.
 OUTPUT_ERROR, LSE_ERROR = 2e-2, 1e-2
 
@@ -74,7 +76,7 @@ def _choice(q: Tensor, k: Tensor) -> Choice:
 def choose(device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int) -> Choice:
     """Measure all candidates on random tensors; once per process, device, dtype and shape.
 
-    The device must be the current one.
+    The device must be the current one. It waits for the GPU, which a CUDA graph that is being captured cannot.
     """
     generator = torch.Generator(device).manual_seed(0)
     shape = (1, tokens, PROBE_HEADS, head_dim)
@@ -90,24 +92,28 @@ def choose(device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int)
                 problems[name] = "wrong result"
                 continue
             milliseconds[name] = _milliseconds(functools.partial(attend, q, k, v, scale))
+        except torch.OutOfMemoryError:  # says nothing of the kernel: not to be remembered
+            raise
         except Exception as error:  # a kernel that this GPU or its own version refuses
             problems[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    kernel = min(milliseconds, key=milliseconds.__getitem__, default="efficient")
+    limit = (1 + NEAR) * min(milliseconds.values(), default=0.0)
+    kernel = next((name for name, time in milliseconds.items() if time <= limit), "efficient")
     _logger.info("dense attention by %s: %s ms, not %s", kernel, milliseconds, problems)
     return Choice(kernel, (1, PROBE_HEADS, tokens, head_dim), milliseconds, problems)
 
 
+@functools.cache
 def candidates(head_dim: int) -> dict[str, Dense]:
-    """The kernels that may run, by name."""
+    """The kernels that may run, by name; of equally fast ones the first is taken."""
     import adaspa_kernels
 
-    found: dict[str, Dense] = {"cudnn": _cudnn, "flash-2": _flash_2, "efficient": _efficient}
-    if head_dim in adaspa_kernels.HEAD_DIMS:
-        found["adaspa"] = _own
+    found: dict[str, Dense] = {}
     # Not asked for its submodule: that would import it, and another version, or one built for another torch, may fail.
     if find_spec("flash_attn") is not None:
         found["flash-attn-4"] = _flash_attn_4
-    return found
+    if head_dim in adaspa_kernels.HEAD_DIMS:
+        found["adaspa"] = _own
+    return found | {"cudnn": _cudnn, "flash-2": _flash_2, "efficient": _efficient}
 
 
 def _agrees(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> bool:
@@ -117,13 +123,16 @@ def _agrees(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> bool:
 
 
 def _milliseconds(launch: Callable[[], object]) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begin.record()
+    """Median of single launches."""
+    times = []
     for _ in range(PROBE_LAUNCHES):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
         launch()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / PROBE_LAUNCHES
+        end.record()
+        end.synchronize()
+        times.append(float(begin.elapsed_time(end)))
+    return statistics.median(times)
 
 
 def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

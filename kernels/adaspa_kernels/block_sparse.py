@@ -32,6 +32,7 @@ from adaspa_kernels.launch import (
 )
 
 LOG2_E = math.log2(math.e)
+INT16_BLOCKS = 32_768
 _LN_2 = tl.constexpr(math.log(2))
 
 
@@ -194,13 +195,14 @@ def block_sparse_attention(
     out = torch.empty(batch, query_tokens, heads, head_dim, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, query_tokens, dtype=torch.float32, device=q.device)
     tma = uses_tma(k, v)
+    kernel, options = tuned(block_sparse_kernel, q.device, k.shape[2])
     with torch.cuda.device_of(q):
-        tuned(block_sparse_kernel, q.device)[(query_blocks, heads, batch)](
+        kernel[(query_blocks, heads, batch)](
             q, tile_source(k, block_k, tma), tile_source(v, block_k, tma), counts, indices, out, lse,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             *list_strides,
             query_tokens, k.shape[2], query_blocks, key_blocks, _first_query_block(query_blocks), scale * LOG2_E,
-            BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma, RAGGED=k.shape[2] % block_k != 0,
+            BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma, RAGGED=k.shape[2] % block_k != 0, **options,
         )  # fmt: skip
     return out.transpose(1, 2), lse
 
@@ -225,6 +227,8 @@ def _check_lists(
         raise ValueError(f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
     if counts.dtype != torch.int32 or indices.dtype not in (torch.int16, torch.int32):
         raise ValueError(f"counts must be int32 and indices int16 or int32, got {counts.dtype} and {indices.dtype}")
+    if indices.dtype == torch.int16 and key_blocks > INT16_BLOCKS:
+        raise ValueError(f"indices must be int32 for more than {INT16_BLOCKS} key blocks, got {key_blocks}")
     if counts.device != q.device or indices.device != q.device:
         raise ValueError(f"counts and indices must be on {q.device}, got {counts.device} and {indices.device}")
     if key_blocks != triton.cdiv(k.shape[2], block_size[1]):

@@ -137,10 +137,11 @@ def block_sums(
     query_blocks, key_blocks = triton.cdiv(query_tokens, block_q), triton.cdiv(k.shape[2], block_k)
     sums = torch.empty(batch, heads, query_blocks, key_blocks, dtype=torch.float32, device=q.device)
     tma = uses_tma(k)
+    kernel, options = tuned(block_sums_kernel, q.device, k.shape[2])
     with torch.cuda.device_of(q):
-        tuned(block_sums_kernel, q.device)[(triton.cdiv(query_tokens, TILE_Q), heads, batch)](
+        kernel[(triton.cdiv(query_tokens, TILE_Q), heads, batch)](
             q, tile_source(k, TILE_K, tma), lse, sums, *q.stride()[:3], *k.stride()[:3], *lse.stride(),
             query_tokens, k.shape[2], query_blocks, key_blocks, scale * LOG2_E, LOG2_E,
-            TQ=TILE_Q, TK=TILE_K, BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma,
+            TQ=TILE_Q, TK=TILE_K, BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma, **options,
         )  # fmt: skip
     return sums

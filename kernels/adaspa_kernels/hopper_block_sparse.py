@@ -89,6 +89,8 @@ def _scheduled(lists, item):
     head64 = head.to(gl.int64)
     block64 = query_block.to(gl.int64)
     count = gl.load(counts_ptr + batch64 * stride_cb + head64 * stride_ch + block64 * stride_cq)
+    # A count that no list can have must not hang the GPU: a negative one means the end.
+    count = gl.minimum(gl.maximum(count, 0), key_blocks)
     p_list = indices_ptr + batch64 * stride_ib + head64 * stride_ih + block64 * stride_iq
     return row, batch, head, query_block, count, p_list, count < key_blocks
 

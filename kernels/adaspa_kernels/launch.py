@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = ((64, 64), (128, 128))
 WARPS, STAGES = (4, 8), (1, 2, 3)  # of the portable kernels
+TUNED_TOKENS = 4096
 
 PATHS = ("auto", "portable", "hopper")
 PREFERRED_PATH = "hopper"  # what "auto" tries first
@@ -178,9 +179,14 @@ def tile_source(x: Tensor, rows: int, tma: bool) -> Tensor | TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[3]])
 
 
-def tuned(kernel: Any, device: torch.device) -> Any:
-    """Return what to launch: on a GPU the kernel with a choice of warps and stages, which the interpreter has not."""
-    return kernel if device.type == "cpu" else _autotuned(kernel)
+def tuned(kernel: Any, device: torch.device, tokens: int) -> tuple[Any, dict[str, int]]:
+    """Return what to launch, and its options: on a GPU warps and stages are chosen by time.
+
+    Not for so few tokens that a choice would say nothing of long sequences: these get what fits everywhere.
+    """
+    if device.type == "cpu" or tokens < TUNED_TOKENS:
+        return kernel, {"num_warps": max(WARPS), "num_stages": min(STAGES)}
+    return _autotuned(kernel), {}
 
 
 @functools.cache

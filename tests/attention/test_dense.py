@@ -68,7 +68,7 @@ def test_the_fastest_right_kernel_is_chosen_once(measured: list[str], caplog: py
     with caplog.at_level(logging.INFO, logger="adaspa_cli"):
         choice = dense.choose(CPU, torch.float16, 64, 256)
         assert dense.choose(CPU, torch.float16, 64, 256) is choice
-    assert choice.kernel == "fast"
+    assert choice.kernel == "fast"  # though the first one is right too
     assert choice.milliseconds == {"slow": 3.0, "fast": 1.0, "middle": 2.0}
     assert measured == ["slow", "fast", "middle"]
     assert choice.problems == {
@@ -77,6 +77,26 @@ def test_the_fastest_right_kernel_is_chosen_once(measured: list[str], caplog: py
     }  # fmt: skip
     (record,) = caplog.records
     assert "dense attention by fast" in record.getMessage()
+
+
+def test_of_nearly_equal_times_the_order_decides(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "candidates", lambda _: {"first": exact, "second": exact, "third": exact})
+    times = iter([1.02, 1.0, 0.995])
+    monkeypatch.setattr(dense, "_milliseconds", lambda _: next(times))
+    assert dense.choose(CPU, torch.float16, 64, 512).kernel == "first"
+    assert not measured
+
+
+def test_running_out_of_memory_is_not_remembered(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError("too large")
+
+    monkeypatch.setattr(dense, "candidates", lambda _: {"large": fails})
+    with pytest.raises(torch.OutOfMemoryError):
+        dense.choose(CPU, torch.float16, 64, 640)
+    monkeypatch.setattr(dense, "candidates", lambda _: {"slow": exact})
+    assert dense.choose(CPU, torch.float16, 64, 640).kernel == "slow"
+    assert measured == ["slow"]
 
 
 def test_without_a_right_kernel_the_reference_one_runs(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

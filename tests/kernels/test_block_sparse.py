@@ -233,6 +233,7 @@ def _wrong_arguments(device: torch.device | str = "cpu") -> dict[str, dict[str, 
         "one shape": {"v": torch.zeros(1, 1, 65, 64)},
         "counts must be int32": {"counts": torch.ones(1, 1, dtype=torch.int64)},
         "key_blocks is": {"key_blocks": 2},
+        "int32 for more than": {"key_blocks": 32_769},
         "H, Nq =": {"counts": torch.ones(2, 1, dtype=torch.int32)},
     }
 

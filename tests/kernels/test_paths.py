@@ -68,9 +68,14 @@ def test_gluon_has_what_the_kernels_use() -> None:
 def test_portable_kernels_are_tuned_on_a_gpu_whatever_the_length() -> None:
     from adaspa_kernels.block_sparse import block_sparse_kernel
 
-    assert launch.tuned(block_sparse_kernel, torch.device("cpu")) is block_sparse_kernel
-    tuned = launch.tuned(block_sparse_kernel, torch.device("cuda"))
-    assert tuned is launch.tuned(block_sparse_kernel, torch.device("cuda"))
+    gpu = torch.device("cuda")
+    for device, tokens in ((torch.device("cpu"), 10_000), (gpu, 4095)):
+        assert launch.tuned(block_sparse_kernel, device, tokens) == (
+            block_sparse_kernel, {"num_warps": 8, "num_stages": 1}
+        )  # fmt: skip
+    tuned, options = launch.tuned(block_sparse_kernel, gpu, 4096)
+    assert tuned is launch.tuned(block_sparse_kernel, gpu, 118_784)[0]
+    assert options == {}
     chosen_by = set(tuned.keys)
     assert chosen_by == {"BLOCK_Q", "BLOCK_K", "D", "TMA"}
     assert chosen_by <= set(block_sparse_kernel.arg_names)
