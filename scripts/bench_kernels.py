@@ -267,6 +267,8 @@ def flex_call(x: Inputs, kept: BlockMask) -> Attention:
     def call() -> tuple[Tensor, None]:
         if not blocks:
             indices = F.pad(kept.indices.int(), (0, kept.key_blocks - kept.indices.shape[-1]))[None]
+            everything = torch.arange(kept.key_blocks, dtype=torch.int32, device=indices.device)
+            indices = torch.where((kept.counts == kept.key_blocks)[None, ..., None], everything, indices)
             made = flex.BlockMask.from_kv_blocks(
                 torch.zeros_like(kept.counts)[None], torch.zeros_like(indices), kept.counts[None], indices,
                 BLOCK_SIZE=kept.block_size, seq_lengths=(x.q.shape[2], x.k.shape[2]),

@@ -23,6 +23,7 @@ Dense = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 PROBE_TOKENS = 32_768  # at most: the order of the kernels is settled by then
 PROBE_HEADS = 4
 PROBE_LAUNCHES = 5
+PROBE_PAUSE = 4_000_000  # clock cycles, about 2 ms
 NEAR = 0.03  # times closer than this are a tie, which the order of the candidates decides, so that runs agree
 # Relative to the norm, against PyTorch's memory-efficient kernel in the same 16 bits; the LSE absolute.
 OUTPUT_ERROR, LSE_ERROR = 2e-2, 1e-2
@@ -123,10 +124,11 @@ def _agrees(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> bool:
 
 
 def _milliseconds(launch: Callable[[], object]) -> float:
-    """Median of single launches."""
+    """Median of single launches, queued behind a pause, so that what a launch costs the CPU is not counted."""
     times = []
     for _ in range(PROBE_LAUNCHES):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(PROBE_PAUSE)  # type: ignore[no-untyped-call]
         begin.record()
         launch()
         end.record()
