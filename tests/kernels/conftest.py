@@ -19,7 +19,7 @@ def kernel_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
         if reason := launch.gluon_unavailable():
             pytest.skip(reason)
         if device.type == "cpu":
-            _interpret(monkeypatch)
+            interpret_hopper(monkeypatch)
         else:
             x = torch.empty(1, 1, 64, 64, dtype=torch.half, device=device)
             if reason := launch.hopper_unavailable("block_sums", (64, 64), x):
@@ -28,7 +28,7 @@ def kernel_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
     return path
 
 
-def _interpret(monkeypatch: pytest.MonkeyPatch) -> None:
+def interpret_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     from adaspa_kernels import hopper_block_sparse, hopper_block_sums
     from tests.kernels import gluon_on_cpu
 

@@ -10,14 +10,18 @@ Only what the kernels use is here. Integers are Python's, wrapped so that they c
 
 import itertools
 import threading
+import time
 import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 PATIENCE = 30  # seconds; a wait that lasts longer is a deadlock
+PAUSE = 0.0005  # seconds between two looks at another program's progress
+RESIDENT = 2  # programs at one time, as on a GPU with that many multiprocessors
 ELEMENT_BYTES = 2  # what the kernels count, also where the tests pass float32
 
 
@@ -120,8 +124,9 @@ class Program:
     float32, int32, int64 = torch.float32, torch.int32, torch.int64
     exp2, log2 = staticmethod(torch.exp2), staticmethod(torch.log2)
 
-    def __init__(self, place: tuple[int, ...], grid: tuple[int, ...]) -> None:
-        self.place, self.grid = place, grid
+    def __init__(self, place: tuple[int, ...], grid: tuple[int, ...], atomics: threading.Lock) -> None:
+        self.place, self.grid, self.atomics = place, grid, atomics
+        self.spins = 0
         self.changed = threading.Condition()
         self.failed: BaseException | None = None
 
@@ -198,12 +203,14 @@ class Program:
         return x
 
     def atomic_add(self, pointer: Pointer, value: int, **_: str) -> Number:
-        with self.changed:
+        with self.atomics:
             before = Number(pointer.memory[pointer.offset])
             pointer.memory[pointer.offset] += value
         return before
 
-    def load(self, pointer: Pointer, mask: Any = True, other: Any = 0, **_: bool) -> Any:
+    def load(self, pointer: Pointer, mask: Any = True, other: Any = 0, volatile: bool = False) -> Any:
+        if volatile:
+            self._let_others_run()
         if not isinstance(pointer.offset, Tensor):
             return Number(pointer.memory[pointer.offset]) if mask else Number(other)
         places = torch.where(mask, pointer.offset, 0)
@@ -252,6 +259,12 @@ class Program:
     def store_wait(self, _: int) -> None:
         pass
 
+    def _let_others_run(self) -> None:
+        """Somebody waits for another program: not for ever."""
+        self.spins += 1
+        assert self.spins * PAUSE < PATIENCE, "deadlock between programs"
+        time.sleep(PAUSE)
+
 
 class Barriers:
     """Barriers in shared memory."""
@@ -264,7 +277,7 @@ class Barriers:
 
 
 class Kernel:
-    """Stands for a jitted kernel: ``kernel[grid](*args, **options)`` runs all programs, one after the other."""
+    """Stands for a jitted kernel: ``kernel[grid](*args, **options)`` runs all programs, ``RESIDENT`` at a time."""
 
     def __init__(self, module: types.ModuleType, name: str) -> None:
         self.module, self.name = module, name
@@ -274,9 +287,11 @@ class Kernel:
         def launch(*args: Any, **options: Any) -> None:
             arguments = [_argument(x) for x in args]
             constants = {name: value for name, value in options.items() if name not in ("num_warps", "maxnreg")}
-            places = itertools.product(*map(range, grid))
-            for place in places:
-                self._function(Program(place, grid))(*arguments, **constants)
+            atomics = threading.Lock()
+            programs = [Program(place, grid, atomics) for place in itertools.product(*map(range, grid))]
+            with ThreadPoolExecutor(RESIDENT) as pool:
+                for done in [pool.submit(self._function(program), *arguments, **constants) for program in programs]:
+                    done.result()
 
         return launch
 

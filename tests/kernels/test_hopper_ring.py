@@ -16,6 +16,7 @@ import torch
 pytest.importorskip("triton.experimental.gluon", reason="this triton has no Gluon")
 
 from adaspa_kernels import hopper_block_sparse, hopper_block_sums
+from tests.kernels.gluon_on_cpu import Number
 
 BLOCK, KEY_BLOCKS = 64, 40
 
@@ -25,13 +26,6 @@ class Event(NamedTuple):
     ring: str = ""  # the barriers: full, empty, q_full or q_empty
     slot: int = 0
     value: Any = None  # a parity, bytes, or what is copied or read
-
-
-class Number(int):
-    """An integer that Gluon could cast."""
-
-    def to(self, _: object) -> "Number":
-        return self
 
 
 class Anything:
