@@ -56,3 +56,15 @@ class BenchProgress(ProgressObserver):
 
     def failed(self, row: str, reason: str) -> None:
         self._console.note(f"failed: {row}: {reason}")
+
+
+class SearchProgress(ProgressObserver):
+    """A :class:`~adaspa_cli.sampling.mask_search.SearchObserver`."""
+
+    def estimated(self, file_bytes: int, sums_bytes: int) -> None:
+        sums = f", and {_size(sums_bytes)} of block sums beside it until the search is over" if sums_bytes else ""
+        self._console.note(f"the mask file will take about {_size(file_bytes)}{sums}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

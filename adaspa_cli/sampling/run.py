@@ -19,6 +19,7 @@ from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.errors import OutOfMemoryError, RunError
 from adaspa_cli.masks import Action
+from adaspa_cli.masks.registry import open_masks
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.report.latency import latency_report
@@ -72,6 +73,7 @@ def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
 
     Raises:
         OutputError: the output folder cannot be written.
+        MaskFileError: the mask file is corrupt or does not fit the settings.
     """
     config = resolved.config
     folder = check_folder(config.output.out)
@@ -96,6 +98,9 @@ def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
 def _fingerprint(resolved: Resolved, prompt: str, seed: int) -> str:
     """A hash of everything that decides what a video looks like."""
     settings = {key: value for key, value in resolved.flat().items() if key not in NOT_IN_FINGERPRINT}
+    masks = open_masks(resolved.config.method)
+    if masks is not None:
+        settings["masks"] = masks.checksum  # what is in the file, not where it lies
     text = json.dumps([settings, prompt, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -120,6 +125,9 @@ def generate(resolved: Resolved, observer: Observer, prompts: Sequence[str] | No
     if not todo:
         return
     config = resolved.config
+    masks = open_masks(config.method)
+    for _ in () if masks is None else masks.verify():  # whole before anything slow begins
+        pass
     observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
     with memory_errors(config.model.offload):
         pipe = load_pipeline(config.model, decode=config.decodes)
@@ -141,7 +149,7 @@ def session(pipe: Any, resolved: Resolved, observer: Observer) -> Iterator[tuple
         AdaspaError: the settings do not fit the pipeline, or the folder cannot be written.
     """
     check_sampling(pipe, resolved.config.sampling)
-    with Handle(pipe, resolved.config.method) as handle:
+    with Handle(pipe, resolved.config.method, model=resolved.config.model.model) as handle:
         prepare_folder(resolved.config.output.out)
         handle.engine.on_action = observer.action
         handle.clock.on_step_end.append(observer.step_done)
