@@ -60,7 +60,7 @@ def verify(
             raise MaskFileError(f"{missing[0]} does not exist")
         found = [{"file": str(file), **_verified(file)} for file in files]
         lines = [
-            Text(f"{row['file']}: {'whole' if row['whole'] else row['reason']}", no_wrap=True, overflow="ignore")
+            Text(f"{row['file']}: whole" if row["whole"] else row["reason"], no_wrap=True, overflow="ignore")
             for row in found
         ]
         console.result(found, Group(*lines))

@@ -67,4 +67,7 @@ class SearchProgress(ProgressObserver):
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size / 10:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1e3:.1f} kB"

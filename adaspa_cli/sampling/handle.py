@@ -35,14 +35,12 @@ class Handle:
         pipe: Any,
         config: MethodConfig,
         *,
-        model: str | None = None,
         policy: Callable[[int], MaskPolicy] | None = None,
     ) -> None:
         """
         Args:
             pipe: the pipeline, on its device.
             config: the method.
-            model: the model's name, if it has one: masks of another named model are refused.
             policy: the policy of a run with that many steps, instead of the one that ``config`` describes.
 
         Raises:
@@ -59,7 +57,7 @@ class Handle:
             check_kernel(backend, pipe.transformer.config.attention_head_dim, block_size, dtype)
         self.mask_file = open_masks(config)
         if self.mask_file is not None:
-            check_model(self.mask_file, pipe, model)
+            check_model(self.mask_file, pipe)
         self.merging: TokenMerging | None = make_merging(config)
         self.backend = backend.name if self.merging is None else "sdpa"
         self.clock = StepClock(pipe)

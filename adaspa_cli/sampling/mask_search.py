@@ -1,9 +1,9 @@
 """``search-masks``: run as far as the last search step, and keep the masks of all layers in one file.
 
 With several prompts and seeds the block sums of the same layer, branch and step are averaged, and the masks are chosen
-from the average. Sums are added up on disk: of the block sums (4 bytes a block) at most four layers are in memory at
-once, three on the device (those found, a copy of their video part, and the sum) and one on the CPU, whatever the
-numbers of layers and prompts. A single video needs no sums on disk.
+from the average. Sums are added up on disk, so memory holds block sums (4 bytes a block) of one layer at a time,
+whatever the numbers of layers and prompts: on the device those found, those stored and their sum, and one copy on the
+CPU. With the masks that the run itself uses from step to step that is all. A single video needs no sums on disk.
 
 Shapes: H heads, R query and C key blocks without text, W [H, Nq, Nk] block sums.
 """

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adaspa_cli.config import Resolved
+from adaspa_cli.config import GenerateConfig, Resolved
 from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.errors import OutOfMemoryError, RunError
 from adaspa_cli.masks import Action
+from adaspa_cli.masks.files.check import check_name
 from adaspa_cli.masks.registry import open_masks
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
@@ -125,9 +126,7 @@ def generate(resolved: Resolved, observer: Observer, prompts: Sequence[str] | No
     if not todo:
         return
     config = resolved.config
-    masks = open_masks(config.method)
-    for _ in () if masks is None else masks.verify():  # whole before anything slow begins
-        pass
+    _check_masks(config)
     observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
     with memory_errors(config.model.offload):
         pipe = load_pipeline(config.model, decode=config.decodes)
@@ -136,6 +135,15 @@ def generate(resolved: Resolved, observer: Observer, prompts: Sequence[str] | No
             for number, job in enumerate(todo):
                 observer.video(number, job.prompt, job.seed)
                 yield make(job)
+
+
+def _check_masks(config: GenerateConfig) -> None:
+    """Read the whole mask file, if there is one, before anything slow begins; raises MaskFileError."""
+    masks = open_masks(config.method)
+    if masks is not None:
+        check_name(masks, config.model.model)
+        for _ in masks.verify():
+            pass
 
 
 @contextmanager
@@ -149,7 +157,7 @@ def session(pipe: Any, resolved: Resolved, observer: Observer) -> Iterator[tuple
         AdaspaError: the settings do not fit the pipeline, or the folder cannot be written.
     """
     check_sampling(pipe, resolved.config.sampling)
-    with Handle(pipe, resolved.config.method, model=resolved.config.model.model) as handle:
+    with Handle(pipe, resolved.config.method) as handle:
         prepare_folder(resolved.config.output.out)
         handle.engine.on_action = observer.action
         handle.clock.on_step_end.append(observer.step_done)

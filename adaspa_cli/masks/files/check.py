@@ -54,8 +54,8 @@ def check_method(masks: MaskFile, method: MethodConfig) -> None:
         _same(masks, "search_steps", list(facts.search_steps), list(method.search_steps), hint)
 
 
-def check_model(masks: MaskFile, pipe: Any, name: str | None) -> None:
-    """Refuse masks of another model.
+def check_name(masks: MaskFile, name: str) -> None:
+    """Refuse masks of another preset.
 
     Two presets of the same architecture, such as ``hunyuan`` and ``fasthunyuan``, are told apart by their names; other
     names say nothing, because a checkpoint may lie anywhere.
@@ -63,11 +63,19 @@ def check_model(masks: MaskFile, pipe: Any, name: str | None) -> None:
     Raises:
         MaskFileError: names the field.
     """
+    presets = preset_names("models")
+    if masks.description.model.name in presets and name in presets:
+        _same(masks, "model", masks.description.model.name, name)
+
+
+def check_model(masks: MaskFile, pipe: Any) -> None:
+    """Refuse masks of a model of another architecture.
+
+    Raises:
+        MaskFileError: names the field.
+    """
     facts = masks.description.model
     _same(masks, "pipeline", facts.pipeline, type(pipe).__name__)
-    presets = preset_names("models")
-    if facts.name in presets and name in presets:
-        _same(masks, "model", facts.name, name)
     _same(masks, "transformer config", facts.transformer[:12], config_hash(pipe.transformer)[:12])
 
 
