@@ -23,7 +23,7 @@ BLOCK, HEADS = 8, 2
 def description(**changed: Any) -> Description:
     """Two layers, two heads, two branches, two search steps."""
     usual = Description(
-        model=ModelFacts("tiny", "HunyuanVideoPipeline", "0" * 64),
+        model=ModelFacts("tiny", False, "HunyuanVideoPipeline", "0" * 64),
         layout=LAYOUT,
         block_size=BLOCK,
         layers=2,
@@ -36,6 +36,7 @@ def description(**changed: Any) -> Description:
         seeds=(0, 1),
         ranked=None,
         keeps_sums=False,
+        settings="0" * 64,
         versions={"adaspa": "0"},
     )
     return dataclasses.replace(usual, **changed)

@@ -264,7 +264,7 @@ def _mask_note(report: dict[str, Any]) -> str | None:
     below = f", {done}" if masks["below"] else ""
     return (
         f"masks of {masks['file']}: recall below {masks['min_recall']:g} in {masks['below']} of {len(masks['checks'])} "
-        f"layers{below}"
+        f"masks{below}"
     )
 
 

@@ -12,7 +12,6 @@ from rich.text import Text
 from adaspa_cli.commands.guard import guard
 from adaspa_cli.commands.settings import parse_settings
 from adaspa_cli.console import Console
-from adaspa_cli.errors import OutputError
 
 _KEPT = "interrupted; no mask file was written, and --resume goes on where this stopped"
 
@@ -106,13 +105,14 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, out: Path, 
     from adaspa_cli.config import resolve
     from adaspa_cli.config.architecture import random_weights_note
     from adaspa_cli.config.load import parse_steps
+    from adaspa_cli.config.mask_search import SearchOptions
     from adaspa_cli.sampling.prompts import collect_prompts
 
-    if out.is_dir():
-        raise OutputError(f"{out} is a folder", hint="name a file, as --out masks.safetensors")
+    searched = SearchOptions(out, **options)
     if "search_steps" in flags and isinstance(flags["search_steps"], str):
         flags["search_steps"] = parse_steps(flags["search_steps"])
     resolved = resolve(flags, file)
+    searched.check(resolved.config.method)
     prompts = collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong one is refused at once
     note = random_weights_note(resolved.config.model)
     if note:
@@ -120,10 +120,10 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, out: Path, 
     console.note("starting ...")
 
     from adaspa_cli.commands.progress import SearchProgress
-    from adaspa_cli.sampling.mask_search import SearchOptions, search_masks
+    from adaspa_cli.sampling.mask_search import search_masks
 
     with console.progress() as progress:
-        masks = search_masks(resolved, SearchOptions(out, **options), prompts, SearchProgress(console, progress))
+        masks = search_masks(resolved, searched, prompts, SearchProgress(console, progress))
     facts = masks.description
     recalls = [value for entry in facts.entries for value in entry.recall]
     densities = [value for entry in facts.entries for value in entry.density]

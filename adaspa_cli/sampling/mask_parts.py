@@ -8,9 +8,10 @@ Shapes: H heads, R query and C key blocks without text.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,16 @@ class MaskParts:
         """Add the block sums of video ``number`` (from 0): video part [H, R, C], mass with text [H].
 
         Holds the sum so far and the new one, on the device of ``video``.
+
+        Raises:
+            OutputError: the disk is full.
         """
         stored = self._stored(place)
         if stored > number:
             return  # added before an interruption
         video, text = self.sum(place, number, video, text)
         tensors = {"video": video.cpu().contiguous(), "text": text.cpu().contiguous()}
-        with whole_file(self._sums(place), replace=True) as partial:
+        with self._writing(self._sums(place)) as partial:
             save_file(tensors, partial, {"videos": str(number + 1)})
 
     def sum(self, place: Place, number: int, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +141,7 @@ class MaskParts:
     def write_mask(self, place: Place, density: Tensor, recall: Tensor, tensors: Mapping[str, Tensor]) -> None:
         """Write the final mask of a place; its sums are no longer needed."""
         on_cpu = {kind: tensor.cpu().contiguous() for kind, tensor in tensors.items()}
-        with whole_file(self._mask(place), replace=True) as partial:
+        with self._writing(self._mask(place)) as partial:
             write_part(partial, place, density.tolist(), recall.tolist(), on_cpu)
         self._sums(place).unlink(missing_ok=True)
 
@@ -156,6 +160,17 @@ class MaskParts:
                 f"cannot write {out}: {error.strerror}", hint="the search itself is kept: --resume"
             ) from error
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path) -> Iterator[Path]:
+        """A temporary name, which becomes ``path``; raises OutputError where the disk does not take it."""
+        try:
+            with whole_file(path, replace=True) as partial:
+                yield partial
+        except (OSError, SafetensorError) as error:
+            raise OutputError(
+                f"cannot write {path}: {error}", hint="make room there, and go on with --resume"
+            ) from error
 
     def _sums(self, place: Place) -> Path:
         return self.folder / f"{'.'.join(map(str, place))}.sums"

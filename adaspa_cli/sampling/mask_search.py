@@ -11,8 +11,9 @@ Shapes: H heads, R query and C key blocks without text, W [H, Nq, Nk] block sums
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.config import Resolved
-from adaspa_cli.config.names import SEARCHING
+from adaspa_cli.config.mask_search import SearchOptions
 from adaspa_cli.errors import ConfigError, OutputError, RunError
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.files import Description, MaskFile, MethodFacts
@@ -48,58 +49,6 @@ class SearchObserver(Observer, Protocol):
     def estimated(self, file_bytes: int, sums_bytes: int) -> None: ...
 
 
-@dataclass(frozen=True)
-class SearchOptions:
-    """What ``search-masks`` can be told besides a run's settings.
-
-    Attributes:
-        out: the mask file.
-        keep_ranking: density up to which each row's blocks are kept in their order; None keeps one sparsity's mask.
-        keep_sums: keep the averaged block sums too, in float16.
-        first_step_only: search at the first search step alone.
-        resume: go on with an unfinished search; nothing is done if the file is there.
-    """
-
-    out: Path
-    keep_ranking: float | None = None
-    keep_sums: bool = False
-    first_step_only: bool = False
-    resume: bool = False
-
-
-def check_search(resolved: Resolved, options: SearchOptions) -> None:
-    """Refuse what cannot be searched; reads no model.
-
-    Raises:
-        ConfigError: a method that does not search, a cache that skips calls, or a ranking that is too short.
-        OutputError: the file is there or cannot be written.
-    """
-    method = resolved.config.method
-    if method.algorithm not in SEARCHING:
-        raise ConfigError(
-            f"'{method.algorithm}' does not search for masks", hint=f"methods that do: {', '.join(SEARCHING)}"
-        )
-    if method.masks is not None:
-        raise ConfigError("masks from a file are not searched", hint="drop masks")
-    if method.cache != "none":
-        raise ConfigError(f"cache '{method.cache}' skips calls that are to be searched", hint="drop the cache")
-    if options.keep_ranking is not None:
-        if method.algorithm != "adaspa":
-            raise ConfigError(f"the masks of '{method.algorithm}' follow from no ranking", hint="drop --keep-ranking")
-        density = 1 - method.sparsity
-        needed = min(1.0, 1.5 * density if method.head_adaptive else density)
-        if not needed - 1e-9 <= options.keep_ranking <= 1:
-            raise ConfigError(
-                f"keep_ranking must lie in [{needed:g}, 1], got {options.keep_ranking:g}",
-                hint=f"sparsity {method.sparsity:g} keeps up to {needed:.0%} of the blocks of a row",
-            )
-    if options.out.suffix != ".safetensors":
-        raise OutputError(f"a mask file is named .safetensors, got {options.out.name}", hint="as masks.safetensors")
-    check_folder(str(options.out.parent))
-    if options.out.exists() and not options.resume:
-        raise OutputError(f"{options.out} is there already", hint="choose another --out, or remove it")
-
-
 def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str], observer: SearchObserver) -> MaskFile:
     """Search, and write the mask file; returns it.
 
@@ -110,24 +59,28 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
         observer: is told how it goes on.
 
     Raises:
-        AdaspaError: see :func:`check_search`, :func:`~adaspa_cli.models.loading.load_pipeline`, and below.
+        AdaspaError: see :meth:`~adaspa_cli.config.mask_search.SearchOptions.check`,
+            :func:`~adaspa_cli.models.loading.load_pipeline`, and below.
         OutputError: the disk is too small, or the unfinished search that is there is another one.
         RunError: the block sums are no numbers.
     """
-    check_search(resolved, options)
+    options.check(resolved.config.method)
+    check_folder(str(options.out.parent))
     output = dataclasses.replace(resolved.config.output, decode=False, lossless=False)
     resolved = dataclasses.replace(resolved, config=dataclasses.replace(resolved.config, output=output))
     config = resolved.config
-    if options.out.exists():
-        observer.skipped(options.out)
-        return MaskFile.open(options.out)
-    jobs = [(prompt, seed) for prompt in prompts for seed in config.sampling.seed]
     steps = config.method.schedule(config.sampling.steps)[: 1 if options.first_step_only else None]
+    settings = _settings(resolved, options, steps, prompts)
+    if options.out.exists():
+        finished = _finished(options.out, settings)
+        observer.skipped(options.out)
+        return finished
+    jobs = [(prompt, seed) for prompt in prompts for seed in config.sampling.seed]
     observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
     with memory_errors(config.model.offload):
         pipe = load_pipeline(config.model, decode=False)
         check_sampling(pipe, config.sampling)
-        search = _Search(pipe, resolved, options, steps, prompts)
+        search = _Search(pipe, resolved, options, steps, settings)
         with Handle(pipe, config.method, policy=lambda _steps: search.policy) as handle:
             handle.engine.on_action = observer.action
             handle.clock.on_step_end += [observer.step_done, search.stop_after]
@@ -144,16 +97,47 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
     return MaskFile.open(options.out)
 
 
+def _settings(resolved: Resolved, options: SearchOptions, steps: tuple[int, ...], prompts: list[str]) -> dict[str, Any]:
+    """Everything that decides what is in the file."""
+    return {key: value for key, value in resolved.flat().items() if key not in _NO_MATTER} | {
+        "prompts": prompts,
+        "seeds": list(resolved.config.sampling.seed),
+        "steps searched": list(steps),
+        "keep_ranking": options.keep_ranking,
+        "keep_sums": options.keep_sums,
+    }
+
+
+def _fingerprint(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(out: Path, settings: dict[str, Any]) -> MaskFile:
+    """The file of a search that is over; raises OutputError if it was another one."""
+    found = MaskFile.open(out)
+    if found.description.settings != _fingerprint(settings):
+        raise OutputError(
+            f"{out} is there already, from a search with other settings",
+            hint=f"choose another --out; adaspa masks info {out} shows what it is",
+        )
+    return found
+
+
 class _Search:
     """One search: what is common to its videos."""
 
     parts: MaskParts
 
     def __init__(
-        self, pipe: Any, resolved: Resolved, options: SearchOptions, steps: tuple[int, ...], prompts: list[str]
+        self,
+        pipe: Any,
+        resolved: Resolved,
+        options: SearchOptions,
+        steps: tuple[int, ...],
+        settings: dict[str, Any],
     ) -> None:
         self._pipe, self._resolved, self._options = pipe, resolved, options
-        self._steps, self._prompts = steps, prompts
+        self._steps, self._settings = steps, settings
         config = resolved.config
         exact = dataclasses.replace(config.method, search_steps=steps, search_steps_for=None)
         self._method: MaskPolicy = make_policy(exact, config.sampling.steps)
@@ -165,15 +149,7 @@ class _Search:
     def begin(self, jobs: int) -> None:
         """Make or find the work folder."""
         self._jobs = jobs
-        settings = {key: value for key, value in self._resolved.flat().items() if key not in _NO_MATTER}
-        settings |= {
-            "prompts": self._prompts,
-            "seeds": list(self._resolved.config.sampling.seed),
-            "steps searched": list(self._steps),
-            "keep_ranking": self._options.keep_ranking,
-            "keep_sums": self._options.keep_sums,
-        }
-        self.parts = MaskParts(self._options.out, settings, resume=self._options.resume)
+        self.parts = MaskParts(self._options.out, self._settings, resume=self._options.resume)
 
     def stop_after(self, step: int) -> None:
         """End the run after the last search step, in the way that diffusers offers."""
@@ -229,7 +205,7 @@ class _Search:
         config, transformer = self._resolved.config, self._pipe.transformer.config
         method = config.method
         return Description(
-            model=model_facts(self._pipe, config.model.model),
+            model=model_facts(self._pipe, config.model),
             layout=layout,
             block_size=self._block,
             layers=self.layers,
@@ -238,10 +214,11 @@ class _Search:
             method=MethodFacts(method.algorithm, float(method.sparsity), method.head_adaptive, method.lse_cache),
             steps=config.sampling.steps,
             search_steps=self._steps,
-            prompts=tuple(self._prompts),
+            prompts=tuple(self._settings["prompts"]),
             seeds=config.sampling.seed,
             ranked=self._ranked(len(layout.video_blocks(self._block))),
             keeps_sums=self._options.keep_sums,
+            settings=_fingerprint(self._settings),
             versions=versions(),
         )
 

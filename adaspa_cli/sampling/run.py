@@ -141,7 +141,7 @@ def _check_masks(config: GenerateConfig) -> None:
     """Read the whole mask file, if there is one, before anything slow begins; raises MaskFileError."""
     masks = open_masks(config.method)
     if masks is not None:
-        check_name(masks, config.model.model)
+        check_name(masks, config.model)
         for _ in masks.verify():
             pass
 

@@ -84,11 +84,11 @@ def test_the_recall_is_told(search: Any, generate: Any, tmp_path: Path) -> None:
     search("--seed", "3")
     file = str(tmp_path / "masks.safetensors")
     result = generate("--masks", file, "--masks-min-recall", "0.99")
-    assert "masks of masks.safetensors: recall below 0.99 in 4 of 4 layers, searched anew" in result.stdout
+    assert "masks of masks.safetensors: recall below 0.99 in 4 of 4 masks, searched anew" in result.stdout
     result = generate("--masks", file, "--masks-min-recall", "0.99", "--masks-fallback", "warn")
-    assert "below 0.99 in 4 of 4 layers, used all the same" in result.stdout
+    assert "below 0.99 in 4 of 4 masks, used all the same" in result.stdout
     result = generate("--masks", file, "--masks-min-recall", "0.1")
-    assert "recall below 0.1 in 0 of 4 layers\n" in result.stdout
+    assert "recall below 0.1 in 0 of 4 masks\n" in result.stdout
 
 
 def test_search_as_json(search: Any, tmp_path: Path) -> None:

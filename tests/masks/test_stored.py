@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.config import MethodConfig
+from adaspa_cli.config import MethodConfig, ModelConfig
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.masks import Action, Call
 from adaspa_cli.masks.files import MaskFile, ModelFacts
@@ -244,15 +244,20 @@ def test_masks_of_another_model_are_refused(tmp_path: Path) -> None:
     from adaspa_cli.masks.files.check import config_hash, model_facts
 
     pipe = HunyuanVideoPipeline()
-    file = small_file(tmp_path / "masks.safetensors", model=model_facts(pipe, "hunyuan"))
+    file = small_file(tmp_path / "masks.safetensors", model=model_facts(pipe, ModelConfig("hunyuan")))
     check_model(file, pipe)
     for name in ("hunyuan", "/a/folder", "org/name"):
-        check_name(file, name)
+        check_name(file, ModelConfig(name))
     with pytest.raises(MaskFileError, match="model is hunyuan in the file and fasthunyuan in the run"):
-        check_name(file, "fasthunyuan")
+        check_name(file, ModelConfig("fasthunyuan"))
+    with pytest.raises(MaskFileError, match="random_weights is False in the file and True in the run"):
+        check_name(file, ModelConfig("hunyuan", random_weights=True))
     for facts, field in (
-        (ModelFacts("hunyuan", "CogVideoXPipeline", config_hash(pipe.transformer)), "pipeline is CogVideoXPipeline"),
-        (ModelFacts("hunyuan", "HunyuanVideoPipeline", "f" * 64), "transformer config is ffffffffffff"),
+        (
+            ModelFacts("hunyuan", False, "CogVideoXPipeline", config_hash(pipe.transformer)),
+            "pipeline is CogVideoXPipeline",
+        ),
+        (ModelFacts("hunyuan", False, "HunyuanVideoPipeline", "f" * 64), "transformer config is ffffffffffff"),
     ):
         other = small_file(tmp_path / f"{facts.pipeline}.safetensors", model=facts)
         with pytest.raises(MaskFileError, match=field):

@@ -12,6 +12,7 @@ import torch
 
 import adaspa_cli
 from adaspa_cli.config import resolve
+from adaspa_cli.config.mask_search import SearchOptions
 from adaspa_cli.errors import AdaspaError, ConfigError, MaskFileError, OutputError, RunError
 from adaspa_cli.masks import Action
 from adaspa_cli.masks.files import MaskFile
@@ -19,7 +20,7 @@ from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.video_part import sums_with_text, video_part
 from adaspa_cli.sampling import mask_search
 from adaspa_cli.sampling.mask_parts import MaskParts
-from adaspa_cli.sampling.mask_search import SearchOptions, search_masks
+from adaspa_cli.sampling.mask_search import search_masks
 from adaspa_cli.sampling.outputs import read_frames
 from adaspa_cli.sampling.run import generate
 from tests.pipelines import PROMPT, Listener, hunyuan_video, latents, small_run
@@ -234,6 +235,9 @@ def test_a_finished_search_is_left_as_it_is(hunyuan_folder: Path, tmp_path: Path
     listener = Listener()
     search(hunyuan_folder, out, listener, resume=True)
     assert listener.heard == [("skipped", out)]
+    for changed in ({"sparsity": 0.6}, {"width": 48}, {"seed": [1]}, {"keep_sums": True}, {"first_step_only": True}):
+        with pytest.raises(OutputError, match="from a search with other settings"):
+            search(hunyuan_folder, out, resume=True, **changed)
     assert out.read_bytes() == before
 
 
@@ -392,3 +396,20 @@ def test_apply_takes_a_mask_file(hunyuan_folder: Path, tmp_path: Path) -> None:
 def test_the_description_is_json_that_programs_can_read(hunyuan_folder: Path, tmp_path: Path) -> None:
     file = search(hunyuan_folder, tmp_path / "masks.safetensors")
     assert json.loads(json.dumps(file.description.as_json()))["steps"] == 4
+
+
+def test_a_full_disk_is_told_and_the_search_goes_on(
+    hunyuan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adaspa_cli.sampling import mask_parts
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "masks.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(mask_parts, "write_part", full)
+        with pytest.raises(OutputError, match="No space left on device"):
+            search(hunyuan_folder, out)
+    assert not out.exists()
+    assert list(search(hunyuan_folder, out, resume=True).verify())

@@ -8,7 +8,7 @@ from typing import Any
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config.load import preset_names
-from adaspa_cli.config.schema import MethodConfig
+from adaspa_cli.config.schema import MethodConfig, ModelConfig
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.masks.files.description import ModelFacts
 from adaspa_cli.masks.files.reader import MaskFile
@@ -21,9 +21,9 @@ def config_hash(transformer: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def model_facts(pipe: Any, name: str) -> ModelFacts:
+def model_facts(pipe: Any, model: ModelConfig) -> ModelFacts:
     """What a mask file says of the model of a pipeline."""
-    return ModelFacts(name, type(pipe).__name__, config_hash(pipe.transformer))
+    return ModelFacts(model.model, model.random_weights, type(pipe).__name__, config_hash(pipe.transformer))
 
 
 def check_method(masks: MaskFile, method: MethodConfig) -> None:
@@ -54,8 +54,8 @@ def check_method(masks: MaskFile, method: MethodConfig) -> None:
         _same(masks, "search_steps", list(facts.search_steps), list(method.search_steps), hint)
 
 
-def check_name(masks: MaskFile, name: str) -> None:
-    """Refuse masks of another preset.
+def check_name(masks: MaskFile, model: ModelConfig) -> None:
+    """Refuse masks of another preset, or of random weights for real ones.
 
     Two presets of the same architecture, such as ``hunyuan`` and ``fasthunyuan``, are told apart by their names; other
     names say nothing, because a checkpoint may lie anywhere.
@@ -63,9 +63,10 @@ def check_name(masks: MaskFile, name: str) -> None:
     Raises:
         MaskFileError: names the field.
     """
-    presets = preset_names("models")
-    if masks.description.model.name in presets and name in presets:
-        _same(masks, "model", masks.description.model.name, name)
+    facts, presets = masks.description.model, preset_names("models")
+    if facts.name in presets and model.model in presets:
+        _same(masks, "model", facts.name, model.model)
+    _same(masks, "random_weights", facts.random_weights, model.random_weights)
 
 
 def check_model(masks: MaskFile, pipe: Any) -> None:

@@ -31,10 +31,12 @@ class ModelFacts:
     Attributes:
         name: what ``--model`` was.
         pipeline: class of the pipeline in diffusers.
+        random_weights: whether it had random weights, whose masks mean nothing.
         transformer: SHA-256 of the transformer's configuration (:func:`~adaspa_cli.masks.files.check.config_hash`).
     """
 
     name: str
+    random_weights: bool
     pipeline: str
     transformer: str
 
@@ -98,6 +100,7 @@ class Description:
         ranked: K, how many blocks of each row are kept in the order of their weight, for other sparsities; None if
             one sparsity alone is kept.
         keeps_sums: whether the averaged block sums are kept as well.
+        settings: SHA-256 of all settings of the search, by which it knows itself again.
         versions: of adaspa and the libraries that decide numbers.
         entries: by layer, branch and step, in this order, without a gap.
     """
@@ -115,6 +118,7 @@ class Description:
     seeds: tuple[int, ...]
     ranked: int | None
     keeps_sums: bool
+    settings: str
     versions: Mapping[str, str]
     entries: tuple[Entry, ...] = ()
 
