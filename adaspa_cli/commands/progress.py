@@ -63,7 +63,7 @@ class SearchProgress(ProgressObserver):
 
     def estimated(self, file_bytes: int, sums_bytes: int) -> None:
         sums = f", and {_size(sums_bytes)} of block sums beside it until the search is over" if sums_bytes else ""
-        self._console.note(f"the mask file will take about {_size(file_bytes)}{sums}")
+        self._console.note(f"the masks will take about {_size(file_bytes)}{sums}")
 
 
 def _size(count: int) -> str:
