@@ -8,6 +8,8 @@ import typer
 
 from adaspa_cli.commands.bench import bench
 from adaspa_cli.commands.generate import generate
+from adaspa_cli.commands.masks import masks_app
+from adaspa_cli.commands.search_masks import search_masks
 from adaspa_cli.version import __version__
 
 app = typer.Typer(
@@ -19,6 +21,8 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(bench)
+app.command()(search_masks)
+app.add_typer(masks_app, name="masks")
 
 
 def _show_version(value: bool) -> None:

@@ -36,6 +36,10 @@ class BackendError(UsageError):
     """An attention backend was asked for that cannot run here."""
 
 
+class MaskFileError(UsageError):
+    """A mask file is corrupt, foreign or of another run than the one it was given to."""
+
+
 class OutputError(UsageError):
     """A result cannot be written where it was asked for."""
 

@@ -59,6 +59,21 @@ def generate(
         bool | None,
         _option("--lse-cache/--no-lse-cache", panel=_METHOD, text="Later searches reuse the first one's LSE."),
     ] = None,
+    masks: Annotated[
+        Path | None, _option("--masks", panel=_METHOD, text="Mask file of adaspa search-masks, instead of a search.")
+    ] = None,
+    masks_from_start: Annotated[
+        bool | None,
+        _option("--masks-from-start/--no-masks-from-start", panel=_METHOD, text="No dense steps before the masks."),
+    ] = None,
+    masks_min_recall: Annotated[
+        float | None,
+        _option("--masks-min-recall", panel=_METHOD, text="Measure each layer's recall with the masks: at least this."),
+    ] = None,
+    masks_fallback: Annotated[
+        str | None,
+        _option("--masks-fallback", panel=_METHOD, text="search or warn, where it is lower.", default="search"),
+    ] = None,
     cache: Annotated[
         str | None,
         _option("--cache", panel=_METHOD, text=", ".join(CACHES) + ": reuse results of earlier steps.", default="none"),
@@ -158,6 +173,10 @@ def generate(
         "block_size": block_size,
         "head_adaptive": head_adaptive,
         "lse_cache": lse_cache,
+        "masks": None if masks is None else str(masks),
+        "masks_from_start": masks_from_start,
+        "masks_min_recall": masks_min_recall,
+        "masks_fallback": masks_fallback,
         "cache": cache,
         "steps": steps,
         "height": height,
@@ -204,7 +223,8 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, print_confi
         console.note(note)
     planned = list(resolved.config.method.schedule(resolved.config.sampling.steps))
     asked = list(resolved.config.method.search_steps)
-    if resolved.config.method.algorithm != "full" and planned != asked:
+    method = resolved.config.method
+    if method.masks is None and method.algorithm != "full" and planned != asked:
         console.note(f"search steps {asked} scaled to {planned}, for {resolved.config.sampling.steps} steps")
 
     from adaspa_cli.sampling.prompts import collect_prompts
@@ -231,7 +251,21 @@ def _show(console: Console, folder: Path, reports: list[dict[str, Any]]) -> None
     data = [{"video": video, "report": report} for video, report in zip(videos, reports, strict=True)]
     lines = [Text(video, no_wrap=True, overflow="ignore") for video in videos if video]
     lines += [Text(note) for note in {report.get("random_weights"): None for report in reports} if note]
+    lines += [Text(note) for note in map(_mask_note, reports) if note]
     console.result(data, Group(*lines, _table(reports)))
+
+
+def _mask_note(report: dict[str, Any]) -> str | None:
+    """What was measured of the masks of a file."""
+    masks = report.get("mask_file")
+    if not masks or not masks["checks"]:
+        return None
+    done = "searched anew" if masks["searched"] else "used all the same"
+    below = f", {done}" if masks["below"] else ""
+    return (
+        f"masks of {masks['file']}: recall below {masks['min_recall']:g} in {masks['below']} of {len(masks['checks'])} "
+        f"masks{below}"
+    )
 
 
 def _table(reports: list[dict[str, Any]]) -> Table:

@@ -56,3 +56,18 @@ class BenchProgress(ProgressObserver):
 
     def failed(self, row: str, reason: str) -> None:
         self._console.note(f"failed: {row}: {reason}")
+
+
+class SearchProgress(ProgressObserver):
+    """A :class:`~adaspa_cli.sampling.mask_search.SearchObserver`."""
+
+    def estimated(self, file_bytes: int, sums_bytes: int) -> None:
+        sums = f", and {_size(sums_bytes)} of block sums beside it until the search is over" if sums_bytes else ""
+        self._console.note(f"the masks will take about {_size(file_bytes)}{sums}")
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size / 10:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1e3:.1f} kB"

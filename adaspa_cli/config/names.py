@@ -4,6 +4,7 @@ BACKENDS = ("auto", "triton", "cpu", "reference")
 OFFLOADS = ("none", "model", "group")
 ALGORITHMS = ("adaspa", "full", "sparse-videogen", "minference", "frame-region")
 ESTIMATING = ("sparse-videogen", "minference")  # they find a mask anew in every call after warm-up
+SEARCHING = ("adaspa", "frame-region")  # they search masks in exact block sums, which a mask file can hold
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 CACHES = ("none", "pab", "adacache", "first-block", "magcache", "taylorseer")
 MERGES = ("none", "tomesd")

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 from adaspa_cli.config.caching import CacheSettings
+from adaspa_cli.config.masks import MaskFileSettings
 from adaspa_cli.config.names import ALGORITHMS, BACKENDS, DTYPES, ESTIMATING, OFFLOADS
 from adaspa_cli.errors import ConfigError, nearest
 
@@ -69,8 +70,9 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class MethodConfig(CacheSettings):
-    """How attention is thinned, and with :class:`CacheSettings` what is not computed at all.
+class MethodConfig(CacheSettings, MaskFileSettings):
+    """How attention is thinned, with :class:`CacheSettings` what is not computed at all, and with
+    :class:`MaskFileSettings` where masks come from if they are not searched.
 
     Attributes:
         method: the preset's name.
@@ -99,6 +101,7 @@ class MethodConfig(CacheSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _one_of("algorithm", self.algorithm, ALGORITHMS)
+        self.check_masks(self.algorithm)
         _one_of("attention_backend", self.attention_backend, BACKENDS)
         if not 0 <= self.sparsity < 1:
             raise ConfigError(

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout
@@ -19,6 +20,8 @@ class Action(Enum):
     SEARCH_AND_SPARSE = "cached search"
     SPARSE = "sparse"
     ESTIMATE_AND_SPARSE = "estimate"
+    DENSE_AND_CHECK = "mask check"  # dense, and the recall of a loaded mask is measured
+    LOAD_AND_SPARSE = "loaded masks"
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,21 @@ class FoundMask:
         mask: over the tokens in the order that ``order`` brings them into.
         recall: float32 [H], of the attention that the mask was found in; None where only estimates were made.
         order: the heads whose tokens are to be permuted before attention, and back after it; None if there are none.
+        loaded: whether it comes from a mask file; its recall is then that of the search that made the file.
     """
 
     mask: BlockMask
     recall: Tensor | None
     order: HeadOrder | None = None
+    loaded: bool = False
 
 
 class MaskPolicy(ABC):
     """A method. It holds settings alone; the masks and the LSE of a run are kept by the run.
 
     A method implements the way of finding masks that its actions ask for: :meth:`search` from exact block sums, for
-    masks that later calls reuse, or :meth:`estimate` from the call's own q, k and v, for masks of this call alone.
+    masks that later calls reuse, :meth:`load` without looking at the call's attention at all, or :meth:`estimate` from
+    the call's own q, k and v, for masks of this call alone.
     """
 
     @property
@@ -78,6 +84,10 @@ class MaskPolicy(ABC):
     def search(self, call: Call, block_sums: Tensor) -> FoundMask:
         """Choose the mask of one sample from its block sums W [H, Nq, Nk]."""
         raise NotImplementedError(f"{type(self).__name__} does not search in block sums")
+
+    def load(self, call: Call, device: torch.device) -> FoundMask:
+        """Give a mask of one sample that was made before, for later calls to reuse."""
+        raise NotImplementedError(f"{type(self).__name__} loads no masks")
 
     def estimate(self, call: Call, q: Tensor, k: Tensor, v: Tensor, scale: float) -> FoundMask:
         """Choose the mask of one sample from its q, k, v [1, H, L, D], without waiting for the device."""

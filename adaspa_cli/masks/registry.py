@@ -2,11 +2,14 @@
 
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.masks.adaspa import AdaSpa
+from adaspa_cli.masks.files.check import check_method
+from adaspa_cli.masks.files.reader import MaskFile
 from adaspa_cli.masks.frame_region import FrameRegion
 from adaspa_cli.masks.full import Full
 from adaspa_cli.masks.minference import MInference
 from adaspa_cli.masks.policy import MaskPolicy
 from adaspa_cli.masks.sparse_videogen import SparseVideoGen
+from adaspa_cli.masks.stored import StoredMasks, stored_schedule
 
 
 def make_policy(config: MethodConfig, steps: int) -> MaskPolicy:
@@ -30,4 +33,31 @@ def make_policy(config: MethodConfig, steps: int) -> MaskPolicy:
         block_size=(config.block_size, config.block_size),
         head_adaptive=config.head_adaptive,
         lse_cache=config.lse_cache,
+    )
+
+
+def open_masks(config: MethodConfig) -> MaskFile | None:
+    """The mask file that a method's settings name, checked against them; None if they name none.
+
+    Raises:
+        MaskFileError: it cannot be read, is corrupt, or does not fit the settings.
+    """
+    if config.masks is None:
+        return None
+    file = MaskFile.open(config.masks)
+    check_method(file, config)
+    return file
+
+
+def stored_policy(config: MethodConfig, file: MaskFile, steps: int) -> StoredMasks:
+    """Return the policy of a run with ``steps`` denoising steps that takes its masks from a file."""
+    facts = file.description
+    return StoredMasks(
+        file=file,
+        schedule=stored_schedule(facts.search_steps, facts.steps, steps, from_start=config.masks_from_start),
+        sparsity=config.sparsity,
+        head_adaptive=config.head_adaptive,
+        method=make_policy(config, steps),
+        min_recall=config.masks_min_recall,
+        falls_back=config.masks_fallback == "search",
     )

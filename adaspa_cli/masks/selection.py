@@ -26,6 +26,15 @@ def kept_blocks(sparsity: float, video_blocks: int) -> int:
     return min(video_blocks, max(1, round((1 - sparsity) * video_blocks)))
 
 
+def candidate_counts(sparsity: float, video_blocks: int, *, head_adaptive: bool) -> Candidates:
+    """Kept video blocks of a row that a head may get, ascending; the base sparsity's stand in the middle."""
+    base = kept_blocks(sparsity, video_blocks)
+    if not head_adaptive or sparsity == 0:
+        return (base,)
+    fewest = kept_blocks((1 + sparsity) / 2, video_blocks)
+    return fewest, base, kept_blocks(max(0.0, (3 * sparsity - 1) / 2), video_blocks)
+
+
 def select(
     block_sums: Tensor,
     layout: TokenLayout,
@@ -51,11 +60,7 @@ def select(
     if sparsity == 0 or not rows or not columns:
         full = full_mask(layout, heads, block_size, block_sums.device)
         return FoundMask(full, torch.ones(heads, device=block_sums.device))
-    candidates: Candidates = (kept_blocks(sparsity, len(columns)),)
-    if head_adaptive:
-        fewest = kept_blocks((1 + sparsity) / 2, len(columns))
-        most = kept_blocks(max(0.0, (3 * sparsity - 1) / 2), len(columns))
-        candidates = (fewest, *candidates, most)
+    candidates = candidate_counts(sparsity, len(columns), head_adaptive=head_adaptive)
     find = _by_kernels if kernels_take(block_sums) else _by_torch
     return find(block_sums, layout, block_size, candidates)
 

@@ -14,6 +14,7 @@ from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.masks import Action
 from adaspa_cli.report.machine import machine, versions
+from adaspa_cli.report.mask_file import mask_file_report
 
 if TYPE_CHECKING:
     from adaspa_cli.sampling.engine import AttentionCall, AttentionEngine
@@ -88,6 +89,7 @@ def latency_report(
         "density": run_density(engine.calls),
         "steps": steps,
         "searches": search_table(engine),
+        "mask_file": mask_file_report(engine.policy),
         "peak_memory": peak,
     }
 
@@ -121,8 +123,8 @@ def _search_steps(resolved: Resolved, engine: AttentionEngine) -> dict[str, Any]
         return {"asked": [], "planned": [], "done": []}
     return {
         "asked": list(method.search_steps),
-        "planned": list(method.mask_steps(steps)),
-        "done": sorted({search.step for search in engine.searches}),
+        "planned": [] if method.masks else list(method.mask_steps(steps)),
+        "done": sorted({search.step for search in engine.searches if not search.loaded}),
     }
 
 
@@ -161,13 +163,15 @@ def run_density(calls: list[AttentionCall]) -> float | None:
 
 
 def search_table(engine: AttentionEngine) -> list[dict[str, Any]]:
-    """Per mask found: where and when, and each head's achieved density and recall (None where it is not known)."""
+    """Per mask found or loaded: where and when, and each head's achieved density and recall (None where it is not
+    known). The recall of a loaded mask is that of the search that made its file."""
     return [
         {
             "layer": search.layer,
             "branch": search.branch,
             "sample": search.sample,
             "step": search.step,
+            "loaded": search.loaded,
             "density": [round(value, 6) for value in search.density.tolist()],
             "recall": None if search.recall is None else [round(value, 6) for value in search.recall.tolist()],
         }

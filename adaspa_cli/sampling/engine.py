@@ -33,7 +33,7 @@ class _Memory:
 
 @dataclass(frozen=True)
 class Search:
-    """One mask that was found, for the report; density and recall [H] stay on the device until the run is over."""
+    """One mask that was found or loaded, for the report; density and recall [H] stay on the device until then."""
 
     layer: int
     branch: str
@@ -41,6 +41,7 @@ class Search:
     step: int
     density: Tensor
     recall: Tensor | None
+    loaded: bool
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ class AttentionEngine:
         """Give the memory of masks and LSE back; the records stay."""
         self._memory.clear()
 
+    @property
+    def policy(self) -> MaskPolicy | None:
+        """Of the run in progress, or of the last one."""
+        return self._policy
+
     def masks(self) -> dict[Key, FoundMask]:
         """The masks that later calls use, by layer, branch and sample: none of a method that finds them anew."""
         return {key: memory.found for key, memory in self._memory.items()}
@@ -111,7 +117,8 @@ class AttentionEngine:
         if action is Action.DENSE and self._merging is not None:
             action = Action.MERGED
         self.on_action(action)
-        if action in (Action.DENSE, Action.DENSE_AND_SEARCH) and self.dense_kernel is None:
+        dense = (Action.DENSE, Action.DENSE_AND_SEARCH, Action.DENSE_AND_CHECK)
+        if self.dense_kernel is None and action in dense:
             # Before the clock starts: the first time, the backend measures its kernels.
             self.dense_kernel = self._backend.describe_dense(q, k)
         with Stopwatch(q.device) as watch:
@@ -128,20 +135,22 @@ class AttentionEngine:
             return self._backend.dense(q, k, v, scale)[0], None
         if action is Action.MERGED and self._merging is not None:
             return self._merging.attend(q, k, v, scale, call.layout)
-        if action is Action.DENSE_AND_SEARCH:
+        if action in (Action.DENSE_AND_SEARCH, Action.DENSE_AND_CHECK):
             out, lse, sums = self._backend.search(q, k, v, policy.block_size, scale)
-            self._remember(policy, call, sums[0], lse)
+            self._remember(policy, call, policy.search(call, sums[0]), lse)
             return out, None
         if action is Action.ESTIMATE_AND_SPARSE:
             found = policy.estimate(call, q, k, v, scale)
             return self._sparse(found, q, k, v, scale), self._record(call, found)
+        if action is Action.LOAD_AND_SPARSE:
+            memory = self._remember(policy, call, policy.load(call, q.device), None)
         if memory is None:
             raise RunError(f"layer {call.layer} is to attend sparsely at step {call.step}, but has no mask")
         if action is Action.SEARCH_AND_SPARSE:
             if memory.lse is None:
                 raise RunError(f"layer {call.layer} is to search at step {call.step}, but its LSE was not kept")
             sums = self._backend.sums(q, k, memory.lse, policy.block_size, scale)
-            memory = self._remember(policy, call, sums[0], memory.lse)
+            memory = self._remember(policy, call, policy.search(call, sums[0]), memory.lse)
         return self._sparse(memory.found, q, k, v, scale), memory.density
 
     def _sparse(self, found: FoundMask, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -151,9 +160,8 @@ class AttentionEngine:
         q, k, v = (found.order.apply(x) for x in (q, k, v))
         return found.order.undo(self._backend.sparse(q, k, v, found.mask, scale)[0])
 
-    def _remember(self, policy: MaskPolicy, call: Call, block_sums: Tensor, lse: Tensor) -> _Memory:
-        """Choose the mask from W [H, Nq, Nk]; keep the LSE only while a later search needs it."""
-        found = policy.search(call, block_sums)
+    def _remember(self, policy: MaskPolicy, call: Call, found: FoundMask, lse: Tensor | None) -> _Memory:
+        """Keep a mask for later calls, and the LSE only while a later search needs it."""
         kept_lse = lse if policy.keeps_lse(call.step) else None
         memory = _Memory(call.layout, call.step, found, self._record(call, found), kept_lse)
         self._memory[call.layer, call.branch, call.sample] = memory
@@ -162,5 +170,6 @@ class AttentionEngine:
     def _record(self, call: Call, found: FoundMask) -> Tensor:
         """Note a mask for the report; returns its density [H]."""
         density = found.mask.density()
-        self.searches.append(Search(call.layer, call.branch, call.sample, call.step, density, found.recall))
+        place = (call.layer, call.branch, call.sample, call.step)
+        self.searches.append(Search(*place, density, found.recall, found.loaded))
         return density

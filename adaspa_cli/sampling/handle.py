@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from adaspa_cli.attention import check_kernel, resolve
 from adaspa_cli.caching import StepCache, TokenMerging, make_cache, make_merging
 from adaspa_cli.config.schema import MethodConfig
-from adaspa_cli.masks import FoundMask
-from adaspa_cli.masks.registry import make_policy
+from adaspa_cli.masks import FoundMask, MaskPolicy
+from adaspa_cli.masks.files.check import check_model
+from adaspa_cli.masks.registry import make_policy, open_masks, stored_policy
 from adaspa_cli.models.registry import family_of
 from adaspa_cli.sampling.clock import StepClock
 from adaspa_cli.sampling.engine import AttentionEngine
@@ -24,13 +26,26 @@ class Handle:
         layers: number of attention layers.
         backend: name of the attention backend that runs; ``sdpa`` where PyTorch's kernels attend to merged tokens.
         cache: what skips work between steps, with its counts of the last run; None without.
+        mask_file: where masks are loaded from; None where they are searched.
         merging: what merges tokens, with its count of the last run; None without.
     """
 
-    def __init__(self, pipe: Any, config: MethodConfig) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        config: MethodConfig,
+        *,
+        policy: Callable[[int], MaskPolicy] | None = None,
+    ) -> None:
         """
+        Args:
+            pipe: the pipeline, on its device.
+            config: the method.
+            policy: the policy of a run with that many steps, instead of the one that ``config`` describes.
+
         Raises:
             ModelError: an unknown pipeline.
+            MaskFileError: a mask file that is corrupt or does not fit.
             BackendError: a backend that cannot run there.
             RunError: adaspa or a cache of diffusers is applied to the pipeline already.
         """
@@ -40,10 +55,13 @@ class Handle:
             dtype = None if pipe._execution_device.type == "cpu" else pipe.transformer.dtype
             block_size = (config.block_size, config.block_size)
             check_kernel(backend, pipe.transformer.config.attention_head_dim, block_size, dtype)
+        self.mask_file = open_masks(config)
+        if self.mask_file is not None:
+            check_model(self.mask_file, pipe)
         self.merging: TokenMerging | None = make_merging(config)
         self.backend = backend.name if self.merging is None else "sdpa"
         self.clock = StepClock(pipe)
-        self.engine = AttentionEngine(lambda steps: make_policy(config, steps), backend, self.clock, self.merging)
+        self.engine = AttentionEngine(policy or self._policy_maker(config), backend, self.clock, self.merging)
         try:
             self._attachment = family.attach(pipe, self.engine)
         except BaseException:
@@ -56,6 +74,12 @@ class Handle:
             self._attachment.detach()
             self.clock.stop()
             raise
+
+    def _policy_maker(self, config: MethodConfig) -> Callable[[int], MaskPolicy]:
+        file = self.mask_file
+        if file is None:
+            return lambda steps: make_policy(config, steps)
+        return lambda steps: stored_policy(config, file, steps)
 
     def masks(self) -> dict[tuple[int, str, int], FoundMask]:
         """The masks in use, by (layer, guidance branch, sample)."""
@@ -93,6 +117,7 @@ def apply(pipe: Any, method: str = "adaspa", **settings: Any) -> Handle:
         ConfigError: an unknown method or setting, or an impossible value.
         ModelError: the pipeline is of a family without an adapter.
         BackendError: the attention backend cannot run on the pipeline's device.
+        MaskFileError: ``masks`` names a file that is corrupt or does not fit.
     """
     from adaspa_cli.config.load import method_config
 

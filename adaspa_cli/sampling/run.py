@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adaspa_cli.config import Resolved
+from adaspa_cli.config import GenerateConfig, Resolved
 from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.errors import OutOfMemoryError, RunError
 from adaspa_cli.masks import Action
+from adaspa_cli.masks.files.check import check_name
+from adaspa_cli.masks.registry import open_masks
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.report.latency import latency_report
@@ -72,6 +74,7 @@ def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
 
     Raises:
         OutputError: the output folder cannot be written.
+        MaskFileError: the mask file is corrupt or does not fit the settings.
     """
     config = resolved.config
     folder = check_folder(config.output.out)
@@ -96,6 +99,9 @@ def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
 def _fingerprint(resolved: Resolved, prompt: str, seed: int) -> str:
     """A hash of everything that decides what a video looks like."""
     settings = {key: value for key, value in resolved.flat().items() if key not in NOT_IN_FINGERPRINT}
+    masks = open_masks(resolved.config.method)
+    if masks is not None:
+        settings["masks"] = masks.checksum  # what is in the file, not where it lies
     text = json.dumps([settings, prompt, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -120,6 +126,7 @@ def generate(resolved: Resolved, observer: Observer, prompts: Sequence[str] | No
     if not todo:
         return
     config = resolved.config
+    _check_masks(config)
     observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
     with memory_errors(config.model.offload):
         pipe = load_pipeline(config.model, decode=config.decodes)
@@ -128,6 +135,15 @@ def generate(resolved: Resolved, observer: Observer, prompts: Sequence[str] | No
             for number, job in enumerate(todo):
                 observer.video(number, job.prompt, job.seed)
                 yield make(job)
+
+
+def _check_masks(config: GenerateConfig) -> None:
+    """Read the whole mask file, if there is one, before anything slow begins; raises MaskFileError."""
+    masks = open_masks(config.method)
+    if masks is not None:
+        check_name(masks, config.model)
+        for _ in masks.verify():
+            pass
 
 
 @contextmanager

@@ -261,3 +261,45 @@ def test_a_way_of_finding_masks_that_a_method_lacks_is_named() -> None:
         Full().search(Call(0, 0, "cond", 0, LAYOUT), torch.ones(HEADS, 1, 1))
     with pytest.raises(NotImplementedError, match="AdaSpa does not estimate"):
         adaspa(0).estimate(Call(0, 0, "cond", 0, LAYOUT), *tensors(), 1.0)
+
+
+@dataclass(frozen=True)
+class Loading(MaskPolicy):
+    """Dense, then a mask that was made before: at once, or after a look at the attention."""
+
+    mask: BlockMask
+    checks: bool
+
+    @property
+    def block_size(self) -> tuple[int, int]:
+        return BLOCK, BLOCK
+
+    def action(self, call: Call, last_search: int | None) -> Action:
+        if call.step == 0 or last_search is not None:
+            return Action.DENSE if call.step == 0 else Action.SPARSE
+        return Action.DENSE_AND_CHECK if self.checks else Action.LOAD_AND_SPARSE
+
+    def load(self, call: Call, device: torch.device) -> FoundMask:  # noqa: ARG002
+        return FoundMask(self.mask.to(device), torch.full((HEADS,), 0.5), loaded=True)
+
+    def search(self, call: Call, block_sums: Tensor) -> FoundMask:
+        assert block_sums.shape == (HEADS, 7, 7)
+        return self.load(call, block_sums.device)
+
+
+@pytest.mark.parametrize("checks", [False, True])
+def test_loaded_masks_are_used_at_once_or_after_a_dense_check(checks: bool) -> None:
+    random = torch.rand(HEADS, 7, 7, generator=torch.Generator().manual_seed(0))
+    mask = BlockMask.from_bool(random < 0.5, (BLOCK, BLOCK))
+    run = Run(Loading(mask, checks))
+    outputs = run.steps(3)
+    dense = [dense_attention(*tensors(step), backend="reference")[0] for step in range(3)]
+    sparse = [block_sparse_attention(*tensors(step), mask, backend="reference") for step in range(3)]
+    expected = [dense[0], dense[1] if checks else sparse[1], sparse[2]]
+    assert all(torch.equal(out, right) for out, right in zip(outputs, expected, strict=True))
+    (search,) = run.engine.searches
+    assert (search.step, search.loaded) == (1, True)
+    assert torch.equal(search.density, mask.density())
+    densities = [call.density is not None for call in run.engine.calls]
+    assert densities == [False, not checks, True]
+    assert [entry.lse for entry in memory(run)] == [None]

@@ -1,0 +1,186 @@
+"""``adaspa masks``: what is in mask files, whether they are whole, and how much they have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from adaspa_cli.commands.guard import guard
+from adaspa_cli.console import Console
+from adaspa_cli.errors import MaskFileError
+
+masks_app = typer.Typer(
+    help="Look into mask files, which adaspa search-masks makes.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")]
+_Debug = Annotated[bool, typer.Option("--debug", help="Traceback on errors.")]
+
+
+@masks_app.command()
+def info(
+    file: Annotated[Path, typer.Argument(help="A mask file.", metavar="FILE")],
+    as_json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Show what a mask file holds: model, size, settings, and density and recall by search step.
+
+    The header alone is read and checked; `adaspa masks verify` checks everything.
+    """
+    console = Console(as_json=as_json, debug=debug)
+    with guard(console):
+        from adaspa_cli.masks.files import MaskFile
+
+        masks = MaskFile.open(file)
+        content = masks.description.as_json()
+        for entry in content["entries"]:
+            del entry["digests"]
+        data = {"file": str(file), "bytes": file.expanduser().stat().st_size, "checksum": masks.checksum, **content}
+        console.result(data, Group(_facts(data), Text(""), _steps(data)))
+
+
+@masks_app.command()
+def verify(
+    files: Annotated[list[Path], typer.Argument(help="Mask files.", metavar="FILE...")],
+    as_json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Check every byte of mask files. Exit code 1 if one is not whole."""
+    console = Console(as_json=as_json, debug=debug)
+    with guard(console):
+        missing = [file for file in files if not file.expanduser().exists()]
+        if missing:
+            raise MaskFileError(f"{missing[0]} does not exist")
+        found = [{"file": str(file), **_verified(file)} for file in files]
+        lines = [
+            Text(f"{row['file']}: whole" if row["whole"] else row["reason"], no_wrap=True, overflow="ignore")
+            for row in found
+        ]
+        console.result(found, Group(*lines))
+    if not all(row["whole"] for row in found):
+        raise typer.Exit(1)
+
+
+@masks_app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A mask file.", metavar="FILE")],
+    second: Annotated[Path, typer.Argument(help="Another one, or the same for its own steps.", metavar="FILE")],
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", metavar="A,B", help="Step A of the first file with step B of the second."),
+    ] = None,
+    heads: Annotated[bool, typer.Option("--heads", help="A line for each head, not for each layer.")] = False,
+    as_json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Compare masks: overlap (IoU of the kept blocks, text left out) and recall on each other's attention.
+
+    The mutual recall needs block sums: adaspa search-masks --keep-sums.
+    """
+    console = Console(as_json=as_json, debug=debug)
+    with guard(console):
+        from adaspa_cli.config.load import parse_steps
+        from adaspa_cli.masks.files import MaskFile
+        from adaspa_cli.masks.files.compare import compare as overlaps
+
+        pair = None if steps is None else parse_steps(steps)
+        if pair is not None and len(pair) != 2:
+            raise MaskFileError(f"--steps takes two steps, got '{steps}'", hint="as --steps 10,30")
+        found = overlaps(MaskFile.open(first), MaskFile.open(second), None if pair is None else (pair[0], pair[1]))
+        rows = [_row(overlap) for overlap in found]
+        console.result({"files": [str(first), str(second)], "masks": rows}, _overlap_table(rows, heads))
+
+
+def _verified(file: Path) -> dict[str, Any]:
+    from adaspa_cli.masks.files import MaskFile
+
+    try:
+        for _ in MaskFile.open(file).verify():
+            pass
+    except MaskFileError as error:
+        return {"whole": False, "reason": error.message}
+    return {"whole": True, "reason": None}
+
+
+def _facts(data: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    layout, method, model = data["layout"], data["method"], data["model"]
+    ranked = "none: one sparsity" if data["ranked"] is None else f"{data['ranked']} blocks of a row"
+    lines = {
+        "file": f"{data['file']} ({data['bytes'] / 1e6:.2f} MB)",
+        "model": f"{model['name']} ({model['pipeline']}, transformer config {model['transformer'][:12]})",
+        "masks of": f"{data['layers']} layers, {data['heads']} heads, {', '.join(data['branches'])}",
+        "latent tokens": f"{layout['frames']} x {layout['height']} x {layout['width']}, text {layout['text_position']}",
+        "method": f"{method['algorithm']}, sparsity {method['sparsity']:g}, blocks of {data['block_size']}, "
+        f"head-adaptive: {'yes' if method['head_adaptive'] else 'no'}",
+        "searched": f"at steps {', '.join(map(str, data['search_steps']))} of {data['steps']}, "
+        f"prompts: {len(data['prompts'])}, seeds: {', '.join(map(str, data['seeds']))}",
+        "ranking": ranked,
+        "block sums": "kept" if data["keeps_sums"] else "not kept",
+        "checksum": data["checksum"],
+    }
+    for number, prompt in enumerate(data["prompts"][:5]):
+        lines["prompt" if number == 0 else " " * number] = prompt
+    if len(data["prompts"]) > 5:
+        lines["..."] = f"{len(data['prompts']) - 5} more (--json)"
+    for name, value in lines.items():
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _steps(data: dict[str, Any]) -> Table:
+    """A line of means per search step and branch."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("step", "branch", "density", "mean recall", "lowest recall", "in layer", "head"):
+        table.add_column(title, justify="right")
+    for step in data["search_steps"]:
+        for branch in data["branches"]:
+            entries = [e for e in data["entries"] if (e["step"], e["branch"]) == (step, branch)]
+            lowest, layer, head = min((r, e["layer"], h) for e in entries for h, r in enumerate(e["recall"]))
+            means = (_mean([x for e in entries for x in e[key]]) for key in ("density", "recall"))
+            shares = (f"{value:.1%}" for value in (*means, lowest))
+            table.add_row(str(step), branch, *shares, str(layer), str(head))
+    return table
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _row(overlap: Any) -> dict[str, Any]:
+    """An :class:`~adaspa_cli.masks.files.compare.Overlap` in plain types."""
+    mutual = [None if recall is None else _rounded(recall) for recall in overlap.mutual]
+    return {
+        "layer": overlap.layer,
+        "branch": overlap.branch,
+        "steps": list(overlap.steps),
+        "iou": _rounded(overlap.iou),
+        "recall": [_rounded(recall) for recall in overlap.recalls],
+        "mutual_recall": {"first_on_second": mutual[0], "second_on_first": mutual[1]},
+    }
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]
+
+
+def _overlap_table(rows: list[dict[str, Any]], heads: bool) -> Table:
+    table = Table(box=None, pad_edge=False)
+    titles = ["layer", "branch", "steps", *(["head"] if heads else [])]
+    for title in (*titles, "IoU", "recall 1", "recall 2", "1 on 2", "2 on 1"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        mutual = row["mutual_recall"]
+        columns = [row["iou"], *row["recall"], mutual["first_on_second"], mutual["second_on_first"]]
+        place = [str(row["layer"]), row["branch"], "/".join(map(str, row["steps"]))]
+        for head in range(len(row["iou"])) if heads else [None]:
+            values = ["" if c is None else f"{_mean(c) if head is None else c[head]:.1%}" for c in columns]
+            table.add_row(*place, *([] if head is None else [str(head)]), *values)
+    return table

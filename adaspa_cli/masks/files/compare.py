@@ -1,0 +1,96 @@
+"""How much two mask files have in common, layer by layer.
+
+Shapes: H heads, R query and C key blocks without text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaspa_cli.errors import MaskFileError
+from adaspa_cli.masks.files.reader import MaskFile
+
+_SHAPE = ("layers", "heads", "block_size", "video_blocks")
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two masks of the same layer and branch; all tensors are float32 [H].
+
+    Attributes:
+        steps: search step of the first and of the second file.
+        iou: blocks that both keep over blocks that either keeps, text left out.
+        recalls: of each mask on the attention that it was searched in.
+        mutual: recall of the first mask on the second one's attention, and the other way round; None where the file
+            of that attention keeps no block sums.
+    """
+
+    layer: int
+    branch: str
+    steps: tuple[int, int]
+    iou: Tensor
+    recalls: tuple[Tensor, Tensor]
+    mutual: tuple[Tensor | None, Tensor | None]
+
+
+def compare(first: MaskFile, second: MaskFile, steps: tuple[int, int] | None = None) -> Iterator[Overlap]:
+    """Compare the masks of two files, or with ``steps`` those of one step with those of another.
+
+    Holds the masks and the block sums of one layer of each file.
+
+    Args:
+        first, second: may be the same file.
+        steps: search step of the first and of the second file; without it, all that both have.
+
+    Raises:
+        MaskFileError: the masks have different shapes, or no branch or step in common; or a file is corrupt.
+    """
+    a, b = first.description, second.description
+    for name in _SHAPE:
+        if getattr(a, name) != getattr(b, name):
+            raise MaskFileError(
+                f"masks of different shapes cannot be compared: {name} is {getattr(a, name)} in {first.path} and "
+                f"{getattr(b, name)} in {second.path}"
+            )
+    pairs = [steps] if steps else [(step, step) for step in a.search_steps if step in b.search_steps]
+    branches = [branch for branch in a.branches if branch in b.branches]
+    known = all(x in a.search_steps and y in b.search_steps for x, y in pairs)
+    if not pairs or not branches or not known:
+        raise MaskFileError(
+            f"nothing to compare: {first.path} has search steps {list(a.search_steps)} of {', '.join(a.branches)}, "
+            f"{second.path} {list(b.search_steps)} of {', '.join(b.branches)}",
+            hint="--steps A,B compares step A of the first file with step B of the second",
+        )
+    return (
+        _overlap(first, second, layer, branch, pair)
+        for layer in range(a.layers)
+        for branch in branches
+        for pair in pairs
+    )
+
+
+def _overlap(first: MaskFile, second: MaskFile, layer: int, branch: str, steps: tuple[int, int]) -> Overlap:
+    places = [(layer, branch, step) for step in steps]
+    masks = [file.video_mask(place) for file, place in zip((first, second), places, strict=True)]
+    both, either = ((found.sum((-1, -2))) for found in (masks[0] & masks[1], masks[0] | masks[1]))
+    recalls = [torch.tensor(file.entry(place).recall) for file, place in zip((first, second), places, strict=True)]
+    return Overlap(
+        layer,
+        branch,
+        steps,
+        both / either,
+        (recalls[0], recalls[1]),
+        (_recall_in(second, places[1], masks[0]), _recall_in(first, places[0], masks[1])),
+    )
+
+
+def _recall_in(file: MaskFile, place: tuple[int, str, int], kept: Tensor) -> Tensor | None:
+    """Recall [H] of kept blocks [H, R, C] and all text, in the block sums of a file that keeps them."""
+    if not file.description.keeps_sums:
+        return None
+    sums, text = file.sums(place)
+    return (text + torch.where(kept, sums, 0).sum((-1, -2))) / (text + sums.sum((-1, -2)))

@@ -1,0 +1,30 @@
+"""A method whose block sums somebody else wants to see as well."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
+
+
+@dataclass(frozen=True)
+class Recording(MaskPolicy):
+    """Does what ``method`` does, and shows the block sums W [H, Nq, Nk] of each search before its mask is chosen."""
+
+    method: MaskPolicy
+    on_search: Callable[[Call, Tensor], None]
+
+    @property
+    def block_size(self) -> tuple[int, int]:
+        return self.method.block_size
+
+    def action(self, call: Call, last_search: int | None) -> Action:
+        return self.method.action(call, last_search)
+
+    def keeps_lse(self, step: int) -> bool:
+        return self.method.keeps_lse(step)
+
+    def search(self, call: Call, block_sums: Tensor) -> FoundMask:
+        self.on_search(call, block_sums)
+        return self.method.search(call, block_sums)
