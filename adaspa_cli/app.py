@@ -8,6 +8,7 @@ import typer
 
 from adaspa_cli.commands.bench import bench
 from adaspa_cli.commands.generate import generate
+from adaspa_cli.commands.visualize import visualize
 from adaspa_cli.version import __version__
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(bench)
+app.command()(visualize)
 
 
 def _show_version(value: bool) -> None:

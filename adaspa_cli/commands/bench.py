@@ -7,13 +7,12 @@ from typing import Annotated, Any
 
 import rich.table
 import typer
-import yaml
 from rich.console import Group
 from rich.text import Text
 
 from adaspa_cli.commands.guard import guard
+from adaspa_cli.commands.settings import parse_settings
 from adaspa_cli.console import Console
-from adaspa_cli.errors import ConfigError
 
 FILES = ("bench.json", "bench.md", "bench.html", "rows.csv")
 
@@ -56,26 +55,11 @@ def bench(
     console = Console(as_json=as_json, quiet=quiet, debug=debug)
     named = {"model": model, "device": device, "random_weights": random_weights, "layers": layers}
     with guard(console, "interrupted; complete runs are kept, and the same command goes on where this stopped"):
-        changed = _parse_settings(settings or []) | {k: v for k, v in named.items() if v is not None}
+        changed = parse_settings(settings or []) | {k: v for k, v in named.items() if v is not None}
         spec = _spec(preset, config, rows, limit, seed, changed)
         failed = _run(console, spec, out.expanduser(), rerun_changed, tables_only, plan)
     if failed:
         raise typer.Exit(1)
-
-
-def _parse_settings(given: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes KEY=VALUE, got '{text}'", hint="as --set steps=20")
-        try:
-            found[key.strip().replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(
-                f"--set {key}: '{value}' is not a YAML value", hint="lists are written [10, 30]"
-            ) from None
-    return found
 
 
 def _spec(

@@ -61,10 +61,10 @@ def svg(draw: Callable[[Axes], None], *, height: float) -> str:
     return re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 
-def png(draw: Callable[[Axes], None], path: Path, *, height: float) -> None:
-    """Draw the same into a PNG file."""
+def png(fill: Callable[[Figure], object], path: Path, size: tuple[float, float], *, dpi: int = 150) -> None:
+    """Fill a figure of ``size`` (width, height) in inches, and write it as a PNG file."""
     with rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, height), dpi=150)
+        figure = Figure(figsize=size, dpi=dpi)
         FigureCanvasAgg(figure)
-        draw(figure.add_subplot())
+        fill(figure)
         figure.savefig(path, format="png", bbox_inches="tight", metadata={"Software": None})
