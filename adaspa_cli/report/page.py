@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adaspa_cli.report.compare import Compared
+from adaspa_cli.report.heat import heats
 from adaspa_cli.report.machine import machine_line
 from adaspa_cli.report.media import data_uri
 from adaspa_cli.report.template import render
@@ -25,8 +24,6 @@ PHASES = {
 }
 _REST = "#c3cad3"
 _OTHER_PARTS = {"text encoding": "#7a6a2f", "decoding": "#8a5c5c", "writing": "#b9a7a7", "other": "#e3e7ec"}
-_OWN_HEAT = 4  # search steps that get heat maps of their own; more of them are averaged
-_NUMBERS = 8  # heads up to which a heat map's cells are wide enough for their number
 
 
 @dataclass(frozen=True)
@@ -46,21 +43,6 @@ class Run:
     report: dict[str, Any]
     parts: list[Part]
     video: str | None
-
-
-@dataclass(frozen=True)
-class Heat:
-    """Density or recall by layer (row) and head, with the bounds of its colours."""
-
-    title: str
-    rows: list[tuple[int, list[float]]]
-    low: float
-    high: float
-    numbers: bool
-
-    def strength(self, value: float) -> float:
-        """Place of a value between the bounds, 0 to 1."""
-        return (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
 
 
 def page(report: dict[str, Any], video: Path | None, compared: Compared | None = None) -> str:
@@ -111,32 +93,6 @@ def time_parts(report: dict[str, Any]) -> list[Part]:
     parts += [Part(key, seconds[key], _OTHER_PARTS[key]) for key in ("decoding", "writing")]
     known = sum(part.seconds for part in parts)
     return [*parts, Part("other", max(0.0, seconds["total"] - known), _OTHER_PARTS["other"])]
-
-
-def heats(searches: Sequence[dict[str, Any]]) -> list[Heat]:
-    """Heat maps of density and recall, by guidance branch and step; of many steps the mean."""
-    steps = sorted({search["step"] for search in searches})
-    apart = len(steps) <= _OWN_HEAT
-    groups: dict[tuple[str, int], dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for search in searches:
-        groups[search["branch"], search["step"] if apart else -1][search["layer"]].append(search)
-    branches = {search["branch"] for search in searches}
-    found = []
-    for (branch, step), layers in groups.items():
-        when = f"step {step}" if apart else f"mean of steps {steps[0]} to {steps[-1]}"
-        where = f"{when}, {branch}" if len(branches) > 1 else when
-        for key in ("density", "recall"):
-            rows = [(layer, _mean([s[key] for s in its])) for layer, its in sorted(layers.items()) if its[0][key]]
-            if rows:
-                values = [value for _, row in rows for value in row]
-                numbers = len(rows[0][1]) <= _NUMBERS
-                found.append(Heat(f"{key.capitalize()}, {where}", rows, min(values), max(values), numbers))
-    return found
-
-
-def _mean(rows: Sequence[Sequence[float]]) -> list[float]:
-    """Mean by head."""
-    return [statistics.fmean(values) for values in zip(*rows, strict=True)]
 
 
 def _notes(report: dict[str, Any], compared: Compared | None) -> list[str]:

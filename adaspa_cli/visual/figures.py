@@ -26,28 +26,30 @@ from adaspa_cli.visual.look import WEIGHTS, HeadPicture, Noted
 PATTERNS = ("oracle", "block", "column", "diagonal", "diagonal+column")
 _MAP = "magma_r"
 _DECADES = 3.0  # orders of magnitude that a picture tells apart
-# Of a sheet of pictures, in pixels; ink and frame are entries of the palette, which ends in black.
+_LEVELS = 239  # steps of colour
+# Of a sheet of pictures, in pixels.
 _SIDE, _NARROWEST, _GAP, _LINE, _LABEL = 256, 110, 12, 18, 64
-_INK, _FRAME = 255, 120
+_INK, _FRAME = "#282828", "#a8a8a8"
 
 
 def colours(means: Tensor, weights: Tensor) -> NDArray[np.uint8]:
     """Area means [P, P] as palette indices, on a log scale that the picture of all ``weights`` gives.
 
-    0 is nothing at all (white), 1 to 255 go over three orders of magnitude up to the heaviest cell.
+    0 is nothing at all (white), 1 to 239 go over three orders of magnitude up to the heaviest cell.
     """
     most = float(weights.max())
     if most <= 0:
         return np.zeros(means.shape, np.uint8)
     decades = (means / most).clamp(min=10**-_DECADES).log10() / _DECADES + 1
-    levels = (decades * 254).round() + 1
+    levels = (decades * (_LEVELS - 1)).round() + 1
     return levels.where(means > 0, 0).numpy().astype(np.uint8)
 
 
 def palette() -> NDArray[np.uint8]:
-    """Colours [256, 3] of :func:`colours`."""
-    table = colormaps[_MAP](np.linspace(0, 1, 255))[:, :3]
-    return np.concatenate([[[255, 255, 255]], (table * 255).round()]).astype(np.uint8)
+    """Colours [256, 3]: those of :func:`colours`, and greys for letters."""
+    table = colormaps[_MAP](np.linspace(0, 1, _LEVELS))[:, :3]
+    greys = np.linspace(40, 245, 255 - _LEVELS)[:, None].repeat(3, 1)
+    return np.concatenate([[[255, 255, 255]], (table * 255).round(), greys]).astype(np.uint8)
 
 
 def map_image(means: Tensor, weights: Tensor) -> Image.Image:
@@ -73,8 +75,7 @@ def draw_patterns(steps: Mapping[int, HeadPicture], path: Path, title: str) -> N
     cells = len(next(iter(steps.values())).means[WEIGHTS])
     side = cells * max(1, round(_SIDE / cells))
     across, down = max(side, _NARROWEST) + _GAP, side + _GAP + 2 * _LINE
-    sheet = Image.new("P", (_LABEL + len(names) * across, _LINE + _GAP + len(steps) * down), 0)
-    sheet.putpalette(palette().tobytes())
+    sheet = Image.new("RGB", (_LABEL + len(names) * across, _LINE + _GAP + len(steps) * down), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     pen.text((_LABEL, 4), title, fill=_INK, font=font)
     for row, (step, picture) in enumerate(steps.items()):
@@ -90,7 +91,9 @@ def draw_patterns(steps: Mapping[int, HeadPicture], path: Path, title: str) -> N
             )
             sheet.paste(image, (left, top + 2 * _LINE))
             pen.rectangle((left - 1, top + 2 * _LINE - 1, left + side, top + 2 * _LINE + side), outline=_FRAME)
-    sheet.save(path, "PNG", optimize=True)
+    table = Image.new("P", (1, 1))
+    table.putpalette(palette().tobytes())
+    sheet.quantize(palette=table, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
 
 
 def recall_by_step(noted: Mapping[tuple[int, int], Noted], layers: Sequence[int]) -> Callable[[Axes], None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.report.drawing import Drawing, png, svg
+from adaspa_cli.report.heat import heats
 from adaspa_cli.report.machine import machine_line
 from adaspa_cli.report.media import data_uri, jpeg
 from adaspa_cli.report.template import render
@@ -113,7 +114,7 @@ def page(looked: Looked, found: dict[str, Any], drawings: dict[str, Drawing], fo
     views = {_view_name(at): at for at in sorted(first.pictures)}
     # A head that looks at few things shows best what the view is for.
     at_reference = {at: seen.recall["block"] for at, seen in first.pictures.items() if at[2] == choice.reference}
-    started = _view_name(max(at_reference, key=at_reference.__getitem__))
+    started = max(at_reference, key=at_reference.__getitem__)
     video = folder / VIDEO
     return render(
         Path(__file__).parent / "page.html.j2",
@@ -127,7 +128,9 @@ def page(looked: Looked, found: dict[str, Any], drawings: dict[str, Drawing], fo
         video=data_uri("video/mp4", video.read_bytes()) if looked.frames is not None else None,
         frames=[jpeg(frame) for frame in view.frames_shown(looked.frames, first.layout)],
         views=list(views),
-        started=started,
+        started=_view_name(started),
+        opened=started[:2],
+        heats=heats([{**mask, "branch": "cond"} for mask in found["masks"]]),
         view_data=json.dumps(view_data(looked, views)),
         script=(Path(__file__).parent / "view.js").read_text(encoding="utf-8"),
     )

@@ -10,7 +10,8 @@ import pytest
 
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError
-from adaspa_cli.report.page import heats, page, time_parts
+from adaspa_cli.report.heat import heats
+from adaspa_cli.report.page import page, time_parts
 from adaspa_cli.sampling.outputs import page_path, report_path
 from adaspa_cli.sampling.run import generate, plan
 from tests.pages import Page, loads_nothing, read
