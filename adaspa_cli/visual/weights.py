@@ -14,7 +14,8 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
 
-_ROWS_WEIGHTS = 1 << 24  # weights made at once, or one row of cells: 67 MB in float32
+# Weights made at once, or one row of cells: 67 MB in float32 on a GPU, and what stays in a processor's caches.
+_ROWS_WEIGHTS, _CPU_ROWS_WEIGHTS = 1 << 24, 1 << 20
 
 Keep = Callable[[int, Tensor], Tensor]
 """What a pattern leaves of weights [n, L] whose first row is the given one."""
@@ -49,7 +50,8 @@ class HeadWeights:
 
     def rows(self, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, weights [n, L]); n is a multiple of ``multiple`` but for the last."""
-        count = max(1, _ROWS_WEIGHTS // self.tokens // multiple) * multiple
+        at_once = _CPU_ROWS_WEIGHTS if self.q.device.type == "cpu" else _ROWS_WEIGHTS
+        count = max(1, at_once // self.tokens // multiple) * multiple
         for start in range(0, self.tokens, count):
             part = slice(start, start + count)
             yield start, torch.exp_((self.q[part] @ self.k.T).mul_(self.scale).sub_(self.lse[part, None]))
