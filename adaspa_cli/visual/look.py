@@ -18,7 +18,7 @@ from adaspa_cli.masks import Action, FoundMask
 from adaspa_cli.masks.selection import select
 from adaspa_cli.models.attachment import Row
 from adaspa_cli.sampling.clock import StepClock
-from adaspa_cli.visual.patterns import block_pattern, line_patterns, mask_recall, measure
+from adaspa_cli.visual.patterns import block_pattern, line_patterns, mask_recall, measure, video_share
 from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size
 
 WEIGHTS = "weights"  # the picture of what no pattern has touched
@@ -67,12 +67,14 @@ class HeadPicture:
 
     Attributes:
         means: area means [P, P] of the weights and of what each pattern leaves of them.
+        share: of the weights that each pattern keeps, among video tokens.
         recall: of each pattern, among video tokens.
         view: uint8 [Nq, Nk]: 0 where the mask leaves a block out, else 1 to 255 by the root of its weight in its row.
         row_recall: share of each query block's weights that the mask keeps [Nq], text included.
     """
 
     means: dict[str, Tensor]
+    share: float
     recall: dict[str, float]
     view: Tensor
     row_recall: Tensor
@@ -150,18 +152,23 @@ class Look:
     def _draw(
         self, layer: int, layout: TokenLayout, found: FoundMask, q: Tensor, k: Tensor, lse: Tensor, sums: Tensor
     ) -> None:
-        """Weights, patterns and video view of the chosen heads."""
+        """Weights, patterns and video view of the chosen heads.
+
+        Patterns are compared at one share of the weights, that of the blocks without head adaption.
+        """
         kept = found.mask.to_bool()
-        density = 1 - self.method.sparsity
+        alike = select(sums, layout, self.block_size, self.method.sparsity, head_adaptive=False).mask.to_bool()
         for head in self.choice.heads:
             weights = HeadWeights.of_head(q, k, lse, layout, head)
             masses = measure(weights)
-            patterns = line_patterns(weights, masses, density)
-            patterns["block"] = block_pattern(weights, masses, kept[head], layout, self.block_size)
+            share = video_share(alike[head], layout, self.block_size)
+            patterns = line_patterns(weights, masses, share)
+            patterns["block"] = block_pattern(weights, masses, alike[head], layout, self.block_size)
             keeps = {WEIGHTS: lambda _start, rows: rows} | {name: p.keep for name, p in patterns.items()}
             means = area_means(weights, keeps, cell_size(weights.tokens, self.choice.pixels))
             self.pictures[layer, head, self.clock.step] = HeadPicture(
                 {name: picture.cpu() for name, picture in means.items()},
+                share,
                 {name: pattern.recall for name, pattern in patterns.items()},
                 view_of(sums[head], kept[head], layout.video_blocks(self.method.block_size)).cpu(),
                 ((sums[head] * kept[head]).sum(-1) / sums[head].sum(-1)).cpu(),

@@ -88,6 +88,16 @@ def block_pattern(
     return Pattern(keep, total / masses.total)
 
 
+def video_share(kept: Tensor, layout: TokenLayout, block_size: tuple[int, int]) -> float:
+    """Share of the weights among video tokens that the blocks of a mask, bool [Nq, Nk] of one head, cover."""
+    place = torch.arange(layout.video_tokens, device=kept.device) + layout.video_start
+    rows, columns = (
+        torch.bincount(place // size, minlength=count).double()
+        for size, count in zip(block_size, kept.shape, strict=True)
+    )
+    return float(rows @ kept.double() @ columns) / layout.video_tokens**2
+
+
 def mask_recall(block_sums: Tensor, kept: Tensor) -> Tensor:
     """Recall [H] of a mask, bool [H, Nq, Nk], on block sums W [H, Nq, Nk] that it may not have been found in."""
     return (block_sums * kept).sum((-1, -2)) / block_sums.sum((-1, -2))

@@ -69,8 +69,12 @@ def data(looked: Looked, resolved: Resolved) -> dict[str, Any]:
         "choice": dataclasses.asdict(choice),
         "masks": [{"layer": at[0], "step": at[1], **dataclasses.asdict(first.noted[at])} for at in sorted(first.noted)],
         "patterns": [
-            {"layer": at[0], "head": at[1], "step": at[2], "recall": {k: round(v, 6) for k, v in found.recall.items()}}
-            for at, found in sorted(first.pictures.items())
+            {
+                **dict(zip(("layer", "head", "step"), at, strict=True)),
+                "share": round(seen.share, 6),
+                "recall": {name: round(value, 6) for name, value in seen.recall.items()},
+            }
+            for at, seen in sorted(first.pictures.items())
         ],
         "across": across_table(looked),
     }
