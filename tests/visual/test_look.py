@@ -21,8 +21,9 @@ from adaspa_cli.visual import view
 from adaspa_cli.visual.figures import colours
 from adaspa_cli.visual.look import Choice, Kept, check_grid, view_of
 from adaspa_cli.visual.run import Looked, Wanted, look, visualize
+from adaspa_cli.visual.weights import cell_size, mass
 from tests.pages import Page, loads_nothing, read
-from tests.pipelines import PROMPT, Listener, small_run
+from tests.pipelines import PROMPT, Listener, cogvideox, small_run
 
 GRID = (2, 4, 6)  # tokens of 5 frames of 32 x 48
 WANTED = Wanted((0, 3), (1,), (1, 3), 1, 16, (1, 2, 3))
@@ -192,6 +193,23 @@ def test_the_pipeline_is_as_it_was_and_others_do_not_run_to_their_end(hunyuan_fo
     assert steps == [0, 1, 2, 3, 0, 1]
     assert looked.frames is not None
     assert looked.frames.shape == (5, 32, 48, 3)
+
+
+def test_text_in_front_and_guidance_in_one_batch(hunyuan_folder: Path, tmp_path: Path) -> None:
+    """CogVideoX: the conditional rows alone are looked at, and its video begins within a block."""
+    flags = settings(hunyuan_folder, tmp_path, height=64, width=96, frames=9, decode=False)
+    wanted = Wanted((1,), (0,), (0, 2), 2, 16, (1, 3, 5))
+    looked = look(cogvideox(), resolve(flags), wanted, Listener(), [PROMPT])
+    assert set(looked.first.noted) == {(layer, step) for layer in range(2) for step in (0, 2)}
+    assert looked.first.noted[0, 0].reused is None  # before the reference step there is no mask to keep
+    layout = looked.first.layout
+    assert layout is not None
+    assert layout.video_start == 226
+    picture = looked.first.pictures[1, 0, 2]
+    cell = cell_size(layout.video_tokens, 16)
+    whole, blocks = (mass(picture.means[name], layout.video_tokens, cell) for name in ("weights", "block"))
+    assert blocks / whole == pytest.approx(picture.recall["block"], rel=1e-4)
+    assert (picture.view[:, : 226 // 16 + 1] > 0).all()  # text is always kept
 
 
 def test_a_second_look_gets_a_folder_of_its_own(hunyuan_folder: Path, tmp_path: Path) -> None:
