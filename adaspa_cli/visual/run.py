@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,16 +93,14 @@ def visualize(resolved: Resolved, wanted: Wanted, observer: Observer, prompts: S
         pipe = load_pipeline(config.model, decode=config.decodes)
         looked = look(pipe, resolved, wanted, observer, prompts)
     prepare_folder(config.output.out)
-    partial = out / f".{video_name(*looked.videos[0])}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
-        write_pictures(looked, resolved, partial)
-        return _place(partial, out / video_name(*looked.videos[0]))
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as scratch:
+            partial = Path(scratch) / "pictures"
+            partial.mkdir()
+            write_pictures(looked, resolved, partial)
+            return _place(partial, out / video_name(*looked.videos[0]))
     except OSError as error:
         raise OutputError(f"cannot write to {out}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _place(partial: Path, folder: Path) -> Path:
@@ -155,7 +153,7 @@ def _look_at(
     *,
     detail: bool,
 ) -> tuple[Look, NDArray[np.uint8] | None]:
-    """Run one video."""
+    """Run one video: the first to its end, with pictures, others as far as their masks are needed."""
     clock = StepClock(pipe)
 
     def attend(layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
