@@ -10,6 +10,7 @@ from adaspa_cli.commands.bench import bench
 from adaspa_cli.commands.generate import generate
 from adaspa_cli.commands.masks import masks_app
 from adaspa_cli.commands.search_masks import search_masks
+from adaspa_cli.commands.visualize import visualize
 from adaspa_cli.version import __version__
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app.command()(generate)
 app.command()(bench)
 app.command()(search_masks)
 app.add_typer(masks_app, name="masks")
+app.command()(visualize)
 
 
 def _show_version(value: bool) -> None:

@@ -7,7 +7,7 @@
 recall that the mask of one step has at later steps (AdaSpa, figures 5 and 6a). ``quality``: PSNR and SSIM of AdaSpa's
 videos against the dense video of the same seed (figure 9). Prompts are combinations that were never trained on.
 
-Shapes: A [L, L] attention weights of one head over video tokens, W [H, N, N] block sums.
+Shapes: W [H, N, N] block sums.
 """
 
 from __future__ import annotations
@@ -31,62 +31,12 @@ from adaspa_cli.models.registry import family_of
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.sampling.clock import StepClock
 from adaspa_cli.sampling.handle import apply
+from adaspa_cli.visual.patterns import line_patterns, mask_recall, measure
+from adaspa_cli.visual.weights import HeadWeights
 from scripts.train_tiny.captions import held_out_captions
 
 BLOCK = 64
 SPARSITIES = (0.8, 0.9)
-
-
-def pattern_recalls(weights: Tensor, density: float) -> dict[str, float]:
-    """Recall of each pattern on A [L, L] when it keeps ``density`` of the weights."""
-    total = float(weights.sum())
-    length = weights.shape[0]
-    columns, diagonals = weights.sum(0), diagonal_mass(weights)
-    column_size, sizes = torch.full_like(columns, length), diagonal_sizes(length).to(weights.device)
-    kept = columns.topk(round(density / 2 * length)).indices
-    beside = weights.clone()
-    beside[:, kept] = 0
-    both = float(columns[kept].sum()) + heaviest(diagonal_mass(beside), sizes, density / 2 * length**2)
-    budget = density * length**2
-    return {
-        "oracle": heaviest_weights(weights, density) / total,
-        "column": heaviest(columns, column_size, budget) / total,
-        "diagonal": heaviest(diagonals, sizes, budget) / total,
-        "diagonal+column": both / total,
-    }
-
-
-def diagonal_mass(weights: Tensor) -> Tensor:
-    """Sum of each of the 2L - 1 diagonals of A."""
-    length = weights.shape[0]
-    # Rows of 2L entries read as rows of 2L - 1 shift by one more each row: mirrored, diagonals become columns.
-    padded = torch.nn.functional.pad(weights.flip(1), (0, length)).flatten()
-    return padded[: length * (2 * length - 1)].view(length, 2 * length - 1).sum(0)
-
-
-def diagonal_sizes(length: int) -> Tensor:
-    """Number of weights on each of the 2L - 1 diagonals."""
-    place = torch.arange(1, 2 * length)
-    return torch.minimum(place, 2 * length - place).float()
-
-
-def heaviest(mass: Tensor, size: Tensor, budget: float) -> float:
-    """Mass of the parts that carry most per weight and together have at most ``budget`` weights."""
-    order = (mass / size).argsort(descending=True)
-    kept = size[order].cumsum(0) <= budget
-    return float(mass[order][kept].sum())
-
-
-def heaviest_weights(weights: Tensor, density: float) -> float:
-    """Mass of the heaviest single weights. Sorting them all takes too long: they are counted by their leading 16 bits,
-    and only of the last bin that is needed the mean stands for its weights."""
-    bins = (weights.flatten().view(torch.int32) >> 16).long()  # positive floats order as their bits do
-    count = torch.bincount(bins).double().flip(0)
-    mass = torch.bincount(bins, weights.flatten().double()).flip(0)
-    budget = density * weights.numel()
-    whole = count.cumsum(0) <= budget
-    last = int(whole.sum())
-    return float(mass[whole].sum() + (budget - count[whole].sum()) * mass[last] / count[last].clamp(min=1))
 
 
 class Recorder:
@@ -105,21 +55,20 @@ class Recorder:
         self.sums[layer].append(sums[0])
         self.rows = [row]
         if self.clock.step in self.looked_at:
-            self._look(row, q[0].float(), k[0].float(), lse[0], sums[0])
+            self._look(row, q, k, lse, sums[0])
         return out
 
     def _look(self, row: Row, q: Tensor, k: Tensor, lse: Tensor, sums: Tensor) -> None:
-        video = row.layout.video_tokens
         for sparsity in SPARSITIES:
             for adaptive, name in ((False, "block"), (True, "block, head-adaptive")):
                 found = select(sums, row.layout, (BLOCK, BLOCK), sparsity, head_adaptive=adaptive)
                 self.recalls[sparsity, name] += found.recall.tolist()
-        for head in range(q.shape[0]):
-            logits = q[head, :video] @ k[head, :video].T / q.shape[-1] ** 0.5
-            weights = (logits - lse[head, :video, None]).exp_()
+        for head in range(q.shape[1]):
+            weights = HeadWeights.of_head(q, k, lse, row.layout, head)
+            masses = measure(weights)
             for sparsity in SPARSITIES:
-                for name, recall in pattern_recalls(weights, 1 - sparsity).items():
-                    self.recalls[sparsity, name].append(recall)
+                for name, pattern in line_patterns(weights, masses, 1 - sparsity).items():
+                    self.recalls[sparsity, name].append(pattern.recall)
 
     def persistence(self, sparsity: float) -> list[list[float]]:
         """Recall [found at, used at] of the mask of one step on the weights of another, mean over layers and heads."""
@@ -130,8 +79,7 @@ class Recorder:
                 found = select(sums[found_at], self.rows[0].layout, (BLOCK, BLOCK), sparsity, head_adaptive=False)
                 kept = found.mask.to_bool()
                 for used_at in range(self.steps):
-                    share = (sums[used_at] * kept).sum((-1, -2)) / sums[used_at].sum((-1, -2))
-                    line[used_at] += float(share.mean()) / len(self.sums)
+                    line[used_at] += float(mask_recall(sums[used_at], kept).mean()) / len(self.sums)
             table.append([round(value, 4) for value in line])
         return table
 

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
 from adaspa_cli.bench.text import TITLES
 from adaspa_cli.config import MethodConfig
+from adaspa_cli.report.drawing import COLOURS, Drawing, svg
 
-_COLOURS = (
-    "#3b6ea5",
-    "#d1622b",
-    "#2f8f6b",
-    "#a4457f",
-    "#7a6a2f",
-    "#5c5c8a",
-    "#b03a3a",
-    "#3a8ea5",
-    "#6b8f2f",
-    "#8a5c5c",
-)
 _METHOD_KEYS = {f.name for f in dataclasses.fields(MethodConfig)}
 _LABELS = {
     "latency": "latency, s",
@@ -40,14 +23,6 @@ _LABELS = {
     "search_steps": "first search step (dense steps before it)",
     **TITLES,
 }
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A plot with its heading."""
-
-    title: str
-    svg: str
 
 
 def plots(bench: Mapping[str, Any]) -> list[Drawing]:
@@ -97,7 +72,7 @@ def _times(bench: Mapping[str, Any]) -> Drawing | None:
     def draw(axes: Axes) -> None:
         left = [0.0] * len(rows)
         names = [row["name"] for row in rows]
-        for colour, (label, value) in zip(_COLOURS, parts.items(), strict=False):
+        for colour, (label, value) in zip(COLOURS, parts.items(), strict=False):
             widths = [value(row) for row in rows]
             axes.barh(names, widths, left=left, color=colour, label=label, height=0.6)
             left = [a + b for a, b in zip(left, widths, strict=True)]
@@ -105,7 +80,7 @@ def _times(bench: Mapping[str, Any]) -> Drawing | None:
         axes.set_xlabel("seconds, medians")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=4, frameon=False)
 
-    return Drawing("Where the time goes", _svg(draw, height=1.4 + 0.36 * len(rows)))
+    return Drawing("Where the time goes", svg(draw, height=1.4 + 0.36 * len(rows)))
 
 
 def _curve(bench: Mapping[str, Any], x: str, y: str) -> Drawing | None:
@@ -123,24 +98,10 @@ def _curve(bench: Mapping[str, Any], x: str, y: str) -> Drawing | None:
         for name, points in series.items():
             number = order.index(name)
             across, up = zip(*sorted(points), strict=True)
-            marker = "osD^vP*Xhd"[number // len(_COLOURS) % 10]
-            axes.plot(across, up, marker=marker, color=_COLOURS[number % len(_COLOURS)], label=name)
+            marker = "osD^vP*Xhd"[number // len(COLOURS) % 10]
+            axes.plot(across, up, marker=marker, color=COLOURS[number % len(COLOURS)], label=name)
         axes.set_xlabel(_LABELS.get(x, x.replace("_", " ")))
         axes.set_ylabel(_LABELS.get(y, y.replace("_", " ")))
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
 
-    return Drawing(f"{_LABELS.get(y, y)} against {_LABELS.get(x, x)}", _svg(draw, height=3.6))
-
-
-def _svg(draw: Callable[[Axes], None], *, height: float) -> str:
-    """Draw on one pair of axes; letters are paths, so that the page needs no font."""
-    style = {"svg.hashsalt": "adaspa", "svg.fonttype": "path", "font.size": 9.0, "axes.grid": True, "grid.alpha": 0.3}
-    with rc_context({**style, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(8.4, height))
-        FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=nothing)
-    text = buffer.getvalue()
-    return re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return Drawing(f"{_LABELS.get(y, y)} against {_LABELS.get(x, x)}", svg(draw, height=3.6))

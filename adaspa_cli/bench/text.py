@@ -10,6 +10,7 @@ from typing import Any
 
 from adaspa_cli.bench.tables import PARTS, QUALITY, REFERENCE
 from adaspa_cli.quality.video_metrics import METRICS
+from adaspa_cli.report.machine import machine_line
 
 TITLES = {"psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS", "vbench": "VBench-6 %"}
 _DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "vbench": 2}
@@ -182,10 +183,7 @@ def _times(figure: dict[str, Any]) -> str:
 
 def machine_lines(bench: dict[str, Any]) -> list[str]:
     """The machines and versions, one line each."""
-    lines = []
-    for machine in bench["machines"]:
-        what = machine.get("gpu") or f"{machine['cpu']}, threads: {machine['threads']}"
-        lines.append(f"{what} ({machine['system']})")
+    lines = [machine_line(machine) for machine in bench["machines"]]
     for versions in bench["versions"]:
         lines.append(", ".join(f"{name} {version}" for name, version in versions.items()))
     return lines

@@ -145,6 +145,15 @@ def generate(
     lossless: Annotated[
         bool | None, _option("--lossless/--no-lossless", panel=_OUTPUT, text="Write NAME.lossless.mkv as well.")
     ] = None,
+    compare_with: Annotated[
+        list[str] | None,
+        _option(
+            "--compare-with",
+            panel=_OUTPUT,
+            text="NAME.report.json of another run, shown beside this one on its page. May be repeated.",
+            metavar="REPORT",
+        ),
+    ] = None,
     resume: Annotated[
         bool | None, _option("--resume/--no-resume", panel=_OUTPUT, text="Skip what is complete in the folder.")
     ] = None,
@@ -158,7 +167,7 @@ def generate(
     quiet: Annotated[bool, _option("--quiet", "-q", panel=_OUTPUT, text="No progress, no notes.")] = False,
     debug: Annotated[bool, _option("--debug", panel=_OUTPUT, text="Traceback on errors.")] = False,
 ) -> None:
-    """Make videos from prompts, each with a latency report.
+    """Make videos from prompts, each with a latency report as JSON and as a page.
 
     Example: adaspa generate --prompt "a red circle moves left on a blue background"
     """
@@ -199,6 +208,7 @@ def generate(
         "out": None if out is None else str(out),
         "decode": decode,
         "lossless": lossless,
+        "compare_with": compare_with,
         "resume": resume,
     }
     console = Console(as_json=as_json, quiet=quiet, debug=debug)

@@ -210,12 +210,14 @@ class OutputConfig:
         resume: skip what is already complete there with the same settings.
         decode: turn the latents into a video; None means yes, unless the weights are random.
         lossless: write the frames once more as they are, for measurements, beside the video.
+        compare_with: reports of runs that are shown beside this one's video, on the page of its report.
     """
 
     out: str = "videos"
     resume: bool = False
     decode: bool | None = None
     lossless: bool = False
+    compare_with: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

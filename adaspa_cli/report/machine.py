@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import resource
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ def machine(device: torch.device) -> dict[str, Any]:
         described["gpu_memory_bytes"] = properties.total_memory
         described["compute_capability"] = f"{properties.major}.{properties.minor}"
     return described
+
+
+def machine_line(described: Mapping[str, Any]) -> str:
+    """What :func:`machine` found, in words."""
+    what = described.get("gpu") or f"{described['cpu']}, threads: {described['threads']}"
+    return f"{what} ({described['system']})"
 
 
 def _cpu_name() -> str:

@@ -69,6 +69,11 @@ def report_path(video: Path) -> Path:
     return video.with_name(f"{video.stem}.report.json")
 
 
+def page_path(video: Path) -> Path:
+    """The report as a page."""
+    return video.with_name(f"{video.stem}.report.html")
+
+
 def lossless_path(video: Path) -> Path:
     """The frames of a video as they were before compression."""
     return video.with_name(f"{video.stem}.lossless.mkv")

@@ -23,24 +23,28 @@ from adaspa_cli.masks.files.check import check_name
 from adaspa_cli.masks.registry import open_masks
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
+from adaspa_cli.report.compare import Compared, load_compared
 from adaspa_cli.report.latency import latency_report
 from adaspa_cli.report.machine import peak_memory, reset_peak_memory
+from adaspa_cli.report.page import page
 from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.outputs import (
     check_folder,
     find_place,
     lossless_path,
+    page_path,
     prepare_folder,
     report_path,
     video_name,
     write_json,
     write_lossless,
+    write_text,
     write_video,
 )
 from adaspa_cli.sampling.prompts import collect_prompts
 from adaspa_cli.sampling.timeline import Timeline
 
-NOT_IN_FINGERPRINT = ("prompt", "prompts", "seed", "out", "resume")
+NOT_IN_FINGERPRINT = ("prompt", "prompts", "seed", "out", "resume", "compare_with")
 
 
 class Observer(Protocol):
@@ -64,6 +68,7 @@ class Job:
     place: Path
     complete: bool
     fingerprint: str
+    compared: Compared | None = None
 
 
 Make = Callable[[Job], dict[str, Any]]
@@ -73,11 +78,14 @@ def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
     """List the videos of a run and find a free place for each; writes nothing.
 
     Raises:
+        ConfigError: a report to compare with does not fit.
         OutputError: the output folder cannot be written.
         MaskFileError: the mask file is corrupt or does not fit the settings.
     """
     config = resolved.config
     folder = check_folder(config.output.out)
+    wanted = {(prompt, seed) for prompt in prompts for seed in config.sampling.seed}
+    compared = load_compared(config.output.compare_with, wanted, config)
     jobs: list[Job] = []
     taken: set[Path] = set()
     for prompt in prompts:
@@ -92,7 +100,7 @@ def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
                 taken=taken,
             )
             taken.add(place)
-            jobs.append(Job(prompt, seed, place, complete, fingerprint))
+            jobs.append(Job(prompt, seed, place, complete, fingerprint, compared.get((prompt, seed))))
     return jobs
 
 
@@ -225,6 +233,8 @@ def _make(pipe: Any, handle: Handle, timeline: Timeline, resolved: Resolved, job
         total=end - begin,
         peak=peak_memory(device),
     )
+    # A report that was left without its JSON is of no complete video: its page gives way.
+    write_text(page_path(place), page(report, None if frames is None else place, job.compared), replace=True)
     write_json(report_path(place), report)
     return report
 

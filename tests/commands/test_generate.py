@@ -368,4 +368,4 @@ def test_ctrl_c_keeps_what_is_complete(run: Any, tmp_path: Path, monkeypatch: py
     assert "Traceback" not in result.output
     names = {path.name for path in (tmp_path / "out").iterdir()}
     stem = "a-red-circle-moves-left-on-a-blue-background-seed1"
-    assert names == {f"{stem}.mp4", f"{stem}.report.json"}
+    assert names == {f"{stem}.mp4", f"{stem}.report.json", f"{stem}.report.html"}

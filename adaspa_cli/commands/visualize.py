@@ -1,0 +1,194 @@
+"""``adaspa visualize``: pictures of a running model's attention, and of what masks keep of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from adaspa_cli.commands.guard import guard
+from adaspa_cli.commands.settings import parse_settings
+from adaspa_cli.console import Console
+from adaspa_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from adaspa_cli.config import Resolved
+
+_WHAT, _LOOK, _RUN, _OUTPUT = "What to show", "What to look at", "Model and machine", "Output"
+
+
+def visualize(
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            rich_help_panel=_WHAT,
+            help="What the video shows. The first is drawn; on the others its masks are tried.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", rich_help_panel=_WHAT, help="File with one prompt a line.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option("--seed", "-s", rich_help_panel=_WHAT, help="Seed of the noise. May be repeated. (default: 0)"),
+    ] = None,
+    at_layers: Annotated[
+        str | None,
+        typer.Option(
+            "--at-layers", rich_help_panel=_LOOK, metavar="LAYERS", help="As 0,4,7. (default: first, middle, last)"
+        ),
+    ] = None,
+    at_heads: Annotated[
+        str | None,
+        typer.Option("--at-heads", rich_help_panel=_LOOK, metavar="HEADS", help="As 0,2. (default: first, middle)"),
+    ] = None,
+    at_steps: Annotated[
+        str | None,
+        typer.Option(
+            "--at-steps",
+            rich_help_panel=_LOOK,
+            metavar="STEPS",
+            help="As 0,2,13, or all. (default: first, search steps, last)",
+        ),
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            "--query",
+            rich_help_panel=_LOOK,
+            metavar="FRAME,Y,X",
+            help="Token of the video whose kept blocks are drawn over the frames, counted from 0.",
+        ),
+    ] = None,
+    pixels: Annotated[
+        int,
+        typer.Option("--pixels", rich_help_panel=_LOOK, min=8, max=1024, help="Points along a side of a weight map."),
+    ] = 256,
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", rich_help_panel=_LOOK, help="Share left out by every pattern.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", rich_help_panel=_RUN, help="As of adaspa generate. (default: tiny)"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", rich_help_panel=_RUN, help="auto, cpu, cuda, cuda:N.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", rich_help_panel=_RUN, help="Denoising steps.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            rich_help_panel=_RUN,
+            metavar="KEY=VALUE",
+            help="Any other setting of adaspa generate, as height=128. May be repeated.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", rich_help_panel=_RUN, help="YAML file of settings.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", rich_help_panel=_OUTPUT, help="Folder in which a new one is made.")
+    ] = Path("pictures"),
+    as_json: Annotated[bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="Result as JSON on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=_OUTPUT, help="No progress.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", rich_help_panel=_OUTPUT, help="Traceback on errors.")] = False,
+) -> None:
+    """Show where attention looks: weight maps, patterns, masks over the frames of the video.
+
+    Example: adaspa visualize --prompt "a red circle moves left on a blue background" --query 4,8,8
+    """
+    flags: dict[str, Any] = {
+        "prompt": prompt,
+        "prompts": None if prompts is None else str(prompts),
+        "seed": seed,
+        "sparsity": sparsity,
+        "model": model,
+        "device": device,
+        "steps": steps,
+    }
+    console = Console(as_json=as_json, quiet=quiet, debug=debug)
+    with guard(console, "interrupted; nothing was written"):
+        given = {key: value for key, value in flags.items() if value not in (None, [])}
+        from adaspa_cli.config import resolve
+
+        resolved = resolve(parse_settings(settings or []) | given | {"out": str(out)}, config)
+        _check_method(resolved)
+        looked_at = {
+            "layers": parse_numbers("--at-layers", at_layers),
+            "heads": parse_numbers("--at-heads", at_heads),
+            "steps": _steps(at_steps, resolved),
+            "query": _query(query),
+            "pixels": pixels,
+        }
+        _run(console, resolved, looked_at)
+
+
+def _run(console: Console, resolved: Resolved, looked_at: dict[str, Any]) -> None:
+    from adaspa_cli.sampling.prompts import collect_prompts
+
+    prompts = collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong one is refused at once
+    search = resolved.config.method.schedule(resolved.config.sampling.steps)[0]
+    chosen = looked_at["steps"]
+    reference = next((step for step in chosen if step >= search), chosen[-1])
+    console.note("starting ...")
+
+    from adaspa_cli.commands.progress import ProgressObserver
+    from adaspa_cli.visual.run import Wanted, visualize
+
+    with console.progress() as progress:
+        wanted = Wanted(**looked_at, reference=reference)
+        folder = visualize(resolved, wanted, ProgressObserver(console, progress), prompts)
+    files = sorted(str(path) for path in folder.iterdir())
+    shown = str(folder / "index.html")
+    console.result({"page": shown, "files": files}, Text(shown, no_wrap=True, overflow="ignore"))
+
+
+def _check_method(resolved: Resolved) -> None:
+    """Refuse methods whose masks are not those that are drawn, and caches, which leave calls out."""
+    method = resolved.config.method
+    if method.algorithm != "adaspa":
+        raise ConfigError(f"visualize draws the masks of adaspa, not of {method.method}", hint="drop the method")
+    for key in ("cache", "merge"):
+        if getattr(method, key) != "none":
+            raise ConfigError(f"visualize looks at dense attention, without {key} '{getattr(method, key)}'")
+
+
+def parse_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
+    """Read ``0,4,7``: ascending, without repetitions; None if the flag was not given.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError(f"{flag} takes whole numbers from 0 with commas between, got '{text}'", hint="as 0,4,7")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _steps(text: str | None, resolved: Resolved) -> tuple[int, ...]:
+    count = resolved.config.sampling.steps
+    if text == "all":
+        return tuple(range(count))
+    chosen = parse_numbers("--at-steps", text)
+    if chosen is None:
+        return tuple(sorted({0, *resolved.config.method.schedule(count), count - 1}))
+    if chosen[-1] >= count:
+        raise ConfigError(f"there is no step {chosen[-1]} of {count}", hint=f"steps are 0 to {count - 1}")
+    return chosen
+
+
+def _query(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError(f"--query takes FRAME,Y,X in tokens from 0, got '{text}'", hint="as --query 4,8,8")
+    frame, row, column = map(int, parts)
+    return frame, row, column

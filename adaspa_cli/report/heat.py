@@ -1,0 +1,53 @@
+"""Density and recall of masks as heat maps, a layer a row and a head a column, for pages."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_OWN_HEAT = 4  # search steps that get heat maps of their own; more of them are averaged
+_NUMBERS = 8  # heads up to which a heat map's cells are wide enough for their number
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Density or recall by layer (row) and head, with the bounds of its colours."""
+
+    title: str
+    rows: list[tuple[int, list[float]]]
+    low: float
+    high: float
+    numbers: bool
+
+    def strength(self, value: float) -> float:
+        """Place of a value between the bounds, 0 to 1."""
+        return (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+
+
+def heats(searches: Sequence[Mapping[str, Any]]) -> list[Heat]:
+    """Heat maps of density and recall, by guidance branch and step; of many steps the mean."""
+    steps = sorted({search["step"] for search in searches})
+    apart = len(steps) <= _OWN_HEAT
+    groups: dict[tuple[str, int], dict[int, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for search in searches:
+        groups[search["branch"], search["step"] if apart else -1][search["layer"]].append(search)
+    branches = {search["branch"] for search in searches}
+    found = []
+    for (branch, step), layers in groups.items():
+        when = f"step {step}" if apart else f"mean of steps {steps[0]} to {steps[-1]}"
+        where = f"{when}, {branch}" if len(branches) > 1 else when
+        for key in ("density", "recall"):
+            rows = [(layer, _mean([s[key] for s in its])) for layer, its in sorted(layers.items()) if its[0][key]]
+            if rows:
+                values = [value for _, row in rows for value in row]
+                numbers = len(rows[0][1]) <= _NUMBERS
+                found.append(Heat(f"{key.capitalize()}, {where}", rows, min(values), max(values), numbers))
+    return found
+
+
+def _mean(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Mean by head."""
+    return [statistics.fmean(values) for values in zip(*rows, strict=True)]

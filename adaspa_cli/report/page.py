@@ -1,0 +1,118 @@
+"""The page of a latency report: one HTML file with the video in it, readable on a phone, that loads nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaspa_cli.report.compare import Compared
+from adaspa_cli.report.heat import heats
+from adaspa_cli.report.machine import machine_line
+from adaspa_cli.report.media import data_uri
+from adaspa_cli.report.template import render
+
+PHASES = {
+    "dense": "#3b6ea5",
+    "merged": "#3a8ea5",
+    "search": "#d1622b",
+    "cached search": "#e0a03a",
+    "sparse": "#2f8f6b",
+    "estimate": "#a4457f",
+    "skipped": "#5c5c8a",
+}
+_REST = "#c3cad3"
+_OTHER_PARTS = {"text encoding": "#7a6a2f", "decoding": "#8a5c5c", "writing": "#b9a7a7", "other": "#e3e7ec"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of a run's time, in seconds."""
+
+    name: str
+    seconds: float
+    colour: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the page shows it."""
+
+    name: str
+    report: dict[str, Any]
+    parts: list[Part]
+    video: str | None
+
+
+def page(report: dict[str, Any], video: Path | None, compared: Compared | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+        report: what :func:`~adaspa_cli.report.latency.latency_report` gave.
+        video: file of the video, None if the run ended in latents.
+        compared: the run to show beside it.
+    """
+    runs = [_run(report, video)]
+    if compared is not None:
+        runs.append(_run(compared.report, compared.video))
+    return render(
+        Path(__file__).parent / "report.html.j2",
+        report=report,
+        runs=runs,
+        notes=_notes(report, compared),
+        longest=max(run.report["seconds"]["total"] for run in runs),
+        slowest=max(step["seconds"] for run in runs for step in run.report["steps"]),
+        phases=PHASES,
+        rest=_REST,
+        heats=heats(report["searches"]),
+        settings={key: setting for key, setting in report["settings"].items() if setting["value"] is not None},
+    )
+
+
+def _run(report: dict[str, Any], video: Path | None) -> Run:
+    method, sparsity = (report["settings"][key]["value"] for key in ("method", "sparsity"))
+    name = method if report["settings"]["algorithm"]["value"] == "full" else f"{method}, {sparsity:.0%} left out"
+    inside = None if video is None else data_uri("video/mp4", video.read_bytes())
+    return Run(name, report, time_parts(report), inside)
+
+
+def time_parts(report: dict[str, Any]) -> list[Part]:
+    """Where the total time went, in the order of a run; the parts sum to the total.
+
+    Attention is split by the phase of its step, so that a step's search stands in one part with the dense attention
+    that it needs.
+    """
+    seconds = report["seconds"]
+    attention: dict[str, float] = defaultdict(float)
+    for step in report["steps"]:
+        attention[step["phase"]] += step["attention"]
+    parts = [Part("text encoding", seconds["text_encoding"], _OTHER_PARTS["text encoding"])]
+    parts += [Part(f"attention, {phase}", attention[phase], PHASES[phase]) for phase in PHASES if attention[phase]]
+    parts.append(Part("rest of denoising", seconds["denoising"] - seconds["attention"], _REST))
+    parts += [Part(key, seconds[key], _OTHER_PARTS[key]) for key in ("decoding", "writing")]
+    known = sum(part.seconds for part in parts)
+    return [*parts, Part("other", max(0.0, seconds["total"] - known), _OTHER_PARTS["other"])]
+
+
+def _notes(report: dict[str, Any], compared: Compared | None) -> list[str]:
+    """What the reader must know to judge the figures."""
+    notes = [
+        f"{report['model']['name']} ({report['model']['layers']} layers, {report['model']['heads']} heads of "
+        f"{report['model']['head_dim']}, {report['model']['dtype']}), attention backend {report['attention_backend']}",
+        _machine(report),
+    ]
+    if compared is not None and _machine(compared.report) != notes[1]:
+        notes.append(f"not the same machine: the run beside it was made on {_machine(compared.report)}")
+    work = {key: report.get(key) for key in ("cache", "merging")}
+    if work["cache"]:
+        notes.append(f"{work['cache']['name']} skipped {work['cache']['skipped']:.1%} of {work['cache']['unit']} calls")
+    if work["merging"]:
+        notes.append(f"{work['merging']['name']} merged {work['merging']['merged']:.1%} of the video tokens")
+    return notes
+
+
+def _machine(report: dict[str, Any]) -> str:
+    known = report["versions"]
+    versions = ", ".join(f"{name} {known[name]}" for name in ("torch", "diffusers", "adaspa"))
+    return f"{machine_line(report['machine'])}; {versions}"

@@ -1,0 +1,258 @@
+"""Looking at a running model: dense attention that notes at chosen steps what a mask would keep of its weights.
+
+Shapes: H heads, Nq and Nk query and key blocks, P cells along a side of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from adaspa_cli.attention import BlockMask, TokenLayout, attention_with_block_sums, dense_attention
+from adaspa_cli.config.schema import MethodConfig
+from adaspa_cli.errors import ConfigError
+from adaspa_cli.masks import Action, FoundMask
+from adaspa_cli.masks.selection import select
+from adaspa_cli.models.attachment import Row
+from adaspa_cli.sampling.clock import StepClock
+from adaspa_cli.visual.patterns import block_pattern, line_patterns, mask_recall, measure, video_share
+from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size
+
+WEIGHTS = "weights"  # the picture of what no pattern has touched
+_VIEW_BYTES = 64 << 20  # of all video views of a page, before they are compressed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to look at.
+
+    Attributes:
+        layers, heads: of which weights are drawn; recall and LSE are noted for all.
+        steps: ascending denoising steps.
+        reference: the step, one of ``steps``, whose masks are tried on the others and on other videos.
+        pixels: cells along a side of a picture at most.
+        query: (frame, row, column) in tokens of what the video view shows first.
+    """
+
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    steps: tuple[int, ...]
+    reference: int
+    pixels: int
+    query: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Noted:
+    """One layer at one step: the mask found there, by head [H].
+
+    Attributes:
+        recall, density: of the step's own mask, as a latency report has them.
+        reused: recall of the reference step's mask on this step's weights; None before that step.
+        lse: mean LSE of the video's rows.
+    """
+
+    recall: list[float]
+    density: list[float]
+    reused: list[float] | None
+    lse: list[float]
+
+
+@dataclass(frozen=True)
+class HeadPicture:
+    """One head of one layer at one step.
+
+    Attributes:
+        means: area means [P, P] of the weights and of what each pattern leaves of them.
+        share: of the weights that each pattern keeps, among video tokens.
+        recall: of each pattern, among video tokens.
+        view: uint8 [Nq, Nk]: 0 where the mask leaves a block out, else 1 to 255 by the root of its weight in its row.
+        row_recall: share of each query block's weights that the mask keeps [Nq], text included.
+    """
+
+    means: dict[str, Tensor]
+    share: float
+    recall: dict[str, float]
+    view: Tensor
+    row_recall: Tensor
+
+
+@dataclass
+class Look:
+    """An :class:`~adaspa_cli.models.attachment.Attend` that looks at the first video of the conditional branch.
+
+    Attributes:
+        detail: whether to draw, or only to note recalls and keep masks.
+        earlier: masks of other videos at the reference step, by number and layer.
+        noted: by (layer, step).
+        pictures: by (layer, head, step).
+        masks: of the reference step, by layer, on the CPU.
+        across: recall [H] of each earlier video's mask at the reference step, by its number and layer.
+        layout: of the tokens, once there was a call.
+    """
+
+    clock: StepClock
+    method: MethodConfig
+    choice: Choice
+    backend: str
+    detail: bool = True
+    earlier: Mapping[int, Mapping[int, Kept]] = field(default_factory=dict)
+    on_action: Callable[[Action], None] = lambda _action: None
+    noted: dict[tuple[int, int], Noted] = field(default_factory=dict)
+    pictures: dict[tuple[int, int, int], HeadPicture] = field(default_factory=dict)
+    masks: dict[int, Kept] = field(default_factory=dict)
+    across: dict[int, dict[int, list[float]]] = field(default_factory=dict)
+    layout: TokenLayout | None = None
+
+    @property
+    def block_size(self) -> tuple[int, int]:
+        return self.method.block_size, self.method.block_size
+
+    def __call__(self, layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend densely: q, k, v [1, H, L, D] to output [1, H, L, D]."""
+        looked_at = (row.branch, row.sample) == ("cond", 0) and self.clock.step in self.choice.steps
+        if self.layout is None:
+            check_grid(row.layout, self.choice, self.method.block_size)
+            self.layout = row.layout
+        self.on_action(Action.DENSE_AND_SEARCH if looked_at else Action.DENSE)
+        if not looked_at:
+            return dense_attention(q, k, v, backend=self.backend)[0]
+        out, lse, sums = attention_with_block_sums(q, k, v, self.block_size, backend=self.backend)
+        found = select(
+            sums[0], row.layout, self.block_size, self.method.sparsity, head_adaptive=self.method.head_adaptive
+        )
+        self._note(layer, row.layout, found, lse, sums[0])
+        if self.detail and layer in self.choice.layers:
+            self._draw(layer, row.layout, found, q, k, lse, sums[0])
+        return out
+
+    def _note(self, layer: int, layout: TokenLayout, found: FoundMask, lse: Tensor, sums: Tensor) -> None:
+        """Keep the figures of a mask, and of the masks that are tried on these weights."""
+        step = self.clock.step
+        if step == self.choice.reference:
+            self.masks[layer] = Kept(layout, found.mask.to_bits().cpu(), sums.shape[-1])
+            for number, masks in self.earlier.items():
+                recall = masks[layer].recall_on(sums, layout, self.method.block_size)
+                if recall is not None:
+                    self.across.setdefault(number, {})[layer] = rounded(recall)
+        kept = self.masks.get(layer)
+        reused = None if kept is None else kept.recall_on(sums, layout, self.method.block_size)
+        video = slice(layout.video_start, layout.video_start + layout.video_tokens)
+        assert found.recall is not None
+        self.noted[layer, step] = Noted(
+            rounded(found.recall),
+            rounded(found.mask.density()),
+            None if reused is None else rounded(reused),
+            rounded(lse[0, :, video].mean(-1)),
+        )
+
+    def _draw(
+        self, layer: int, layout: TokenLayout, found: FoundMask, q: Tensor, k: Tensor, lse: Tensor, sums: Tensor
+    ) -> None:
+        """Weights, patterns and video view of the chosen heads.
+
+        Patterns are compared at one share of the weights, that of the blocks without head adaption.
+        """
+        kept = found.mask.to_bool()
+        alike = select(sums, layout, self.block_size, self.method.sparsity, head_adaptive=False).mask.to_bool()
+        for head in self.choice.heads:
+            weights = HeadWeights.of_head(q, k, lse, layout, head)
+            masses = measure(weights)
+            share = video_share(alike[head], layout, self.block_size)
+            patterns = line_patterns(weights, masses, share)
+            patterns["block"] = block_pattern(weights, masses, alike[head], layout, self.block_size)
+            keeps = {WEIGHTS: lambda _start, rows: rows} | {name: p.keep for name, p in patterns.items()}
+            means = area_means(weights, keeps, cell_size(weights.tokens, self.choice.pixels))
+            self.pictures[layer, head, self.clock.step] = HeadPicture(
+                {name: picture.cpu() for name, picture in means.items()},
+                share,
+                {name: pattern.recall for name, pattern in patterns.items()},
+                view_of(sums[head], kept[head], layout.video_blocks(self.method.block_size)).cpu(),
+                ((sums[head] * kept[head]).sum(-1) / sums[head].sum(-1)).cpu(),
+            )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A mask put aside: one bit a block, int32 words [H, Nq, ceil(Nk / 32)], and the tokens that it was made for."""
+
+    layout: TokenLayout
+    bits: Tensor
+    key_blocks: int
+
+    def recall_on(self, block_sums: Tensor, layout: TokenLayout, block_size: int) -> Tensor | None:
+        """Recall [H] on the block sums W of another video; blocks with text are kept, however long the text is.
+
+        None where the video's blocks do not hold the same tokens, as with a text of another length in front.
+        """
+        video = self.layout.video_blocks(block_size)
+        shift = (self.layout.video_start - layout.video_start) % block_size
+        if shift or len(video) != len(layout.video_blocks(block_size)):
+            return None
+        size = (block_size, block_size)
+        own = BlockMask.from_bits(self.bits.to(block_sums.device), self.key_blocks, size).to_bool()
+        kept = torch.ones_like(block_sums, dtype=torch.bool)
+        theirs, ours = slice(video.start, video.stop), layout.video_blocks(block_size)
+        kept[:, ours.start : ours.stop, ours.start : ours.stop] = own[:, theirs, theirs]
+        return mask_recall(block_sums, kept)
+
+
+def view_of(block_sums: Tensor, kept: Tensor, video: range) -> Tensor:
+    """What a video view shows of W [Nq, Nk]: uint8, 0 left out, 1 to 255 by the root of the weight in its row.
+
+    The root, because weights differ by orders of magnitude; 255 is the heaviest block of video in the row.
+    """
+    most = block_sums[:, video.start : video.stop].amax(-1, keepdim=True).clamp(min=1e-30)
+    strength = (block_sums / most).clamp(0, 1).sqrt().mul(254).round().add(1)
+    return torch.where(kept, strength, 0).to(torch.uint8)
+
+
+def check_grid(layout: TokenLayout, choice: Choice, block_size: int) -> None:
+    """Refuse a query outside the token grid, and more video views than a page can hold.
+
+    Raises:
+        ConfigError: with what is allowed.
+    """
+    grid = (layout.frames, layout.height, layout.width)
+    if choice.query is not None and any(at >= size for at, size in zip(choice.query, grid, strict=True)):
+        asked, last = (",".join(map(str, place)) for place in (choice.query, (size - 1 for size in grid)))
+        raise ConfigError(
+            f"query {asked} lies outside the video of {grid[0]} x {grid[1]} x {grid[2]} tokens",
+            hint=f"frame, row and column count from 0: at most {last}",
+        )
+    views, blocks = len(choice.layers) * len(choice.heads) * len(choice.steps), layout.blocks(block_size)
+    if views * blocks**2 > _VIEW_BYTES:
+        raise ConfigError(
+            f"{views} views of {blocks} x {blocks} blocks are too many for a page",
+            hint=f"at most {_VIEW_BYTES // blocks**2} here: fewer --at-layers, --at-heads or --at-steps",
+        )
+
+
+def check_choice(choice: Choice, layers: int, heads: int) -> None:
+    """Refuse layers and heads that the model does not have.
+
+    Raises:
+        ConfigError: with what there is.
+    """
+    for name, chosen, count in (("layer", choice.layers, layers), ("head", choice.heads, heads)):
+        unknown = [index for index in chosen if index >= count]
+        if unknown:
+            raise ConfigError(f"the model has no {name} {unknown[0]}", hint=f"its {name}s are 0 to {count - 1}")
+
+
+def rounded(values: Tensor) -> list[float]:
+    """As reports round them."""
+    return [round(value, 6) for value in values.tolist()]
+
+
+def spread(count: int) -> tuple[int, ...]:
+    """First, middle and last of ``count``."""
+    return tuple(sorted({0, count // 2, count - 1}))
+
+
+def mean(rows: Sequence[Sequence[float]]) -> float:
+    """Mean over rows of equal length."""
+    return sum(map(sum, rows)) / sum(map(len, rows))

@@ -1,0 +1,173 @@
+"""The page of a latency report: whole in itself, with the figures of the report and its video."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaspa_cli.config import resolve
+from adaspa_cli.errors import ConfigError
+from adaspa_cli.report.heat import heats
+from adaspa_cli.report.page import page, time_parts
+from adaspa_cli.sampling.outputs import page_path, report_path
+from adaspa_cli.sampling.run import generate, plan
+from tests.pages import Page, loads_nothing, read
+from tests.pipelines import PROMPT, Listener, small_run
+
+Made = tuple[Path, str, Page, dict[str, Any]]
+
+
+def make(folder: Path, model: Path, **flags: Any) -> Path:
+    """One run; returns its video."""
+    (report,) = generate(resolve(small_run(model, folder, **flags)), Listener())
+    return folder / (report["video"]["file"] or "none")
+
+
+@pytest.fixture(scope="module")
+def dense(hunyuan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a dense run."""
+    return report_path(make(tmp_path_factory.mktemp("dense"), hunyuan_folder, method="full"))
+
+
+@pytest.fixture(scope="module")
+def made(dense: Path, hunyuan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    video = make(tmp_path_factory.mktemp("out"), hunyuan_folder, compare_with=(str(dense),))
+    text = page_path(video).read_text(encoding="utf-8")
+    return video, text, read(text), json.loads(report_path(video).read_text())
+
+
+def test_it_loads_nothing(made: Made) -> None:
+    _, text, parsed, _ = made
+    assert not {"script"} & {tag for tag, _ in parsed.tags}
+    loads_nothing(text, parsed)
+
+
+def test_both_videos_are_inside_as_they_are(made: Made, dense: Path) -> None:
+    video, _, parsed, _ = made
+    inside = [str(attributes["src"]) for tag, attributes in parsed.tags if tag == "video"]
+    other = dense.with_name(json.loads(dense.read_text())["video"]["file"])
+    contents = [base64.b64decode(source.removeprefix("data:video/mp4;base64,")) for source in inside]
+    assert contents == [video.read_bytes(), other.read_bytes()]
+
+
+def test_the_figures_are_the_reports(made: Made, dense: Path) -> None:
+    _, text, parsed, report = made
+    words = "".join(parsed.text)
+    other = json.loads(dense.read_text())
+    for key in ("total", "denoising", "attention"):
+        assert f"{report['seconds'][key]:.1f} s" in words
+    ratio = other["seconds"]["denoising"] / report["seconds"]["denoising"]
+    assert f"Denoising took {ratio:.2f} times as long with full as with adaspa, 50% left out" in words
+    for search in report["searches"]:
+        for head, (density, recall) in enumerate(zip(search["density"], search["recall"], strict=True)):
+            for value in (density, recall):
+                assert f'title="layer {search["layer"]}, head {head}: {value:.3f}"' in text
+    bars = re.findall(r'title="step (\d+), ([a-z ]+): ', text)
+    expected = [(str(step["step"]), step["phase"]) for run in (report, other) for step in run["steps"]]
+    assert bars == expected
+
+
+def test_the_parts_of_the_time_sum_to_the_whole(made: Made) -> None:
+    report = made[3]
+    parts = time_parts(report)
+    assert all(part.seconds >= 0 for part in parts)
+    assert sum(part.seconds for part in parts) == pytest.approx(report["seconds"]["total"])
+    attention = sum(part.seconds for part in parts if part.name.startswith("attention, "))
+    assert attention == pytest.approx(report["seconds"]["attention"])
+    assert {"attention, dense", "attention, search", "attention, sparse", "attention, cached search"} < {
+        part.name for part in parts
+    }
+
+
+def search(step: int, layer: int, density: list[float], branch: str = "cond") -> dict[str, Any]:
+    return {"step": step, "layer": layer, "branch": branch, "sample": 0, "density": density, "recall": None}
+
+
+def test_masks_of_many_steps_are_averaged() -> None:
+    (heat,) = heats([search(step, layer, [0.1 * step, 0.5]) for step in range(5) for layer in (1, 0)])
+    assert heat.title == "Density, mean of steps 0 to 4"
+    assert [layer for layer, _ in heat.rows] == [0, 1]
+    assert heat.rows[0][1] == pytest.approx([0.2, 0.5])
+    assert heat.strength(heat.low) == 0
+    assert heat.strength(heat.high) == 1
+
+
+def test_masks_of_few_steps_and_of_branches_stand_apart() -> None:
+    found = heats([search(step, 0, [0.5], branch) for step in (1, 3) for branch in ("cond", "uncond")])
+    assert [heat.title.removeprefix("Density, ") for heat in found] == [
+        "step 1, cond",
+        "step 1, uncond",
+        "step 3, cond",
+        "step 3, uncond",
+    ]
+    assert found[0].strength(0.5) == 0.5  # of one value only
+
+
+def test_dense_attention_has_no_heat_map(dense: Path) -> None:
+    text = page(json.loads(dense.read_text()), None)
+    assert "Density and recall by layer" not in text
+    assert "ended in latents" in text
+
+
+def test_prompts_are_text(made: Made) -> None:
+    report = {**made[3], "prompt": "<b>a</b> & 'b'"}
+    text = page(report, None)
+    read(text)
+    assert "<b>a</b>" not in text
+
+
+def test_other_methods_and_latents_have_pages(hunyuan_folder: Path, tmp_path: Path) -> None:
+    flags = {"method": "minference", "height": 64, "width": 96, "cache": "adacache", "seed": (0, 1), "decode": False}
+    reports = list(generate(resolve(small_run(hunyuan_folder, tmp_path, **flags)), Listener()))
+    texts = [path.read_text(encoding="utf-8") for path in tmp_path.glob("*.report.html")]
+    assert len(texts) == len(reports) == 2
+    for text in texts:
+        read(text)
+        assert "adacache skipped" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"seed": (1,)}, "with seed 0, which this run does not make"),
+        ({"prompt": ["a cat"]}, f"of the prompt '{PROMPT}'"),
+        ({"steps": 5}, "its steps is 4, this run's is 5"),
+        ({"height": 64}, "its height is 32, this run's is 64"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(
+    dense: Path, hunyuan_folder: Path, tmp_path: Path, flags: dict[str, Any], message: str
+) -> None:
+    settings = small_run(hunyuan_folder, tmp_path / "out", compare_with=(str(dense),), **flags)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        plan(resolve(settings), settings["prompt"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot read"), (b"\xff", "not UTF-8"), (b"{", "not JSON"), (b"[]", "no latency report")],
+)
+def test_what_is_no_report_is_refused(
+    hunyuan_folder: Path, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "x.report.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        plan(resolve(small_run(hunyuan_folder, tmp_path, compare_with=(str(path),))), [PROMPT])
+
+
+def test_a_report_named_twice_or_without_its_video_is_refused(
+    dense: Path, hunyuan_folder: Path, tmp_path: Path
+) -> None:
+    twice = small_run(hunyuan_folder, tmp_path, compare_with=(str(dense), str(dense)))
+    with pytest.raises(ConfigError, match="second report"):
+        plan(resolve(twice), [PROMPT])
+    (tmp_path / "x.report.json").write_bytes(dense.read_bytes())
+    alone = small_run(hunyuan_folder, tmp_path, compare_with=(str(tmp_path / "x.report.json"),))
+    with pytest.raises(ConfigError, match="is not there"):
+        plan(resolve(alone), [PROMPT])

@@ -1,0 +1,249 @@
+"""A look at a small pipeline: its numbers are a report's, its folder is whole, its page is whole in itself."""
+
+import base64
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adaspa_cli.attention import BlockMask, TokenLayout
+from adaspa_cli.config import resolve
+from adaspa_cli.errors import ConfigError
+from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.sampling.run import generate
+from adaspa_cli.visual import view
+from adaspa_cli.visual.figures import colours
+from adaspa_cli.visual.look import Choice, Kept, check_grid, view_of
+from adaspa_cli.visual.run import Looked, Wanted, look, visualize
+from adaspa_cli.visual.weights import cell_size, mass
+from tests.pages import Page, loads_nothing, read
+from tests.pipelines import PROMPT, Listener, cogvideox, small_run
+
+GRID = (2, 4, 6)  # tokens of 5 frames of 32 x 48
+WANTED = Wanted((0, 3), (1,), (1, 3), 1, 16, (1, 2, 3))
+PROMPTS = [PROMPT, "a green star of quite another length rotates"]
+
+
+def settings(model: Path, out: Path, **flags: Any) -> dict[str, Any]:
+    return small_run(model, out, seed=(0, 1), head_adaptive=False) | flags
+
+
+@pytest.fixture(scope="module")
+def folder(hunyuan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``adaspa visualize`` leaves."""
+    resolved = resolve(settings(hunyuan_folder, tmp_path_factory.mktemp("out"), prompt=PROMPTS))
+    return visualize(resolved, WANTED, Listener(), PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "data.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> tuple[str, Page]:
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    return text, read(text)
+
+
+def test_the_folder_is_whole(folder: Path) -> None:
+    assert folder.name == "a-red-circle-moves-left-on-a-blue-background-seed0"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    heads = [f"{kind}layer{layer}-head1.png" for layer in (0, 3) for kind in ("", "query-")]
+    expected = {"index.html", "data.json", "video.mp4", "recall.png", "lse.png", "videos.png", *heads}
+    assert {path.name for path in folder.iterdir()} == expected
+    for path in folder.glob("*.png"):
+        Image.open(path).verify()
+
+
+def test_recall_and_density_are_those_of_the_latency_report(
+    found: dict[str, Any], hunyuan_folder: Path, tmp_path: Path
+) -> None:
+    """Up to its first search a sparse run is dense too, so that it must find the same masks."""
+    (report,) = generate(resolve(small_run(hunyuan_folder, tmp_path, head_adaptive=False)), Listener())
+    masks = {(mask["layer"], mask["step"]): mask for mask in found["masks"]}
+    assert set(masks) == {(layer, step) for layer in range(4) for step in (1, 3)}
+    first = [search for search in report["searches"] if search["step"] == 1]
+    assert len(first) == 4
+    for search in first:
+        mask = masks[search["layer"], 1]
+        assert mask["recall"] == pytest.approx(search["recall"], abs=2e-6)
+        assert mask["density"] == search["density"]
+        assert mask["reused"] == pytest.approx(mask["recall"], abs=2e-6)
+
+
+def test_a_mask_kept_recalls_less_than_a_new_one_of_the_same_size(found: dict[str, Any]) -> None:
+    later = [mask for mask in found["masks"] if mask["step"] == 3]
+    assert sum(map(sum, (mask["reused"] for mask in later))) < sum(map(sum, (mask["recall"] for mask in later)))
+
+
+def test_patterns_keep_their_order(found: dict[str, Any]) -> None:
+    assert [(p["layer"], p["head"], p["step"]) for p in found["patterns"]] == [
+        (layer, 1, step) for layer in (0, 3) for step in (1, 3)
+    ]
+    for pattern in found["patterns"]:
+        recall = pattern["recall"]
+        assert set(recall) == {"oracle", "block", "column", "diagonal", "diagonal+column"}
+        assert recall["oracle"] >= max(recall.values()) - 1e-6
+        assert pattern["share"] == pytest.approx(2 / 3)  # two of three blocks are the nearest to a half
+        assert all(0 < value <= 1 for value in recall.values())
+
+
+def test_masks_are_tried_on_the_videos_after_their_own(found: dict[str, Any]) -> None:
+    """Also where the text is longer, whose blocks are kept. No mask of as many blocks beats a video's own."""
+    assert found["videos"] == [{"prompt": prompt, "seed": seed} for prompt in PROMPTS for seed in (0, 1)]
+    table = found["across"]
+    own = [mask["recall"] for mask in found["masks"] if mask["step"] == 1]
+    assert table[0][0] == pytest.approx(np.mean(own), abs=1e-5)
+    for row in range(4):
+        assert all((table[row][column] is None) == (column < row) for column in range(4))
+        assert all(0 < table[row][column] <= table[column][column] + 2e-6 for column in range(row, 4))
+
+
+def test_the_page_loads_nothing_and_holds_every_number(page: tuple[str, Page], found: dict[str, Any]) -> None:
+    text, parsed = page
+    loads_nothing(text, parsed)
+    words = "".join(parsed.text)
+    for pattern in found["patterns"]:
+        for value in pattern["recall"].values():
+            assert f"recall {value:.3f}" in words
+    images = [attributes for tag, attributes in parsed.tags if tag == "img"]
+    assert len(images) == GRID[0] + 6 * 4
+    assert [tag for tag, _ in parsed.tags].count("canvas") == GRID[0]
+
+
+def test_the_video_view_holds_the_masks(page: tuple[str, Page], found: dict[str, Any]) -> None:
+    (text,) = re.findall(r'<script type="application/json" id="view-data">(.*?)</script>', page[0])
+    data = json.loads(text)
+    layout = TokenLayout(**found["layout"])
+    assert tuple(data["grid"]) == (layout.frames, layout.height, layout.width) == GRID
+    assert data["query"] == [1, 2, 3]
+    assert len(data["views"]) == 4
+    blocks, video = data["blocks"], range(*data["video"])
+    assert blocks == layout.blocks(16)
+    for layer in (0, 3):
+        for step in (1, 3):
+            (mask,) = [m for m in found["masks"] if (m["layer"], m["step"]) == (layer, step)]
+            shown = data["views"][f"layer {layer}, head 1, step {step}"]
+            kept = np.frombuffer(zlib.decompress(base64.b64decode(shown["blocks"])), np.uint8).reshape(blocks, blocks)
+            assert (kept > 0).mean() == pytest.approx(mask["density"][1], abs=1e-5)
+            assert (kept[:, video.stop :] > 0).all()  # text is always kept
+            assert len(shown["recall"]) == blocks
+            assert all(0 < value <= 1 for value in shown["recall"])
+
+
+def test_a_query_tokens_blocks_are_painted_where_they_stand() -> None:
+    layout = TokenLayout(2, 2, 4, 3, "first")
+    row = torch.tensor([0, 255, 0, 128, 7], dtype=torch.uint8)  # blocks of 4: the first token of video is token 3
+    assert view.query_block(layout, 4, (1, 1, 2)) == (3 + 8 + 4 + 2) // 4
+    strength = view.token_strength(row, layout, 4)
+    assert strength.flatten().tolist() == [row[(3 + token) // 4] for token in range(16)]
+    frames = np.full((2, 20, 40, 3), 100, np.uint8)
+    sheet = view.paint(frames, strength, (1, 1, 2))
+    assert sheet.shape == (20, 86, 3)
+    assert sheet[15, 46 + 25].tolist() == [0, 230, 255]  # the query token
+    assert sheet[5, 15].tolist() == [216, 130, 25]  # block 1, 255: 100 to (255, 140, 0) by three quarters
+    assert (sheet[5, 5] < 60).all()  # block 0 is left out
+
+
+def test_weights_become_strengths_by_their_root() -> None:
+    sums = torch.tensor([[4.0, 1.0, 0.0, 9.0]])
+    kept = torch.tensor([[True, True, True, True]])
+    assert view_of(sums, kept, range(3)).tolist() == [[255, 128, 1, 255]]
+    assert view_of(sums, ~kept, range(3)).tolist() == [[0, 0, 0, 0]]
+
+
+def test_colours_span_three_orders_of_magnitude() -> None:
+    weights = torch.tensor([[1.0, 1e-3], [1e-6, 0.0]], dtype=torch.float64)
+    assert colours(weights, weights).tolist() == [[239, 1], [1, 0]]
+    assert colours(torch.zeros(2, 2), torch.zeros(2, 2)).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(("text", "fits"), [(11, True), (27, True), (12, False)])
+def test_a_mask_serves_a_video_whose_blocks_hold_the_same_tokens(text: int, fits: bool) -> None:
+    """Text of 11 and of 27 tokens in front leaves the video's place in its blocks of 16 alike."""
+    own, other = TokenLayout(2, 8, 8, 11, "first"), TokenLayout(2, 8, 8, text, "first")
+    mask = torch.rand(1, own.blocks(16), own.blocks(16), generator=torch.Generator().manual_seed(0)) < 0.3
+    kept = Kept(own, BlockMask.from_bool(mask, (16, 16)).to_bits(), own.blocks(16))
+    sums = torch.ones(1, other.blocks(16), other.blocks(16))
+    recall = kept.recall_on(sums, other, 16)
+    assert (recall is not None) == fits
+    if recall is not None:
+        video = own.video_blocks(16)
+        part = mask[0, video.start :, video.start :].sum()
+        expected = (sums.numel() - len(video) ** 2 + part) / sums.numel()
+        assert float(recall) == pytest.approx(float(expected))
+
+
+def test_the_pipeline_is_as_it_was_and_others_do_not_run_to_their_end(hunyuan_folder: Path, tmp_path: Path) -> None:
+    resolved = resolve(settings(hunyuan_folder, tmp_path))
+    pipe = load_pipeline(resolved.config.model)
+    before = [type(p) for p in pipe.transformer.attn_processors.values()]
+    listener = Listener()
+    looked = look(pipe, resolved, WANTED, listener, [PROMPT])
+    assert isinstance(looked, Looked)
+    assert [type(p) for p in pipe.transformer.attn_processors.values()] == before
+    steps = [told[1] for told in listener.heard if told[0] == "step_done"]
+    assert steps == [0, 1, 2, 3, 0, 1]
+    assert looked.frames is not None
+    assert looked.frames.shape == (5, 32, 48, 3)
+
+
+def test_text_in_front_and_guidance_in_one_batch(hunyuan_folder: Path, tmp_path: Path) -> None:
+    """CogVideoX: the conditional rows alone are looked at, and its video begins within a block."""
+    flags = settings(hunyuan_folder, tmp_path, height=64, width=96, frames=9, decode=False)
+    wanted = Wanted((1,), (0,), (0, 2), 2, 16, (1, 3, 5))
+    looked = look(cogvideox(), resolve(flags), wanted, Listener(), [PROMPT])
+    assert set(looked.first.noted) == {(layer, step) for layer in range(2) for step in (0, 2)}
+    assert looked.first.noted[0, 0].reused is None  # before the reference step there is no mask to keep
+    layout = looked.first.layout
+    assert layout is not None
+    assert layout.video_start == 226
+    picture = looked.first.pictures[1, 0, 2]
+    cell = cell_size(layout.video_tokens, 16)
+    whole, blocks = (mass(picture.means[name], layout.video_tokens, cell) for name in ("weights", "block"))
+    assert blocks / whole == pytest.approx(picture.recall["block"], rel=1e-4)
+    assert (picture.view[:, : 226 // 16 + 1] > 0).all()  # text is always kept
+
+
+def test_a_second_look_gets_a_folder_of_its_own(hunyuan_folder: Path, tmp_path: Path) -> None:
+    resolved = resolve(small_run(hunyuan_folder, tmp_path, decode=False))
+    wanted = Wanted(None, None, (0,), 0, 8, None)
+    folders = [visualize(resolved, wanted, Listener(), [PROMPT]) for _ in range(2)]
+    assert folders[1].name == f"{folders[0].name}-2"
+    assert not (folders[0] / "video.mp4").exists()  # it ended in latents
+    assert "<video" not in (folders[0] / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Wanted((4,), None, (0,), 0, 8, None), "no layer 4"),
+        (Wanted(None, (0, 2), (0,), 0, 8, None), "no head 2"),
+        (Wanted(None, None, (0,), 0, 8, (2, 0, 0)), "query 2,0,0 lies outside the video of 2 x 4 x 6"),
+        (Wanted(None, None, (0,), 0, 8, (0, 4, 0)), "query 0,4,0 lies outside"),
+    ],
+)
+def test_what_is_not_there_is_refused_and_leaves_nothing(
+    hunyuan_folder: Path, tmp_path: Path, wanted: Wanted, message: str
+) -> None:
+    resolved = resolve(small_run(hunyuan_folder, tmp_path / "out"))
+    with pytest.raises(ConfigError, match=message):
+        visualize(resolved, wanted, Listener(), [PROMPT])
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_views_than_a_page_can_hold_are_refused() -> None:
+    layout = TokenLayout(33, 45, 80, 256, "last")
+    few = Choice((0, 30, 59), (0, 12), (0, 10, 49), 10, 256)
+    check_grid(layout, few, 64)
+    many = Choice(tuple(range(60)), (0, 12), (0, 10, 49), 10, 256)
+    with pytest.raises(ConfigError, match="360 views of 1861 x 1861 blocks are too many") as caught:
+        check_grid(layout, many, 64)
+    assert "at most 19 here" in str(caught.value.hint)
