@@ -20,6 +20,8 @@ PHASES = {
     "cached search": "#e0a03a",
     "sparse": "#2f8f6b",
     "estimate": "#a4457f",
+    "mask check": "#8f4a2f",
+    "loaded masks": "#7fae4a",
     "skipped": "#5c5c8a",
 }
 _REST = "#c3cad3"

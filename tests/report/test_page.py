@@ -10,8 +10,9 @@ import pytest
 
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError
+from adaspa_cli.masks import Action
 from adaspa_cli.report.heat import heats
-from adaspa_cli.report.page import page, time_parts
+from adaspa_cli.report.page import PHASES, page, time_parts
 from adaspa_cli.sampling.outputs import page_path, report_path
 from adaspa_cli.sampling.run import generate, plan
 from tests.pages import Page, loads_nothing, read
@@ -171,3 +172,8 @@ def test_a_report_named_twice_or_without_its_video_is_refused(
     alone = small_run(hunyuan_folder, tmp_path, compare_with=(str(tmp_path / "x.report.json"),))
     with pytest.raises(ConfigError, match="is not there"):
         plan(resolve(alone), [PROMPT])
+
+
+def test_every_phase_has_a_colour_of_its_own() -> None:
+    assert set(PHASES) == {action.value for action in Action} | {"skipped"}
+    assert len(set(PHASES.values())) == len(PHASES)
