@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaspa_cli.attention.block_mask import BlockMask
+from adaspa_cli.attention.layout import ceil_div
+
 Dense = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 PROBE_TOKENS = 32_768  # at most: the order of the kernels is settled by then
@@ -158,11 +161,10 @@ def _own(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]
     """The block-sparse kernel with every block kept, in blocks of 128."""
     import adaspa_kernels
 
-    rows, columns = (-(-x.shape[2] // 128) for x in (q, k))
-    counts = torch.full((q.shape[1], rows), columns, dtype=torch.int32, device=q.device)
-    no_lists = torch.zeros(q.shape[1], rows, 1, dtype=torch.int32, device=q.device)
+    rows, columns = (ceil_div(x.shape[2], 128) for x in (q, k))
+    mask = BlockMask.full(q.shape[1], rows, columns, (128, 128), q.device)
     return adaspa_kernels.block_sparse_attention(
-        q, k, v, counts, no_lists, key_blocks=columns, block_size=(128, 128), scale=scale
+        q, k, v, mask.counts, mask.indices, key_blocks=columns, block_size=mask.block_size, scale=scale
     )
 
 

@@ -1,11 +1,9 @@
-"""What the two Hopper kernels share: descriptors of boxes, and the step to the next slot of a ring.
+"""What the two Hopper kernels share: sizes, descriptors of boxes, and the step to the next slot of a ring.
 
 Imported only where Gluon (``triton.experimental.gluon``) exists: :func:`adaspa_kernels.launch.hopper_unavailable`.
 
 Shapes: B batch, H heads, L tokens, D head dimension.
 """
-
-import math
 
 from torch import Tensor
 from triton.experimental import gluon
@@ -13,7 +11,10 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 BOX = 64  # rows, and columns: 128 bytes, the widest swizzle
-LOG2_E = math.log2(math.e)
+
+BLOCK = gl.constexpr(BOX)
+TILE = gl.constexpr(2 * BOX)  # keys of a step
+THREADS = gl.constexpr(128)  # of a warpgroup
 
 
 def boxes(x: Tensor) -> TensorDescriptor:

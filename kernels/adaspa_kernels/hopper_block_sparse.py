@@ -65,14 +65,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from adaspa_kernels.hopper import BOX, LOG2_E, boxes, next_slot
+from adaspa_kernels.block_sparse import LOG2_E
+from adaspa_kernels.hopper import BLOCK, BOX, THREADS, TILE, boxes, next_slot
 
 RING_BYTES = 6 * 2 * BOX * 128 * 2  # of all teams: six slots of 128 x 128 numbers
 
-BLOCK = gl.constexpr(BOX)
-_TILE = gl.constexpr(2 * BOX)
 _LN_2 = gl.constexpr(1 / LOG2_E)
-_THREADS = gl.constexpr(128)  # of a warpgroup
 _WORDS = gl.constexpr(6)  # of a record
 
 
@@ -128,12 +126,12 @@ def _hear(record, place):
 @gluon.jit
 def _tile_rows(p_list, count, listed, key_blocks, tile, tiles, PER_TILE: gl.constexpr):
     """First keys of the two halves of ``tile``; a key past the end for an empty half."""
-    past = key_blocks * (_TILE // PER_TILE)
+    past = key_blocks * (TILE // PER_TILE)
     if PER_TILE == 1:
         entry = count - 1 - tile
         there = (tile < tiles) & (entry >= 0)
         block = gl.where(listed, gl.load(p_list + entry, mask=listed & there, other=0).to(gl.int32), entry)
-        row = gl.where(there, block * _TILE, past)
+        row = gl.where(there, block * TILE, past)
         return row, row + BLOCK
     # All tiles after the first are moved by the entry that it lacks if the count is odd.
     moved = gl.where(tile > 0, count & 1, 0)
@@ -150,7 +148,7 @@ def _tile_rows(p_list, count, listed, key_blocks, tile, tiles, PER_TILE: gl.cons
 def _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS: gl.constexpr):
     """Copy two times 64 rows of ``source`` to slot ``slot``."""
     barrier = full.index(slot)
-    mbarrier.expect(barrier, PANELS * _TILE * BLOCK * 2)
+    mbarrier.expect(barrier, PANELS * TILE * BLOCK * 2)
     for panel in gl.static_range(PANELS):
         box = (slot * PANELS + panel) * 2
         column = panel * BLOCK
@@ -250,16 +248,16 @@ def _attend(
     PER_TILE: gl.constexpr = 2 // READERS
     PLACE: gl.constexpr = TEAM * READERS + READER
     rows_layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
-    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, _TILE, 16])
+    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
     row_layout: gl.constexpr = gl.SliceLayout(1, scores_layout)
     out_row_layout: gl.constexpr = gl.SliceLayout(1, out_layout)
 
     b_q = q_boxes._reinterpret(dtype, [TEAMS * READERS, BLOCK, D], rows_layout).index(PLACE)
-    tiles_ring = ring._reinterpret(dtype, [TEAMS * SLOTS, _TILE, D], rows_layout)
-    no_scores = gl.zeros([BLOCK, _TILE], gl.float32, scores_layout)
-    key = gl.arange(0, _TILE, gl.SliceLayout(0, scores_layout))
+    tiles_ring = ring._reinterpret(dtype, [TEAMS * SLOTS, TILE, D], rows_layout)
+    no_scores = gl.zeros([BLOCK, TILE], gl.float32, scores_layout)
+    key = gl.arange(0, TILE, gl.SliceLayout(0, scores_layout))
 
     slot = 0
     phase = 0
@@ -270,7 +268,7 @@ def _attend(
         last = _hear(record, SAID + 1)
         tiles = gl.maximum((count + PER_TILE - 1) // PER_TILE, 1)
         # How many keys of the list's last block are real, and what else the first tile holds.
-        real = gl.where(count > 0, gl.minimum(key_tokens - last * (_TILE // PER_TILE), _TILE // PER_TILE), 0)
+        real = gl.where(count > 0, gl.minimum(key_tokens - last * (TILE // PER_TILE), TILE // PER_TILE), 0)
         kept = key < real
         if PER_TILE == 2:
             kept = kept | ((key >= BLOCK) & (count > 0) & ((count & 1) == 0))
@@ -386,10 +384,10 @@ def hopper_block_sparse_kernel(
     record = gl.allocate_shared_memory(gl.int32, [TEAMS * _WORDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     for team in gl.static_range(TEAMS):
         mbarrier.init(q_full.index(team), count=1)
-        mbarrier.init(q_empty.index(team), count=READERS * _THREADS)
+        mbarrier.init(q_empty.index(team), count=READERS * THREADS)
     for slot in gl.static_range(TEAMS * SLOTS):
         mbarrier.init(full.index(slot), count=1)
-        mbarrier.init(empty.index(slot), count=READERS * _THREADS)
+        mbarrier.init(empty.index(slot), count=READERS * THREADS)
     fence_async_shared()
 
     # What all roles share.

@@ -33,12 +33,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from adaspa_kernels.hopper import BOX, LOG2_E, boxes, next_slot
+from adaspa_kernels.block_sparse import LOG2_E
+from adaspa_kernels.hopper import BLOCK, BOX, THREADS, TILE, boxes, next_slot
 
-BLOCK = gl.constexpr(BOX)
-_TILE = gl.constexpr(2 * BOX)
 _WARPGROUPS = gl.constexpr(3)
-_THREADS = gl.constexpr(128)  # of a warpgroup
 
 
 @gluon.jit
@@ -61,11 +59,11 @@ def _copy(
     for tile in range(tiles):
         mbarrier.wait(empty.index(slot), phase)
         barrier = full.index(slot)
-        mbarrier.expect(barrier, PANELS * _TILE * BLOCK * 2)
+        mbarrier.expect(barrier, PANELS * TILE * BLOCK * 2)
         for panel in gl.static_range(PANELS):
             for half in gl.static_range(2):
                 box = ring.index((slot * PANELS + panel) * 2 + half)
-                row = tile * _TILE + half * BLOCK
+                row = tile * TILE + half * BLOCK
                 tma.async_copy_global_to_shared(k_source, [batch, head, row, panel * BLOCK], barrier, box)
         slot, phase = next_slot(slot, phase, SLOTS)
 
@@ -76,7 +74,7 @@ def _store_parts(parts, b_p):
     # Rows are (warp, 2, lane / 4), columns (block, 8, lane % 4, 2), as the product leaves them.
     b_parts = b_p.reshape([4, 2, 8, 2, 8, 4, 2])
     b_parts = gl.sum(gl.sum(gl.sum(b_parts, 6), 4), 1)
-    parts.store(b_parts.permute([2, 0, 1, 3]).reshape([2, _THREADS]))
+    parts.store(b_parts.permute([2, 0, 1, 3]).reshape([2, THREADS]))
 
 
 @gluon.jit
@@ -84,7 +82,7 @@ def _fold(parts, p_sums, group, key_blocks, stored, GROUP: gl.constexpr):
     """Add up the parts of the blocks of ``GROUP`` tiles and write their sums."""
     layout: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
     # [2 * GROUP, 128]
-    b_parts = parts._reinterpret(gl.float32, [2 * GROUP, _THREADS], parts.layout).load(layout)
+    b_parts = parts._reinterpret(gl.float32, [2 * GROUP, THREADS], parts.layout).load(layout)
     blocks = group * (2 * GROUP) + gl.arange(0, 2 * GROUP, gl.SliceLayout(1, layout))
     gl.store(p_sums + blocks, gl.sum(b_parts, 1), mask=(blocks < key_blocks) & stored)
 
@@ -95,16 +93,16 @@ def _weigh(
     SLOTS: gl.constexpr, GROUP: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Weigh one tile of keys; return the next slot and phase."""
-    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, _TILE, 16])
+    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     mbarrier.wait(full.index(slot), phase)
-    b_s = gl.zeros([BLOCK, _TILE], gl.float32, scores_layout)
+    b_s = gl.zeros([BLOCK, TILE], gl.float32, scores_layout)
     b_s = warpgroup_mma(b_q, tiles_ring.index(slot).permute((1, 0)), b_s, use_acc=False, is_async=True)
     b_s = warpgroup_mma_wait(0, deps=[b_s])
     async_copy.mbarrier_arrive(empty.index(slot), increment_count=False)
     # [64, 128]
     b_p = gl.exp2(b_s * scale_log2 - b_lse[:, None])
     if MASKED:
-        key = tile * _TILE + gl.arange(0, _TILE, gl.SliceLayout(0, scores_layout))
+        key = tile * TILE + gl.arange(0, TILE, gl.SliceLayout(0, scores_layout))
         b_p = gl.where((key < key_tokens)[None, :], b_p, 0.0)
     _store_parts(parts.index(tile % GROUP), b_p)
     slot, phase = next_slot(slot, phase, SLOTS)
@@ -119,9 +117,9 @@ def _sum_blocks(
 ):  # fmt: skip
     """One multiplying warpgroup: its query block against all keys."""
     rows_layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
-    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, _TILE, 16])
+    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     b_q = q_boxes._reinterpret(dtype, [_WARPGROUPS, BLOCK, D], rows_layout).index(INDEX)
-    tiles_ring = ring._reinterpret(dtype, [SLOTS, _TILE, D], rows_layout)
+    tiles_ring = ring._reinterpret(dtype, [SLOTS, TILE, D], rows_layout)
 
     # [64]: +inf makes a row weigh nothing, be it past the end or without keys.
     rows = query_block * BLOCK + gl.arange(0, BLOCK, gl.SliceLayout(1, scores_layout))
@@ -134,19 +132,19 @@ def _sum_blocks(
     slot = 0
     phase = 0
     mbarrier.wait(q_full, 0)
-    whole = key_tokens // _TILE
+    whole = key_tokens // TILE
     for tile in range(whole):
         slot, phase = _weigh(
             b_q, b_lse, tiles_ring, full, empty, parts, slot, phase, tile, key_tokens, scale_log2, SLOTS, GROUP, False
         )
         if tile % GROUP == GROUP - 1:
             _fold(parts, p_sums, tile // GROUP, key_blocks, stored, GROUP)
-    if whole * _TILE < key_tokens:
+    if whole * TILE < key_tokens:
         slot, phase = _weigh(
             b_q, b_lse, tiles_ring, full, empty, parts, slot, phase, whole, key_tokens, scale_log2, SLOTS, GROUP, True
         )
     # An unfinished group remains unless the last whole tile closed one and nothing came after it.
-    tiles = gl.cdiv(key_tokens, _TILE)
+    tiles = gl.cdiv(key_tokens, TILE)
     if (whole < tiles) | (tiles % GROUP != 0):
         _fold(parts, p_sums, (tiles - 1) // GROUP, key_blocks, stored, GROUP)
 
@@ -170,9 +168,9 @@ def hopper_block_sums_kernel(
 
     q_boxes = gl.allocate_shared_memory(dtype, [_WARPGROUPS * PANELS, 1, 1, BLOCK, BLOCK], boxes_layout)
     ring = gl.allocate_shared_memory(dtype, [SLOTS * PANELS * 2, 1, 1, BLOCK, BLOCK], boxes_layout)
-    parts_a = gl.allocate_shared_memory(gl.float32, [GROUP, 2, _THREADS], parts_layout)
-    parts_b = gl.allocate_shared_memory(gl.float32, [GROUP, 2, _THREADS], parts_layout)
-    parts_c = gl.allocate_shared_memory(gl.float32, [GROUP, 2, _THREADS], parts_layout)
+    parts_a = gl.allocate_shared_memory(gl.float32, [GROUP, 2, THREADS], parts_layout)
+    parts_b = gl.allocate_shared_memory(gl.float32, [GROUP, 2, THREADS], parts_layout)
+    parts_c = gl.allocate_shared_memory(gl.float32, [GROUP, 2, THREADS], parts_layout)
     q_full = gl.allocate_shared_memory(gl.int64, [_WARPGROUPS, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
@@ -180,7 +178,7 @@ def hopper_block_sums_kernel(
         mbarrier.init(q_full.index(i), count=1)
     for i in gl.static_range(SLOTS):
         mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=_WARPGROUPS * _THREADS)
+        mbarrier.init(empty.index(i), count=_WARPGROUPS * THREADS)
     fence_async_shared()
 
     gl.warp_specialize(
@@ -212,7 +210,7 @@ def hopper_block_sums_kernel(
             (
                 _copy,
                 (
-                    q_source, k_source, q_boxes, q_full, ring, full, empty, gl.cdiv(key_tokens, _TILE), batch, head,
+                    q_source, k_source, q_boxes, q_full, ring, full, empty, gl.cdiv(key_tokens, TILE), batch, head,
                     first_block, SLOTS, PANELS,
                 ),
             ),

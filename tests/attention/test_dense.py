@@ -124,6 +124,15 @@ def test_a_flash_attn_that_cannot_be_imported_is_a_problem_and_no_error(
     assert choice.problems == {"flash-attn-4": "ImportError: undefined symbol"}
 
 
+def test_our_own_kernel_keeps_every_block(device: torch.device) -> None:
+    """Also in Triton's interpreter; a ragged last block, and more keys than queries."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    q, k, v = (torch.randn(1, n, 2, 64, device=device, dtype=torch.half).transpose(1, 2) for n in (130, 300, 300))
+    truth = exact(q, k, v, 0.1)
+    assert dense._agrees(dense._own(q, k, v, 0.1), truth)
+    assert not dense._agrees(dense._own(q, k[:, :, :256], v[:, :, :256], 0.1), truth)
+
+
 def test_nothing_is_chosen_on_a_cpu_or_in_float32() -> None:
     x = torch.zeros(1, 1, 8, 64)
     assert dense.describe(x, x) is None
