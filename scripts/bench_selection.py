@@ -7,7 +7,7 @@ The size is HunyuanVideo's at 720p: 24 heads, 1,861 blocks of 64, 80 % sparsity,
 heads that keep most run out of weights: their thresholds are ties.
 
 No time without a right result: what the kernels give must be what PyTorch gives, lists and bits exactly, recall to
-1e-5. Timing: single calls between two events, the launches of the host included, after a warm-up; the median, and the
+1e-5. Timing: as the single launches of ``bench_kernels``, what a launch costs the CPU left out; the median, and the
 spread (max - min) / median. Memory is the peak above what was there before the call, the result included.
 """
 

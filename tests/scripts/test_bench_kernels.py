@@ -65,6 +65,24 @@ def test_a_wrong_result_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
         assert row.milliseconds is None
 
 
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_a_wrong_search_gets_no_time(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    right = bench_kernels.adaspa_kernels.block_sums
+    monkeypatch.setattr(bench_kernels.adaspa_kernels, "block_sums", lambda *a, **o: factor * right(*a, **o))
+    bench = bench_kernels.Bench(1)
+    bench_kernels.bench_head_dim(bench, options(no_dense=True, masks=[]), 64)
+    problems = {row.kernel: row.problem for row in bench.rows if row.problem}
+    assert set(problems) == {"block sums, portable", "whole search of a layer"}
+    assert all("wrong result" in problem for problem in problems.values())
+
+
+def test_the_ceiling_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_kernels, "CEILING_SIZE", 64)
+    bench = bench_kernels.Bench(1)
+    bench_kernels.measure_ceiling(bench)
+    assert 0 < (bench.rows[0].error or 0) < bench_kernels.OUTPUT_ERROR
+
+
 def test_clustered_rows_share_more_with_their_neighbours() -> None:
     uniform, clustered = (bench_kernels.mask(kind, 64 * 60, 64, 0.2) for kind in ("uniform", "clustered"))
     assert bench_kernels.overlap(uniform) == pytest.approx(0.2, abs=0.05)
