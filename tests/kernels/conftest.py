@@ -1,11 +1,33 @@
 """Fixtures of the kernel tests."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from adaspa_kernels import launch
+
+
+def dtypes() -> list[torch.dtype]:
+    """bfloat16 products are wrong in the interpreter of Triton 3.6; float32 is for the interpreter alone."""
+    if torch.cuda.is_available():
+        return [torch.bfloat16, torch.float16]
+    return [torch.float32, torch.float16]
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory is NaN, or -7 in integers, so that an element that is not written is seen."""
+    empty = torch.empty
+
+    def poisoned(*args: Any, **options: Any) -> Tensor:
+        x: Tensor = empty(*args, **options)
+        return x.fill_(torch.nan if x.is_floating_point() else -7)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
 
 
 @pytest.fixture(params=["portable", "hopper"])

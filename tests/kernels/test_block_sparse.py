@@ -19,17 +19,11 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import adaspa_kernels
 from adaspa_kernels.launch import uses_tma
+from tests.kernels.conftest import dtypes
 
-pytestmark = pytest.mark.usefixtures("kernel_path")
+pytestmark = pytest.mark.usefixtures("kernel_path", "poisoned_memory")
 
 FACTOR, EPSILON = 2.0, 4e-6  # the sums of a few hundred float32 terms near one
-
-
-def dtypes() -> list[torch.dtype]:
-    """bfloat16 products are wrong in the interpreter of Triton 3.6; float32 is for the interpreter alone."""
-    if torch.cuda.is_available():
-        return [torch.bfloat16, torch.float16]
-    return [torch.float32, torch.float16]
 
 
 def tensors(
@@ -96,18 +90,6 @@ def error(result: Tensor, truth: Tensor) -> float:
     difference = (result.double() - truth).abs()
     assert not difference.isnan().any()
     return float(difference.max()) if difference.numel() else 0.0
-
-
-@pytest.fixture(autouse=True)
-def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh memory is NaN, so that an element that is not written is seen."""
-    empty = torch.empty
-
-    def poisoned(*args: Any, **options: Any) -> Tensor:
-        x = empty(*args, **options)
-        return x.fill_(torch.nan) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch, "empty", poisoned)
 
 
 @pytest.mark.parametrize("dtype", dtypes(), ids=str)

@@ -5,8 +5,6 @@ formula on the same inputs raised to float32, plus ``EPSILON`` of the largest su
 numbers are exact in float32, but tensor cores add them in an order and precision of their own.
 """
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -17,17 +15,11 @@ from adaspa_cli.attention.layout import ceil_div
 pytest.importorskip("triton", reason="triton is not installed")
 
 import adaspa_kernels
+from tests.kernels.conftest import dtypes
 
-pytestmark = pytest.mark.usefixtures("kernel_path")
+pytestmark = pytest.mark.usefixtures("kernel_path", "poisoned_memory")
 
 FACTOR, EPSILON = 2.0, 2e-6
-
-
-def dtypes() -> list[torch.dtype]:
-    """bfloat16 products are wrong in the interpreter of Triton 3.6; float32 is for the interpreter alone."""
-    if torch.cuda.is_available():
-        return [torch.bfloat16, torch.float16]
-    return [torch.float32, torch.float16]
 
 
 def tensors(
@@ -55,18 +47,6 @@ def check(q: Tensor, k: Tensor, lse: Tensor, block: int) -> None:
     assert sums.is_contiguous()
     assert sums.shape == truth.shape
     assert (sums - truth).abs().max() <= FACTOR * (eager - truth).abs().max() + EPSILON * block
-
-
-@pytest.fixture(autouse=True)
-def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh memory is NaN, so that an element that is not written is seen."""
-    empty = torch.empty
-
-    def poisoned(*args: Any, **options: Any) -> Tensor:
-        x = empty(*args, **options)
-        return x.fill_(torch.nan) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch, "empty", poisoned)
 
 
 @pytest.mark.parametrize("dtype", dtypes(), ids=str)

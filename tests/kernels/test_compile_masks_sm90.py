@@ -4,8 +4,6 @@ As in test_compile_sm90.py: the launchers are called for real, up to the launch 
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
+
+from tests.kernels.sm90 import assemble, compile_for_hopper, run_child
 
 KERNELS = {
     "selection": ("weigh_rows_kernel", "pack_rows_kernel"),
@@ -24,22 +24,9 @@ NO_SPILLS = "0 bytes spill stores, 0 bytes spill loads"
 def _compile_all(key_blocks: list[int]) -> list[dict[str, Any]]:
     """Compile every kernel from its launcher's own arguments; what the assembler says. Runs in the child process."""
     import torch
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.driver import driver
 
     import adaspa_kernels
     from adaspa_kernels import launch
-    from tests.kernels.test_compile_sm90 import _assemble
-
-    class Target:
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int) -> int:
-            return device
 
     found: list[dict[str, Any]] = []
 
@@ -50,12 +37,12 @@ def _compile_all(key_blocks: list[int]) -> list[dict[str, Any]]:
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
             def compile_for(*args: Any, **options: Any) -> None:
                 compiled = self.kernel.warmup(*args, grid=grid, **options)
-                assembler = _assemble(compiled.asm["ptx"])
+                assembler = assemble(compiled.asm["ptx"])
                 found.append({"name": self.name, "warps": compiled.metadata.num_warps, "assembler": assembler})
 
             return compile_for
 
-    driver.set_active(Target())
+    compile_for_hopper()
     launch.unavailable = lambda _: None
     for module, names in KERNELS.items():
         namespace = vars(sys.modules[f"adaspa_kernels.{module}"])
@@ -75,16 +62,7 @@ def _compile_all(key_blocks: list[int]) -> list[dict[str, Any]]:
 
 
 def compile_all(folder: Path, *key_blocks: int) -> list[dict[str, Any]]:
-    root = Path(__file__).resolve().parents[2]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root / "kernels"), str(root), *sys.path])
-    environment["TRITON_CACHE_DIR"] = str(folder)
-    done = subprocess.run(
-        [sys.executable, __file__, json.dumps(key_blocks)],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    results: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    results = run_child(__file__, key_blocks, folder)
     assert len(results) == 9 * len(key_blocks)
     return results
 

@@ -6,17 +6,17 @@ of compute capability 9.0. In a process of its own, because this one may have it
 
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
+
+from tests.kernels.sm90 import assemble, compile_for_hopper, run_child
 
 SHARED_MEMORY = 232_448  # of one multiprocessor of an H200
 
@@ -24,8 +24,6 @@ SHARED_MEMORY = 232_448  # of one multiprocessor of an H200
 def _compile(kind: str, head_dim: int, block: int, tokens: int, tma: bool, path: str, dtype: str) -> dict[str, Any]:
     """Compile one kernel from its launcher's own arguments; return what the PTX holds. Runs in the child process."""
     import torch
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.driver import driver
 
     import adaspa_kernels
 
@@ -34,21 +32,11 @@ def _compile(kind: str, head_dim: int, block: int, tokens: int, tma: bool, path:
     name = f"{kind}_kernel" if path == "portable" else f"hopper_{kind}_kernel"
     calls: list[tuple[Any, dict[str, Any]]] = []
 
-    class Target:
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int) -> int:
-            return device
-
     class Recorder:
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
             return lambda *args, **options: calls.append((args, options | {"grid": grid}))
 
-    driver.set_active(Target())
+    compile_for_hopper()
     replaced = {
         "check_device": lambda _: None,
         "uses_tma": lambda *_: tma,
@@ -81,23 +69,12 @@ def _compile(kind: str, head_dim: int, block: int, tokens: int, tma: bool, path:
         "wgmma": ptx.count("wgmma.mma_async"),
         "shapes": sorted(set(re.findall(r"wgmma\.mma_async\S*\.(m64n\d+k16)", ptx))),
         "registers": sorted({int(count) for count in re.findall(r"setmaxnreg\S+\s+(\d+)", ptx)}),
-        "assembler": _assemble(ptx),
+        "assembler": assemble(ptx),
         "spills": _spills_among_products(compiled.asm["cubin"], options.get("TEAMS", 3) * options.get("READERS", 1)),
         "bulk": ptx.count("cp.async.bulk.tensor"),
         "async": ptx.count("cp.async.cg"),
         "shared": compiled.metadata.shared,
     }
-
-
-def _assemble(ptx: str) -> str:
-    """What the assembler says of registers, spills and serialised products."""
-    from triton import knobs
-
-    done = subprocess.run(
-        [knobs.nvidia.ptxas.path, "--verbose", "--gpu-name=sm_90a", "-", "--output-file=/dev/null"],
-        input=ptx, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return done.stderr
 
 
 def _spills_among_products(cubin: bytes, multipliers: int) -> int:
@@ -125,21 +102,8 @@ def _spills_among_products(cubin: bytes, multipliers: int) -> int:
 @pytest.fixture(scope="module")
 def child(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Run all compilations of one kernel in one process: starting it costs as much as a kernel."""
-    root = Path(__file__).resolve().parents[2]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root / "kernels"), str(root), *sys.path])
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-
-    def compile_all(*cases: tuple[str, int, int, int, bool, str, str]) -> list[dict[str, Any]]:
-        done = subprocess.run(
-            [sys.executable, __file__, json.dumps(cases)],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        results: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-        return results
-
-    return compile_all
+    cache = tmp_path_factory.mktemp("triton")
+    return lambda *cases: run_child(__file__, cases, cache)
 
 
 @pytest.mark.parametrize("kind", ["block_sparse", "block_sums"])
@@ -164,6 +128,8 @@ def test_pointers_are_copied_asynchronously(child: Any, kind: str) -> None:
 
 # Registers of a copying thread and a multiplying one; Triton adds those of warps that wait (below) and of the start.
 _TWO_WARPGROUPS, _THREE_WARPGROUPS = {24, 240}, {32, 160}
+# Bytes a thread that go to local memory, before the first product of a row and after the last.
+_SPILLED = {("block_sparse", 128, 128): 12}
 
 
 @pytest.mark.parametrize(
@@ -191,6 +157,8 @@ def test_hopper_kernels_specialise_warps_and_keep_registers(
         assert not result["async"], case
         assert set(result["registers"]) >= registers, case
         assert result["shared"] <= SHARED_MEMORY, case
+        spilled = _SPILLED.get((kind, block, head_dim), 0)
+        assert f"{spilled} bytes spill stores, {spilled} bytes spill loads" in result["assembler"], case
         assert result["spills"] == 0, case
         assert "serialized" not in result["assembler"], case
 
