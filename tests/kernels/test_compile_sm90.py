@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("triton", reason="triton is not installed")
+triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from tests.kernels.sm90 import assemble, compile_for_hopper, run_child
 
@@ -128,8 +128,8 @@ def test_pointers_are_copied_asynchronously(child: Any, kind: str) -> None:
 
 # Registers of a copying thread and a multiplying one; Triton adds those of warps that wait (below) and of the start.
 _TWO_WARPGROUPS, _THREE_WARPGROUPS = {24, 240}, {32, 160}
-# Bytes a thread that go to local memory, before the first product of a row and after the last.
-_SPILLED = {("block_sparse", 128, 128): 12}
+# Bytes a thread that go to local memory, before the first product of a row and after the last, by Triton's release.
+_SPILLED = {("block_sparse", 128, 128): {"3.6": 16, "3.7": 12}}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_hopper_kernels_specialise_warps_and_keep_registers(
         assert not result["async"], case
         assert set(result["registers"]) >= registers, case
         assert result["shared"] <= SHARED_MEMORY, case
-        spilled = _SPILLED.get((kind, block, head_dim), 0)
+        spilled = _SPILLED.get((kind, block, head_dim), {}).get(triton.__version__[:3], 0)
         assert f"{spilled} bytes spill stores, {spilled} bytes spill loads" in result["assembler"], case
         assert result["spills"] == 0, case
         assert "serialized" not in result["assembler"], case
