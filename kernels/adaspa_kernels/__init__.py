@@ -1,4 +1,5 @@
-"""Triton kernels for block-sparse attention, the exact block sums of attention weights, and the masks made of them.
+"""Triton kernels for block-sparse attention, the exact block sums of attention weights, and the masks made of them; and
+for what comes before attention, the norm of each head with its rotary embedding.
 
 Import works without Triton: :func:`unavailable` then says so, and the operators are absent.
 """
@@ -21,6 +22,7 @@ if find_spec("triton") is not None:
     from adaspa_kernels.block_sparse import block_sparse_attention
     from adaspa_kernels.block_sums import block_sums
     from adaspa_kernels.mask_lists import count_flags, flag_lists, list_flags
+    from adaspa_kernels.norm_rope import norm_rope
     from adaspa_kernels.selection import pack_rows, weigh_rows
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "flag_lists",
     "hopper_unavailable",
     "list_flags",
+    "norm_rope",
     "pack_rows",
     "selection_unavailable",
     "unavailable",
