@@ -27,6 +27,12 @@ class Heat:
         return (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
 
 
+def heat(title: str, rows: list[tuple[int, list[float]]]) -> Heat:
+    """A heat map of (layer, value of each head), its colours from the lowest to the highest value."""
+    values = [value for _, row in rows for value in row]
+    return Heat(title, rows, min(values), max(values), len(rows[0][1]) <= _NUMBERS)
+
+
 def heats(searches: Sequence[Mapping[str, Any]]) -> list[Heat]:
     """Heat maps of density and recall, by guidance branch and step; of many steps the mean."""
     steps = sorted({search["step"] for search in searches})
@@ -42,9 +48,7 @@ def heats(searches: Sequence[Mapping[str, Any]]) -> list[Heat]:
         for key in ("density", "recall"):
             rows = [(layer, _mean([s[key] for s in its])) for layer, its in sorted(layers.items()) if its[0][key]]
             if rows:
-                values = [value for _, row in rows for value in row]
-                numbers = len(rows[0][1]) <= _NUMBERS
-                found.append(Heat(f"{key.capitalize()}, {where}", rows, min(values), max(values), numbers))
+                found.append(heat(f"{key.capitalize()}, {where}", rows))
     return found
 
 

@@ -73,16 +73,24 @@ def compare(first: MaskFile, second: MaskFile, steps: tuple[int, int] | None = N
     )
 
 
+def iou(first: Tensor, second: Tensor) -> Tensor:
+    """Blocks that both masks keep over those that either keeps: bool [H, R, C] twice to float32 [H].
+
+    1 where neither keeps a block.
+    """
+    both, either = (found.sum((-1, -2)) for found in (first & second, first | second))
+    return torch.where(either > 0, both / either, 1.0)
+
+
 def _overlap(first: MaskFile, second: MaskFile, layer: int, branch: str, steps: tuple[int, int]) -> Overlap:
     places = [(layer, branch, step) for step in steps]
     masks = [file.video_mask(place) for file, place in zip((first, second), places, strict=True)]
-    both, either = ((found.sum((-1, -2))) for found in (masks[0] & masks[1], masks[0] | masks[1]))
     recalls = [torch.tensor(file.entry(place).recall) for file, place in zip((first, second), places, strict=True)]
     return Overlap(
         layer,
         branch,
         steps,
-        both / either,
+        iou(*masks),
         (recalls[0], recalls[1]),
         (_recall_in(second, places[1], masks[0]), _recall_in(first, places[0], masks[1])),
     )

@@ -18,6 +18,7 @@ from adaspa_cli.attention.block_mask import INT16_BLOCKS
 from adaspa_cli.attention.layout import TokenLayout, ceil_div
 from adaspa_cli.attention.mask_conversion import WORD_BITS
 
+BRANCHES = (("cond",), ("uncond",), ("cond", "uncond"), ("uncond", "cond"))  # names that become those of files
 ITEM_BYTES = {"I32": 4, "F32": 4, "I16": 2, "F16": 2}
 
 T = TypeVar("T")
@@ -183,6 +184,8 @@ class Description:
             return f"ranked is {self.ranked}, of {self.video_blocks} blocks"
         if not 0 <= self.method.sparsity < 1:
             return f"sparsity is {self.method.sparsity}"
+        if self.branches not in BRANCHES:
+            return f"branches are {list(self.branches)}"
         steps = list(self.search_steps)
         if not steps or steps != sorted(set(steps)) or not 0 <= steps[0] <= steps[-1] < self.steps:
             return f"search_steps are {steps}, of {self.steps} steps"
