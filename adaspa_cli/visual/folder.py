@@ -28,7 +28,7 @@ def whole_folder(out: str, name: str, write: Callable[[Path], None]) -> Path:
             write(partial)
             return _place(partial, parent / name)
     except OSError as error:
-        raise OutputError(f"cannot write to {parent}: {error.strerror}") from error
+        raise OutputError(f"cannot write to {parent}: {error.strerror or error}") from error
 
 
 def _place(partial: Path, folder: Path) -> Path:

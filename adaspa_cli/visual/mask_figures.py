@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.report.heat import Heat
 from adaspa_cli.visual.mask_look import MaskLook
+from adaspa_cli.visual.sheet import Tile, draw_sheet
 
-# Of a sheet of pictures, in pixels; greys from 0, black.
-_SIDE, _NARROWEST, _GAP, _LINE, _LABEL = 256, 230, 12, 18, 64
-_INK, _FRAME, _WHITE = 40, 168, 255
 _MOST_TICKS = 12
 
 
@@ -28,32 +25,25 @@ def greys(shares: Tensor) -> NDArray[np.uint8]:
 
 
 def draw_blocks(seen: MaskLook, layer: int, head: int) -> Image.Image:
-    """Kept blocks of one head: a row for each step, a column for each guidance branch.
-
-    A cell is a square of whole pixels, as in :func:`~adaspa_cli.visual.figures.draw_patterns`.
-    """
-    facts, steps = seen.file.description, seen.choice.steps
-    cells = len(seen.shares[layer, facts.branches[0], steps[0]][head])
-    side = cells * max(1, round(_SIDE / cells))
+    """Kept blocks of one head: a row for each step, a column for each guidance branch."""
+    facts = seen.file.description
     titles = [f"kept blocks of layer {layer}, head {head}"]
     if facts.model.random_weights:
         titles.append("random weights: the masks mean nothing")
-    across, down, top = max(side, _NARROWEST) + _GAP, side + _GAP + 2 * _LINE, len(titles) * _LINE + _GAP
-    sheet = Image.new("L", (_LABEL + len(facts.branches) * across, top + len(steps) * down), _WHITE)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for number, title in enumerate(titles):
-        pen.text((_LABEL, 4 + number * _LINE), title, fill=_INK, font=font)
-    for row, step in enumerate(steps):
-        pen.text((4, top + row * down + 2 * _LINE + side // 2), f"step {step}", fill=_INK, font=font)
-        for column, branch in enumerate(facts.branches):
-            left, upper = _LABEL + column * across, top + row * down
-            for number, line in enumerate(caption(seen, layer, head, branch, step)):
-                pen.text((left, upper + number * (_LINE - 3)), line, fill=_INK, font=font)
-            upper += 2 * _LINE
-            picture = Image.fromarray(greys(seen.shares[layer, branch, step][head]))
-            sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, upper))
-            pen.rectangle((left - 1, upper - 1, left + side, upper + side), outline=_FRAME)
-    return sheet
+    rows = [
+        (
+            f"step {step}",
+            [
+                Tile(
+                    Image.fromarray(greys(seen.shares[layer, branch, step][head])),
+                    caption(seen, layer, head, branch, step),
+                )
+                for branch in facts.branches
+            ],
+        )
+        for step in seen.choice.steps
+    ]
+    return draw_sheet("L", titles, rows)
 
 
 def caption(seen: MaskLook, layer: int, head: int, branch: str, step: int) -> list[str]:
@@ -62,13 +52,6 @@ def caption(seen: MaskLook, layer: int, head: int, branch: str, step: int) -> li
     where = f"{branch}: " if len(seen.file.description.branches) > 1 else ""
     lines = [f"{where}density {entry.density[head]:.3f}, recall {entry.recall[head]:.3f}"]
     return lines if overlap is None else [*lines, f"IoU with step {overlap[0]}: {overlap[1]:.3f}"]
-
-
-def png_bytes(sheet: Image.Image) -> bytes:
-    """A picture as a PNG file."""
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def draw_heats(heats: Sequence[Heat]) -> Callable[[Figure], None]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from adaspa_cli.report.drawing import png
 from adaspa_cli.report.heat import Heat, heat
-from adaspa_cli.report.media import data_uri
+from adaspa_cli.report.media import data_uri, png_bytes
 from adaspa_cli.report.template import render
 from adaspa_cli.sampling.outputs import write_text
 from adaspa_cli.visual.folder import whole_folder
-from adaspa_cli.visual.mask_figures import draw_blocks, draw_heats, heat_size, png_bytes
+from adaspa_cli.visual.mask_figures import draw_blocks, draw_heats, heat_size
 from adaspa_cli.visual.mask_look import MaskLook
 from adaspa_cli.visual.weights import cell_size
 
