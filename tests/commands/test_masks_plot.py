@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from adaspa_cli.app import app
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.masks.files import MaskFile, ModelFacts
-from adaspa_cli.masks.files.compare import compare, iou
+from adaspa_cli.masks.files.compare import compare
 from adaspa_cli.visual import mask_plot
 from adaspa_cli.visual.mask_figures import greys
 from adaspa_cli.visual.mask_look import MaskChoice, kept_shares, look_into
-from tests.mask_files import description, small_file
+from tests.mask_files import small_file
 from tests.pages import loads_nothing, read
 
 USAGE, INTERRUPTED = 2, 130
@@ -122,11 +122,6 @@ def test_overlaps_are_those_of_compare(file: MaskFile) -> None:
     assert seen.overlap(0, 0, "cond", 8) == (2, dict(seen.overlaps["cond", (2, 8)])[0][0])
 
 
-def test_overlap_of_masks_that_keep_nothing() -> None:
-    nothing, one = torch.zeros(1, 3, 3, dtype=torch.bool), torch.eye(3, dtype=torch.bool)[None]
-    assert (iou(nothing, nothing).item(), iou(nothing, one).item(), iou(one, one).item()) == (1, 0, 1)
-
-
 def test_what_was_chosen_is_drawn(file: MaskFile) -> None:
     """One step has no overlap, and masks of other layers are not read."""
     read_masks: list[Any] = []
@@ -207,9 +202,3 @@ def test_corrupt_files(file: MaskFile) -> None:
 def test_a_folder_that_cannot_be_made(file: MaskFile) -> None:
     file.path.with_name("out").write_text("")
     refused(plot(file.path), "is not a folder")
-
-
-@pytest.mark.parametrize("branches", [(), ("../cond",), ("cond", "cond")])
-def test_branches_that_there_are_not(branches: tuple[str, ...]) -> None:
-    """Their names become those of files."""
-    assert description(branches=branches).problem() == f"branches are {list(branches)}"

@@ -18,7 +18,8 @@ from adaspa_cli.attention.block_mask import INT16_BLOCKS
 from adaspa_cli.attention.layout import TokenLayout, ceil_div
 from adaspa_cli.attention.mask_conversion import WORD_BITS
 
-BRANCHES = (("cond",), ("uncond",), ("cond", "uncond"), ("uncond", "cond"))  # names that become those of files
+# In the order of a model's calls. Names of pictures are made of them, so that no file may bring its own.
+BRANCHES = (("cond",), ("uncond",), ("cond", "uncond"), ("uncond", "cond"))
 ITEM_BYTES = {"I32": 4, "F32": 4, "I16": 2, "F16": 2}
 
 T = TypeVar("T")
@@ -94,7 +95,7 @@ class Description:
         layout: of the tokens, with the text of the first prompt.
         block_size: tokens of a block, query and key alike.
         layers, heads: of the transformer.
-        branches: guidance branches.
+        branches: guidance branches, ``cond`` and ``uncond`` or one of them, each once.
         steps: denoising steps of the run that was searched in.
         search_steps: ascending, those that masks were searched at.
         prompts, seeds: every prompt with every seed was searched in, and the block sums averaged.
