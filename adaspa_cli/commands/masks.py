@@ -103,7 +103,9 @@ def compare(
 
 @masks_app.command()
 def plot(
-    file: Annotated[Path, typer.Argument(help="A mask file.", metavar="FILE")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Mask files; those after the first are compared with it.", metavar="FILE...")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder in which a new one is made.")] = Path("pictures"),
     at_layers: Annotated[
         str | None,
@@ -113,42 +115,48 @@ def plot(
         str | None, typer.Option("--at-heads", metavar="HEADS", help="As 0,2. (default: first, middle)")
     ] = None,
     steps: Annotated[
-        str | None, typer.Option("--steps", metavar="STEPS", help="Search steps, as 10,30. (default: all)")
+        str | None,
+        typer.Option("--steps", metavar="STEPS", help="Search steps, as 10,30. (default: those of all files)"),
     ] = None,
     pixels: Annotated[
         int, typer.Option("--pixels", min=8, max=4096, help="Points along a side of a picture of blocks, at most.")
     ] = 512,
     as_json: _Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     debug: _Debug = False,
 ) -> None:
-    """Draw a mask file: density, recall and overlap (IoU) of its steps by layer and head, and the kept blocks.
+    """Draw mask files: density, recall and overlap (IoU) of steps and files by layer and head, and the kept blocks.
 
     PNG files, and one page that works offline, in a new folder.
+
+    Example: adaspa masks plot masks.safetensors --at-layers 0,4 --at-heads 0,1
     """
-    console = Console(as_json=as_json, debug=debug)
+    console = Console(as_json=as_json, quiet=quiet, debug=debug)
     with guard(console, "interrupted; nothing was written"):
         from adaspa_cli.commands.visualize import parse_numbers
         from adaspa_cli.masks.files import MaskFile
 
         flags = {"--at-layers": at_layers, "--at-heads": at_heads, "--steps": steps}
         numbers = [parse_numbers(flag, text) for flag, text in flags.items()]
-        folder = _plotted(console, MaskFile.open(file), numbers, pixels, str(out))
+        folder = _plotted(console, [MaskFile.open(file) for file in files], numbers, pixels, str(out))
         shown = str(folder / "index.html")
-        files = sorted(str(path) for path in folder.iterdir())
-        console.result({"page": shown, "files": files}, Text(shown, no_wrap=True, overflow="ignore"))
+        made = sorted(str(path) for path in folder.iterdir())
+        console.result({"page": shown, "files": made}, Text(shown, no_wrap=True, overflow="ignore"))
 
 
-def _plotted(console: Console, masks: MaskFile, numbers: list[tuple[int, ...] | None], pixels: int, out: str) -> Path:
+def _plotted(
+    console: Console, files: list[MaskFile], numbers: list[tuple[int, ...] | None], pixels: int, out: str
+) -> Path:
     from adaspa_cli.sampling.outputs import check_folder
     from adaspa_cli.visual.mask_look import MaskChoice, look_into, masks_to_read
     from adaspa_cli.visual.mask_plot import write_mask_pictures
 
     layers, heads, steps = numbers
-    choice = MaskChoice.of(masks, layers, heads, steps, pixels)
+    choice = MaskChoice.of(files, layers, heads, steps, pixels)
     check_folder(out)
     with console.progress() as progress:
-        task = progress.add_task("masks", total=len(masks_to_read(masks, choice)), phase="reading")
-        seen = look_into(masks, choice, lambda _place: progress.advance(task))
+        task = progress.add_task("masks", total=len(masks_to_read(files, choice)), phase="reading")
+        seen = look_into(files, choice, lambda _place: progress.advance(task))
     return write_mask_pictures(seen, out)
 
 

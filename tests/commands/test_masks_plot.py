@@ -1,8 +1,10 @@
 """``adaspa masks plot``: its pictures are those of the file, its folder is whole, its page loads nothing."""
 
 import base64
+import gc
 import json
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from adaspa_cli.attention import TokenLayout
 from adaspa_cli.masks.files import MaskFile, ModelFacts
 from adaspa_cli.masks.files.compare import compare
 from adaspa_cli.visual import mask_plot
-from adaspa_cli.visual.mask_figures import greys
+from adaspa_cli.visual.mask_figures import caption, greys
 from adaspa_cli.visual.mask_look import MaskChoice, kept_shares, look_into
 from tests.mask_files import small_file
 from tests.pages import loads_nothing, read
@@ -26,7 +28,8 @@ from tests.pages import loads_nothing, read
 USAGE, INTERRUPTED = 2, 130
 BLOCKS = 12  # of the small file, along a side
 # Of a sheet: where the first picture lies, and how far the next branch and step are.
-LEFT, TOP, SIDE, ACROSS, DOWN = 64, 66, 252, 264, 300
+LEFT, TOP, SIDE, ACROSS, DOWN = 64, 135, 252, 264, 315
+CAPTION = 51  # above a picture
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +44,8 @@ def file(tmp_path: Path) -> MaskFile:
 
 
 def plot(file: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(app, ["masks", "plot", str(file), "--out", str(file.parent / "out"), *arguments])
+    """Plot a file, and others if the arguments begin with them, into ``out`` beside it."""
+    return CliRunner().invoke(app, ["masks", "plot", str(file), *arguments, "--out", str(file.parent / "out")])
 
 
 def refused(result: Result, message: str) -> None:
@@ -52,10 +56,15 @@ def refused(result: Result, message: str) -> None:
     assert result.stdout == ""
 
 
-def picture(sheet: Path, branch: int, step: int) -> np.ndarray[Any, Any]:
+def picture(sheet: Path, column: int, step: int, top: int = TOP, down: int = DOWN) -> np.ndarray[Any, Any]:
     """One picture [252, 252] of a sheet."""
-    left, top = LEFT + branch * ACROSS, TOP + step * DOWN
+    left, top = LEFT + column * ACROSS, top + step * down
     return np.asarray(Image.open(sheet))[top : top + SIDE, left : left + SIDE]
+
+
+def drawn(kept: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A head's mask [12, 12] as a sheet shows it."""
+    return np.where(kept.numpy(), 0, 255).repeat(SIDE // BLOCKS, 0).repeat(SIDE // BLOCKS, 1)
 
 
 def test_the_folder_is_whole(file: MaskFile) -> None:
@@ -71,7 +80,7 @@ def test_the_folder_is_whole(file: MaskFile) -> None:
     for path in (out / "cat").glob("*.png"):
         Image.open(path).verify()
     sizes = {Image.open(out / "cat" / name).size for name in blocks}
-    assert sizes == {(LEFT + 2 * ACROSS, TOP - 36 + 2 * DOWN)}
+    assert sizes == {(LEFT + 2 * ACROSS, TOP - CAPTION + 2 * DOWN)}
 
 
 @pytest.mark.parametrize("ranked", [None, 6])
@@ -83,8 +92,7 @@ def test_pictures_are_the_masks(tmp_path: Path, ranked: int | None) -> None:
         for head in range(2):
             sheet = tmp_path / "out" / "cat" / f"blocks-layer{layer}-head{head}.png"
             shown = picture(sheet, ("cond", "uncond").index(branch), (2, 8).index(step))
-            expected = np.where(kept[head].numpy(), 0, 255).repeat(SIDE // BLOCKS, 0).repeat(SIDE // BLOCKS, 1)
-            assert (shown == expected).all()
+            assert (shown == drawn(kept[head])).all()
 
 
 def test_long_sequences_are_pooled(tmp_path: Path) -> None:
@@ -96,7 +104,7 @@ def test_long_sequences_are_pooled(tmp_path: Path) -> None:
     means = [[kept[y : y + 4, x : x + 4].mean() for x in range(0, 25, 4)] for y in range(0, 25, 4)]
     sheet = np.asarray(Image.open(tmp_path / "out" / "cat" / "blocks-layer1-head1.png"))
     side = 7 * 37
-    second = sheet[TOP + side + 48 :, LEFT:][:side, :side]
+    second = sheet[120 + side + 48 :, LEFT:][:side, :side]
     assert (second == (255 - np.round(np.array(means) * 255)).repeat(37, 0).repeat(37, 1)).all()
     assert len(np.unique(second)) > 4
     assert "an area of 4 x 4 blocks" in (tmp_path / "out" / "cat" / "index.html").read_text()
@@ -112,21 +120,74 @@ def test_shares_of_cells() -> None:
     assert greys(torch.tensor([[0.0, 0.2, 1.0]])).tolist() == [[255, 204, 0]]
 
 
-def test_overlaps_are_those_of_compare(file: MaskFile) -> None:
-    seen = look_into(file, MaskChoice.of(file, (0,), (0,), None, 8), lambda _place: None)
+def test_overlaps_of_steps_are_those_of_compare(file: MaskFile) -> None:
+    seen = look_into([file], MaskChoice.of([file], (0,), (0,)), lambda _place: None)
     for overlap in compare(file, file, (2, 8)):
-        rows = dict(seen.overlaps[overlap.branch, (2, 8)])
+        rows = dict(seen.step_overlaps[0, overlap.branch, (2, 8)])
         assert rows[overlap.layer] == pytest.approx(overlap.iou.tolist(), abs=1e-6)
-    assert len(seen.overlaps) == 2
-    assert seen.overlap(0, 0, "cond", 2) is None
-    assert seen.overlap(0, 0, "cond", 8) == (2, dict(seen.overlaps["cond", (2, 8)])[0][0])
+    assert (len(seen.step_overlaps), seen.file_overlaps) == (2, {})
+    assert seen.overlaps(0, (0, "cond", 2), 0) == []
+    assert seen.overlaps(0, (0, "cond", 8), 0) == [("step 2", dict(seen.step_overlaps[0, "cond", (2, 8)])[0][0])]
+
+
+def test_overlaps_of_files_are_those_of_compare(file: MaskFile) -> None:
+    """The second and the third with the first; each file's steps with one another."""
+    others = [small_file(file.path.with_name(f"{seed}.safetensors"), seed=seed) for seed in (1, 2)]
+    files = [file, *others]
+    seen = look_into(files, MaskChoice.of(files), lambda _place: None)
+    for number, other in enumerate(others, 1):
+        for overlap in compare(file, other):
+            rows = dict(seen.file_overlaps[number, overlap.branch, overlap.steps[0]])
+            assert rows[overlap.layer] == pytest.approx(overlap.iou.tolist(), abs=1e-6)
+        for overlap in compare(other, other, (2, 8)):
+            rows = dict(seen.step_overlaps[number, overlap.branch, (2, 8)])
+            assert rows[overlap.layer] == pytest.approx(overlap.iou.tolist(), abs=1e-6)
+    assert len(seen.file_overlaps) == 2 * 2 * 2
+    assert [other for other, _ in seen.overlaps(2, (0, "cond", 8), 0)] == ["step 2", "file 1"]
+
+
+def test_two_files(file: MaskFile) -> None:
+    """Side by side, of what both have; the folder has the first one's name."""
+    other = small_file(file.path.with_name("dog.safetensors"), seed=1, branches=("cond",), search_steps=(8, 11))
+    assert plot(file.path, str(other.path), "--at-heads", "1").exit_code == 0
+    folder = file.path.parent / "out" / "cat"
+    assert {path.name for path in folder.iterdir()} == {
+        "index.html",
+        "heat-step8-cond-file1.png",
+        "heat-step8-cond-file2.png",
+        "overlap-files1-2-step8-cond.png",
+        "blocks-layer0-head1.png",
+        "blocks-layer1-head1.png",
+    }
+    for layer in (0, 1):
+        for number, one in enumerate((file, other)):
+            sheet = folder / f"blocks-layer{layer}-head1.png"
+            shown = picture(sheet, number, 0, top=6 * 18 + 12 + CAPTION)
+            assert (shown == drawn(one.video_mask((layer, "cond", 8))[1])).all()
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    loads_nothing(text, read(text))
+    for title in ("File 2: dog.safetensors", "Recall, step 8, file 2", "IoU, step 8, files 1 and 2"):
+        assert title in text
+    assert "Overlap of steps" not in text
+
+
+def test_captions(file: MaskFile, tmp_path: Path) -> None:
+    """Density and recall of the mask, its overlaps, and whose it is where there are several."""
+    alone = small_file(tmp_path / "alone.safetensors", branches=("cond",))
+    place = (1, "cond", 8)
+    seen = look_into([alone], MaskChoice.of([alone]), lambda _place: None)
+    entry, overlap = alone.entry(place), dict(seen.step_overlaps[0, "cond", (2, 8)])[1][0]
+    figures = f"density {entry.density[0]:.3f}, recall {entry.recall[0]:.3f}"
+    assert caption(seen, 0, place, 0) == [figures, f"IoU with step 2: {overlap:.3f}"]
+    two = look_into([file, file], MaskChoice.of([file, file]), lambda _place: None)
+    lines = caption(two, 1, place, 0)
+    assert (lines[0], lines[-1], len(lines)) == ("cond, file 2", "IoU with file 1: 1.000", 4)
 
 
 def test_what_was_chosen_is_drawn(file: MaskFile) -> None:
     """One step has no overlap, and masks of other layers are not read."""
     read_masks: list[Any] = []
-    choice = MaskChoice.of(file, (1,), (0,), (8,), 512)
-    look_into(file, choice, read_masks.append)
+    look_into([file], MaskChoice.of([file], (1,), (0,), (8,)), read_masks.append)
     assert read_masks == [(1, "cond", 8), (1, "uncond", 8)]
     assert plot(file.path, "--at-layers", "1", "--at-heads", "0", "--steps", "8").exit_code == 0
     names = {path.name for path in (file.path.parent / "out" / "cat").iterdir()}
@@ -143,7 +204,7 @@ def test_the_page_holds_everything_and_loads_nothing(file: MaskFile) -> None:
     assert inside == [
         (folder / f"blocks-layer{layer}-head{head}.png").read_bytes() for layer in (0, 1) for head in (0, 1)
     ]
-    for title in ("Density, step 2, cond", "Recall, step 8, uncond", "IoU of steps 2 and 8, cond", "grüner Stern"):
+    for title in ("Density, step 2, cond", "Recall, step 8, uncond", "IoU, steps 2 and 8, cond", "grüner Stern"):
         assert title in text
     entry = file.entry((1, "uncond", 8))
     assert f'title="layer 1, head 1: {entry.recall[1]:.3f}"' in text
@@ -156,6 +217,31 @@ def test_random_weights_are_told(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "cat" / "index.html").read_text()
     assert "the masks mean nothing" in text
     assert "&lt;hunyuan&gt;" in text
+
+
+def test_at_most_one_mask_of_each_file_and_one_more_are_held(file: MaskFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+    read_mask = MaskFile.video_mask
+
+    def noting(self: MaskFile, place: Any) -> torch.Tensor:
+        nonlocal most
+        kept = read_mask(self, place)
+        alive.add(kept)
+        gc.collect()
+        most = max(most, len(alive))
+        return kept
+
+    monkeypatch.setattr(MaskFile, "video_mask", noting)
+    look_into([file, file], MaskChoice.of([file, file]), lambda _place: None)
+    assert most <= 3
+
+
+def test_quiet_json_and_help(file: MaskFile) -> None:
+    result = plot(file.path, "--json", "--quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
+    json.loads(result.stdout)
+    assert "Example: adaspa masks plot masks.safetensors" in CliRunner().invoke(app, ["masks", "plot", "--help"]).stdout
 
 
 def test_nothing_is_overwritten(file: MaskFile) -> None:
@@ -186,6 +272,25 @@ def test_an_interruption_leaves_nothing(file: MaskFile, monkeypatch: pytest.Monk
 def test_wrong_use(file: MaskFile, arguments: list[str], message: str) -> None:
     refused(plot(file.path, *arguments), message)
     assert list(file.path.parent.iterdir()) == [file.path]
+
+
+def test_files_that_cannot_be_compared(file: MaskFile) -> None:
+    folder = file.path.parent
+    for name, changed, message in (
+        ("size", {"layers": 1}, "different shapes cannot be compared: layers is 2"),
+        ("steps", {"search_steps": (3,)}, "no search step is in all of the files: 2, 8; 3"),
+        ("branch", {"branches": ("cond",)}, None),
+    ):
+        small_file(folder / f"{name}.safetensors", **changed)
+        if message:
+            refused(plot(file.path, str(folder / f"{name}.safetensors")), message)
+    small_file(folder / "other.safetensors", branches=("uncond",))
+    message = "no guidance branch is in all of the files: cond; uncond"
+    refused(plot(folder / "branch.safetensors", str(folder / "other.safetensors")), message)
+    message = "steps.safetensors has no search step 2; its search steps are 3"
+    refused(plot(file.path, str(folder / "steps.safetensors"), "--steps", "2"), message)
+    refused(plot(file.path, str(folder / "none.safetensors")), "none.safetensors: No such file")
+    assert not (folder / "out").exists()
 
 
 def test_corrupt_files(file: MaskFile) -> None:
