@@ -1,8 +1,10 @@
 """``adaspa masks plot``: its pictures are those of the file, its folder is whole, its page loads nothing."""
 
 import base64
+import errno
 import gc
 import json
+import os
 import re
 import weakref
 from pathlib import Path
@@ -257,6 +259,15 @@ def test_an_interruption_leaves_nothing(file: MaskFile, monkeypatch: pytest.Monk
     result = plot(file.path)
     assert result.exit_code == INTERRUPTED
     assert "nothing was written" in result.stderr
+    assert not list((file.path.parent / "out").iterdir())
+
+
+def test_a_full_disk_leaves_nothing(file: MaskFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(mask_plot, "page", full)
+    refused(plot(file.path), "No space left on device")
     assert not list((file.path.parent / "out").iterdir())
 
 

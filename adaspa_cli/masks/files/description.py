@@ -246,6 +246,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return None if value is None else _value(arguments[0], value, where)
     if origin is Literal and value in arguments:
         return value
+    if value in (math.inf, -math.inf):  # what JSON makes of 1e999, and does not write
+        raise ValueError(f"{where} is {value}")
     if isinstance(hint, type) and type(value) is hint:
         return value
     raise ValueError(f"{where} has the wrong type")
