@@ -1,9 +1,9 @@
-"""``adaspa masks``: what is in mask files, whether they are whole, and how much they have in common."""
+"""``adaspa masks``: what is in mask files, whether they are whole, what they have in common, and pictures of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
@@ -13,6 +13,9 @@ from rich.text import Text
 from adaspa_cli.commands.guard import guard
 from adaspa_cli.console import Console
 from adaspa_cli.errors import MaskFileError
+
+if TYPE_CHECKING:
+    from adaspa_cli.masks.files import MaskFile
 
 masks_app = typer.Typer(
     help="Look into mask files, which adaspa search-masks makes.",
@@ -96,6 +99,65 @@ def compare(
         found = overlaps(MaskFile.open(first), MaskFile.open(second), None if pair is None else (pair[0], pair[1]))
         rows = [_row(overlap) for overlap in found]
         console.result({"files": [str(first), str(second)], "masks": rows}, _overlap_table(rows, heads))
+
+
+@masks_app.command()
+def plot(
+    files: Annotated[
+        list[Path], typer.Argument(help="Mask files; those after the first are compared with it.", metavar="FILE...")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder in which a new one is made.")] = Path("pictures"),
+    at_layers: Annotated[
+        str | None,
+        typer.Option("--at-layers", metavar="LAYERS", help="As 0,4,7. (default: first, middle, last)"),
+    ] = None,
+    at_heads: Annotated[
+        str | None, typer.Option("--at-heads", metavar="HEADS", help="As 0,2. (default: first, middle)")
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", metavar="STEPS", help="Search steps, as 10,30. (default: those of all files)"),
+    ] = None,
+    pixels: Annotated[
+        int, typer.Option("--pixels", min=8, max=4096, help="Points along a side of a picture of blocks, at most.")
+    ] = 512,
+    as_json: _Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    debug: _Debug = False,
+) -> None:
+    """Draw mask files: density, recall and overlap (IoU) of steps and files by layer and head, and the kept blocks.
+
+    PNG files, and one page that works offline, in a new folder.
+
+    Example: adaspa masks plot masks.safetensors --at-layers 0,4 --at-heads 0,1
+    """
+    console = Console(as_json=as_json, quiet=quiet, debug=debug)
+    with guard(console, "interrupted; nothing was written"):
+        from adaspa_cli.commands.visualize import parse_numbers
+        from adaspa_cli.masks.files import MaskFile
+
+        flags = {"--at-layers": at_layers, "--at-heads": at_heads, "--steps": steps}
+        numbers = [parse_numbers(flag, text) for flag, text in flags.items()]
+        folder = _plotted(console, [MaskFile.open(file) for file in files], numbers, pixels, str(out))
+        shown = str(folder / "index.html")
+        made = sorted(str(path) for path in folder.iterdir())
+        console.result({"page": shown, "files": made}, Text(shown, no_wrap=True, overflow="ignore"))
+
+
+def _plotted(
+    console: Console, files: list[MaskFile], numbers: list[tuple[int, ...] | None], pixels: int, out: str
+) -> Path:
+    from adaspa_cli.sampling.outputs import check_folder
+    from adaspa_cli.visual.mask_look import MaskChoice, look_into, masks_to_read
+    from adaspa_cli.visual.mask_plot import write_mask_pictures
+
+    layers, heads, steps = numbers
+    choice = MaskChoice.of(files, layers, heads, steps, pixels)
+    check_folder(out)
+    with console.progress() as progress:
+        task = progress.add_task("masks", total=len(masks_to_read(files, choice)), phase="reading")
+        seen = look_into(files, choice, lambda _place: progress.advance(task))
+    return write_mask_pictures(seen, out)
 
 
 def _verified(file: Path) -> dict[str, Any]:

@@ -14,17 +14,34 @@ _NUMBERS = 8  # heads up to which a heat map's cells are wide enough for their n
 
 @dataclass(frozen=True)
 class Heat:
-    """Density or recall by layer (row) and head, with the bounds of its colours."""
+    """One figure by layer (row) and head, with the bounds of its colours.
 
-    title: str
+    Attributes:
+        name: of the figure, as ``Density``.
+        where: of which step and branch.
+        numbers: whether cells are wide enough for their numbers.
+    """
+
+    name: str
+    where: str
     rows: list[tuple[int, list[float]]]
     low: float
     high: float
     numbers: bool
 
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.where}"
+
     def strength(self, value: float) -> float:
         """Place of a value between the bounds, 0 to 1."""
         return (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+
+
+def heat(name: str, where: str, rows: list[tuple[int, list[float]]]) -> Heat:
+    """A heat map of (layer, value of each head), its colours from the lowest to the highest value."""
+    values = [value for _, row in rows for value in row]
+    return Heat(name, where, rows, min(values), max(values), len(rows[0][1]) <= _NUMBERS)
 
 
 def heats(searches: Sequence[Mapping[str, Any]]) -> list[Heat]:
@@ -42,9 +59,7 @@ def heats(searches: Sequence[Mapping[str, Any]]) -> list[Heat]:
         for key in ("density", "recall"):
             rows = [(layer, _mean([s[key] for s in its])) for layer, its in sorted(layers.items()) if its[0][key]]
             if rows:
-                values = [value for _, row in rows for value in row]
-                numbers = len(rows[0][1]) <= _NUMBERS
-                found.append(Heat(f"{key.capitalize()}, {where}", rows, min(values), max(values), numbers))
+                found.append(heat(key.capitalize(), where, rows))
     return found
 
 

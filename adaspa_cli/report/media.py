@@ -36,6 +36,13 @@ def strip(frames: NDArray[np.uint8], count: int) -> str:
     return jpeg(np.concatenate(list(framed), axis=1))
 
 
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
 def jpeg(picture: NDArray[np.uint8]) -> str:
     """A picture [H, W, 3] as a JPEG in a data URI."""
     buffer = io.BytesIO()

@@ -5,7 +5,6 @@ The figures of AdaSpa (arXiv 2502.21079): 5 and A to C (patterns, several steps 
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,20 +15,18 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from adaspa_cli.report.drawing import COLOURS
-from adaspa_cli.report.media import data_uri
+from adaspa_cli.report.media import data_uri, png_bytes
 from adaspa_cli.visual.look import WEIGHTS, HeadPicture, Noted
+from adaspa_cli.visual.sheet import Tile, draw_sheet
 
 PATTERNS = ("oracle", "block", "column", "diagonal", "diagonal+column")
 _MAP = "magma_r"
 _DECADES = 3.0  # orders of magnitude that a picture tells apart
 _LEVELS = 239  # steps of colour
-# Of a sheet of pictures, in pixels.
-_SIDE, _NARROWEST, _GAP, _LINE, _LABEL = 256, 110, 12, 18, 64
-_INK, _FRAME = "#282828", "#a8a8a8"
 
 
 def colours(means: Tensor, weights: Tensor) -> NDArray[np.uint8]:
@@ -61,39 +58,29 @@ def map_image(means: Tensor, weights: Tensor) -> Image.Image:
 
 def map_png(means: Tensor, weights: Tensor) -> str:
     """The same as a PNG in a data URI."""
-    buffer = io.BytesIO()
-    map_image(means, weights).save(buffer, "PNG", optimize=True)
-    return data_uri("image/png", buffer.getvalue())
+    return data_uri("image/png", png_bytes(map_image(means, weights)))
 
 
 def draw_patterns(steps: Mapping[int, HeadPicture], path: Path, title: str) -> None:
-    """One head's weights and patterns, a row for each step, with the recall of each.
-
-    A cell is a square of whole pixels: to draw it at another size would bring back what the means of areas avoid.
-    """
-    names = (WEIGHTS, *PATTERNS)
-    cells = len(next(iter(steps.values())).means[WEIGHTS])
-    side = cells * max(1, round(_SIDE / cells))
-    across, down = max(side, _NARROWEST) + _GAP, side + _GAP + 2 * _LINE
-    sheet = Image.new("RGB", (_LABEL + len(names) * across, _LINE + _GAP + len(steps) * down), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    pen.text((_LABEL, 4), title, fill=_INK, font=font)
-    for row, (step, picture) in enumerate(steps.items()):
-        top = _LINE + _GAP + row * down
-        pen.text((4, top + 2 * _LINE + side // 2), f"step {step}", fill=_INK, font=font)
-        for column, name in enumerate(names):
-            left = _LABEL + column * across
-            pen.text((left, top), name, fill=_INK, font=font)
-            if name != WEIGHTS:
-                pen.text((left, top + _LINE - 3), f"recall {picture.recall[name]:.3f}", fill=_INK, font=font)
-            image = map_image(picture.means[name], picture.means[WEIGHTS]).resize(
-                (side, side), Image.Resampling.NEAREST
-            )
-            sheet.paste(image, (left, top + 2 * _LINE))
-            pen.rectangle((left - 1, top + 2 * _LINE - 1, left + side, top + 2 * _LINE + side), outline=_FRAME)
+    """One head's weights and patterns, a row for each step, with the recall of each."""
+    rows = [
+        (
+            f"step {step}",
+            [
+                Tile(map_image(picture.means[name], picture.means[WEIGHTS]), _pattern_caption(picture, name))
+                for name in (WEIGHTS, *PATTERNS)
+            ],
+        )
+        for step, picture in steps.items()
+    ]
     table = Image.new("P", (1, 1))
     table.putpalette(palette().tobytes())
+    sheet = draw_sheet("RGB", [title], rows)
     sheet.quantize(palette=table, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+
+
+def _pattern_caption(picture: HeadPicture, name: str) -> list[str]:
+    return [name] if name == WEIGHTS else [name, f"recall {picture.recall[name]:.3f}"]
 
 
 def recall_by_step(noted: Mapping[tuple[int, int], Noted], layers: Sequence[int]) -> Callable[[Axes], None]:

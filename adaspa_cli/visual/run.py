@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +15,14 @@ from torch import Tensor
 from adaspa_cli.attention import check_kernel
 from adaspa_cli.attention import resolve as resolve_backend
 from adaspa_cli.config import Resolved
-from adaspa_cli.errors import OutputError
 from adaspa_cli.models.attachment import Row
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.sampling.clock import StepClock
-from adaspa_cli.sampling.outputs import check_folder, prepare_folder, video_name
+from adaspa_cli.sampling.outputs import check_folder, video_name
 from adaspa_cli.sampling.run import Observer, memory_errors, sample, to_frames
+from adaspa_cli.visual.folder import whole_folder
 from adaspa_cli.visual.look import Choice, Kept, Look, check_choice, spread
 from adaspa_cli.visual.write import write_pictures
 
@@ -87,29 +85,13 @@ def visualize(resolved: Resolved, wanted: Wanted, observer: Observer, prompts: S
         AdaspaError: see :func:`~adaspa_cli.sampling.run.generate`.
     """
     config = resolved.config
-    out = check_folder(config.output.out)
+    check_folder(config.output.out)
     observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
     with memory_errors(config.model.offload):
         pipe = load_pipeline(config.model, decode=config.decodes)
         looked = look(pipe, resolved, wanted, observer, prompts)
-    prepare_folder(config.output.out)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as scratch:
-            partial = Path(scratch) / "pictures"
-            partial.mkdir()
-            write_pictures(looked, resolved, partial)
-            return _place(partial, out / video_name(*looked.videos[0]))
-    except OSError as error:
-        raise OutputError(f"cannot write to {out}: {error.strerror}") from error
-
-
-def _place(partial: Path, folder: Path) -> Path:
-    """Give a complete folder the first name that is free."""
-    for number in itertools.count(1):
-        target = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        if not target.exists():
-            return partial.rename(target)
-    raise AssertionError("unreachable")
+    name = video_name(*looked.videos[0])
+    return whole_folder(config.output.out, name, lambda folder: write_pictures(looked, resolved, folder))
 
 
 def look(pipe: Any, resolved: Resolved, wanted: Wanted, observer: Observer, prompts: Sequence[str]) -> Looked:

@@ -74,20 +74,24 @@ def area_means(weights: HeadWeights, keeps: dict[str, Keep], cell: int) -> dict[
     for start, rows in weights.rows(cell):
         first = start // cell
         for name, keep in keeps.items():
-            pooled = _cell_sums(keep(start, rows), cell)
+            pooled = cell_sums(keep(start, rows), cell)
             sums[name][first : first + pooled.shape[0]] = pooled.double()
-    sides = (weights.tokens - torch.arange(cells, device=device) * cell).clamp(max=cell)
-    areas = sides[:, None] * sides
+    areas = cell_areas(weights.tokens, cell, device)
     return {name: total / areas for name, total in sums.items()}
 
 
 def mass(means: Tensor, tokens: int, cell: int) -> float:
     """Sum of the weights that a picture [P, P] of area means shows."""
-    sides = (tokens - torch.arange(means.shape[0], device=means.device) * cell).clamp(max=cell)
-    return float((means * (sides[:, None] * sides)).sum())
+    return float((means * cell_areas(tokens, cell, means.device)).sum())
 
 
-def _cell_sums(rows: Tensor, cell: int) -> Tensor:
+def cell_areas(length: int, cell: int, device: torch.device) -> Tensor:
+    """Elements of a matrix [length, length] in each cell: int64 [P, P]; cells at the end may have fewer."""
+    sides = (length - torch.arange(ceil_div(length, cell), device=device) * cell).clamp(max=cell)
+    return sides[:, None] * sides
+
+
+def cell_sums(rows: Tensor, cell: int) -> Tensor:
     """Sums over cells of rows [n, L]."""
     count, tokens = rows.shape
     padded = torch.nn.functional.pad(rows, (0, -tokens % cell, 0, -count % cell))

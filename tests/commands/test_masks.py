@@ -221,7 +221,7 @@ def test_compare(tmp_path: Path) -> None:
 
 def test_help_names_the_commands() -> None:
     assert "search-masks" in call("--help").stdout
-    for name in ("info", "verify", "compare"):
+    for name in ("info", "verify", "compare", "plot"):
         assert name in call("masks", "--help").stdout
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.errors import MaskFileError
+from adaspa_cli.masks.files.description import Description
 from adaspa_cli.masks.files.reader import MaskFile
-
-_SHAPE = ("layers", "heads", "block_size", "video_blocks")
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,8 @@ def compare(first: MaskFile, second: MaskFile, steps: tuple[int, int] | None = N
     Raises:
         MaskFileError: the masks have different shapes, or no branch or step in common; or a file is corrupt.
     """
+    check_shapes(first, second)
     a, b = first.description, second.description
-    for name in _SHAPE:
-        if getattr(a, name) != getattr(b, name):
-            raise MaskFileError(
-                f"masks of different shapes cannot be compared: {name} is {getattr(a, name)} in {first.path} and "
-                f"{getattr(b, name)} in {second.path}"
-            )
     pairs = [steps] if steps else [(step, step) for step in a.search_steps if step in b.search_steps]
     branches = [branch for branch in a.branches if branch in b.branches]
     known = all(x in a.search_steps and y in b.search_steps for x, y in pairs)
@@ -73,16 +67,48 @@ def compare(first: MaskFile, second: MaskFile, steps: tuple[int, int] | None = N
     )
 
 
+def check_shapes(first: MaskFile, second: MaskFile) -> None:
+    """Refuse masks whose blocks do not stand for the same tokens.
+
+    Raises:
+        MaskFileError: names what differs.
+    """
+    theirs = _shape(second.description)
+    for name, size in _shape(first.description).items():
+        if size != theirs[name]:
+            raise MaskFileError(
+                f"masks of different shapes cannot be compared: {name} is {size} in {first.path} and "
+                f"{theirs[name]} in {second.path}"
+            )
+
+
+def _shape(facts: Description) -> dict[str, int]:
+    grid = {name: getattr(facts.layout, name) for name in ("frames", "height", "width")}
+    sizes = {name: getattr(facts, name) for name in ("layers", "heads", "block_size", "video_blocks")}
+    return grid | sizes
+
+
+def iou(first: Tensor, second: Tensor) -> Tensor:
+    """Blocks that both masks keep over those that either keeps: bool [H, R, C] twice to float32 [H].
+
+    1 where neither keeps a block: such masks are the same. A head at a time and without ``sum``, which makes integers
+    of bools first, eight bytes a block.
+    """
+    count = torch.count_nonzero
+    counts = [(count(a & b), count(a | b)) for a, b in zip(first, second, strict=True)]
+    both, either = (torch.stack(found) for found in zip(*counts, strict=True))
+    return torch.where(either > 0, both / either, 1.0)
+
+
 def _overlap(first: MaskFile, second: MaskFile, layer: int, branch: str, steps: tuple[int, int]) -> Overlap:
     places = [(layer, branch, step) for step in steps]
     masks = [file.video_mask(place) for file, place in zip((first, second), places, strict=True)]
-    both, either = ((found.sum((-1, -2))) for found in (masks[0] & masks[1], masks[0] | masks[1]))
     recalls = [torch.tensor(file.entry(place).recall) for file, place in zip((first, second), places, strict=True)]
     return Overlap(
         layer,
         branch,
         steps,
-        both / either,
+        iou(*masks),
         (recalls[0], recalls[1]),
         (_recall_in(second, places[1], masks[0]), _recall_in(first, places[0], masks[1])),
     )

@@ -18,6 +18,8 @@ from adaspa_cli.attention.block_mask import INT16_BLOCKS
 from adaspa_cli.attention.layout import TokenLayout, ceil_div
 from adaspa_cli.attention.mask_conversion import WORD_BITS
 
+# In the order of a model's calls. Names of pictures are made of them, so that no file may bring its own.
+BRANCHES = (("cond",), ("uncond",), ("cond", "uncond"), ("uncond", "cond"))
 ITEM_BYTES = {"I32": 4, "F32": 4, "I16": 2, "F16": 2}
 
 T = TypeVar("T")
@@ -93,7 +95,7 @@ class Description:
         layout: of the tokens, with the text of the first prompt.
         block_size: tokens of a block, query and key alike.
         layers, heads: of the transformer.
-        branches: guidance branches.
+        branches: guidance branches, ``cond`` and ``uncond`` or one of them, each once.
         steps: denoising steps of the run that was searched in.
         search_steps: ascending, those that masks were searched at.
         prompts, seeds: every prompt with every seed was searched in, and the block sums averaged.
@@ -183,6 +185,8 @@ class Description:
             return f"ranked is {self.ranked}, of {self.video_blocks} blocks"
         if not 0 <= self.method.sparsity < 1:
             return f"sparsity is {self.method.sparsity}"
+        if self.branches not in BRANCHES:
+            return f"branches are {list(self.branches)}"
         steps = list(self.search_steps)
         if not steps or steps != sorted(set(steps)) or not 0 <= steps[0] <= steps[-1] < self.steps:
             return f"search_steps are {steps}, of {self.steps} steps"
@@ -242,6 +246,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return None if value is None else _value(arguments[0], value, where)
     if origin is Literal and value in arguments:
         return value
+    if value in (math.inf, -math.inf):  # what JSON makes of 1e999, and does not write
+        raise ValueError(f"{where} is {value}")
     if isinstance(hint, type) and type(value) is hint:
         return value
     raise ValueError(f"{where} has the wrong type")

@@ -1,12 +1,13 @@
 """Overlap and mutual recall of two mask files."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
 from adaspa_cli.errors import MaskFileError
-from adaspa_cli.masks.files.compare import compare
+from adaspa_cli.masks.files.compare import compare, iou
 from adaspa_cli.masks.video_part import video_part
 from tests.mask_files import BLOCK, LAYOUT, block_sums, small_file
 
@@ -40,6 +41,13 @@ def test_overlap_and_mutual_recall_are_those_of_the_masks_and_sums(tmp_path: Pat
         torch.testing.assert_close(row.mutual[0], recall, rtol=1e-3, atol=1e-3)
 
 
+def test_iou_of_masks_that_keep_nothing() -> None:
+    """They are the same mask, so it is 1 and not 0 / 0."""
+    nothing, one = torch.zeros(3, 3, dtype=torch.bool), torch.eye(3, dtype=torch.bool)
+    first, second = torch.stack([nothing, nothing, one]), torch.stack([nothing, one, one])
+    assert iou(first, second).tolist() == [1, 0, 1]
+
+
 def test_one_step_with_another(tmp_path: Path) -> None:
     file = small_file(tmp_path / "a.safetensors")
     rows = list(compare(file, file, (2, 8)))
@@ -49,7 +57,12 @@ def test_one_step_with_another(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     file = small_file(tmp_path / "a.safetensors")
-    for name, changed in {"layers": {"layers": 1}, "block_size": {"block_size": 16}}.items():
+    turned = dataclasses.replace(LAYOUT, height=LAYOUT.width, width=LAYOUT.height)  # as many blocks, of other tokens
+    for name, changed in {
+        "layers": {"layers": 1},
+        "block_size": {"block_size": 16},
+        "height": {"layout": turned},
+    }.items():
         other = small_file(tmp_path / f"{name}.safetensors", **changed)
         with pytest.raises(MaskFileError, match=f"different shapes cannot be compared: {name}"):
             compare(file, other)

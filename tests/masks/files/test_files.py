@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import weakref
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,12 @@ def test_a_part_of_another_shape_makes_no_file(tmp_path: Path) -> None:
         ({"layers": 0}, "layers is 0"),
         ({"search_steps": (8, 2)}, "search_steps are"),
         ({"search_steps": (2, 14)}, "search_steps are"),
+        ({"branches": ()}, r"branches are \[\]"),
+        ({"branches": ("cond", "cond")}, r"branches are \['cond', 'cond'\]"),
+        ({"branches": ("../cond",)}, r"branches are \['../cond'\]"),
         ({"ranked": 13}, "ranked is 13, of 12 blocks"),
         ({"method": MethodFacts("adaspa", 1.0, True, True)}, "sparsity is 1.0"),
+        ({"method": MethodFacts("adaspa", math.inf, True, True)}, "sparsity is inf"),
         ({"layout": TokenLayout(1, 1, 7, 3, "last")}, "no block without text"),
         ({}, "entries are 0, not 8"),
     ],

@@ -1,0 +1,40 @@
+"""A new folder of pictures, which appears when all of it is there."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from adaspa_cli.errors import OutputError
+from adaspa_cli.sampling.outputs import prepare_folder
+
+
+def whole_folder(out: str, name: str, write: Callable[[Path], None]) -> Path:
+    """Make a folder in ``out`` under the first free name of ``name``, ``name-2``, ...; returns it.
+
+    Args:
+        write: fills the empty folder that it is given; what it leaves after an exception is removed.
+
+    Raises:
+        OutputError: the folder cannot be made or written.
+    """
+    parent = prepare_folder(out)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=parent) as scratch:
+            partial = Path(scratch) / "pictures"
+            partial.mkdir()
+            write(partial)
+            return _place(partial, parent / name)
+    except OSError as error:
+        raise OutputError(f"cannot write to {parent}: {error.strerror or error}") from error
+
+
+def _place(partial: Path, folder: Path) -> Path:
+    """Give a complete folder the first name that is free."""
+    for number in itertools.count(1):
+        target = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        if not target.exists():
+            return partial.rename(target)
+    raise AssertionError("unreachable")

@@ -1,0 +1,180 @@
+"""Looking into mask files: which blocks are kept, and how much the masks of steps and of files have in common.
+
+Shapes: H heads, R query and key blocks without text, P cells along a side of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from adaspa_cli.errors import ConfigError, MaskFileError
+from adaspa_cli.masks.files import MaskFile
+from adaspa_cli.masks.files.compare import check_shapes, iou
+from adaspa_cli.masks.files.description import Entry, Place
+from adaspa_cli.visual.look import rounded, spread
+from adaspa_cli.visual.weights import cell_areas, cell_size, cell_sums
+
+T = TypeVar("T")
+Numbers = tuple[int, ...]
+Rows = list[tuple[int, list[float]]]
+"""A layer and the value of each of its heads."""
+
+
+@dataclass(frozen=True)
+class MaskChoice:
+    """What to draw of mask files.
+
+    Attributes:
+        layers, heads: whose kept blocks are drawn; figures by layer and head are of all.
+        branches: guidance branches that all files have, in the order of the first.
+        steps: ascending, of the search steps that all files have.
+        pixels: cells along a side of a picture at most.
+    """
+
+    layers: Numbers
+    heads: Numbers
+    branches: tuple[str, ...]
+    steps: Numbers
+    pixels: int
+
+    @classmethod
+    def of(
+        cls,
+        files: Sequence[MaskFile],
+        layers: Numbers | None = None,
+        heads: Numbers | None = None,
+        steps: Numbers | None = None,
+        pixels: int = 512,
+    ) -> MaskChoice:
+        """Fill in the first, middle and last layer, the first and middle head, and all steps that the files share.
+
+        Raises:
+            ConfigError: a file has no such layer, head or step.
+            MaskFileError: the files have different shapes, or no step or branch in common.
+        """
+        for other in files[1:]:
+            check_shapes(files[0], other)
+        for file in files:
+            facts = file.description
+            _check_known(file, "layer", layers, range(facts.layers))
+            _check_known(file, "head", heads, range(facts.heads))
+            _check_known(file, "search step", steps, facts.search_steps)
+        facts = files[0].description
+        return cls(
+            layers or spread(facts.layers),
+            heads or tuple(sorted({0, facts.heads // 2})),
+            _shared("guidance branch", [file.description.branches for file in files]),
+            steps or _shared("search step", [file.description.search_steps for file in files]),
+            pixels,
+        )
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Each step with the next one."""
+        return list(zip(self.steps, self.steps[1:], strict=False))
+
+
+def _check_known(file: MaskFile, name: str, chosen: Numbers | None, known: Sequence[int]) -> None:
+    unknown = [number for number in chosen or () if number not in known]
+    if unknown:
+        there = f"0 to {known[-1]}" if isinstance(known, range) else ", ".join(map(str, known))
+        raise ConfigError(f"{file.path} has no {name} {unknown[0]}; its {name}s are {there}")
+
+
+def _shared(name: str, of_files: Sequence[tuple[T, ...]]) -> tuple[T, ...]:
+    shared = tuple(found for found in of_files[0] if all(found in others for others in of_files))
+    if not shared:
+        each = "; ".join(", ".join(map(str, found)) for found in of_files)
+        raise MaskFileError(
+            f"no {name} is in all of the files: {each}",
+            hint="plot them one by one; adaspa masks compare --steps A,B compares different steps",
+        )
+    return shared
+
+
+@dataclass(frozen=True)
+class MaskLook:
+    """What was seen in mask files, which are counted from 0.
+
+    Attributes:
+        files, choice: what was looked at.
+        shares: of the blocks that a mask keeps, by (file, its place) and head: float64 [P, P].
+        step_overlaps: IoU [H] of the masks of a step and the next, by (file, branch, the two steps), for all layers.
+        file_overlaps: IoU [H] with the first file's mask of the same place, by (file, branch, step), for all layers.
+    """
+
+    files: tuple[MaskFile, ...]
+    choice: MaskChoice
+    shares: dict[tuple[int, Place], dict[int, Tensor]] = field(default_factory=dict)
+    step_overlaps: dict[tuple[int, str, tuple[int, int]], Rows] = field(default_factory=dict)
+    file_overlaps: dict[tuple[int, str, int], Rows] = field(default_factory=dict)
+
+    def entries(self, number: int, branch: str, step: int) -> list[Entry]:
+        """Density and recall of all layers of a file."""
+        entries = self.files[number].description.entries
+        return [entry for entry in entries if (entry.branch, entry.step) == (branch, step)]
+
+    def overlaps(self, number: int, place: Place, head: int) -> list[tuple[str, float]]:
+        """With what a mask was compared, and the IoU: its file's step before, and the first file."""
+        layer, branch, step = place
+        found = [
+            (f"step {pair[0]}", dict(self.step_overlaps[number, branch, pair])[layer][head])
+            for pair in self.choice.pairs
+            if pair[1] == step
+        ]
+        if number:
+            found.append(("file 1", dict(self.file_overlaps[number, branch, step])[layer][head]))
+        return found
+
+
+def masks_to_read(files: Sequence[MaskFile], choice: MaskChoice) -> list[tuple[int, Place]]:
+    """Those of the chosen layers, or of all where there are overlaps; at each place the first file comes first."""
+    compared = len(files) > 1 or len(choice.steps) > 1
+    return [
+        (number, (layer, branch, step))
+        for layer in (range(files[0].description.layers) if compared else choice.layers)
+        for branch in choice.branches
+        for step in choice.steps
+        for number in range(len(files))
+    ]
+
+
+def look_into(files: Sequence[MaskFile], choice: MaskChoice, on_mask: Callable[[Place], None]) -> MaskLook:
+    """Read the masks one after the other; one of each file and one more are held at a time.
+
+    Args:
+        on_mask: called after each.
+
+    Raises:
+        MaskFileError: a mask is corrupt.
+    """
+    seen = MaskLook(tuple(files), choice)
+    held: dict[int, tuple[Place, Tensor]] = {}  # the last mask of each file; no other name keeps one alive
+    for number, place in masks_to_read(files, choice):
+        layer, branch, step = place
+        kept = files[number].video_mask(place)
+        if number:
+            row = (layer, rounded(iou(held[0][1], kept)))
+            seen.file_overlaps.setdefault((number, branch, step), []).append(row)
+        if number in held and held[number][0][:2] == place[:2]:
+            row = (layer, rounded(iou(held[number][1], kept)))
+            seen.step_overlaps.setdefault((number, branch, (held[number][0][2], step)), []).append(row)
+        if layer in choice.layers:
+            seen.shares[number, place] = {head: kept_shares(kept[head], choice.pixels) for head in choice.heads}
+        held[number] = place, kept
+        on_mask(place)
+    return seen
+
+
+def kept_shares(kept: Tensor, pixels: int) -> Tensor:
+    """Share of the blocks of each cell that a mask keeps: bool [R, R] to float64 [P, P], P at most ``pixels``.
+
+    A mean over the whole cell, as of weights: exact, and without moiré.
+    """
+    cell = cell_size(len(kept), pixels)
+    return cell_sums(kept.to(torch.float64), cell) / cell_areas(len(kept), cell, kept.device)

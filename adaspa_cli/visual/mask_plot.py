@@ -1,0 +1,103 @@
+"""The folder of mask files' pictures: PNG files, and one page that holds them all."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from adaspa_cli.report.drawing import png
+from adaspa_cli.report.heat import Heat, heat
+from adaspa_cli.report.media import data_uri, png_bytes
+from adaspa_cli.report.template import render
+from adaspa_cli.sampling.outputs import write_text
+from adaspa_cli.visual.folder import whole_folder
+from adaspa_cli.visual.mask_figures import draw_blocks, draw_heats, heat_size
+from adaspa_cli.visual.mask_look import MaskLook
+from adaspa_cli.visual.weights import cell_size
+
+PAGE = "index.html"
+
+
+def write_mask_pictures(seen: MaskLook, out: str) -> Path:
+    """Write a new folder in ``out``, named after the first file; returns it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    return whole_folder(out, seen.files[0].path.stem, lambda folder: _fill(seen, folder))
+
+
+def mask_heats(seen: MaskLook) -> dict[str, list[Heat]]:
+    """Density and recall of all layers and heads, by file name: one for each search step, branch and file."""
+    found = {}
+    for branch, step in itertools.product(seen.choice.branches, seen.choice.steps):
+        for number in range(len(seen.files)):
+            entries = seen.entries(number, branch, step)
+            where = _where(seen, f"step {step}", branch, number)
+            found[_name(seen, f"heat-step{step}-{branch}", number)] = [
+                heat("Density", where, [(entry.layer, list(entry.density)) for entry in entries]),
+                heat("Recall", where, [(entry.layer, list(entry.recall)) for entry in entries]),
+            ]
+    return found
+
+
+def step_heats(seen: MaskLook) -> dict[str, list[Heat]]:
+    """IoU of a step's masks with the next step's, of all layers and heads, by file name."""
+    return {
+        _name(seen, f"overlap-steps{first}-{second}-{branch}", number): [
+            heat("IoU", _where(seen, f"steps {first} and {second}", branch, number), rows)
+        ]
+        for (number, branch, (first, second)), rows in seen.step_overlaps.items()
+    }
+
+
+def file_heats(seen: MaskLook) -> dict[str, list[Heat]]:
+    """IoU of the first file's masks with another one's, of all layers and heads, by file name."""
+    return {
+        f"overlap-files1-{number + 1}-step{step}-{branch}": [
+            heat("IoU", f"{_where(seen, f'step {step}', branch)}, files 1 and {number + 1}", rows)
+        ]
+        for (number, branch, step), rows in seen.file_overlaps.items()
+    }
+
+
+def _where(seen: MaskLook, when: str, branch: str, number: int | None = None) -> str:
+    """Step, branch and file, the latter two if there are several."""
+    parts = [when, *([branch] if len(seen.choice.branches) > 1 else [])]
+    return ", ".join([*parts, f"file {number + 1}"] if number is not None and len(seen.files) > 1 else parts)
+
+
+def _name(seen: MaskLook, name: str, number: int) -> str:
+    return f"{name}-file{number + 1}" if len(seen.files) > 1 else name
+
+
+def _fill(seen: MaskLook, folder: Path) -> None:
+    sections = [mask_heats(seen), step_heats(seen), file_heats(seen)]
+    for name, heats in itertools.chain.from_iterable(section.items() for section in sections):
+        png(draw_heats(heats), folder / f"{name}.png", heat_size(heats))
+    sheets = {}
+    for layer, head in itertools.product(seen.choice.layers, seen.choice.heads):
+        content = png_bytes(draw_blocks(seen, layer, head))
+        (folder / f"blocks-layer{layer}-head{head}.png").write_bytes(content)
+        sheets[layer, head] = data_uri("image/png", content)
+    drawn = [list(itertools.chain.from_iterable(section.values())) for section in sections]
+    write_text(folder / PAGE, page(seen, drawn, sheets))
+
+
+def page(seen: MaskLook, drawn: list[list[Heat]], sheets: dict[tuple[int, int], str]) -> str:
+    """The page as HTML.
+
+    Args:
+        drawn: heat maps of density and recall, of overlaps of steps, and of overlaps of files.
+        sheets: data URIs of the pictures of kept blocks, by layer and head.
+    """
+    kept, steps, files = drawn
+    return render(
+        Path(__file__).parent / "masks.html.j2",
+        files=seen.files,
+        cell=cell_size(seen.files[0].description.video_blocks, seen.choice.pixels),
+        kept=kept,
+        step_overlaps=steps,
+        file_overlaps=files,
+        sheets=sheets,
+    )

@@ -1,0 +1,60 @@
+"""A sheet of pictures with captions: what both pictures of weights and pictures of masks are drawn on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+# In pixels.
+_SIDE, _GAP, _LINE, _CAPTION, _LABEL = 256, 12, 18, 15, 64
+_FONT = 13
+_INK, _FRAME = "#282828", "#a8a8a8"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A square picture, one pixel a cell, and the lines above it."""
+
+    image: Image.Image
+    caption: Sequence[str]
+
+
+def draw_sheet(mode: str, titles: Sequence[str], rows: Sequence[tuple[str, Sequence[Tile]]]) -> Image.Image:
+    """Draw rows of tiles of one size, each row with its label at the left, below the titles.
+
+    A cell is a square of whole pixels: to draw it at another size would bring back what the means of areas avoid.
+    Columns and sheet are as wide as their text needs.
+
+    Args:
+        mode: of the sheet, as Pillow names it: ``"L"`` or ``"RGB"``.
+    """
+    font = ImageFont.load_default(_FONT)
+    tiles = [tile for _, row in rows for tile in row]
+    lines = max(len(tile.caption) for tile in tiles)
+    side = tiles[0].image.width * max(1, round(_SIDE / tiles[0].image.width))
+    above = lines * _CAPTION + _GAP // 2
+    across = max(side, *(_width(font, line) for tile in tiles for line in tile.caption)) + _GAP
+    down, top = above + side + _GAP, len(titles) * _LINE + _GAP
+    widest = max(len(row) * across for _, row in rows)
+    width = _LABEL + max(widest, *(_width(font, title) + _GAP for title in titles))
+    sheet = Image.new(mode, (width, top + len(rows) * down), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, title in enumerate(titles):
+        pen.text((_LABEL, 4 + number * _LINE), title, fill=_INK, font=font)
+    for number, (label, row) in enumerate(rows):
+        upper = top + number * down
+        pen.text((4, upper + above + side // 2), label, fill=_INK, font=font)
+        for column, tile in enumerate(row):
+            left = _LABEL + column * across
+            for line, text in enumerate(tile.caption):
+                pen.text((left, upper + line * _CAPTION), text, fill=_INK, font=font)
+            picture = tile.image.resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(picture, (left, upper + above))
+            pen.rectangle((left - 1, upper + above - 1, left + side, upper + above + side), outline=_FRAME)
+    return sheet
+
+
+def _width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
+    return round(font.getlength(text)) + 1
