@@ -11,14 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.models.attachment import Attachment, Attend, Forward, Override, Row, join
-
-Rotary = tuple[Tensor, Tensor]
+from adaspa_cli.models.qk import Rotation, prepare
 
 
 class CogVideoXProcessor:
@@ -33,25 +31,18 @@ class CogVideoXProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,  # noqa: ARG002  CogVideoX has none
-        image_rotary_emb: Rotary | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """hidden_states [B, N, C], encoder_hidden_states [B, T, C] to attention outputs of the same shapes."""
         text_tokens = encoder_hidden_states.shape[1]
         joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         projected = (attn.to_q(joint), attn.to_k(joint), attn.to_v(joint))
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in projected)
-        if attn.norm_q is not None:
-            q = attn.norm_q(q)
-        if attn.norm_k is not None:
-            k = attn.norm_k(k)
+        rotation = None
         if image_rotary_emb is not None:
-            q, k = (
-                torch.cat(
-                    [x[:, :text_tokens], apply_rotary_emb(x[:, text_tokens:], image_rotary_emb, sequence_dim=1)],
-                    dim=1,
-                )
-                for x in (q, k)
-            )
+            rotation = Rotation.of(image_rotary_emb, joint.device, first=text_tokens)
+        prepare(attn.norm_q, q, rotation, out=q)
+        prepare(attn.norm_k, k, rotation, out=k)
         out = join(self._forward.attend_rows(self._layer, q, k, v))
         out = attn.to_out[1](attn.to_out[0](out))
         return out[:, text_tokens:], out[:, :text_tokens]

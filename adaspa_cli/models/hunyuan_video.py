@@ -17,11 +17,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.models.attachment import Attachment, Attend, Forward, Override, Row, join, pad_tokens
-
-Rotary = tuple[Tensor, Tensor]
-Norm = Callable[[Tensor], Tensor]
-
-_CPU_TOKENS = 1024  # of a piece that is normalised and rotated at once
+from adaspa_cli.models.qk import Norm, Rotation, prepare
 
 
 class HunyuanVideoProcessor:
@@ -36,15 +32,13 @@ class HunyuanVideoProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,  # noqa: ARG002  the rows' layouts say which text is real
-        image_rotary_emb: Rotary | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """hidden_states [B, N, C], encoder_hidden_states [B, T, C] to attention outputs of the same shapes."""
         tokens, text_tokens = hidden_states.shape[1], encoder_hidden_states.shape[1]
-        turns = None if image_rotary_emb is None else _turns(image_rotary_emb, hidden_states.device)
-        if attn.add_q_proj is None:
-            q, k, v = self._single_stream(attn, hidden_states, encoder_hidden_states, turns)
-        else:
-            q, k, v = self._dual_stream(attn, hidden_states, encoder_hidden_states, turns)
+        rotation = None if image_rotary_emb is None else Rotation.of(image_rotary_emb, hidden_states.device)
+        project = self._single_stream if attn.add_q_proj is None else self._dual_stream
+        q, k, v = project(attn, hidden_states, encoder_hidden_states, rotation)
         rows = self._forward.attend_rows(self._layer, q, k, v)
         video = join([row[:, :tokens] for row in rows])
         text = join([pad_tokens(row[:, tokens:], text_tokens) for row in rows])
@@ -55,59 +49,34 @@ class HunyuanVideoProcessor:
         return video, text
 
     @staticmethod
-    def _single_stream(attn: Any, video: Tensor, text: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _single_stream(
+        attn: Any, video: Tensor, text: Tensor, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Project video and text together: q, k, v [B, N + T, H, D]."""
         joint = torch.cat([video, text], dim=1)
         projected = (attn.to_q(joint), attn.to_k(joint), attn.to_v(joint))
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in projected)
-        q, k = (torch.cat(_prepare(*pair, turns), dim=1) for pair in ((attn.norm_q, q), (attn.norm_k, k)))
+        prepare(attn.norm_q, q, rotation, out=q)
+        prepare(attn.norm_k, k, rotation, out=k)
         return q, k, v
 
     @staticmethod
-    def _dual_stream(attn: Any, video: Tensor, text: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _dual_stream(
+        attn: Any, video: Tensor, text: Tensor, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Project video and text by weights of their own: q, k, v [B, N + T, H, D]."""
-        heads = (attn.heads, -1)
-        q, k, v = (x.unflatten(2, heads) for x in (attn.to_q(video), attn.to_k(video), attn.to_v(video)))
-        added = (attn.add_q_proj(text), attn.add_k_proj(text), attn.add_v_proj(text))
-        text_q, text_k, text_v = (x.unflatten(2, heads) for x in added)
-        return (
-            torch.cat([*_prepare(attn.norm_q, q, turns), *_prepare(attn.norm_added_q, text_q, None)], dim=1),
-            torch.cat([*_prepare(attn.norm_k, k, turns), *_prepare(attn.norm_added_k, text_k, None)], dim=1),
-            torch.cat([v, text_v], dim=1),
-        )
 
+        def join_prepared(of_video: Tensor, of_text: Tensor, norm: Norm | None, text_norm: Norm | None) -> Tensor:
+            tokens, heads = video.shape[1], (attn.heads, of_video.shape[2] // attn.heads)
+            joint = of_video.new_empty(len(video), tokens + text.shape[1], *heads)
+            prepare(norm, of_video.view(*of_video.shape[:2], *heads), rotation, out=joint[:, :tokens])
+            prepare(text_norm, of_text.view(*of_text.shape[:2], *heads), None, out=joint[:, tokens:])
+            return joint
 
-def _prepare(norm: Norm | None, x: Tensor, turns: Tensor | None) -> list[Tensor]:
-    """Normalise x [B, L, H, D] and rotate its first tokens by ``turns``: the pieces of the result along the tokens.
-
-    On a CPU the pieces are small: their many float32 copies stay in the cache, and fresh memory costs more than the
-    arithmetic. A GPU takes one piece.
-    """
-    step = _CPU_TOKENS if x.device.type == "cpu" else x.shape[1]
-    pieces = []
-    for start in range(0, x.shape[1], step):
-        piece = x[:, start : start + step]
-        normal = piece if norm is None else norm(piece)
-        pieces.append(normal if turns is None else _rotate(normal, turns[start : start + step]))
-    return pieces
-
-
-def _turns(rotary: Rotary, device: torch.device) -> Tensor:
-    """The rotary embedding's cosines and sines [N, D], alike for both channels of a pair, as complex [N, 1, D / 2]."""
-    cosines, sines = (x.to(device)[:, None, ::2] for x in rotary)
-    return torch.complex(cosines, sines)
-
-
-def _rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Rotary position embedding of the first tokens of x [B, L, H, D]; the text after them keeps its values.
-
-    A pair of neighbouring channels is a complex number, and its rotation one product: a fifth of the passes of
-    diffusers' ``apply_rotary_emb``, which it equals but for float32 rounding, and no concatenation.
-    """
-    turned = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    pairs = torch.view_as_complex(turned.view(*x.shape[:-1], x.shape[-1] // 2, 2))
-    pairs[:, : len(turns)] *= turns
-    return turned.to(x.dtype)
+        q = join_prepared(attn.to_q(video), attn.add_q_proj(text), attn.norm_q, attn.norm_added_q)
+        k = join_prepared(attn.to_k(video), attn.add_k_proj(text), attn.norm_k, attn.norm_added_k)
+        v = torch.cat([attn.to_v(video), attn.add_v_proj(text)], dim=1)
+        return q, k, v.view(q.shape)
 
 
 class HunyuanVideoAttachment(Attachment):

@@ -6,15 +6,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, PyramidAttentionBroadcastConfig
-from diffusers.models.embeddings import apply_rotary_emb, get_1d_rotary_pos_embed
-from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from torch import Tensor
 
 from adaspa_cli import apply
 from adaspa_cli.errors import AdaspaError, ConfigError, ModelError, RunError
 from adaspa_cli.masks import Action
-from adaspa_cli.models import hunyuan_video as adapter
 from tests.pipelines import PROMPT, hunyuan_video, latents
 
 # The same float32 sums in another order: latents of size 1 differed by 5e-7 on one machine, and other machines have
@@ -315,28 +312,3 @@ def test_the_schedule_of_a_preset_scales_to_the_run(pipe: Any) -> None:
     with apply(pipe, block_size=16, attention_backend="reference") as handle:
         latents(pipe, num_inference_steps=5)
     assert sorted({search.step for search in handle.engine.searches}) == [1, 3]
-
-
-@pytest.mark.parametrize("tokens", [(1, 0), (100, 28), (128, 5), (300, 100)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_queries_are_normalised_and_rotated_as_diffusers_does(
-    dtype: torch.dtype, tokens: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In pieces that end in the video, on its border and in the text, of a strided view that is left as it was."""
-    monkeypatch.setattr(adapter, "_CPU_TOKENS", 64)
-    video, text = tokens
-    random = torch.Generator().manual_seed(video)
-    wide = torch.randn(2, video + text, 3, 80, generator=random).to(dtype)
-    x, norm = wide[..., 8:72], RMSNorm(64, eps=1e-6).to(dtype).requires_grad_(False)
-    norm.weight.copy_(torch.rand(64, generator=random) + 0.5)
-    rotary = get_1d_rotary_pos_embed(64, torch.arange(video).float(), use_real=True)
-    before, normal = wide.clone(), norm(x)
-    expected = torch.cat([apply_rotary_emb(normal[:, :video], rotary, sequence_dim=1), normal[:, video:]], dim=1)
-    made = torch.cat(adapter._prepare(norm, x, adapter._turns(rotary, x.device)), dim=1)
-    assert made.dtype == dtype
-    # The same float32 products; a sum of two may be fused.
-    torch.testing.assert_close(made, expected, **({} if dtype == torch.bfloat16 else {"rtol": 1e-6, "atol": 1e-6}))
-    assert torch.equal(wide, before)
-    plain = torch.cat(adapter._prepare(None, x, adapter._turns(rotary, x.device)), dim=1)
-    torch.testing.assert_close(plain[:, :video], apply_rotary_emb(x[:, :video], rotary, sequence_dim=1))
-    assert torch.equal(wide, before)
