@@ -35,6 +35,9 @@ def bench(
         typer.Option("--random-weights", help="Real architecture, random weights: times alone, no download."),
     ] = None,
     layers: Annotated[int | None, typer.Option("--layers", help="With random weights: so many layers.")] = None,
+    compile_blocks: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Blocks of all rows through torch.compile.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of all rows, as steps=20. May be repeated.", metavar="KEY=VALUE"),
@@ -54,6 +57,7 @@ def bench(
     """
     console = Console(as_json=as_json, quiet=quiet, debug=debug)
     named = {"model": model, "device": device, "random_weights": random_weights, "layers": layers}
+    named["compile"] = compile_blocks
     with guard(console, "interrupted; complete runs are kept, and the same command goes on where this stopped"):
         changed = parse_settings(settings or []) | {k: v for k, v in named.items() if v is not None}
         spec = _spec(preset, config, rows, limit, seed, changed)

@@ -122,6 +122,12 @@ def generate(
     layers: Annotated[
         int | None, _option("--layers", panel=_MACHINE, text="With random weights: so many layers instead of all.")
     ] = None,
+    compile_blocks: Annotated[
+        bool | None,
+        _option(
+            "--compile/--no-compile", panel=_MACHINE, text="Blocks through torch.compile; the first step compiles them."
+        ),
+    ] = None,
     offload: Annotated[
         str | None,
         _option(
@@ -202,6 +208,7 @@ def generate(
         "attention_backend": attention_backend,
         "random_weights": random_weights,
         "layers": layers,
+        "compile": compile_blocks,
         "offload": offload,
         "vae_tiling": vae_tiling,
         "vae_framewise": vae_framewise,

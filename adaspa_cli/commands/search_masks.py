@@ -55,6 +55,9 @@ def search_masks(
         bool | None, typer.Option("--random-weights", help="Real architecture, random weights: times and sizes alone.")
     ] = None,
     layers: Annotated[int | None, typer.Option("--layers", help="With random weights: so many layers.")] = None,
+    compile_blocks: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Blocks through torch.compile.")
+    ] = None,
     offload: Annotated[str | None, typer.Option("--offload", help="none, model, group.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -92,6 +95,7 @@ def search_masks(
         "device": device,
         "random_weights": random_weights,
         "layers": layers,
+        "compile": compile_blocks,
         "offload": offload,
     }
     console = Console(as_json=as_json, quiet=quiet, debug=debug)

@@ -7,4 +7,5 @@ ESTIMATING = ("sparse-videogen", "minference")  # they find a mask anew in every
 SEARCHING = ("adaspa", "frame-region")  # they search masks in exact block sums, which a mask file can hold
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 CACHES = ("none", "pab", "adacache", "first-block", "magcache", "taylorseer")
+ATTENTION_CACHES = ("pab", "taylorseer")  # they skip attention inside of blocks, the others whole blocks
 MERGES = ("none", "tomesd")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from adaspa_cli.config.caching import CacheSettings
 from adaspa_cli.config.masks import MaskFileSettings
-from adaspa_cli.config.names import ALGORITHMS, BACKENDS, DTYPES, ESTIMATING, OFFLOADS
+from adaspa_cli.config.names import ALGORITHMS, ATTENTION_CACHES, BACKENDS, DTYPES, ESTIMATING, OFFLOADS
 from adaspa_cli.errors import ConfigError, nearest
 
 
@@ -41,6 +41,7 @@ class ModelConfig:
         flow_shift: shift of the flow-matching scheduler; None leaves the checkpoint's.
         random_weights: build the model at its real size with random weights: for latency alone, nothing is downloaded.
         layers: with random weights, build that many attention layers instead of all.
+        compile: run the transformer's blocks through torch.compile, all but their attention.
     """
 
     model: str = "tiny"
@@ -53,6 +54,7 @@ class ModelConfig:
     flow_shift: float | None = None
     random_weights: bool = False
     layers: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
@@ -66,6 +68,11 @@ class ModelConfig:
             raise ConfigError(
                 "layers cuts a model that random_weights builds; a checkpoint has the layers it has",
                 hint="add --random-weights, or drop --layers",
+            )
+        if self.compile and self.offload == "group":
+            raise ConfigError(
+                "compile does not go with offload 'group', which moves the parts of a block one by one",
+                hint="use --offload model, or drop --compile",
             )
 
 
@@ -235,6 +242,11 @@ class GenerateConfig:
             raise ConfigError(
                 "pab keeps one attention output a layer, and true_cfg_scale above 1 runs two branches a step",
                 hint="use another --cache, or drop --true-cfg-scale",
+            )
+        if self.model.compile and self.method.cache in ATTENTION_CACHES:
+            raise ConfigError(
+                f"compile does not go with cache '{self.method.cache}', which skips calls inside of blocks",
+                hint="use a cache that skips whole blocks (adacache, first-block, magcache), or drop --compile",
             )
         if self.method.algorithm != "full":
             self.method.schedule(self.sampling.steps)

@@ -149,8 +149,12 @@ class Override:
 
 
 def join(rows: Sequence[Tensor]) -> Tensor:
-    """Rows [1, n, C] to a batch [B, n, C]; a batch of one is not copied."""
-    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
+    """Rows [1, n, C] to a batch [B, n, C]; a batch of one is not copied.
+
+    Such a batch gets the strides that its shape has when it is no part of a longer row: a compiled block looks at them,
+    and would be compiled anew for each length of text.
+    """
+    return rows[0].squeeze(0).unsqueeze(0) if len(rows) == 1 else torch.cat(list(rows))
 
 
 def pad_tokens(x: Tensor, tokens: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.models.attachment import Attachment, Attend, Forward, Override, Row, join
+from adaspa_cli.models.compiled import eager
 from adaspa_cli.models.qk import Rotation, prepare
 
 
@@ -25,6 +26,7 @@ class CogVideoXProcessor:
     def __init__(self, layer: int, forward: Forward) -> None:
         self._layer, self._forward = layer, forward
 
+    @eager  # nothing in here is the compiler's business: models/compiled.py says why
     def __call__(
         self,
         attn: Any,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.models.attachment import Attachment, Attend, Forward, Override, Row, join, pad_tokens
+from adaspa_cli.models.compiled import eager
 from adaspa_cli.models.qk import Norm, Rotation, prepare
 
 
@@ -26,6 +27,7 @@ class HunyuanVideoProcessor:
     def __init__(self, layer: int, forward: Forward) -> None:
         self._layer, self._forward = layer, forward
 
+    @eager  # nothing in here is the compiler's business: models/compiled.py says why
     def __call__(
         self,
         attn: Any,

@@ -12,6 +12,7 @@ from adaspa_cli.config.architecture import BUNDLED, architecture_of
 from adaspa_cli.config.model_source import fetch_model_index, hub_error, read_model_index, unknown_family
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.errors import BackendError, ConfigError, ModelError
+from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.registry import FAMILIES
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
 
     Raises:
         ModelError: missing, gated, incomplete or of an unknown family.
-        BackendError: the device is not there, or offloading was asked for without a GPU.
+        BackendError: the device is not there, offloading was asked for without a GPU, or blocks cannot be compiled.
     """
     device = choose_device(config.device)
     if config.offload != "none" and device.type != "cuda":
@@ -64,6 +65,8 @@ def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
     pipe = _random(config, dtype, device, decode) if config.random_weights else _load(config, dtype)
     _configure(pipe, config)
     _place(pipe, config.offload, device)
+    if config.compile:
+        compile_blocks(pipe.transformer, device)
     return pipe
 
 
