@@ -19,6 +19,7 @@ from adaspa_cli.sampling.run import Job
 
 QUALITY = (*METRICS, "vbench")
 PARTS = ("latency", "text_encoding", "denoising", "attention", "decoding")
+UNTIMED = "diffusers ran it alone, where nothing times attention"
 REFERENCE = "it is what the others are compared with"  # why the dense row has no PSNR
 _QUARTILES_FROM = 4  # values; of fewer the spread is their range
 
@@ -180,7 +181,7 @@ def _quality(row: PlannedRow, dense: PlannedRow | None, done: dict[int, Any]) ->
 
 def part_seconds(part: str, report: dict[str, Any]) -> float | None:
     """Seconds of a part of one run; ``latency`` is text encoding, denoising and decoding, without writing the file.
-    With random weights no text is encoded."""
+    With random weights no text is encoded, and of a pipeline as diffusers runs it the time of attention is unknown."""
     seconds = report["seconds"]
     if part == "latency":
         return float(seconds["text_encoding"] + seconds["denoising"] + seconds["decoding"])
@@ -188,7 +189,7 @@ def part_seconds(part: str, report: dict[str, Any]) -> float | None:
         return None
     if part == "decoding" and report["video"]["file"] is None:
         return None
-    return float(seconds[part])
+    return None if seconds[part] is None else float(seconds[part])
 
 
 def _seconds(part: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -196,8 +197,15 @@ def _seconds(part: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
         return missing("no run is complete")
     values = [value for report in reports if (value := part_seconds(part, report)) is not None]
     if not values:
-        return missing("no text is encoded" if part == "text_encoding" else "nothing is decoded")
+        return missing(_WHY_NO_SECONDS[part])
     return summary(values) or {}
+
+
+_WHY_NO_SECONDS = {
+    "text_encoding": "no text is encoded",
+    "decoding": "nothing is decoded",
+    "attention": UNTIMED,
+}
 
 
 def _speed_up(part: str, done: dict[int, dict[str, Any]], dense: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -207,6 +215,8 @@ def _speed_up(part: str, done: dict[int, dict[str, Any]], dense: dict[int, dict[
     pairs = [(done[index], dense[index]) for index in dense]
     if any(_machine(ours) != _machine(theirs) for ours, theirs in pairs):
         return missing("the dense runs are of another machine or other versions")
+    if any(part_seconds(part, report) is None for pair in pairs for report in pair):
+        return missing(UNTIMED)
     own, full = (statistics.median(part_seconds(part, pair[side]) or 0.0 for pair in pairs) for side in (0, 1))
     if not own:
         return missing(f"no time was spent on {part}")
@@ -227,10 +237,15 @@ def _phases(reports: list[dict[str, Any]]) -> dict[str, Any]:
         phase: {
             "steps": len(of_phase),
             "seconds": statistics.median(step["seconds"] for step in of_phase),
-            "attention": statistics.median(step["attention"] for step in of_phase),
+            "attention": _median([step["attention"] for step in of_phase]),
         }
         for phase, of_phase in steps.items()
     }
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def _notes(entries: list[dict[str, Any]], machines: list[Any]) -> list[str]:

@@ -113,7 +113,7 @@ def _part(bench: dict[str, Any], part: str) -> list[str]:
 
 def _phase_table(bench: dict[str, Any]) -> Table:
     lines = [
-        [row["name"], phase, str(figure["steps"]), f"{figure['seconds']:.3f}", f"{figure['attention']:.3f}"]
+        [row["name"], phase, str(figure["steps"]), f"{figure['seconds']:.3f}", _number(figure["attention"], 3, "n/a")]
         for row in bench["rows"]
         for phase, figure in row["phases"].items()
     ]
@@ -159,8 +159,8 @@ def _failure_table(bench: dict[str, Any]) -> Table:
     return Table("Runs that failed", ["method", "run", "reason", "try"], lines)
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None, digits: int, none: str = "–") -> str:
+    return none if value is None else f"{value:.{digits}f}"
 
 
 def _plain(figure: dict[str, Any], digits: int, middle: str) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adaspa_cli.commands.guard import guard
-from adaspa_cli.config.names import BACKENDS, CACHES, DTYPES, OFFLOADS
+from adaspa_cli.config.names import BACKENDS, CACHES, DENSE, DTYPES, OFFLOADS
 from adaspa_cli.console import Console
 
 _WHAT, _METHOD, _SAMPLING, _MACHINE, _OUTPUT = "What to show", "Method", "Sampling", "Model and machine", "Output"
@@ -39,7 +39,7 @@ def generate(
         _option(
             "--method",
             panel=_METHOD,
-            text="adaspa, sparse-videogen, minference, frame-region, full, or another preset of configs/methods.",
+            text="adaspa, sparse-videogen, minference, frame-region, full, diffusers, or another of configs/methods.",
             default="adaspa",
         ),
     ] = None,
@@ -234,7 +234,7 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, print_confi
     planned = list(resolved.config.method.schedule(resolved.config.sampling.steps))
     asked = list(resolved.config.method.search_steps)
     method = resolved.config.method
-    if method.masks is None and method.algorithm != "full" and planned != asked:
+    if method.masks is None and method.algorithm not in DENSE and planned != asked:
         console.note(f"search steps {asked} scaled to {planned}, for {resolved.config.sampling.steps} steps")
 
     from adaspa_cli.sampling.prompts import collect_prompts
@@ -286,7 +286,8 @@ def _table(reports: list[dict[str, Any]]) -> Table:
         table.add_column(title, justify="right")
     for report in reports:
         seconds = report["seconds"]
-        times = (f"{seconds[key]:.1f} s" for key in ("denoising", "attention", "decoding", "total"))
+        shown = (seconds[key] for key in ("denoising", "attention", "decoding", "total"))
+        times = ("n/a" if value is None else f"{value:.1f} s" for value in shown)
         more = (_saved(report, key) for key in extras)
         table.add_row(*times, f"{report['density']:.1%}", *more)
     return table

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from adaspa_cli.config.caching import CacheSettings
 from adaspa_cli.config.masks import MaskFileSettings
-from adaspa_cli.config.names import ALGORITHMS, BACKENDS, DTYPES, ESTIMATING, OFFLOADS
+from adaspa_cli.config.names import ALGORITHMS, BACKENDS, DENSE, DTYPES, ESTIMATING, OFFLOADS
 from adaspa_cli.errors import ConfigError, nearest
 
 
@@ -103,6 +103,8 @@ class MethodConfig(CacheSettings, MaskFileSettings):
         _one_of("algorithm", self.algorithm, ALGORITHMS)
         self.check_masks(self.algorithm)
         _one_of("attention_backend", self.attention_backend, BACKENDS)
+        if self.algorithm == "diffusers":
+            self._check_untouched()
         if not 0 <= self.sparsity < 1:
             raise ConfigError(
                 f"sparsity must lie in [0, 1), got {self.sparsity}", hint="0.8 leaves out 80 % of the blocks"
@@ -124,6 +126,16 @@ class MethodConfig(CacheSettings, MaskFileSettings):
                 hint="drop --attention-backend",
             )
 
+    def _check_untouched(self) -> None:
+        """Refuse what would be attached to a pipeline that is to run as diffusers has it."""
+        for key, nothing in (("cache", "none"), ("merge", "none"), ("attention_backend", "auto")):
+            value = getattr(self, key)
+            if value != nothing:
+                raise ConfigError(
+                    f"'diffusers' runs the pipeline as it comes, without the {key} '{value}'",
+                    hint=f"drop {key}, or use --method full",
+                )
+
     def schedule(self, steps: int) -> tuple[int, ...]:
         """The search steps of a run of ``steps`` denoising steps.
 
@@ -143,7 +155,7 @@ class MethodConfig(CacheSettings, MaskFileSettings):
 
     def mask_steps(self, steps: int) -> tuple[int, ...]:
         """The steps at which masks are found: those of the schedule, every one from its first on, or none."""
-        if self.algorithm == "full":
+        if self.algorithm in DENSE:
             return ()
         schedule = self.schedule(steps)
         return tuple(range(schedule[0], steps)) if self.algorithm in ESTIMATING else schedule
@@ -236,7 +248,7 @@ class GenerateConfig:
                 "pab keeps one attention output a layer, and true_cfg_scale above 1 runs two branches a step",
                 hint="use another --cache, or drop --true-cfg-scale",
             )
-        if self.method.algorithm != "full":
+        if self.method.algorithm not in DENSE:
             self.method.schedule(self.sampling.steps)
         if self.output.lossless and not self.decodes:
             raise ConfigError("lossless frames need a decoded video", hint="add --decode, or drop --lossless")

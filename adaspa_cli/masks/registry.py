@@ -1,5 +1,6 @@
 """From a method's settings to its policy."""
 
+from adaspa_cli.config.names import DENSE
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.masks.adaspa import AdaSpa
 from adaspa_cli.masks.files.check import check_method
@@ -18,7 +19,7 @@ def make_policy(config: MethodConfig, steps: int) -> MaskPolicy:
     Raises:
         ConfigError: a search step lies beyond the last step.
     """
-    if config.algorithm == "full":
+    if config.algorithm in DENSE:
         return Full()
     schedule = config.schedule(steps)
     if config.algorithm == "sparse-videogen":

@@ -12,6 +12,7 @@ import torch
 
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
+from adaspa_cli.config.names import DENSE
 from adaspa_cli.masks import Action
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.report.mask_file import mask_file_report
@@ -47,11 +48,11 @@ def latency_report(
     ``dense_attention`` says which kernel ran dense attention and what the others took, where there was a choice.
 
     ``attention`` is the time inside the attention operators, searches and mask selection included; it is part of
-    ``denoising``. ``video`` is None for a run that ended in latents. Densities count blocks of text too. Waits for the
-    device.
+    ``denoising``, and None for a pipeline that ran as diffusers has it: nothing there could time it. ``video`` is None
+    for a run that ended in latents. Densities count blocks of text too. Waits for the device.
     """
     sampling, engine = resolved.config.sampling, handle.engine
-    steps = step_table(timeline.steps, engine.calls)
+    steps = step_table(timeline.steps, engine.calls) if handle.attached else untouched_steps(timeline.steps)
     for step in steps:
         step["skipped"] = None if handle.cache is None else handle.cache.work.skipped(step["step"])
     return {
@@ -82,11 +83,11 @@ def latency_report(
             "total": total,
             "text_encoding": _total(timeline.text),
             "denoising": _total(timeline.steps),
-            "attention": sum(step["attention"] for step in steps),
+            "attention": sum(step["attention"] for step in steps) if handle.attached else None,
             "decoding": _total(timeline.decode),
             "writing": writing,
         },
-        "density": run_density(engine.calls),
+        "density": run_density(engine.calls) if handle.attached else 1.0,
         "steps": steps,
         "searches": search_table(engine),
         "mask_file": mask_file_report(engine.policy),
@@ -119,7 +120,7 @@ def _merging(handle: Handle) -> dict[str, Any] | None:
 def _search_steps(resolved: Resolved, engine: AttentionEngine) -> dict[str, Any]:
     """What was asked for, what the schedule made of it, and when masks were really searched."""
     method, steps = resolved.config.method, resolved.config.sampling.steps
-    if method.algorithm == "full":
+    if method.algorithm in DENSE:
         return {"asked": [], "planned": [], "done": []}
     return {
         "asked": list(method.search_steps),
@@ -141,6 +142,14 @@ def step_table(spans: list[Span], calls: list[AttentionCall]) -> list[dict[str, 
             "attention": sum(call.span.seconds() for call in by_step[step]),
             "density": run_density(by_step[step]),
         }
+        for step, span in enumerate(spans)
+    ]
+
+
+def untouched_steps(spans: list[Span]) -> list[dict[str, Any]]:
+    """The same for a pipeline that attended by itself: every step dense, the time of attention unknown."""
+    return [
+        {"step": step, "phase": Action.DENSE.value, "seconds": span.seconds(), "attention": None, "density": 1.0}
         for step, span in enumerate(spans)
     ]
 

@@ -329,6 +329,28 @@ def test_a_warm_up_scales_the_schedule_and_decodes_nothing() -> None:
     assert not few.decodes
 
 
+def test_a_pipeline_as_diffusers_runs_it_is_compared_with_full_and_its_attention_is_not_known(
+    hunyuan_folder: Path, tmp_path: Path
+) -> None:
+    untouched = {"method": "diffusers", "attention_backend": "auto"}
+    spec = small_bench(tmp_path, hunyuan_folder, rows=[untouched, {"method": "full"}], prompts=PROMPTS[:1])
+    bench = make(spec, tmp_path / "out")
+    row = rows(bench)[spec.rows[0].name]
+    assert row["reference"] == "full"
+    assert row["quality"]["psnr"]["mean"] > 40
+    assert row["seconds"]["attention"] == row["speed_up"]["attention"]
+    assert row["seconds"]["attention"] == {"missing": "diffusers ran it alone, where nothing times attention"}
+    assert row["speed_up"]["latency"]["value"] > 0
+    assert (row["phases"]["dense"]["attention"], row["density"]["median"]) == (None, 1)
+    (line,) = [
+        line
+        for line in (tmp_path / "out" / "bench.md").read_text().splitlines()
+        if "| dense | 4 |" in line and "n/a" in line
+    ]
+    assert line.startswith(f"| {row['name']} |")
+    assert row["attention_backend"] is None
+
+
 def test_equal_frames_are_counted_because_their_psnr_is_a_convention(hunyuan_folder: Path, tmp_path: Path) -> None:
     """The same run under another name: dense attention has no heads to adapt."""
     rows_ = [{"method": "full"}, {"name": "again", "method": "full", "head_adaptive": False}]
