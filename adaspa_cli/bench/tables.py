@@ -15,6 +15,7 @@ from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of
 from adaspa_cli.bench.runner import failure_path
 from adaspa_cli.bench.spec import RESERVED, BenchSpec
 from adaspa_cli.quality.video_metrics import METRICS, PSNR_OF_EQUAL_FRAMES
+from adaspa_cli.report.steps import median
 from adaspa_cli.sampling.run import Job
 
 QUALITY = (*METRICS, "vbench")
@@ -47,6 +48,7 @@ def bench_tables(spec: BenchSpec, rows: list[PlannedRow], out: Path, paper: Sequ
         "machines": machines,
         "versions": _distinct(report["versions"] for report in some),
         "random_weights": next((r["random_weights"] for r in some if r["random_weights"]), None),
+        "estimated": _estimated(entries),
         "notes": _notes(entries, machines),
         "plots": [{"x": plot.x, "y": plot.y} for plot in spec.plots],
         "rows": entries,
@@ -85,6 +87,7 @@ def _row(
         "identical_frames": sum(identical_frames(row.jobs[index], _dense_job(dense, index)) for index in done),
         "seconds": {part: _seconds(part, list(done.values())) for part in PARTS},
         "speed_up": {part: _speed_up(part, done, compared) for part in ("latency", "denoising", "attention")},
+        "estimated": next((report["estimated"] for report in done.values() if report["estimated"]), None),
         "density": summary([report["density"] for report in done.values() if report["density"] is not None]),
         "skipped": summary([report["cache"]["skipped"] for report in done.values() if report.get("cache")]),
         "merged": summary([report["merging"]["merged"] for report in done.values() if report.get("merging")]),
@@ -228,24 +231,29 @@ def _machine(report: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _phases(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median seconds of a denoising step, and of its attention, by the phase of the step."""
+    """Median seconds of a denoising step that was computed, and of its attention, by the phase of the step."""
     steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for report in reports:
         for step in report["steps"]:
             steps[step["phase"]].append(step)
-    return {
-        phase: {
-            "steps": len(of_phase),
-            "seconds": statistics.median(step["seconds"] for step in of_phase),
-            "attention": _median([step["attention"] for step in of_phase]),
-        }
-        for phase, of_phase in steps.items()
-    }
+    figures = {}
+    for phase, of_phase in steps.items():
+        computed = [step for step in of_phase if not step["estimated"]]
+        medians = {key: median([step[key] for step in computed]) for key in ("seconds", "attention")}
+        figures[phase] = {"steps": len(of_phase), "computed": len(computed), **medians}
+    return figures
 
 
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+def _estimated(entries: list[dict[str, Any]]) -> str | None:
+    """What every output says if steps of some run were not computed."""
+    numbers = sorted({entry["estimated"]["steps_per_phase"] for entry in entries if entry["estimated"]})
+    if not numbers:
+        return None
+    first = " or ".join(map(str, numbers))
+    return (
+        f"times are estimated: of each phase only the first {first} steps and every search were computed; each of the "
+        f"others counts as the median of those of its phase"
+    )
 
 
 def _notes(entries: list[dict[str, Any]], machines: list[Any]) -> list[str]:

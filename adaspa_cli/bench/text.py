@@ -91,6 +91,8 @@ def _latency_table(bench: dict[str, Any]) -> Table:
         columns["skipped"] = [_share(row["skipped"]) for row in bench["rows"]]
         columns["merged"] = [_share(row["merged"]) for row in bench["rows"]]
         notes.append("Skipped: share of blocks or attention calls that a cache left out. Merged: of the video tokens.")
+    if bench["estimated"]:
+        columns["steps computed"] = [_computed(row) for row in bench["rows"]]
     gpu = [row["peak_gpu_bytes"] for row in bench["rows"]]
     if any(gpu):
         columns["GPU GiB"] = ["n/a" if peak is None else f"{peak / 2**30:.1f}" for peak in gpu]
@@ -107,17 +109,27 @@ def _share(figure: dict[str, Any] | None) -> str:
     return "–" if figure is None else f"{figure['median']:.1%}"
 
 
+def _computed(row: dict[str, Any]) -> str:
+    estimated = row["estimated"]
+    return f"{estimated['computed_steps']} of {estimated['of']}" if estimated else "all"
+
+
 def _part(bench: dict[str, Any], part: str) -> list[str]:
     return [_spread(row["seconds"][part], 2, "median") for row in bench["rows"]]
 
 
 def _phase_table(bench: dict[str, Any]) -> Table:
     lines = [
-        [row["name"], phase, str(figure["steps"]), f"{figure['seconds']:.3f}", _number(figure["attention"], 3, "n/a")]
+        [row["name"], phase, _steps(figure), f"{figure['seconds']:.3f}", _number(figure["attention"], 3, "n/a")]
         for row in bench["rows"]
         for phase, figure in row["phases"].items()
     ]
     return Table("A denoising step by phase", ["method", "phase", "steps", "median s", "of it attention s"], lines)
+
+
+def _steps(figure: dict[str, Any]) -> str:
+    steps, computed = figure["steps"], figure["computed"]
+    return str(steps) if steps == computed else f"{steps} ({computed} computed)"
 
 
 def _paper_table(bench: dict[str, Any]) -> Table:
@@ -181,6 +193,11 @@ def _times(figure: dict[str, Any]) -> str:
     return "n/a" if "missing" in figure else f"{figure['value']:.2f} x"
 
 
+def warnings(bench: dict[str, Any]) -> list[str]:
+    """What every output says first."""
+    return [said for said in (bench["random_weights"], bench["estimated"]) if said]
+
+
 def machine_lines(bench: dict[str, Any]) -> list[str]:
     """The machines and versions, one line each."""
     lines = [machine_line(machine) for machine in bench["machines"]]
@@ -192,8 +209,7 @@ def machine_lines(bench: dict[str, Any]) -> list[str]:
 def markdown(bench: dict[str, Any]) -> str:
     """The whole bench as Markdown."""
     parts = [f"# {bench['title']}"]
-    if bench["random_weights"]:
-        parts.append(f"**{bench['random_weights'].capitalize()}.**")
+    parts += [f"**{said[0].upper()}{said[1:]}.**" for said in warnings(bench)]
     if bench["about"]:
         parts.append(bench["about"].strip())
     parts.append("\n".join(f"- {line}" for line in [*machine_lines(bench), *bench["notes"]]))
@@ -226,6 +242,8 @@ def rows_csv(bench: dict[str, Any]) -> str:
             line[share] = row[share] and row[share]["median"]
         line["peak_gpu_bytes"] = row["peak_gpu_bytes"]
         line["random_weights"] = row["random_weights"]
+        if bench["estimated"]:
+            line["computed_steps"] = row["estimated"] and row["estimated"]["computed_steps"]
         lines.append(line)
     return _csv(lines)
 

@@ -126,9 +126,9 @@ def _show_plan(console: Console, planned: list[Any]) -> None:
 
 
 def _show(console: Console, result: dict[str, Any], out: Path) -> None:
-    from adaspa_cli.bench.text import tables
+    from adaspa_cli.bench.text import tables, warnings
 
-    parts: list[Any] = [Text(f"{result['random_weights']}")] if result["random_weights"] else []
+    parts: list[Any] = [Text(said) for said in warnings(result)]
     for table in tables(result):
         shown = rich.table.Table(title=table.title, title_justify="left", box=None, pad_edge=False)
         for number, column in enumerate(table.columns):

@@ -79,6 +79,14 @@ def generate(
         _option("--cache", panel=_METHOD, text=", ".join(CACHES) + ": reuse results of earlier steps.", default="none"),
     ] = None,
     steps: Annotated[int | None, _option("--steps", panel=_SAMPLING, text="Denoising steps.")] = None,
+    steps_per_phase: Annotated[
+        int | None,
+        _option(
+            "--steps-per-phase",
+            panel=_SAMPLING,
+            text="With random weights: compute so many steps of each phase, estimate the others.",
+        ),
+    ] = None,
     height: Annotated[int | None, _option("--height", panel=_SAMPLING, text="Height in pixels.")] = None,
     width: Annotated[int | None, _option("--width", panel=_SAMPLING, text="Width in pixels.")] = None,
     frames: Annotated[int | None, _option("--frames", panel=_SAMPLING, text="Pictures of the video.")] = None,
@@ -188,6 +196,7 @@ def generate(
         "masks_fallback": masks_fallback,
         "cache": cache,
         "steps": steps,
+        "steps_per_phase": steps_per_phase,
         "height": height,
         "width": width,
         "frames": frames,
@@ -256,11 +265,14 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, print_confi
 
 
 def _show(console: Console, folder: Path, reports: list[dict[str, Any]]) -> None:
+    from adaspa_cli.report.steps import estimated_note
+
     names = [report["video"]["file"] for report in reports]
     videos = [name and str(folder / name) for name in names]
     data = [{"video": video, "report": report} for video, report in zip(videos, reports, strict=True)]
     lines = [Text(video, no_wrap=True, overflow="ignore") for video in videos if video]
-    lines += [Text(note) for note in {report.get("random_weights"): None for report in reports} if note]
+    said = [note for report in reports for note in (report.get("random_weights"), estimated_note(report))]
+    lines += [Text(note) for note in dict.fromkeys(said) if note]
     lines += [Text(note) for note in map(_mask_note, reports) if note]
     console.result(data, Group(*lines, _table(reports)))
 

@@ -187,6 +187,8 @@ class SamplingConfig:
         true_cfg_scale: HunyuanVideo: classifier-free guidance in two passes; above 1 it needs a negative prompt.
         negative_prompt: what the video should not show.
         seed: seed of the noise; several make several videos of each prompt.
+        steps_per_phase: with random weights, compute of each phase (dense, search, sparse, ...) only so many first
+            steps, and every search; the others count as the median of those of their phase. None computes all.
     """
 
     steps: int = 50
@@ -198,10 +200,12 @@ class SamplingConfig:
     true_cfg_scale: float = 1.0
     negative_prompt: str | None = None
     seed: tuple[int, ...] = (0,)
+    steps_per_phase: int | None = None
 
     def __post_init__(self) -> None:
         for key in ("steps", "height", "width", "frames", "fps"):
             _at_least(key, getattr(self, key), 1)
+        _at_least("steps_per_phase", self.steps_per_phase, 1)
         if not self.seed or min(self.seed) < 0 or max(self.seed) >= 2**64:
             raise ConfigError(f"seed must be one or more numbers from 0 to 2^64 - 1, got {list(self.seed)}")
         for key in ("guidance_scale", "true_cfg_scale"):
@@ -250,8 +254,22 @@ class GenerateConfig:
             )
         if self.method.algorithm not in DENSE:
             self.method.schedule(self.sampling.steps)
+        if self.sampling.steps_per_phase is not None:
+            self._check_steps_per_phase()
         if self.output.lossless and not self.decodes:
             raise ConfigError("lossless frames need a decoded video", hint="add --decode, or drop --lossless")
+
+    def _check_steps_per_phase(self) -> None:
+        if not self.model.random_weights:
+            raise ConfigError(
+                "steps_per_phase leaves steps out, so there is no video: it is for times with random weights",
+                hint="add --random-weights, or drop --steps-per-phase",
+            )
+        if self.method.cache != "none":
+            raise ConfigError(
+                f"steps_per_phase cannot foretell which steps the cache '{self.method.cache}' skips",
+                hint="drop the cache, or drop --steps-per-phase",
+            )
 
     @property
     def decodes(self) -> bool:

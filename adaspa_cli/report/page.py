@@ -12,6 +12,7 @@ from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.machine import machine_line
 from adaspa_cli.report.media import data_uri
+from adaspa_cli.report.steps import estimated_note
 from adaspa_cli.report.template import render
 
 PHASES = {
@@ -46,6 +47,7 @@ class Run:
     report: dict[str, Any]
     parts: list[Part]
     video: str | None
+    estimated: str | None
 
 
 def page(report: dict[str, Any], video: Path | None, compared: Compared | None = None) -> str:
@@ -77,7 +79,7 @@ def _run(report: dict[str, Any], video: Path | None) -> Run:
     method, sparsity = (report["settings"][key]["value"] for key in ("method", "sparsity"))
     name = method if report["settings"]["algorithm"]["value"] in DENSE else f"{method}, {sparsity:.0%} left out"
     inside = None if video is None else data_uri("video/mp4", video.read_bytes())
-    return Run(name, report, time_parts(report), inside)
+    return Run(name, report, time_parts(report), inside, estimated_note(report))
 
 
 def time_parts(report: dict[str, Any]) -> list[Part]:

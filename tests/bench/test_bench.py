@@ -60,6 +60,7 @@ def test_the_json_names_the_files_and_its_figures_are_those_of_the_files(made: A
         steps = [s for report in reports for s in report["steps"] if s["phase"] == "dense"]
         assert row["phases"]["dense"] == {
             "steps": len(steps),
+            "computed": len(steps),
             "seconds": statistics.median(s["seconds"] for s in steps),
             "attention": statistics.median(s["attention"] for s in steps),
         }
@@ -349,6 +350,24 @@ def test_a_pipeline_as_diffusers_runs_it_is_compared_with_full_and_its_attention
     ]
     assert line.startswith(f"| {row['name']} |")
     assert row["attention_backend"] is None
+
+
+def test_estimated_steps_are_said_everywhere(hunyuan_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = settings(hunyuan_folder, random_weights=True, steps=9, search_steps=(3, 6), steps_per_phase=2)
+    bench = make(small_bench(tmp_path, hunyuan_folder, run=run), out)
+    row, dense = rows(bench)["adaspa"], rows(bench)["full"]
+    assert row["estimated"] == {"computed_steps": 6, "of": 9, "steps_per_phase": 2}
+    assert dense["phases"]["dense"]["steps"] == 18  # of two prompts
+    assert dense["phases"]["dense"]["computed"] == 4
+    report = json.loads((out / row["runs"][0]["report"]).read_text())
+    assert report["seconds"]["denoising"] == pytest.approx(sum(step["seconds"] for step in report["steps"]))
+    for name in ("bench.json", "bench.md", "bench.html"):
+        assert "imes are estimated: of each phase only the first 2 steps and every search" in (out / name).read_text()
+    text = (out / "bench.md").read_text()
+    assert "| 6 of 9 |" in text
+    assert "| full | dense | 18 (4 computed) |" in text
+    assert "computed_steps" in (out / "rows.csv").read_text().splitlines()[0]
 
 
 def test_equal_frames_are_counted_because_their_psnr_is_a_convention(hunyuan_folder: Path, tmp_path: Path) -> None:
