@@ -50,6 +50,16 @@ def open_masks(config: MethodConfig) -> MaskFile | None:
     return file
 
 
+def run_policy(config: MethodConfig, steps: int) -> MaskPolicy:
+    """Return the policy of a run with ``steps`` denoising steps, with masks from a file if the settings name one.
+
+    Raises:
+        ConfigError, MaskFileError: as :func:`make_policy` and :func:`open_masks`.
+    """
+    file = open_masks(config)
+    return make_policy(config, steps) if file is None else stored_policy(config, file, steps)
+
+
 def stored_policy(config: MethodConfig, file: MaskFile, steps: int) -> StoredMasks:
     """Return the policy of a run with ``steps`` denoising steps that takes its masks from a file."""
     facts = file.description

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 
 from adaspa_cli.bench.plan import plan_bench
-from adaspa_cli.bench.runner import few_steps
-from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError, ModelError, RunError
 from tests.bench.benches import PROMPTS, make, rows, settings, small_bench
 from tests.pipelines import Listener
@@ -322,12 +320,6 @@ def test_what_cannot_be_measured_is_n_a_with_the_reason_and_measured_once_it_can
     assert math.isfinite(row["quality"]["psnr"]["mean"])
     assert row["quality"]["lpips"]["missing"]
     assert row["quality"]["vbench"]["missing"]
-
-
-def test_a_warm_up_scales_the_schedule_and_decodes_nothing() -> None:
-    few = few_steps(resolve({"steps": 50, "search_steps": (10, 30), "lossless": True}), 3).config
-    assert few.method.schedule(few.sampling.steps) == (0, 1)
-    assert not few.decodes
 
 
 def test_a_pipeline_as_diffusers_runs_it_is_compared_with_full_and_its_attention_is_not_known(
