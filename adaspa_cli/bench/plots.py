@@ -57,7 +57,7 @@ def _number(value: Any) -> float | None:
 def _times(bench: Mapping[str, Any]) -> Drawing | None:
     """Bars of the median seconds, part by part."""
     rows = [row for row in bench["rows"] if row["runs"]]
-    if not rows:
+    if not rows or not bench["times"]:
         return None
 
     def part(row: Mapping[str, Any], name: str) -> float:

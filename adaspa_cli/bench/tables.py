@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from adaspa_cli.bench.measure import identical_frames, measurements, quality_path
-from adaspa_cli.bench.paper import paper_figures
-from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of
+from adaspa_cli.bench.paper import paper_figures, without_times
+from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of, untouched_of
 from adaspa_cli.bench.runner import failure_path
 from adaspa_cli.bench.spec import RESERVED, BenchSpec
 from adaspa_cli.quality.video_metrics import METRICS, PSNR_OF_EQUAL_FRAMES
@@ -19,14 +19,21 @@ from adaspa_cli.report.steps import median
 from adaspa_cli.sampling.run import Job
 
 QUALITY = (*METRICS, "vbench")
+LEFT_OUT = "times are left out"
 PARTS = ("latency", "text_encoding", "denoising", "attention", "decoding")
 UNTIMED = "diffusers ran it alone, where nothing times attention"
 REFERENCE = "it is what the others are compared with"  # why the dense row has no PSNR
 _QUARTILES_FROM = 4  # values; of fewer the spread is their range
 
 
-def bench_tables(spec: BenchSpec, rows: list[PlannedRow], out: Path, paper: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Everything that the tables, the plots and the page show, in plain types; paths are relative to ``out``."""
+def bench_tables(
+    spec: BenchSpec, rows: list[PlannedRow], out: Path, paper: Sequence[dict[str, Any]], *, times: bool = True
+) -> dict[str, Any]:
+    """Everything that the tables, the plots and the page show, in plain types; paths are relative to ``out``.
+
+    Args:
+        times: give times and speed-ups; otherwise each of them says that it was left out.
+    """
     reports = {
         (row.row.name, index): report
         for row in rows
@@ -34,6 +41,8 @@ def bench_tables(spec: BenchSpec, rows: list[PlannedRow], out: Path, paper: Sequ
         if job.complete and (report := read_json(report_of(job))) is not None
     }
     entries = [_row(row, rows, reports, out, paper) for row in rows]
+    for entry in () if times else entries:
+        _leave_times_out(entry)
     some = list(reports.values())
     machines = _distinct(report["machine"] for report in some)
     return {
@@ -47,7 +56,8 @@ def bench_tables(spec: BenchSpec, rows: list[PlannedRow], out: Path, paper: Sequ
         "seeds": list(spec.seeds),
         "machines": machines,
         "versions": _distinct(report["versions"] for report in some),
-        "random_weights": next((r["random_weights"] for r in some if r["random_weights"]), None),
+        "times": times,
+        "random_weights": "; ".join(_distinct(r["random_weights"] for r in some if r["random_weights"])) or None,
         "estimated": _estimated(entries),
         "notes": _notes(entries, machines),
         "plots": [{"x": plot.x, "y": plot.y} for plot in spec.plots],
@@ -71,7 +81,7 @@ def _row(
 ) -> dict[str, Any]:
     dense = reference_of(row, rows)
     done = {index: reports[row.row.name, index] for index in range(len(row.jobs)) if (row.row.name, index) in reports}
-    compared = {} if dense is None else {i: reports[dense.row.name, i] for i in done if (dense.row.name, i) in reports}
+    untouched = untouched_of(row, rows)
     settings = row.resolved.flat()
     return {
         "name": row.row.name,
@@ -83,10 +93,12 @@ def _row(
         "runs": [_run(row, dense, index, out) for index in done],
         "failures": [_failure(job, out) for job in row.jobs if not job.complete and _failed(job)],
         "reference": None if dense is None else dense.row.name,
+        "diffusers_row": None if untouched is None else untouched.row.name,
         "quality": _quality(row, dense, done),
         "identical_frames": sum(identical_frames(row.jobs[index], _dense_job(dense, index)) for index in done),
         "seconds": {part: _seconds(part, list(done.values())) for part in PARTS},
-        "speed_up": {part: _speed_up(part, done, compared) for part in ("latency", "denoising", "attention")},
+        "speed_up": _speed_ups(done, dense, reports),
+        "speed_up_over_diffusers": _speed_ups(done, untouched, reports) if any(r.untouched for r in rows) else None,
         "estimated": next((report["estimated"] for report in done.values() if report["estimated"]), None),
         "density": summary([report["density"] for report in done.values() if report["density"] is not None]),
         "skipped": summary([report["cache"]["skipped"] for report in done.values() if report.get("cache")]),
@@ -211,6 +223,13 @@ _WHY_NO_SECONDS = {
 }
 
 
+def _speed_ups(done: dict[int, dict[str, Any]], reference: PlannedRow | None, reports: Reports) -> dict[str, Any]:
+    """Of the latency, of denoising and of attention, over the runs of another row."""
+    name = None if reference is None else reference.row.name
+    theirs = {index: reports[name, index] for index in done if name is not None and (name, index) in reports}
+    return {part: _speed_up(part, done, theirs) for part in ("latency", "denoising", "attention")}
+
+
 def _speed_up(part: str, done: dict[int, dict[str, Any]], dense: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Median seconds of the dense runs over the median of the row's, over the prompts and seeds that both have."""
     if not dense:
@@ -251,9 +270,19 @@ def _estimated(entries: list[dict[str, Any]]) -> str | None:
         return None
     first = " or ".join(map(str, numbers))
     return (
-        f"times are estimated: of each phase only the first {first} steps and every search were computed; each of the "
+        f"estimated: of each phase only the first {first} steps and every search were computed; each of the "
         f"others counts as the median of those of its phase"
     )
+
+
+def _leave_times_out(entry: dict[str, Any]) -> None:
+    """Take times and speed-ups, the paper's too, out of a row."""
+    for key in ("seconds", "speed_up", "speed_up_over_diffusers"):
+        entry[key] = entry[key] and dict.fromkeys(entry[key], missing(LEFT_OUT))
+    for figure in entry["phases"].values():
+        figure.update(seconds=None, attention=None)
+    if entry["paper"]:
+        entry["paper"] = without_times(entry["paper"])
 
 
 def _notes(entries: list[dict[str, Any]], machines: list[Any]) -> list[str]:

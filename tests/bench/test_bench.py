@@ -355,7 +355,7 @@ def test_estimated_steps_are_said_everywhere(hunyuan_folder: Path, tmp_path: Pat
     report = json.loads((out / row["runs"][0]["report"]).read_text())
     assert report["seconds"]["denoising"] == pytest.approx(sum(step["seconds"] for step in report["steps"]))
     for name in ("bench.json", "bench.md", "bench.html"):
-        assert "imes are estimated: of each phase only the first 2 steps and every search" in (out / name).read_text()
+        assert "stimated: of each phase only the first 2 steps and every search" in (out / name).read_text()
     text = (out / "bench.md").read_text()
     assert "| 6 of 9 |" in text
     assert "| full | dense | 18 (4 computed) |" in text
