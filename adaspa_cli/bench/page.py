@@ -7,7 +7,7 @@ from typing import Any
 
 from adaspa_cli.bench.pictures import pictures
 from adaspa_cli.bench.plots import plots
-from adaspa_cli.bench.text import machine_lines, tables
+from adaspa_cli.bench.text import machine_lines, tables, warnings
 from adaspa_cli.report.template import render
 
 
@@ -17,6 +17,7 @@ def page(bench: dict[str, Any], out: Path) -> str:
         Path(__file__).parent / "page.html.j2",
         bench=bench,
         machines=machine_lines(bench),
+        warnings=warnings(bench),
         tables=tables(bench),
         plots=plots(bench),
         pictures=pictures(bench, out),

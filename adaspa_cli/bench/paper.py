@@ -26,7 +26,13 @@ def load_tables(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 # What may differ from the paper's setting without making it another experiment.
-_HARMLESS = {"device", "dtype", "attention_backend", "offload", "vae_tiling", "vae_framewise", "fps", "weights"}
+_HARMLESS = {
+    *("device", "dtype", "attention_backend", "offload", "vae_tiling", "vae_framewise", "fps", "weights"),
+    "search_steps_for",  # steps and search steps are the paper's, so nothing is scaled
+    *("random_weights", "steps_per_phase"),  # times alone are shown then
+}
+_TIMES = ("latency", "speed_up")
+_PLACE = ("table", "machine")
 
 
 def paper_figures(
@@ -39,12 +45,24 @@ def paper_figures(
         chosen: the keys that are set for this run, and not by its method or model.
 
     Returns:
-        None unless the model, its size, the steps, the method and all that was chosen are the paper's.
+        None unless the model, its size, the steps, the method and all that was chosen are the paper's. With random
+        weights, which have no quality, only its times.
     """
     for table in tables:
         for row in table["rows"]:
             wanted = {**table["setting"], **row["setting"]}
             same = all(settings.get(key) == value for key, value in wanted.items())
             if same and chosen <= {*wanted, *_HARMLESS}:
-                return {"table": table["title"], "machine": table["machine"], **row["figures"]}
+                figures = {"table": table["title"], "machine": table["machine"], **row["figures"]}
+                return _only(figures, _TIMES) if settings.get("random_weights") else figures
     return None
+
+
+def without_times(figures: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The paper's figures of quality; None if there are none."""
+    return _only(figures, [key for key in figures if key not in _TIMES])
+
+
+def _only(figures: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any] | None:
+    found = {key: value for key, value in figures.items() if key in keys or key in _PLACE}
+    return found if set(found) > set(_PLACE) else None

@@ -31,6 +31,11 @@ class PlannedRow:
         flat = self.resolved.flat()
         return flat["algorithm"] == "full" and all(flat.get(key, "none") == "none" for key in ("cache", "merge"))
 
+    @property
+    def untouched(self) -> bool:
+        """Whether it runs as diffusers has it."""
+        return self.resolved.config.method.algorithm == "diffusers"
+
 
 def plan_bench(spec: BenchSpec, out: Path, *, rerun_changed: bool = False) -> list[PlannedRow]:
     """Resolve the rows, and look for runs that are there already; writes nothing.
@@ -104,6 +109,14 @@ def current(planned: PlannedRow, spec: BenchSpec) -> PlannedRow:
 def reference_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | None:
     """The dense row with the same model and sampling, which the row's videos and times are compared with."""
     return next((row for row in rows if row.dense and _drawn(row) == _drawn(planned)), None)
+
+
+def untouched_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | None:
+    """The row of the same model and sampling that runs as diffusers has it: the second that times are compared with.
+
+    Its videos are no reference: ``full`` equals them but for rounding, and shares its kernels with the sparse methods.
+    """
+    return next((row for row in rows if row.untouched and _drawn(row) == _drawn(planned)), None)
 
 
 def _drawn(planned: PlannedRow) -> tuple[Any, SamplingConfig]:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from adaspa_cli.bench.text import TITLES
 from adaspa_cli.config import MethodConfig
+from adaspa_cli.config.names import DENSE
 from adaspa_cli.report.drawing import COLOURS, Drawing, svg
 
 _METHOD_KEYS = {f.name for f in dataclasses.fields(MethodConfig)}
@@ -43,7 +44,7 @@ def figure_of(row: Mapping[str, Any], key: str) -> float | None:
         return _number(row["speed_up"]["latency"].get("value"))
     if key == "density":
         return _number(row["density"] and row["density"]["median"])
-    if row["settings"]["algorithm"] == "full" and key in _METHOD_KEYS:
+    if row["settings"]["algorithm"] in DENSE and key in _METHOD_KEYS:
         return None  # it has a value, but dense attention has no use for it
     value = row["settings"].get(key)
     return _number(value[0] if isinstance(value, list) and value else value)
@@ -56,18 +57,23 @@ def _number(value: Any) -> float | None:
 def _times(bench: Mapping[str, Any]) -> Drawing | None:
     """Bars of the median seconds, part by part."""
     rows = [row for row in bench["rows"] if row["runs"]]
-    if not rows:
+    if not rows or not bench["times"]:
         return None
 
     def part(row: Mapping[str, Any], name: str) -> float:
         return float(row["seconds"][name].get("median", 0.0))
 
+    def untimed(row: Mapping[str, Any]) -> bool:
+        return "missing" in row["seconds"]["attention"]
+
     parts: dict[str, Callable[[Mapping[str, Any]], float]] = {
         "text encoding": lambda row: part(row, "text_encoding"),
         "attention": lambda row: part(row, "attention"),
-        "rest of denoising": lambda row: part(row, "denoising") - part(row, "attention"),
+        "rest of denoising": lambda row: 0.0 if untimed(row) else part(row, "denoising") - part(row, "attention"),
         "decoding": lambda row: part(row, "decoding"),
     }
+    if any(untimed(row) for row in rows):
+        parts["denoising, attention not timed"] = lambda row: part(row, "denoising") if untimed(row) else 0.0
 
     def draw(axes: Axes) -> None:
         left = [0.0] * len(rows)

@@ -15,13 +15,12 @@ from typing import Any, Protocol
 import torch
 
 from adaspa_cli.bench.plan import PlannedRow
-from adaspa_cli.config import ModelConfig, Resolved
+from adaspa_cli.bench.warm_up import warm_up
+from adaspa_cli.config import ModelConfig
 from adaspa_cli.errors import AdaspaError, OutOfMemoryError, UsageError
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.models.registry import check_sampling
-from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.outputs import prepare_folder, write_json
-from adaspa_cli.sampling.run import Job, Observer, memory_errors, sample, session
+from adaspa_cli.sampling.run import Job, Observer, memory_errors, session
 
 
 class BenchObserver(Observer, Protocol):
@@ -40,7 +39,8 @@ def run_bench(rows: Sequence[PlannedRow], observer: BenchObserver, *, warmup_ste
     """Make what is missing, prompt by prompt and seed by seed, with all rows in turn.
 
     Args:
-        warmup_steps: denoising steps that each row runs first, unmeasured, so that kernels are compiled.
+        warmup_steps: denoising steps that each row runs first, unmeasured, so that kernels are compiled; more, where
+            so few do not meet every phase of the row.
 
     Raises:
         ModelError: the checkpoint cannot be loaded. What fails later is recorded, and the next run begins.
@@ -131,24 +131,8 @@ class _Worker:
     def _warm_up(self, row: PlannedRow, job: Job) -> None:
         if not self._warmup_steps or row.row.name in self._warm:
             return
-        few = few_steps(row.resolved, self._warmup_steps)
-        check_sampling(self._pipe, few.config.sampling)
-        with Handle(self._pipe, few.config.method):
-            sample(self._pipe, few, job.prompt, job.seed)
+        warm_up(self._pipe, row.resolved, self._warmup_steps, job.prompt, job.seed)
         self._warm.add(row.row.name)
-
-
-def few_steps(resolved: Resolved, steps: int) -> Resolved:
-    """The same run with few steps, the schedule scaled to them, and no decoding."""
-    config = resolved.config
-    whole = config.method.search_steps_for or config.sampling.steps
-    changed = dataclasses.replace(
-        config,
-        sampling=dataclasses.replace(config.sampling, steps=steps),
-        method=dataclasses.replace(config.method, search_steps_for=whole),
-        output=dataclasses.replace(config.output, decode=False, lossless=False),
-    )
-    return dataclasses.replace(resolved, config=changed)
 
 
 def _record(row: PlannedRow, job: Job, failure: _Failure) -> None:

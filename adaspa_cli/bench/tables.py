@@ -10,21 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from adaspa_cli.bench.measure import identical_frames, measurements, quality_path
-from adaspa_cli.bench.paper import paper_figures
-from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of
+from adaspa_cli.bench.paper import paper_figures, without_times
+from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of, untouched_of
 from adaspa_cli.bench.runner import failure_path
 from adaspa_cli.bench.spec import RESERVED, BenchSpec
 from adaspa_cli.quality.video_metrics import METRICS, PSNR_OF_EQUAL_FRAMES
+from adaspa_cli.report.steps import median
 from adaspa_cli.sampling.run import Job
 
 QUALITY = (*METRICS, "vbench")
+LEFT_OUT = "times are left out"
 PARTS = ("latency", "text_encoding", "denoising", "attention", "decoding")
+UNTIMED = "diffusers ran it alone, where nothing times attention"
 REFERENCE = "it is what the others are compared with"  # why the dense row has no PSNR
 _QUARTILES_FROM = 4  # values; of fewer the spread is their range
 
 
-def bench_tables(spec: BenchSpec, rows: list[PlannedRow], out: Path, paper: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Everything that the tables, the plots and the page show, in plain types; paths are relative to ``out``."""
+def bench_tables(
+    spec: BenchSpec, rows: list[PlannedRow], out: Path, paper: Sequence[dict[str, Any]], *, times: bool = True
+) -> dict[str, Any]:
+    """Everything that the tables, the plots and the page show, in plain types; paths are relative to ``out``.
+
+    Args:
+        times: give times and speed-ups; otherwise each of them says that it was left out.
+    """
     reports = {
         (row.row.name, index): report
         for row in rows
@@ -32,6 +41,8 @@ def bench_tables(spec: BenchSpec, rows: list[PlannedRow], out: Path, paper: Sequ
         if job.complete and (report := read_json(report_of(job))) is not None
     }
     entries = [_row(row, rows, reports, out, paper) for row in rows]
+    for entry in () if times else entries:
+        _leave_times_out(entry)
     some = list(reports.values())
     machines = _distinct(report["machine"] for report in some)
     return {
@@ -45,7 +56,9 @@ def bench_tables(spec: BenchSpec, rows: list[PlannedRow], out: Path, paper: Sequ
         "seeds": list(spec.seeds),
         "machines": machines,
         "versions": _distinct(report["versions"] for report in some),
-        "random_weights": next((r["random_weights"] for r in some if r["random_weights"]), None),
+        "times": times,
+        "random_weights": "; ".join(_distinct(r["random_weights"] for r in some if r["random_weights"])) or None,
+        "estimated": _estimated(entries),
         "notes": _notes(entries, machines),
         "plots": [{"x": plot.x, "y": plot.y} for plot in spec.plots],
         "rows": entries,
@@ -68,7 +81,7 @@ def _row(
 ) -> dict[str, Any]:
     dense = reference_of(row, rows)
     done = {index: reports[row.row.name, index] for index in range(len(row.jobs)) if (row.row.name, index) in reports}
-    compared = {} if dense is None else {i: reports[dense.row.name, i] for i in done if (dense.row.name, i) in reports}
+    untouched = untouched_of(row, rows)
     settings = row.resolved.flat()
     return {
         "name": row.row.name,
@@ -80,10 +93,13 @@ def _row(
         "runs": [_run(row, dense, index, out) for index in done],
         "failures": [_failure(job, out) for job in row.jobs if not job.complete and _failed(job)],
         "reference": None if dense is None else dense.row.name,
+        "diffusers_row": None if untouched is None else untouched.row.name,
         "quality": _quality(row, dense, done),
         "identical_frames": sum(identical_frames(row.jobs[index], _dense_job(dense, index)) for index in done),
         "seconds": {part: _seconds(part, list(done.values())) for part in PARTS},
-        "speed_up": {part: _speed_up(part, done, compared) for part in ("latency", "denoising", "attention")},
+        "speed_up": _speed_ups(done, dense, reports),
+        "speed_up_over_diffusers": _speed_ups(done, untouched, reports) if any(r.untouched for r in rows) else None,
+        "estimated": next((report["estimated"] for report in done.values() if report["estimated"]), None),
         "density": summary([report["density"] for report in done.values() if report["density"] is not None]),
         "skipped": summary([report["cache"]["skipped"] for report in done.values() if report.get("cache")]),
         "merged": summary([report["merging"]["merged"] for report in done.values() if report.get("merging")]),
@@ -180,7 +196,7 @@ def _quality(row: PlannedRow, dense: PlannedRow | None, done: dict[int, Any]) ->
 
 def part_seconds(part: str, report: dict[str, Any]) -> float | None:
     """Seconds of a part of one run; ``latency`` is text encoding, denoising and decoding, without writing the file.
-    With random weights no text is encoded."""
+    With random weights no text is encoded, and of a pipeline as diffusers runs it the time of attention is unknown."""
     seconds = report["seconds"]
     if part == "latency":
         return float(seconds["text_encoding"] + seconds["denoising"] + seconds["decoding"])
@@ -188,7 +204,7 @@ def part_seconds(part: str, report: dict[str, Any]) -> float | None:
         return None
     if part == "decoding" and report["video"]["file"] is None:
         return None
-    return float(seconds[part])
+    return None if seconds[part] is None else float(seconds[part])
 
 
 def _seconds(part: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -196,8 +212,22 @@ def _seconds(part: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
         return missing("no run is complete")
     values = [value for report in reports if (value := part_seconds(part, report)) is not None]
     if not values:
-        return missing("no text is encoded" if part == "text_encoding" else "nothing is decoded")
+        return missing(_WHY_NO_SECONDS[part])
     return summary(values) or {}
+
+
+_WHY_NO_SECONDS = {
+    "text_encoding": "no text is encoded",
+    "decoding": "nothing is decoded",
+    "attention": UNTIMED,
+}
+
+
+def _speed_ups(done: dict[int, dict[str, Any]], reference: PlannedRow | None, reports: Reports) -> dict[str, Any]:
+    """Of the latency, of denoising and of attention, over the runs of another row."""
+    name = None if reference is None else reference.row.name
+    theirs = {index: reports[name, index] for index in done if name is not None and (name, index) in reports}
+    return {part: _speed_up(part, done, theirs) for part in ("latency", "denoising", "attention")}
 
 
 def _speed_up(part: str, done: dict[int, dict[str, Any]], dense: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -207,6 +237,8 @@ def _speed_up(part: str, done: dict[int, dict[str, Any]], dense: dict[int, dict[
     pairs = [(done[index], dense[index]) for index in dense]
     if any(_machine(ours) != _machine(theirs) for ours, theirs in pairs):
         return missing("the dense runs are of another machine or other versions")
+    if any(part_seconds(part, report) is None for pair in pairs for report in pair):
+        return missing(UNTIMED)
     own, full = (statistics.median(part_seconds(part, pair[side]) or 0.0 for pair in pairs) for side in (0, 1))
     if not own:
         return missing(f"no time was spent on {part}")
@@ -218,19 +250,39 @@ def _machine(report: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _phases(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median seconds of a denoising step, and of its attention, by the phase of the step."""
+    """Median seconds of a denoising step that was computed, and of its attention, by the phase of the step."""
     steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for report in reports:
         for step in report["steps"]:
             steps[step["phase"]].append(step)
-    return {
-        phase: {
-            "steps": len(of_phase),
-            "seconds": statistics.median(step["seconds"] for step in of_phase),
-            "attention": statistics.median(step["attention"] for step in of_phase),
-        }
-        for phase, of_phase in steps.items()
-    }
+    figures = {}
+    for phase, of_phase in steps.items():
+        computed = [step for step in of_phase if not step["estimated"]]
+        medians = {key: median([step[key] for step in computed]) for key in ("seconds", "attention")}
+        figures[phase] = {"steps": len(of_phase), "computed": len(computed), **medians}
+    return figures
+
+
+def _estimated(entries: list[dict[str, Any]]) -> str | None:
+    """What every output says if steps of some run were not computed."""
+    numbers = sorted({entry["estimated"]["steps_per_phase"] for entry in entries if entry["estimated"]})
+    if not numbers:
+        return None
+    first = " or ".join(map(str, numbers))
+    return (
+        f"estimated: of each phase only the first {first} steps and every search were computed; each of the "
+        f"others counts as the median of those of its phase"
+    )
+
+
+def _leave_times_out(entry: dict[str, Any]) -> None:
+    """Take times and speed-ups, the paper's too, out of a row."""
+    for key in ("seconds", "speed_up", "speed_up_over_diffusers"):
+        entry[key] = entry[key] and dict.fromkeys(entry[key], missing(LEFT_OUT))
+    for figure in entry["phases"].values():
+        figure.update(seconds=None, attention=None)
+    if entry["paper"]:
+        entry["paper"] = without_times(entry["paper"])
 
 
 def _notes(entries: list[dict[str, Any]], machines: list[Any]) -> list[str]:

@@ -70,33 +70,27 @@ def _reasons(bench: dict[str, Any]) -> list[str]:
 
 
 def _latency_table(bench: dict[str, Any]) -> Table:
-    columns: dict[str, list[str]] = {
-        "method": [row["name"] for row in bench["rows"]],
-        "latency s": _part(bench, "latency"),
-        "speed-up": [_times(row["speed_up"]["latency"]) for row in bench["rows"]],
-        "text s": _part(bench, "text_encoding"),
-        "denoising s": _part(bench, "denoising"),
-        "attention s": _part(bench, "attention"),
-        "decoding s": _part(bench, "decoding"),
-        "speed-up of attention": [_times(row["speed_up"]["attention"]) for row in bench["rows"]],
-        "density": ["n/a" if r["density"] is None else f"{r['density']['median']:.1%}" for r in bench["rows"]],
-    }
-    notes = [
-        "Latency is text encoding, denoising and decoding; attention is part of denoising.",
-        "Median over the runs; in brackets the quartiles, or of fewer than four runs the range.",
-        "Speed-up: median of the dense runs of this bench over the row's, same prompts and seeds.",
-        "Density: share of the blocks computed in the attention calls that were made, dense steps and text too.",
-    ]
+    columns: dict[str, list[str]] = {"method": [row["name"] for row in bench["rows"]]}
+    notes = []
+    if bench["times"]:
+        columns |= _time_columns(bench)
+        notes += _time_notes(bench)
+    columns["density"] = ["n/a" if r["density"] is None else f"{r['density']['median']:.1%}" for r in bench["rows"]]
+    notes.append(
+        "Density: share of the blocks computed in the attention calls that were made, dense steps and text too."
+    )
     if any(row["skipped"] or row["merged"] for row in bench["rows"]):
         columns["skipped"] = [_share(row["skipped"]) for row in bench["rows"]]
         columns["merged"] = [_share(row["merged"]) for row in bench["rows"]]
         notes.append("Skipped: share of blocks or attention calls that a cache left out. Merged: of the video tokens.")
+    if bench["estimated"]:
+        columns["steps computed"] = [_computed(row) for row in bench["rows"]]
     gpu = [row["peak_gpu_bytes"] for row in bench["rows"]]
     if any(gpu):
         columns["GPU GiB"] = ["n/a" if peak is None else f"{peak / 2**30:.1f}" for peak in gpu]
     columns["backend"] = [row["attention_backend"] or "n/a" for row in bench["rows"]]
     return Table(
-        "Latency",
+        "Latency" if bench["times"] else "What was computed",
         list(columns),
         list(zip(*columns.values(), strict=True)),
         notes,
@@ -107,47 +101,89 @@ def _share(figure: dict[str, Any] | None) -> str:
     return "–" if figure is None else f"{figure['median']:.1%}"
 
 
+def _time_columns(bench: dict[str, Any]) -> dict[str, list[str]]:
+    over_diffusers = [row["speed_up_over_diffusers"] for row in bench["rows"]]
+    second = {"over diffusers": [_times(figures["latency"]) for figures in over_diffusers if figures]}
+    return {
+        "latency s": _part(bench, "latency"),
+        "speed-up": [_times(row["speed_up"]["latency"]) for row in bench["rows"]],
+        **(second if any(over_diffusers) else {}),
+        "text s": _part(bench, "text_encoding"),
+        "denoising s": _part(bench, "denoising"),
+        "attention s": _part(bench, "attention"),
+        "decoding s": _part(bench, "decoding"),
+        "speed-up of attention": [_times(row["speed_up"]["attention"]) for row in bench["rows"]],
+    }
+
+
+def _time_notes(bench: dict[str, Any]) -> list[str]:
+    notes = [
+        "Latency is text encoding, denoising and decoding; attention is part of denoising.",
+        "Median over the runs; in brackets the quartiles, or of fewer than four runs the range.",
+        "Speed-up: median of the dense runs of this bench (full, same model and size) over the row's, same prompts and "
+        "seeds.",
+    ]
+    if any(row["speed_up_over_diffusers"] for row in bench["rows"]):
+        notes.append("Over diffusers: the same over the runs of the pipeline as diffusers has it.")
+    return notes
+
+
+def _computed(row: dict[str, Any]) -> str:
+    estimated = row["estimated"]
+    return f"{estimated['computed_steps']} of {estimated['of']}" if estimated else "all"
+
+
 def _part(bench: dict[str, Any], part: str) -> list[str]:
     return [_spread(row["seconds"][part], 2, "median") for row in bench["rows"]]
 
 
 def _phase_table(bench: dict[str, Any]) -> Table:
-    lines = [
-        [row["name"], phase, str(figure["steps"]), f"{figure['seconds']:.3f}", f"{figure['attention']:.3f}"]
-        for row in bench["rows"]
-        for phase, figure in row["phases"].items()
-    ]
-    return Table("A denoising step by phase", ["method", "phase", "steps", "median s", "of it attention s"], lines)
+    columns, lines = ["method", "phase", "steps"], []
+    if bench["times"]:
+        columns += ["median s", "of it attention s"]
+    for row in bench["rows"]:
+        for phase, figure in row["phases"].items():
+            times = [_number(figure[key], 3, "n/a") for key in ("seconds", "attention")]
+            lines.append([row["name"], phase, _steps(figure), *(times if bench["times"] else [])])
+    return Table("A denoising step by phase", columns, lines)
+
+
+def _steps(figure: dict[str, Any]) -> str:
+    steps, computed = figure["steps"], figure["computed"]
+    return str(steps) if steps == computed else f"{steps} ({computed} computed)"
 
 
 def _paper_table(bench: dict[str, Any]) -> Table:
+    columns = {**{metric: TITLES[metric] for metric in METRICS}, "vbench": "VBench %"}
+    if all(row["settings"]["random_weights"] for row in bench["rows"]):
+        columns = {}
+    notes = ["The paper's prompts, machine and kernels are others: its figures are no targets for those above them."]
+    if columns:
+        notes.append("The paper's VBench is the total score, ours the mean of six dimensions.")
+    if bench["times"]:
+        columns |= {"latency": "latency s", "speed_up": "speed-up"}
     lines = []
     for row in bench["rows"]:
         paper = row["paper"]
         if not paper:
             continue
         for whose, cells in (("ours", _our_cells(row)), (f"paper, {paper['machine']}", _paper_cells(paper))):
-            lines.append([row["name"], whose, *cells])
+            lines.append([row["name"], whose, *(cells[key] for key in columns)])
     title = "Beside the paper's figures (arXiv 2502.21079), which were not measured here"
-    columns = ["method", "whose", *(TITLES[m] for m in METRICS), "VBench %", "latency s", "speed-up"]
-    return Table(title, columns, lines, _PAPER_NOTES)
+    return Table(title, ["method", "whose", *columns.values()], lines, notes)
 
 
-_PAPER_NOTES = (
-    "The paper's prompts, machine and kernels are others: its figures are no targets for those above them.",
-    "The paper's VBench is the total score, ours the mean of six dimensions.",
-)
+def _our_cells(row: dict[str, Any]) -> dict[str, str]:
+    quality = {metric: _plain(row["quality"][metric], _DIGITS[metric], "mean") for metric in QUALITY}
+    latency = _plain(row["seconds"]["latency"], 2, "median")
+    return {**quality, "latency": latency, "speed_up": _times(row["speed_up"]["latency"])}
 
 
-def _our_cells(row: dict[str, Any]) -> list[str]:
-    quality = [_plain(row["quality"][metric], _DIGITS[metric], "mean") for metric in QUALITY]
-    return [*quality, _plain(row["seconds"]["latency"], 2, "median"), _times(row["speed_up"]["latency"])]
-
-
-def _paper_cells(paper: dict[str, Any]) -> list[str]:
-    quality = [_number(paper.get(metric), _DIGITS[metric]) for metric in QUALITY]
+def _paper_cells(paper: dict[str, Any]) -> dict[str, str]:
+    quality = {metric: _number(paper.get(metric), _DIGITS[metric]) for metric in QUALITY}
     speed = paper.get("speed_up")
-    return [*quality, _number(paper.get("latency"), 2), "–" if speed is None else f"{speed:.2f} x"]
+    latency = _number(paper.get("latency"), 2)
+    return {**quality, "latency": latency, "speed_up": "–" if speed is None else f"{speed:.2f} x"}
 
 
 def _failure_table(bench: dict[str, Any]) -> Table:
@@ -159,8 +195,8 @@ def _failure_table(bench: dict[str, Any]) -> Table:
     return Table("Runs that failed", ["method", "run", "reason", "try"], lines)
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None, digits: int, none: str = "–") -> str:
+    return none if value is None else f"{value:.{digits}f}"
 
 
 def _plain(figure: dict[str, Any], digits: int, middle: str) -> str:
@@ -181,6 +217,12 @@ def _times(figure: dict[str, Any]) -> str:
     return "n/a" if "missing" in figure else f"{figure['value']:.2f} x"
 
 
+def warnings(bench: dict[str, Any]) -> list[str]:
+    """What every output says first."""
+    left_out = None if bench["times"] else "times and speed-ups are left out: other work may have run on the machine"
+    return [said for said in (bench["random_weights"], bench["estimated"], left_out) if said]
+
+
 def machine_lines(bench: dict[str, Any]) -> list[str]:
     """The machines and versions, one line each."""
     lines = [machine_line(machine) for machine in bench["machines"]]
@@ -192,8 +234,7 @@ def machine_lines(bench: dict[str, Any]) -> list[str]:
 def markdown(bench: dict[str, Any]) -> str:
     """The whole bench as Markdown."""
     parts = [f"# {bench['title']}"]
-    if bench["random_weights"]:
-        parts.append(f"**{bench['random_weights'].capitalize()}.**")
+    parts += [f"**{said[0].upper()}{said[1:]}.**" for said in warnings(bench)]
     if bench["about"]:
         parts.append(bench["about"].strip())
     parts.append("\n".join(f"- {line}" for line in [*machine_lines(bench), *bench["notes"]]))
@@ -218,16 +259,26 @@ def rows_csv(bench: dict[str, Any]) -> str:
         line: dict[str, Any] = {"method": row["name"], "runs": len(row["runs"]), "failed": len(row["failures"])}
         for metric in QUALITY:
             line |= _csv_figure(metric, row["quality"][metric], "mean")
-        for part in PARTS:
-            line |= _csv_figure(f"{part}_seconds", row["seconds"][part], "median")
-        for part, figure in row["speed_up"].items():
-            line[f"speed_up_of_{part}"] = figure.get("value")
+        if bench["times"]:
+            line |= _csv_times(row)
         for share in ("density", "skipped", "merged"):
             line[share] = row[share] and row[share]["median"]
         line["peak_gpu_bytes"] = row["peak_gpu_bytes"]
         line["random_weights"] = row["random_weights"]
+        if bench["estimated"]:
+            line["computed_steps"] = row["estimated"] and row["estimated"]["computed_steps"]
         lines.append(line)
     return _csv(lines)
+
+
+def _csv_times(row: dict[str, Any]) -> dict[str, Any]:
+    line: dict[str, Any] = {}
+    for part in PARTS:
+        line |= _csv_figure(f"{part}_seconds", row["seconds"][part], "median")
+    for key in ("speed_up", "speed_up_over_diffusers"):
+        for part, figure in (row[key] or {}).items():
+            line[f"{key}_of_{part}"] = figure.get("value")
+    return line
 
 
 def _csv_figure(name: str, figure: dict[str, Any], middle: str) -> dict[str, Any]:

@@ -21,12 +21,15 @@ def write_bench(
     out: Path,
     paper: Sequence[dict[str, Any]],
     note: Callable[[str], None],
+    *,
+    times: bool = True,
 ) -> dict[str, Any]:
     """Measure what is there, and write the tables of it; returns what ``bench.json`` holds.
 
     Args:
         paper: tables of the paper, see :func:`~adaspa_cli.bench.paper.load_tables`.
         note: is told what goes on.
+        times: with times and speed-ups.
 
     Raises:
         OutputError: a file cannot be written or a video cannot be read.
@@ -34,7 +37,7 @@ def write_bench(
     prepare_folder(str(out))
     rows = [current(row, spec) for row in planned]
     measure_bench(rows, note)
-    bench = bench_tables(spec, rows, out, paper)
+    bench = bench_tables(spec, rows, out, paper, times=times)
     write_json(out / "bench.json", bench, replace=True)
     write_text(out / "bench.md", markdown(bench), replace=True)
     write_text(out / "rows.csv", rows_csv(bench), replace=True)

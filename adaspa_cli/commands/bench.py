@@ -1,4 +1,4 @@
-"""``adaspa bench``: methods side by side on one model, and the tables, plots and videos of it."""
+"""``adaspa bench``: methods side by side, and the tables, plots and videos of it."""
 
 from __future__ import annotations
 
@@ -46,6 +46,13 @@ def bench(
         bool, typer.Option("--rerun-changed", help="Make runs anew that are there with other settings.")
     ] = False,
     tables_only: Annotated[bool, typer.Option("--tables-only", help="Make no runs: tables of what is there.")] = False,
+    times: Annotated[
+        bool,
+        typer.Option(
+            "--times/--no-times",
+            help="Times and speed-ups, unless the runs were made beside other work on the machine.",
+        ),
+    ] = True,
     plan: Annotated[bool, typer.Option("--plan", help="Show the rows and what is complete; make nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")] = False,
@@ -61,7 +68,7 @@ def bench(
     with guard(console, "interrupted; complete runs are kept, and the same command goes on where this stopped"):
         changed = parse_settings(settings or []) | {k: v for k, v in named.items() if v is not None}
         spec = _spec(preset, config, rows, limit, seed, changed)
-        failed = _run(console, spec, out.expanduser(), rerun_changed, tables_only, plan)
+        failed = _run(console, spec, out.expanduser(), rerun_changed, tables_only, plan, times)
     if failed:
         raise typer.Exit(1)
 
@@ -86,7 +93,9 @@ def _spec(
     return dataclasses.replace(spec, seeds=tuple(seed)) if seed else spec
 
 
-def _run(console: Console, spec: Any, out: Path, rerun_changed: bool, tables_only: bool, plan: bool) -> int:
+def _run(
+    console: Console, spec: Any, out: Path, rerun_changed: bool, tables_only: bool, plan: bool, times: bool
+) -> int:
     """Make the runs and the tables; returns how many runs failed."""
     from adaspa_cli.bench.paper import load_tables
     from adaspa_cli.config import resolve
@@ -111,7 +120,7 @@ def _run(console: Console, spec: Any, out: Path, rerun_changed: bool, tables_onl
 
         with console.progress() as progress:
             run_bench(planned, BenchProgress(console, progress), warmup_steps=spec.warmup_steps)
-    result = write_bench(spec, planned, out, paper, console.note)
+    result = write_bench(spec, planned, out, paper, console.note, times=times)
     _show(console, result, out)
     return sum(len(row["failures"]) for row in result["rows"])
 
@@ -130,9 +139,9 @@ def _show_plan(console: Console, planned: list[Any]) -> None:
 
 
 def _show(console: Console, result: dict[str, Any], out: Path) -> None:
-    from adaspa_cli.bench.text import tables
+    from adaspa_cli.bench.text import tables, warnings
 
-    parts: list[Any] = [Text(f"{result['random_weights']}")] if result["random_weights"] else []
+    parts: list[Any] = [Text(said) for said in warnings(result)]
     for table in tables(result):
         shown = rich.table.Table(title=table.title, title_justify="left", box=None, pad_edge=False)
         for number, column in enumerate(table.columns):

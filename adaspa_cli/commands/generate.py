@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adaspa_cli.commands.guard import guard
-from adaspa_cli.config.names import BACKENDS, CACHES, DTYPES, OFFLOADS
+from adaspa_cli.config.names import BACKENDS, CACHES, DENSE, DTYPES, OFFLOADS
 from adaspa_cli.console import Console
 
 _WHAT, _METHOD, _SAMPLING, _MACHINE, _OUTPUT = "What to show", "Method", "Sampling", "Model and machine", "Output"
@@ -39,7 +39,7 @@ def generate(
         _option(
             "--method",
             panel=_METHOD,
-            text="adaspa, sparse-videogen, minference, frame-region, full, or another preset of configs/methods.",
+            text="adaspa, sparse-videogen, minference, frame-region, full, diffusers, or another of configs/methods.",
             default="adaspa",
         ),
     ] = None,
@@ -79,6 +79,14 @@ def generate(
         _option("--cache", panel=_METHOD, text=", ".join(CACHES) + ": reuse results of earlier steps.", default="none"),
     ] = None,
     steps: Annotated[int | None, _option("--steps", panel=_SAMPLING, text="Denoising steps.")] = None,
+    steps_per_phase: Annotated[
+        int | None,
+        _option(
+            "--steps-per-phase",
+            panel=_SAMPLING,
+            text="With random weights: compute so many steps of each phase, estimate the others.",
+        ),
+    ] = None,
     height: Annotated[int | None, _option("--height", panel=_SAMPLING, text="Height in pixels.")] = None,
     width: Annotated[int | None, _option("--width", panel=_SAMPLING, text="Width in pixels.")] = None,
     frames: Annotated[int | None, _option("--frames", panel=_SAMPLING, text="Pictures of the video.")] = None,
@@ -194,6 +202,7 @@ def generate(
         "masks_fallback": masks_fallback,
         "cache": cache,
         "steps": steps,
+        "steps_per_phase": steps_per_phase,
         "height": height,
         "width": width,
         "frames": frames,
@@ -241,7 +250,7 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, print_confi
     planned = list(resolved.config.method.schedule(resolved.config.sampling.steps))
     asked = list(resolved.config.method.search_steps)
     method = resolved.config.method
-    if method.masks is None and method.algorithm != "full" and planned != asked:
+    if method.masks is None and method.algorithm not in DENSE and planned != asked:
         console.note(f"search steps {asked} scaled to {planned}, for {resolved.config.sampling.steps} steps")
 
     from adaspa_cli.sampling.prompts import collect_prompts
@@ -263,11 +272,14 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, print_confi
 
 
 def _show(console: Console, folder: Path, reports: list[dict[str, Any]]) -> None:
+    from adaspa_cli.report.steps import estimated_note
+
     names = [report["video"]["file"] for report in reports]
     videos = [name and str(folder / name) for name in names]
     data = [{"video": video, "report": report} for video, report in zip(videos, reports, strict=True)]
     lines = [Text(video, no_wrap=True, overflow="ignore") for video in videos if video]
-    lines += [Text(note) for note in {report.get("random_weights"): None for report in reports} if note]
+    said = [note for report in reports for note in (report.get("random_weights"), estimated_note(report))]
+    lines += [Text(note) for note in dict.fromkeys(said) if note]
     lines += [Text(note) for note in map(_mask_note, reports) if note]
     console.result(data, Group(*lines, _table(reports)))
 
@@ -293,7 +305,8 @@ def _table(reports: list[dict[str, Any]]) -> Table:
         table.add_column(title, justify="right")
     for report in reports:
         seconds = report["seconds"]
-        times = (f"{seconds[key]:.1f} s" for key in ("denoising", "attention", "decoding", "total"))
+        shown = (seconds[key] for key in ("denoising", "attention", "decoding", "total"))
+        times = ("n/a" if value is None else f"{value:.1f} s" for value in shown)
         more = (_saved(report, key) for key in extras)
         table.add_row(*times, f"{report['density']:.1%}", *more)
     return table

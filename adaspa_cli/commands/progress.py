@@ -21,10 +21,10 @@ class ProgressObserver:
     def loading(self, model: str) -> None:
         self._progress.update(self._task, description=f"loading {model}")
 
-    def started(self, videos: int, steps: int, backend: str) -> None:
+    def started(self, videos: int, steps: int, backend: str | None) -> None:
         self._videos = videos
         self._progress.reset(self._task, total=videos * steps)
-        self._console.note(f"attention backend: {backend}")
+        self._console.note(f"attention backend: {backend}" if backend else "attention as diffusers has it")
 
     def video(self, number: int, prompt: str, seed: int) -> None:
         short = prompt if len(prompt) <= 24 else prompt[:23] + "…"

@@ -149,13 +149,15 @@ def _run(console: Console, resolved: Resolved, looked_at: dict[str, Any]) -> Non
 
 
 def _check_method(resolved: Resolved) -> None:
-    """Refuse methods whose masks are not those that are drawn, and caches, which leave calls out."""
+    """Refuse methods whose masks are not those that are drawn, and what leaves calls or steps out."""
     method = resolved.config.method
     if method.algorithm != "adaspa":
         raise ConfigError(f"visualize draws the masks of adaspa, not of {method.method}", hint="drop the method")
     for key in ("cache", "merge"):
         if getattr(method, key) != "none":
             raise ConfigError(f"visualize looks at dense attention, without {key} '{getattr(method, key)}'")
+    if resolved.config.sampling.steps_per_phase is not None:
+        raise ConfigError("visualize computes every step", hint="drop steps_per_phase")
 
 
 def parse_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:

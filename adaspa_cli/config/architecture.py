@@ -42,7 +42,7 @@ class Architecture:
     @property
     def layers(self) -> int:
         """Attention layers of the transformer."""
-        return sum(int(self.transformer[key]) for key in _LAYER_KEYS[self.pipeline])
+        return attention_layers(self.pipeline, self.transformer)
 
     def cut(self, layers: int) -> Architecture:
         """The same with fewer layers; kinds of layers keep their proportion, and the first kind at least one.
@@ -59,6 +59,11 @@ class Architecture:
             counts[key] = min(left, max(1, round(left * own / of))) if of else 0
             left, of = left - counts[key], of - own
         return dataclasses.replace(self, transformer={**self.transformer, **counts})
+
+
+def attention_layers(pipeline: str, transformer: Mapping[str, Any]) -> int:
+    """Attention layers of a transformer, from its configuration and the class of its pipeline."""
+    return sum(int(transformer[key]) for key in _LAYER_KEYS[pipeline])
 
 
 def architecture_of(model: ModelConfig) -> Architecture:

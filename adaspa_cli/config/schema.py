@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from adaspa_cli.config.caching import CacheSettings
 from adaspa_cli.config.masks import MaskFileSettings
-from adaspa_cli.config.names import ALGORITHMS, ATTENTION_CACHES, BACKENDS, DTYPES, ESTIMATING, OFFLOADS
+from adaspa_cli.config.names import ALGORITHMS, ATTENTION_CACHES, BACKENDS, DENSE, DTYPES, ESTIMATING, OFFLOADS
 from adaspa_cli.errors import ConfigError, nearest
 
 
@@ -110,6 +110,8 @@ class MethodConfig(CacheSettings, MaskFileSettings):
         _one_of("algorithm", self.algorithm, ALGORITHMS)
         self.check_masks(self.algorithm)
         _one_of("attention_backend", self.attention_backend, BACKENDS)
+        if self.algorithm == "diffusers":
+            self._check_untouched()
         if not 0 <= self.sparsity < 1:
             raise ConfigError(
                 f"sparsity must lie in [0, 1), got {self.sparsity}", hint="0.8 leaves out 80 % of the blocks"
@@ -131,6 +133,16 @@ class MethodConfig(CacheSettings, MaskFileSettings):
                 hint="drop --attention-backend",
             )
 
+    def _check_untouched(self) -> None:
+        """Refuse what would be attached to a pipeline that is to run as diffusers has it."""
+        for key, nothing in (("cache", "none"), ("merge", "none"), ("attention_backend", "auto")):
+            value = getattr(self, key)
+            if value != nothing:
+                raise ConfigError(
+                    f"'diffusers' runs the pipeline as it comes, without the {key} '{value}'",
+                    hint=f"drop {key}, or use --method full",
+                )
+
     def schedule(self, steps: int) -> tuple[int, ...]:
         """The search steps of a run of ``steps`` denoising steps.
 
@@ -150,7 +162,7 @@ class MethodConfig(CacheSettings, MaskFileSettings):
 
     def mask_steps(self, steps: int) -> tuple[int, ...]:
         """The steps at which masks are found: those of the schedule, every one from its first on, or none."""
-        if self.algorithm == "full":
+        if self.algorithm in DENSE:
             return ()
         schedule = self.schedule(steps)
         return tuple(range(schedule[0], steps)) if self.algorithm in ESTIMATING else schedule
@@ -182,6 +194,8 @@ class SamplingConfig:
         true_cfg_scale: HunyuanVideo: classifier-free guidance in two passes; above 1 it needs a negative prompt.
         negative_prompt: what the video should not show.
         seed: seed of the noise; several make several videos of each prompt.
+        steps_per_phase: with random weights, compute of each phase (dense, search, sparse, ...) only so many first
+            steps, and every search; the others count as the median of those of their phase. None computes all.
     """
 
     steps: int = 50
@@ -193,10 +207,12 @@ class SamplingConfig:
     true_cfg_scale: float = 1.0
     negative_prompt: str | None = None
     seed: tuple[int, ...] = (0,)
+    steps_per_phase: int | None = None
 
     def __post_init__(self) -> None:
         for key in ("steps", "height", "width", "frames", "fps"):
             _at_least(key, getattr(self, key), 1)
+        _at_least("steps_per_phase", self.steps_per_phase, 1)
         if not self.seed or min(self.seed) < 0 or max(self.seed) >= 2**64:
             raise ConfigError(f"seed must be one or more numbers from 0 to 2^64 - 1, got {list(self.seed)}")
         for key in ("guidance_scale", "true_cfg_scale"):
@@ -248,10 +264,24 @@ class GenerateConfig:
                 f"compile does not go with cache '{self.method.cache}', which skips calls inside of blocks",
                 hint="use a cache that skips whole blocks (adacache, first-block, magcache), or drop --compile",
             )
-        if self.method.algorithm != "full":
+        if self.method.algorithm not in DENSE:
             self.method.schedule(self.sampling.steps)
+        if self.sampling.steps_per_phase is not None:
+            self._check_steps_per_phase()
         if self.output.lossless and not self.decodes:
             raise ConfigError("lossless frames need a decoded video", hint="add --decode, or drop --lossless")
+
+    def _check_steps_per_phase(self) -> None:
+        if not self.model.random_weights:
+            raise ConfigError(
+                "steps_per_phase leaves steps out, so there is no video: it is for times with random weights",
+                hint="add --random-weights, or drop --steps-per-phase",
+            )
+        if self.method.cache != "none":
+            raise ConfigError(
+                f"steps_per_phase cannot foretell which steps the cache '{self.method.cache}' skips",
+                hint="drop the cache, or drop --steps-per-phase",
+            )
 
     @property
     def decodes(self) -> bool:

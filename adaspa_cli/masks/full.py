@@ -1,4 +1,4 @@
-"""Full attention: the baseline that every other method is measured against."""
+"""Full attention: the baseline that every other method is measured against; also what diffusers does by itself."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from adaspa_cli.masks.policy import Action, Call, MaskPolicy
 
 @dataclass(frozen=True)
 class Full(MaskPolicy):
-    """Dense attention at every step, by the best dense path of the machine."""
+    """Dense attention at every step."""
 
     block_size: tuple[int, int] = (64, 64)
 

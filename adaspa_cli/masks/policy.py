@@ -1,5 +1,6 @@
 """What a method is: a stateless rule that says what each attention call does, and how it finds its mask."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +23,16 @@ class Action(Enum):
     ESTIMATE_AND_SPARSE = "estimate"
     DENSE_AND_CHECK = "mask check"  # dense, and the recall of a loaded mask is measured
     LOAD_AND_SPARSE = "loaded masks"
+
+    @property
+    def gives_mask(self) -> bool:
+        """Whether later calls reuse the mask that the call finds or loads."""
+        return self in (
+            Action.DENSE_AND_SEARCH,
+            Action.SEARCH_AND_SPARSE,
+            Action.DENSE_AND_CHECK,
+            Action.LOAD_AND_SPARSE,
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,23 @@ class MaskPolicy(ABC):
     @abstractmethod
     def action(self, call: Call, last_search: int | None) -> Action:
         """Say what this call does; ``last_search`` is the step of its layer's, branch's and sample's last search."""
+
+    def example(self) -> Call:
+        """A call that the policy could get; of its layout nothing matters but that it is no mistake."""
+        return Call(0, 0, "cond", 0, TokenLayout(1, 1, 1, 0, "last"))
+
+    def plan(self, steps: int) -> list[Action]:
+        """What the calls of each of ``steps`` denoising steps do, as long as none is skipped.
+
+        A layer whose loaded mask turns out to recall too little searches where others load: that alone is not foretold.
+        """
+        actions: list[Action] = []
+        last_search = None
+        for step in range(steps):
+            actions.append(self.action(dataclasses.replace(self.example(), step=step), last_search))
+            if actions[-1].gives_mask:
+                last_search = step
+        return actions
 
     def keeps_lse(self, step: int) -> bool:  # noqa: ARG002
         """Whether a search after ``step`` will need the LSE of the dense attention at ``step``."""

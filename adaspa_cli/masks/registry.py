@@ -1,5 +1,6 @@
 """From a method's settings to its policy."""
 
+from adaspa_cli.config.names import DENSE
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.masks.adaspa import AdaSpa
 from adaspa_cli.masks.files.check import check_method
@@ -18,7 +19,7 @@ def make_policy(config: MethodConfig, steps: int) -> MaskPolicy:
     Raises:
         ConfigError: a search step lies beyond the last step.
     """
-    if config.algorithm == "full":
+    if config.algorithm in DENSE:
         return Full()
     schedule = config.schedule(steps)
     if config.algorithm == "sparse-videogen":
@@ -47,6 +48,16 @@ def open_masks(config: MethodConfig) -> MaskFile | None:
     file = MaskFile.open(config.masks)
     check_method(file, config)
     return file
+
+
+def run_policy(config: MethodConfig, steps: int) -> MaskPolicy:
+    """Return the policy of a run with ``steps`` denoising steps, with masks from a file if the settings name one.
+
+    Raises:
+        ConfigError, MaskFileError: as :func:`make_policy` and :func:`open_masks`.
+    """
+    file = open_masks(config)
+    return make_policy(config, steps) if file is None else stored_policy(config, file, steps)
 
 
 def stored_policy(config: MethodConfig, file: MaskFile, steps: int) -> StoredMasks:

@@ -94,6 +94,10 @@ class StoredMasks(MaskPolicy):
             return Action.DENSE_AND_CHECK
         return Action.LOAD_AND_SPARSE
 
+    def example(self) -> Call:
+        facts = self.file.description
+        return Call(0, 0, facts.branches[0], 0, facts.layout)
+
     def load(self, call: Call, device: torch.device) -> FoundMask:
         """Read the mask of the call's layer, branch and step; waits for the device once.
 

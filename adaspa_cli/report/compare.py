@@ -14,7 +14,7 @@ from adaspa_cli.errors import ConfigError
 
 _HINT = "--compare-with takes the NAME.report.json of a run of the same model, prompt, seed and size"
 # What two videos must share, so that the method alone makes the difference.
-_SHARED = [f.name for f in dataclasses.fields(SamplingConfig) if f.name not in ("seed", "fps")]
+_SHARED = [f.name for f in dataclasses.fields(SamplingConfig) if f.name not in ("seed", "fps", "steps_per_phase")]
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import datetime
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
-from adaspa_cli.masks import Action
+from adaspa_cli.config.names import DENSE
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.report.mask_file import mask_file_report
+from adaspa_cli.report.steps import estimate_others, run_density, step_table, untouched_steps
 
 if TYPE_CHECKING:
-    from adaspa_cli.sampling.engine import AttentionCall, AttentionEngine
+    from adaspa_cli.sampling.engine import AttentionEngine
     from adaspa_cli.sampling.handle import Handle
+    from adaspa_cli.sampling.steps_per_phase import StepsPerPhase
     from adaspa_cli.sampling.timeline import Timeline
     from adaspa_cli.sampling.timing import Span
 
@@ -30,6 +30,7 @@ def latency_report(
     pipe: Any,
     handle: Handle,
     timeline: Timeline,
+    chosen: StepsPerPhase | None,
     resolved: Resolved,
     prompt: str,
     seed: int,
@@ -41,19 +42,21 @@ def latency_report(
 ) -> dict[str, Any]:
     """Assemble the report of the video that the pipeline has just made; all times in seconds.
 
+    Where only ``chosen`` steps were computed, ``estimated`` says how many, each entry of ``steps`` whether it is
+    estimated, and all sums (``denoising``, ``attention``, ``total``, ``density``) are those with the estimates.
+
     ``skipped`` is the share of blocks or of attention calls that a cache left out; densities are those of the calls
     that were made.
 
     ``dense_attention`` says which kernel ran dense attention and what the others took, where there was a choice.
 
     ``attention`` is the time inside the attention operators, searches and mask selection included; it is part of
-    ``denoising``. ``video`` is None for a run that ended in latents. Densities count blocks of text too. Waits for the
-    device.
+    ``denoising``, and None for a pipeline that ran as diffusers has it: nothing there could time it. ``video`` is None
+    for a run that ended in latents. Densities count blocks of text too. Waits for the device.
     """
     sampling, engine = resolved.config.sampling, handle.engine
-    steps = step_table(timeline.steps, engine.calls)
-    for step in steps:
-        step["skipped"] = None if handle.cache is None else handle.cache.work.skipped(step["step"])
+    steps, estimated = _steps(handle, timeline, chosen)
+    denoising = sum(step["seconds"] for step in steps)
     return {
         "format": FORMAT,
         "kind": "adaspa latency report",
@@ -79,19 +82,41 @@ def latency_report(
             "fps": sampling.fps,
         },
         "seconds": {
-            "total": total,
+            "total": total - _total(timeline.steps) + denoising if estimated else total,
             "text_encoding": _total(timeline.text),
-            "denoising": _total(timeline.steps),
-            "attention": sum(step["attention"] for step in steps),
+            "denoising": denoising,
+            "attention": sum(step["attention"] for step in steps) if handle.attached else None,
             "decoding": _total(timeline.decode),
             "writing": writing,
         },
-        "density": run_density(engine.calls),
+        "estimated": estimated,
+        "density": _density(handle, steps, estimated),
         "steps": steps,
         "searches": search_table(engine),
         "mask_file": mask_file_report(engine.policy),
         "peak_memory": peak,
     }
+
+
+def _steps(
+    handle: Handle, timeline: Timeline, chosen: StepsPerPhase | None
+) -> tuple[list[dict[str, Any]], dict[str, int] | None]:
+    """The steps, and where some of them were not computed, how many were."""
+    spans = timeline.steps
+    steps = step_table(spans, handle.engine.calls) if handle.attached else untouched_steps(spans)
+    for step in steps:
+        step["skipped"] = None if handle.cache is None else handle.cache.work.skipped(step["step"])
+    if chosen is None or len(chosen.computed) == len(steps):
+        return steps, None
+    estimate_others(steps, [action.value for action in chosen.plan], chosen.computed)
+    return steps, {"computed_steps": len(chosen.computed), "of": len(steps), "steps_per_phase": chosen.number}
+
+
+def _density(handle: Handle, steps: list[dict[str, Any]], estimated: dict[str, int] | None) -> float | None:
+    """Over the calls that were made; where steps are estimated, over the steps, which have equally many calls."""
+    if not handle.attached:
+        return 1.0
+    return fmean(step["density"] for step in steps) if estimated else run_density(handle.engine.calls)
 
 
 def _total(spans: Iterable[Span]) -> float:
@@ -119,47 +144,13 @@ def _merging(handle: Handle) -> dict[str, Any] | None:
 def _search_steps(resolved: Resolved, engine: AttentionEngine) -> dict[str, Any]:
     """What was asked for, what the schedule made of it, and when masks were really searched."""
     method, steps = resolved.config.method, resolved.config.sampling.steps
-    if method.algorithm == "full":
+    if method.algorithm in DENSE:
         return {"asked": [], "planned": [], "done": []}
     return {
         "asked": list(method.search_steps),
         "planned": [] if method.masks else list(method.mask_steps(steps)),
         "done": sorted({search.step for search in engine.searches if not search.loaded}),
     }
-
-
-def step_table(spans: list[Span], calls: list[AttentionCall]) -> list[dict[str, Any]]:
-    """Per denoising step: its phase, its time and that of its attention, and the mean density over its calls."""
-    by_step: dict[int, list[AttentionCall]] = defaultdict(list)
-    for call in calls:
-        by_step[call.step].append(call)
-    return [
-        {
-            "step": step,
-            "phase": _phase(by_step[step]),
-            "seconds": span.seconds(),
-            "attention": sum(call.span.seconds() for call in by_step[step]),
-            "density": run_density(by_step[step]),
-        }
-        for step, span in enumerate(spans)
-    ]
-
-
-def _phase(calls: list[AttentionCall]) -> str:
-    """The phase that most layers were in; a cache may leave a layer out at a search step."""
-    if not calls:
-        return "skipped"
-    actions = [call.action for call in calls]
-    return max(Action, key=actions.count).value
-
-
-def run_density(calls: list[AttentionCall]) -> float | None:
-    """Mean achieved density over attention calls and heads; dense calls count as 1. None without a call."""
-    if not calls:
-        return None
-    sparse = [call.density for call in calls if call.density is not None]
-    dense = len(calls) - len(sparse)
-    return (dense + (float(torch.stack(sparse).mean(-1).sum()) if sparse else 0.0)) / len(calls)
 
 
 def search_table(engine: AttentionEngine) -> list[dict[str, Any]]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adaspa_cli.config.names import DENSE
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.machine import machine_line
 from adaspa_cli.report.media import data_uri
+from adaspa_cli.report.steps import estimated_note
 from adaspa_cli.report.template import render
 
 PHASES = {
@@ -45,6 +47,7 @@ class Run:
     report: dict[str, Any]
     parts: list[Part]
     video: str | None
+    estimated: str | None
 
 
 def page(report: dict[str, Any], video: Path | None, compared: Compared | None = None) -> str:
@@ -74,24 +77,26 @@ def page(report: dict[str, Any], video: Path | None, compared: Compared | None =
 
 def _run(report: dict[str, Any], video: Path | None) -> Run:
     method, sparsity = (report["settings"][key]["value"] for key in ("method", "sparsity"))
-    name = method if report["settings"]["algorithm"]["value"] == "full" else f"{method}, {sparsity:.0%} left out"
+    name = method if report["settings"]["algorithm"]["value"] in DENSE else f"{method}, {sparsity:.0%} left out"
     inside = None if video is None else data_uri("video/mp4", video.read_bytes())
-    return Run(name, report, time_parts(report), inside)
+    return Run(name, report, time_parts(report), inside, estimated_note(report))
 
 
 def time_parts(report: dict[str, Any]) -> list[Part]:
     """Where the total time went, in the order of a run; the parts sum to the total.
 
     Attention is split by the phase of its step, so that a step's search stands in one part with the dense attention
-    that it needs.
+    that it needs. Where its time is unknown, denoising is one part.
     """
     seconds = report["seconds"]
+    known_attention = seconds["attention"] is not None
     attention: dict[str, float] = defaultdict(float)
     for step in report["steps"]:
-        attention[step["phase"]] += step["attention"]
+        attention[step["phase"]] += step["attention"] or 0.0
     parts = [Part("text encoding", seconds["text_encoding"], _OTHER_PARTS["text encoding"])]
     parts += [Part(f"attention, {phase}", attention[phase], PHASES[phase]) for phase in PHASES if attention[phase]]
-    parts.append(Part("rest of denoising", seconds["denoising"] - seconds["attention"], _REST))
+    rest = "rest of denoising" if known_attention else "denoising"
+    parts.append(Part(rest, seconds["denoising"] - (seconds["attention"] or 0.0), _REST))
     parts += [Part(key, seconds[key], _OTHER_PARTS[key]) for key in ("decoding", "writing")]
     known = sum(part.seconds for part in parts)
     return [*parts, Part("other", max(0.0, seconds["total"] - known), _OTHER_PARTS["other"])]
@@ -101,7 +106,7 @@ def _notes(report: dict[str, Any], compared: Compared | None) -> list[str]:
     """What the reader must know to judge the figures."""
     notes = [
         f"{report['model']['name']} ({report['model']['layers']} layers, {report['model']['heads']} heads of "
-        f"{report['model']['head_dim']}, {report['model']['dtype']}), attention backend {report['attention_backend']}",
+        f"{report['model']['head_dim']}, {report['model']['dtype']}), {_attention(report)}",
         _machine(report),
     ]
     if compared is not None and _machine(compared.report) != notes[1]:
@@ -112,6 +117,11 @@ def _notes(report: dict[str, Any], compared: Compared | None) -> list[str]:
     if work["merging"]:
         notes.append(f"{work['merging']['name']} merged {work['merging']['merged']:.1%} of the video tokens")
     return notes
+
+
+def _attention(report: dict[str, Any]) -> str:
+    backend = report["attention_backend"]
+    return f"attention backend {backend}" if backend else "attention as diffusers has it, its time not known"
 
 
 def _machine(report: dict[str, Any]) -> str:

@@ -90,6 +90,13 @@ class AttentionEngine:
         if self._merging is not None:
             self._merging.start()
 
+    def plan(self, steps: int) -> list[Action]:
+        """What the attention calls of each step of a run of ``steps`` denoising steps do, if a cache skips none."""
+        return [self._merged(action) for action in self._make_policy(steps).plan(steps)]
+
+    def _merged(self, action: Action) -> Action:
+        return Action.MERGED if action is Action.DENSE and self._merging is not None else action
+
     def forget_masks(self) -> None:
         """Give the memory of masks and LSE back; the records stay."""
         self._memory.clear()
@@ -113,9 +120,7 @@ class AttentionEngine:
         memory = self._memory.get(key)
         if memory is not None and memory.layout != row.layout:
             raise RunError(f"the token layout changed during the run, from {memory.layout} to {row.layout}")
-        action = self._policy.action(call, memory.last_search if memory else None)
-        if action is Action.DENSE and self._merging is not None:
-            action = Action.MERGED
+        action = self._merged(self._policy.action(call, memory.last_search if memory else None))
         self.on_action(action)
         dense = (Action.DENSE, Action.DENSE_AND_SEARCH, Action.DENSE_AND_CHECK)
         if self.dense_kernel is None and action in dense:

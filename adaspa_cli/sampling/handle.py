@@ -8,10 +8,13 @@ from typing import Any
 
 from adaspa_cli.attention import check_kernel, resolve
 from adaspa_cli.caching import StepCache, TokenMerging, make_cache, make_merging
+from adaspa_cli.config.architecture import attention_layers
+from adaspa_cli.config.names import DENSE
 from adaspa_cli.config.schema import MethodConfig
-from adaspa_cli.masks import FoundMask, MaskPolicy
+from adaspa_cli.masks import Action, FoundMask, MaskPolicy
 from adaspa_cli.masks.files.check import check_model
 from adaspa_cli.masks.registry import make_policy, open_masks, stored_policy
+from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.registry import family_of
 from adaspa_cli.sampling.clock import StepClock
 from adaspa_cli.sampling.engine import AttentionEngine
@@ -21,10 +24,13 @@ class Handle:
     """A method at work on a pipeline; also a context manager. Two pipelines in one process know nothing of each other.
 
     Attributes:
-        engine: its records say what each attention call of the last run did, and how long it took.
+        attached: whether attention is ours; the method ``diffusers`` leaves it alone and counts steps only.
+        engine: its records say what each attention call of the last run did, and how long it took; there are none if
+            not attached.
         clock: counts the pipeline's denoising steps.
         layers: number of attention layers.
-        backend: name of the attention backend that runs; ``sdpa`` where PyTorch's kernels attend to merged tokens.
+        backend: name of the attention backend that runs; ``sdpa`` where PyTorch's kernels attend to merged tokens;
+            None if not attached.
         cache: what skips work between steps, with its counts of the last run; None without.
         mask_file: where masks are loaded from; None where they are searched.
         merging: what merges tokens, with its count of the last run; None without.
@@ -51,7 +57,7 @@ class Handle:
         """
         family = family_of(pipe)
         backend = resolve(config.attention_backend, pipe._execution_device)
-        if config.algorithm != "full":
+        if config.algorithm not in DENSE:
             dtype = None if pipe._execution_device.type == "cpu" else pipe.transformer.dtype
             block_size = (config.block_size, config.block_size)
             check_kernel(backend, pipe.transformer.config.attention_head_dim, block_size, dtype)
@@ -59,20 +65,22 @@ class Handle:
         if self.mask_file is not None:
             check_model(self.mask_file, pipe)
         self.merging: TokenMerging | None = make_merging(config)
-        self.backend = backend.name if self.merging is None else "sdpa"
+        self.attached = config.algorithm != "diffusers"
+        self.backend = _backend_name(backend.name, self.attached, self.merging)
         self.clock = StepClock(pipe)
         self.engine = AttentionEngine(policy or self._policy_maker(config), backend, self.clock, self.merging)
+        self.layers = attention_layers(type(pipe).__name__, pipe.transformer.config)
+        self.cache: StepCache | None = None
+        self._attachment: Attachment | None = None
+        if not self.attached:
+            self.clock.on_start.append(lambda _steps: self.engine.on_action(Action.DENSE))
+            return
         try:
             self._attachment = family.attach(pipe, self.engine)
+            self.layers = self._attachment.layers
+            self.cache = make_cache(config, pipe, self._attachment, self.clock)
         except BaseException:
-            self.clock.stop()
-            raise
-        self.layers = self._attachment.layers
-        try:
-            self.cache: StepCache | None = make_cache(config, pipe, self._attachment, self.clock)
-        except BaseException:
-            self._attachment.detach()
-            self.clock.stop()
+            self.remove()
             raise
 
     def _policy_maker(self, config: MethodConfig) -> Callable[[int], MaskPolicy]:
@@ -89,7 +97,8 @@ class Handle:
         """Restore the pipeline as it was. May be called twice."""
         if self.cache is not None:
             self.cache.remove()
-        self._attachment.detach()
+        if self._attachment is not None:
+            self._attachment.detach()
         self.clock.stop()
 
     def __enter__(self) -> Handle:
@@ -101,6 +110,12 @@ class Handle:
         self.remove()
 
 
+def _backend_name(backend: str, attached: bool, merging: TokenMerging | None) -> str | None:
+    if not attached:
+        return None
+    return backend if merging is None else "sdpa"
+
+
 def apply(pipe: Any, method: str = "adaspa", **settings: Any) -> Handle:
     """Run a pipeline of diffusers with a method of adaspa until the handle is removed.
 
@@ -108,8 +123,8 @@ def apply(pipe: Any, method: str = "adaspa", **settings: Any) -> Handle:
 
     Args:
         pipe: a ``HunyuanVideoPipeline`` or ``CogVideoXPipeline``, on its device.
-        method: a method preset: ``adaspa``, ``sparse-videogen``, ``minference``, ``frame-region``, ``full`` or an
-            ablation.
+        method: a method preset: ``adaspa``, ``sparse-videogen``, ``minference``, ``frame-region``, ``full``,
+            ``diffusers`` or an ablation.
         settings: any field of :class:`~adaspa_cli.config.schema.MethodConfig`, such as ``sparsity=0.8``,
             ``search_steps=(10, 30)`` or ``attention_backend="auto"``.
 

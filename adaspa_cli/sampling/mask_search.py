@@ -65,6 +65,8 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
         RunError: the block sums are no numbers.
     """
     options.check(resolved.config.method)
+    if resolved.config.sampling.steps_per_phase is not None:
+        raise ConfigError("search-masks computes every step up to its last search", hint="drop steps_per_phase")
     check_folder(str(options.out.parent))
     output = dataclasses.replace(resolved.config.output, decode=False, lossless=False)
     resolved = dataclasses.replace(resolved, config=dataclasses.replace(resolved.config, output=output))

@@ -42,6 +42,7 @@ from adaspa_cli.sampling.outputs import (
     write_video,
 )
 from adaspa_cli.sampling.prompts import collect_prompts
+from adaspa_cli.sampling.steps_per_phase import StepsPerPhase
 from adaspa_cli.sampling.timeline import Timeline
 
 NOT_IN_FINGERPRINT = ("prompt", "prompts", "seed", "out", "resume", "compare_with")
@@ -51,7 +52,7 @@ class Observer(Protocol):
     """Is told how a run goes on."""
 
     def loading(self, model: str) -> None: ...
-    def started(self, videos: int, steps: int, backend: str) -> None: ...
+    def started(self, videos: int, steps: int, backend: str | None) -> None: ...
     def video(self, number: int, prompt: str, seed: int) -> None: ...
     def action(self, action: Action) -> None: ...
     def step_done(self, step: int) -> None: ...
@@ -174,11 +175,15 @@ def session(pipe: Any, resolved: Resolved, observer: Observer) -> Iterator[tuple
             handle.engine.forget_masks()  # memory peaks in the VAE, which has no use for them
             observer.decoding()
 
+        number = resolved.config.sampling.steps_per_phase
+        chosen = None if number is None else StepsPerPhase(pipe, handle.engine, handle.clock, number)
         timeline = Timeline(pipe, handle.clock, decoding)
         try:
-            yield handle, lambda job: _make(pipe, handle, timeline, resolved, job)
+            yield handle, lambda job: _make(pipe, handle, timeline, chosen, resolved, job)
         finally:
             timeline.stop()
+            if chosen is not None:
+                chosen.stop()
 
 
 def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tensor:
@@ -199,7 +204,9 @@ def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tenso
     return video
 
 
-def _make(pipe: Any, handle: Handle, timeline: Timeline, resolved: Resolved, job: Job) -> dict[str, Any]:
+def _make(
+    pipe: Any, handle: Handle, timeline: Timeline, chosen: StepsPerPhase | None, resolved: Resolved, job: Job
+) -> dict[str, Any]:
     """Make one video, write it and its report; return the report."""
     config = resolved.config
     device = pipe._execution_device
@@ -224,6 +231,7 @@ def _make(pipe: Any, handle: Handle, timeline: Timeline, resolved: Resolved, job
         pipe=pipe,
         handle=handle,
         timeline=timeline,
+        chosen=chosen,
         resolved=resolved,
         prompt=job.prompt,
         seed=job.seed,

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 
 from adaspa_cli.bench.plan import plan_bench
-from adaspa_cli.bench.runner import few_steps
-from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError, ModelError, RunError
 from tests.bench.benches import PROMPTS, make, rows, settings, small_bench
 from tests.pipelines import Listener
@@ -60,6 +58,7 @@ def test_the_json_names_the_files_and_its_figures_are_those_of_the_files(made: A
         steps = [s for report in reports for s in report["steps"] if s["phase"] == "dense"]
         assert row["phases"]["dense"] == {
             "steps": len(steps),
+            "computed": len(steps),
             "seconds": statistics.median(s["seconds"] for s in steps),
             "attention": statistics.median(s["attention"] for s in steps),
         }
@@ -323,10 +322,44 @@ def test_what_cannot_be_measured_is_n_a_with_the_reason_and_measured_once_it_can
     assert row["quality"]["vbench"]["missing"]
 
 
-def test_a_warm_up_scales_the_schedule_and_decodes_nothing() -> None:
-    few = few_steps(resolve({"steps": 50, "search_steps": (10, 30), "lossless": True}), 3).config
-    assert few.method.schedule(few.sampling.steps) == (0, 1)
-    assert not few.decodes
+def test_a_pipeline_as_diffusers_runs_it_is_compared_with_full_and_its_attention_is_not_known(
+    hunyuan_folder: Path, tmp_path: Path
+) -> None:
+    untouched = {"method": "diffusers", "attention_backend": "auto"}
+    spec = small_bench(tmp_path, hunyuan_folder, rows=[untouched, {"method": "full"}], prompts=PROMPTS[:1])
+    bench = make(spec, tmp_path / "out")
+    row = rows(bench)[spec.rows[0].name]
+    assert row["reference"] == "full"
+    assert row["quality"]["psnr"]["mean"] > 40
+    assert row["seconds"]["attention"] == row["speed_up"]["attention"]
+    assert row["seconds"]["attention"] == {"missing": "diffusers ran it alone, where nothing times attention"}
+    assert row["speed_up"]["latency"]["value"] > 0
+    assert (row["phases"]["dense"]["attention"], row["density"]["median"]) == (None, 1)
+    (line,) = [
+        line
+        for line in (tmp_path / "out" / "bench.md").read_text().splitlines()
+        if "| dense | 4 |" in line and "n/a" in line
+    ]
+    assert line.startswith(f"| {row['name']} |")
+    assert row["attention_backend"] is None
+
+
+def test_estimated_steps_are_said_everywhere(hunyuan_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = settings(hunyuan_folder, random_weights=True, steps=9, search_steps=(3, 6), steps_per_phase=2)
+    bench = make(small_bench(tmp_path, hunyuan_folder, run=run), out)
+    row, dense = rows(bench)["adaspa"], rows(bench)["full"]
+    assert row["estimated"] == {"computed_steps": 6, "of": 9, "steps_per_phase": 2}
+    assert dense["phases"]["dense"]["steps"] == 18  # of two prompts
+    assert dense["phases"]["dense"]["computed"] == 4
+    report = json.loads((out / row["runs"][0]["report"]).read_text())
+    assert report["seconds"]["denoising"] == pytest.approx(sum(step["seconds"] for step in report["steps"]))
+    for name in ("bench.json", "bench.md", "bench.html"):
+        assert "stimated: of each phase only the first 2 steps and every search" in (out / name).read_text()
+    text = (out / "bench.md").read_text()
+    assert "| 6 of 9 |" in text
+    assert "| full | dense | 18 (4 computed) |" in text
+    assert "computed_steps" in (out / "rows.csv").read_text().splitlines()[0]
 
 
 def test_equal_frames_are_counted_because_their_psnr_is_a_convention(hunyuan_folder: Path, tmp_path: Path) -> None:

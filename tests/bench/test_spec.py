@@ -139,8 +139,49 @@ def test_the_papers_figures_stand_beside_its_own_setting_alone() -> None:
     assert figures(["hunyuan"], model="hunyuan", method="adaspa", steps=20) is None
     assert figures(["hunyuan"], model="tiny", method="adaspa") is None
     assert figures(["hunyuan"], {"cache"}, model="hunyuan", method="adaspa") is None
-    assert figures(["hunyuan"], {"random_weights"}, model="hunyuan", random_weights=True) is None
+    assert figures(["hunyuan"], {"random_weights", "layers"}, model="hunyuan", random_weights=True, layers=6) is None
     assert figures(["hunyuan"], {"device"}, model="hunyuan", method="full", device="cpu") is not None
+
+
+def test_beside_random_weights_stand_the_papers_times_alone() -> None:
+    run = {"model": "hunyuan", "random_weights": True, "steps_per_phase": 2}
+    assert figures(["hunyuan"], {"random_weights", "steps_per_phase"}, **run) == {
+        "table": "main table, HunyuanVideo",
+        "machine": "one A100-80GB",
+        "latency": 1810.23,
+        "speed_up": 1.78,
+    }
+    steps = {"search_steps": (10, 20, 30)}  # of which the paper reports the quality alone
+    assert figures(["hunyuan-search-steps"], {"search_steps", "random_weights"}, **run, **steps) is None
+
+
+def test_the_bench_at_full_size_has_the_papers_settings_at_the_models_own_sizes() -> None:
+    spec = load_bench("full-size", None)
+    tables, speed_ups, sizes = load_tables(spec.paper), {}, {}
+    for row in spec.rows:
+        flags = {**spec.run, **row.settings}
+        flat = resolve(flags).flat()
+        found = paper_figures(flat, set(flags), tables)
+        speed_ups[row.name] = found and found["speed_up"]
+        sizes[flat["model"]] = [flat[key] for key in ("height", "width", "frames", "steps")]
+        assert (flat["random_weights"], flat["steps_per_phase"], flat["layers"]) == (True, 2, None)
+    assert speed_ups == {
+        "hunyuan diffusers": None,
+        "hunyuan full": 1,
+        "hunyuan adaspa 0.8 at 10,30": 1.78,
+        "hunyuan adaspa 0.9 at 0,30": 2.79,
+        "fasthunyuan diffusers": None,
+        "fasthunyuan full": 1,
+        "fasthunyuan adaspa 0.85 at 0": 1.56,
+        "cogvideox diffusers": None,
+        "cogvideox full": 1,
+        "cogvideox adaspa 0.8 at 10,30": 1.66,
+    }
+    assert sizes == {
+        "hunyuan": [720, 1280, 129, 50],
+        "fasthunyuan": [720, 1280, 125, 6],
+        "cogvideox": [768, 1360, 161, 50],
+    }
 
 
 def test_every_figure_of_the_papers_main_table_can_be_met() -> None:

@@ -110,6 +110,17 @@ def test_random_weights_are_said_first(run: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.mp4"))
 
 
+def test_times_are_left_out_where_they_mean_nothing(run: Any, tmp_path: Path) -> None:
+    result = run("--limit", "1", "--no-times")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("times and speed-ups are left out: other work may have run on the machine")
+    assert "speed-up" not in result.stdout.splitlines()[1:]
+    assert "latency s" not in result.stdout
+    assert json.loads((tmp_path / "out" / "bench.json").read_text())["times"] is False
+    again = run("--limit", "1", "--tables-only")  # the reports still have them
+    assert "latency s" in again.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "changed", "message"),
     [
@@ -121,6 +132,8 @@ def test_random_weights_are_said_first(run: Any, tmp_path: Path) -> None:
         (["--preset", "main"], {}, "name one bench: --preset NAME or --config FILE"),
         (["--set", "search_steps=[9]"], {}, "search step 9 lies beyond the last step, which is 3"),
         (["--layers", "2"], {}, "layers cuts a model that random_weights builds"),
+        (["--set", "steps_per_phase=2"], {}, "steps_per_phase leaves steps out, so there is no video"),
+        ([], {"rows": [{"method": "diffusers", "cache": "pab"}]}, "'diffusers' runs the pipeline as it comes"),
         (["--model", "hunyuann"], {}, "unknown model 'hunyuann'; did you mean 'hunyuan'"),
         ([], {"rows": [{"method": "adspa"}]}, "unknown method 'adspa'; did you mean 'adaspa'"),
         ([], {"paper": "tabel"}, "unknown table of the paper 'tabel'"),

@@ -1,0 +1,87 @@
+"""Only some denoising steps of each phase are computed: times of a long run in a part of its time.
+
+Steps of one phase take the same time, whatever they compute. So a run with random weights, whose video is of no use,
+needs each phase a few times only. For the other steps the transformer answers zeros, and the schedule goes on; the
+report estimates what they would have taken (:mod:`adaspa_cli.report.steps`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaspa_cli.masks import Action
+from adaspa_cli.models.attachment import Override
+from adaspa_cli.sampling.clock import StepClock
+from adaspa_cli.sampling.engine import AttentionEngine
+
+
+class StepsPerPhase:
+    """At work on one pipeline from the start of a run to its last step.
+
+    The transformer is wrapped for each run anew: offloading takes wrappers off when a pipeline's call returns.
+
+    Attributes:
+        number: steps of each phase that are computed.
+        plan: what the attention calls of each step of the last run did, or would have done.
+        computed: steps of the last run that are computed.
+    """
+
+    def __init__(self, pipe: Any, engine: AttentionEngine, clock: StepClock, number: int) -> None:
+        """
+        Args:
+            pipe: the pipeline; no cache skips work in it.
+            engine: says what the steps of a run do.
+            clock: of the pipeline.
+            number: steps of each phase that are computed.
+        """
+        self._transformer, self._engine, self._clock = pipe.transformer, engine, clock
+        self._override: Override | None = None
+        self._zeros: Callable[[], tuple[Tensor, ...]] = tuple
+        self.number = number
+        self.plan: list[Action] = []
+        self.computed: set[int] = set()
+        clock.on_start.append(self._begin)
+        clock.on_step_end.append(self._end_step)
+
+    def _begin(self, steps: int) -> None:
+        self.stop()
+        self.plan = self._engine.plan(steps)
+        self.computed = choose_steps(self.plan, self.number)
+        self._override = Override(self._transformer, "forward", self._wrap)
+
+    def _wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._clock.step not in self.computed:
+                return self._zeros()
+            outputs: tuple[Tensor, ...] = original(*args, **kwargs)  # diffusers' pipelines ask for a tuple
+            shapes = [(out.shape, out.dtype, out.device) for out in outputs]
+            self._zeros = lambda: tuple(torch.zeros(s, dtype=dtype, device=device) for s, dtype, device in shapes)
+            return outputs
+
+        return forward
+
+    def _end_step(self, step: int) -> None:
+        if step == len(self.plan) - 1:
+            self.stop()
+
+    def stop(self) -> None:
+        """Give the transformer its own ``forward`` back. May be called twice."""
+        if self._override is not None:
+            self._override.restore()
+            self._override = None
+
+
+def choose_steps(plan: Sequence[Action], number: int) -> set[int]:
+    """The first ``number`` steps of each phase, and every step that gives masks to those after it."""
+    seen: Counter[Action] = Counter()
+    chosen = set()
+    for step, action in enumerate(plan):
+        if action.gives_mask or seen[action] < number:
+            chosen.add(step)
+        seen[action] += 1
+    return chosen
