@@ -8,6 +8,7 @@ there is no device timeline, the operators' own times are taken, which tests the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from adaspa_cli.bench.runner import few_steps
+from adaspa_cli.bench.warm_up import few_steps
 from adaspa_cli.config import Resolved
 from adaspa_cli.errors import RunError
 from adaspa_cli.masks import Action
@@ -54,7 +55,9 @@ class Profiled:
 
 def profile_diffusers(pipe: Any, resolved: Resolved, prompt: str) -> Profiled:
     """Profile the pipeline without a method, over two steps."""
-    few = few_steps(resolved, DIFFUSERS_STEPS)
+    config = resolved.config
+    dense = dataclasses.replace(config, method=dataclasses.replace(config.method, algorithm="full"))
+    few = few_steps(dataclasses.replace(resolved, config=dense), DIFFUSERS_STEPS)
     clock = StepClock(pipe)
     try:
         steps, peak = _run_twice(pipe, clock, few, prompt)

@@ -107,7 +107,9 @@ def test_wrong_arguments_are_refused(device: torch.device, change: dict[str, Any
     def there(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(there, value))
-        return value.to(device) if isinstance(value, Tensor) else value
+        if isinstance(value, Tensor):  # with the strides that it has
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device).copy_(value)
+        return value
 
     arguments = {"x": torch.zeros(1, 2, 3, 64), "out": torch.zeros(1, 2, 3, 64)} | change
     with pytest.raises(ValueError, match=message):
