@@ -61,7 +61,13 @@ class Handle:
         self.merging: TokenMerging | None = make_merging(config)
         self.backend = backend.name if self.merging is None else "sdpa"
         self.clock = StepClock(pipe)
-        self.engine = AttentionEngine(policy or self._policy_maker(config), backend, self.clock, self.merging)
+        self.engine = AttentionEngine(
+            policy or self._policy_maker(config),
+            backend,
+            self.clock,
+            self.merging,
+            share_cfg_masks=config.share_cfg_masks,
+        )
         try:
             self._attachment = family.attach(pipe, self.engine)
         except BaseException:
