@@ -59,6 +59,12 @@ def generate(
         bool | None,
         _option("--lse-cache/--no-lse-cache", panel=_METHOD, text="Later searches reuse the first one's LSE."),
     ] = None,
+    share_cfg_masks: Annotated[
+        bool | None,
+        _option(
+            "--share-cfg-masks/--no-share-cfg-masks", panel=_METHOD, text="Both branches of guidance use one's masks."
+        ),
+    ] = None,
     masks: Annotated[
         Path | None, _option("--masks", panel=_METHOD, text="Mask file of adaspa search-masks, instead of a search.")
     ] = None,
@@ -196,6 +202,7 @@ def generate(
         "block_size": block_size,
         "head_adaptive": head_adaptive,
         "lse_cache": lse_cache,
+        "share_cfg_masks": share_cfg_masks,
         "masks": None if masks is None else str(masks),
         "masks_from_start": masks_from_start,
         "masks_min_recall": masks_min_recall,

@@ -30,6 +30,12 @@ def search_masks(
     search_steps: Annotated[
         str | None, typer.Option("--search-steps", help="Steps at which masks are searched, as 10,30.", metavar="STEPS")
     ] = None,
+    share_cfg_masks: Annotated[
+        bool | None,
+        typer.Option(
+            "--share-cfg-masks/--no-share-cfg-masks", help="Masks of the conditional branch of guidance alone."
+        ),
+    ] = None,
     first_step_only: Annotated[
         bool, typer.Option("--first-step-only", help="Search at the first of them alone, and stop there.")
     ] = False,
@@ -86,6 +92,7 @@ def search_masks(
         "method": method,
         "sparsity": sparsity,
         "search_steps": search_steps,
+        "share_cfg_masks": share_cfg_masks,
         "model": model,
         "weights": weights,
         "steps": steps,

@@ -92,6 +92,8 @@ class MethodConfig(CacheSettings, MaskFileSettings):
             them scales them; None means that they are exact.
         head_adaptive: spread the sparsity over the heads by their recall.
         lse_cache: searches after the first reuse its log-sum-exp.
+        share_cfg_masks: with classifier-free guidance the unconditional branch uses the masks of the conditional one,
+            and searches none of its own.
         attention_backend: what runs the operators.
     """
 
@@ -103,6 +105,7 @@ class MethodConfig(CacheSettings, MaskFileSettings):
     search_steps_for: int | None = 50
     head_adaptive: bool = True
     lse_cache: bool = True
+    share_cfg_masks: bool = False
     attention_backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -122,6 +125,8 @@ class MethodConfig(CacheSettings, MaskFileSettings):
             raise ConfigError(f"search_steps must be one or more steps from 0 on, got {list(self.search_steps)}")
         if list(self.search_steps) != sorted(set(self.search_steps)):
             raise ConfigError(f"search_steps must be ascending, got {list(self.search_steps)}")
+        if self.share_cfg_masks and self.algorithm == "full":
+            raise ConfigError("share_cfg_masks: 'full' attends densely and has no masks", hint="drop --share-cfg-masks")
         if self.merge != "none" and self.algorithm != "full":
             raise ConfigError(
                 f"merge '{self.merge}' needs dense attention: the masks of '{self.algorithm}' do not fit merged tokens",

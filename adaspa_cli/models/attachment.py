@@ -43,16 +43,20 @@ class Forward:
     def attend_rows(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         """Attend row by row over the real tokens of q, k, v [B, L, H, D]; padding stands last in a row.
 
+        Conditional rows are attended first, because the others may use their masks.
+
         Returns:
             Per row [1, real tokens, H * D].
         """
-        outputs = []
         # A cache may leave out the unconditional rows, which come first.
-        for index, row in enumerate(self.rows[-q.shape[0] :]):
+        rows = self.rows[-q.shape[0] :]
+        outputs = {}
+        for index in sorted(range(len(rows)), key=lambda index: rows[index].branch != "cond"):
+            row = rows[index]
             real = slice(0, row.layout.tokens)
             parts = (x[index : index + 1, real].transpose(1, 2) for x in (q, k, v))
-            outputs.append(self.attend(layer, row, *parts).transpose(1, 2).flatten(2))
-        return outputs
+            outputs[index] = self.attend(layer, row, *parts).transpose(1, 2).flatten(2)
+        return [outputs[index] for index in range(len(rows))]
 
 
 Processor = Callable[..., Any]

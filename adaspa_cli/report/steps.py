@@ -50,11 +50,15 @@ def untouched_steps(spans: list[Span]) -> list[dict[str, Any]]:
 
 
 def _phase(calls: list[AttentionCall]) -> str:
-    """The phase that most layers were in; a cache may leave a layer out at a search step."""
+    """The phase that most layers were in; a cache may leave a layer out at a search step.
+
+    Of two the one that finds masks: a branch of guidance that shares those of the other finds none.
+    """
     if not calls:
         return "skipped"
     actions = [call.action for call in calls]
-    return max(Action, key=actions.count).value
+    plain = (Action.DENSE, Action.SPARSE)
+    return max(Action, key=lambda action: (actions.count(action), action not in plain)).value
 
 
 def run_density(calls: list[AttentionCall]) -> float | None:

@@ -13,11 +13,14 @@ from adaspa_cli.attention import Backend, TokenLayout
 from adaspa_cli.caching import TokenMerging
 from adaspa_cli.errors import RunError
 from adaspa_cli.masks import Action, Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.sharing import for_text
 from adaspa_cli.models.attachment import Row
 from adaspa_cli.sampling.clock import StepClock
 from adaspa_cli.sampling.timing import Span, Stopwatch
 
 Key = tuple[int, str, int]  # layer, branch, sample
+
+_SEARCHED_DENSELY = (Action.DENSE_AND_SEARCH, Action.DENSE_AND_CHECK)
 
 
 @dataclass
@@ -26,6 +29,7 @@ class _Memory:
 
     layout: TokenLayout
     last_search: int
+    found_by: Action
     found: FoundMask
     density: Tensor  # [H]
     lse: Tensor | None
@@ -64,6 +68,8 @@ class AttentionEngine:
         backend: Backend,
         clock: StepClock,
         merging: TokenMerging | None = None,
+        *,
+        share_cfg_masks: bool = False,
     ) -> None:
         """
         Args:
@@ -71,9 +77,11 @@ class AttentionEngine:
             backend: runs the operators.
             clock: of the pipeline; a start of it forgets the run before.
             merging: merges tokens before every dense attention.
+            share_cfg_masks: the unconditional branch uses the masks of the conditional one, which attends before it.
         """
         self._make_policy, self._backend, self._clock = make_policy, backend, clock
         self._merging = merging
+        self._share_cfg_masks = share_cfg_masks
         self._memory: dict[Key, _Memory] = {}
         self._policy: MaskPolicy | None = None
         self.calls: list[AttentionCall] = []
@@ -116,14 +124,16 @@ class AttentionEngine:
         if self._policy is None:
             raise RunError("attention was called before a run was started")
         call = Call(layer, self._clock.step, row.branch, row.sample, row.layout)
-        key = (layer, row.branch, row.sample)
-        memory = self._memory.get(key)
-        if memory is not None and memory.layout != row.layout:
-            raise RunError(f"the token layout changed during the run, from {memory.layout} to {row.layout}")
-        action = self._merged(self._policy.action(call, memory.last_search if memory else None))
+        if self._share_cfg_masks and row.branch != "cond":
+            memory = self._memory.get((layer, "cond", row.sample))
+            action = _action_of_a_borrower(call, memory)
+        else:
+            memory = self._memory.get((layer, row.branch, row.sample))
+            if memory is not None and memory.layout != row.layout:
+                raise RunError(f"the token layout changed during the run, from {memory.layout} to {row.layout}")
+            action = self._merged(self._policy.action(call, memory.last_search if memory else None))
         self.on_action(action)
-        dense = (Action.DENSE, Action.DENSE_AND_SEARCH, Action.DENSE_AND_CHECK)
-        if self.dense_kernel is None and action in dense:
+        if self.dense_kernel is None and action in (Action.DENSE, *_SEARCHED_DENSELY):
             # Before the clock starts: the first time, the backend measures its kernels.
             self.dense_kernel = self._backend.describe_dense(q, k)
         with Stopwatch(q.device) as watch:
@@ -140,23 +150,38 @@ class AttentionEngine:
             return self._backend.dense(q, k, v, scale)[0], None
         if action is Action.MERGED and self._merging is not None:
             return self._merging.attend(q, k, v, scale, call.layout)
-        if action in (Action.DENSE_AND_SEARCH, Action.DENSE_AND_CHECK):
+        if action in _SEARCHED_DENSELY:
             out, lse, sums = self._backend.search(q, k, v, policy.block_size, scale)
-            self._remember(policy, call, policy.search(call, sums[0]), lse)
+            self._remember(policy, call, action, policy.search(call, sums[0]), lse)
             return out, None
         if action is Action.ESTIMATE_AND_SPARSE:
             found = policy.estimate(call, q, k, v, scale)
-            return self._sparse(found, q, k, v, scale), self._record(call, found)
+            if self._share_cfg_masks:
+                density = self._remember(policy, call, action, found, None).density
+            else:
+                density = self._record(call, found)
+            return self._sparse(found, q, k, v, scale), density
         if action is Action.LOAD_AND_SPARSE:
-            memory = self._remember(policy, call, policy.load(call, q.device), None)
+            memory = self._remember(policy, call, action, policy.load(call, q.device), None)
         if memory is None:
             raise RunError(f"layer {call.layer} is to attend sparsely at step {call.step}, but has no mask")
         if action is Action.SEARCH_AND_SPARSE:
             if memory.lse is None:
                 raise RunError(f"layer {call.layer} is to search at step {call.step}, but its LSE was not kept")
             sums = self._backend.sums(q, k, memory.lse, policy.block_size, scale)
-            memory = self._remember(policy, call, policy.search(call, sums[0]), memory.lse)
+            memory = self._remember(policy, call, action, policy.search(call, sums[0]), memory.lse)
+        if self._share_cfg_masks and call.branch != "cond":
+            return self._borrow(call, memory, q, k, v, scale)
         return self._sparse(memory.found, q, k, v, scale), memory.density
+
+    def _borrow(
+        self, call: Call, memory: _Memory, q: Tensor, k: Tensor, v: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Attend sparsely with the mask of the other branch; one that was estimated is not needed any more."""
+        if memory.found_by is Action.ESTIMATE_AND_SPARSE:
+            del self._memory[call.layer, "cond", call.sample]
+        found = for_text(memory.found, memory.layout, call.layout)
+        return self._sparse(found, q, k, v, scale), found.mask.density()
 
     def _sparse(self, found: FoundMask, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attend sparsely in the order of tokens that the mask is made for."""
@@ -165,10 +190,12 @@ class AttentionEngine:
         q, k, v = (found.order.apply(x) for x in (q, k, v))
         return found.order.undo(self._backend.sparse(q, k, v, found.mask, scale)[0])
 
-    def _remember(self, policy: MaskPolicy, call: Call, found: FoundMask, lse: Tensor | None) -> _Memory:
+    def _remember(
+        self, policy: MaskPolicy, call: Call, action: Action, found: FoundMask, lse: Tensor | None
+    ) -> _Memory:
         """Keep a mask for later calls, and the LSE only while a later search needs it."""
         kept_lse = lse if policy.keeps_lse(call.step) else None
-        memory = _Memory(call.layout, call.step, found, self._record(call, found), kept_lse)
+        memory = _Memory(call.layout, call.step, action, found, self._record(call, found), kept_lse)
         self._memory[call.layer, call.branch, call.sample] = memory
         return memory
 
@@ -178,3 +205,13 @@ class AttentionEngine:
         place = (call.layer, call.branch, call.sample, call.step)
         self.searches.append(Search(*place, density, found.recall, found.loaded))
         return density
+
+
+def _action_of_a_borrower(call: Call, lent: _Memory | None) -> Action:
+    """What the branch does that uses the other one's masks: it searches nothing.
+
+    Before there is a mask, and where the other branch has just attended densely to search one, it is dense too, so
+    that such a step stays exact.
+    """
+    just_searched = lent is not None and lent.last_search == call.step and lent.found_by in _SEARCHED_DENSELY
+    return Action.DENSE if lent is None or just_searched else Action.SPARSE

@@ -68,7 +68,13 @@ class Handle:
         self.attached = config.algorithm != "diffusers"
         self.backend = _backend_name(backend.name, self.attached, self.merging)
         self.clock = StepClock(pipe)
-        self.engine = AttentionEngine(policy or self._policy_maker(config), backend, self.clock, self.merging)
+        self.engine = AttentionEngine(
+            policy or self._policy_maker(config),
+            backend,
+            self.clock,
+            self.merging,
+            share_cfg_masks=config.share_cfg_masks,
+        )
         self.layers = attention_layers(type(pipe).__name__, pipe.transformer.config)
         self.cache: StepCache | None = None
         self._attachment: Attachment | None = None

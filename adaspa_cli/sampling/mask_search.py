@@ -179,7 +179,8 @@ class _Search:
         guided = sampling.true_cfg_scale > 1 or (
             type(self._pipe).__name__ == "CogVideoXPipeline" and sampling.guidance_scale > 1
         )
-        facts = self._describe(layout, ("cond", "uncond") if guided else ("cond",))
+        both = guided and not self._resolved.config.method.share_cfg_masks
+        facts = self._describe(layout, ("cond", "uncond") if both else ("cond",))
         masks = self.layers * len(facts.branches) * len(self._steps)
         sums = 0 if jobs == 1 else masks * facts.heads * facts.video_blocks**2 * 4
         observer.estimated(facts.data_bytes, sums)

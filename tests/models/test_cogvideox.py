@@ -105,6 +105,20 @@ def test_guidance_gives_each_branch_masks_of_its_own(pipe: Any) -> None:
     assert any(not torch.equal(cond, uncond) for cond, uncond in zip(*chosen, strict=True))
 
 
+def test_both_branches_may_share_masks(pipe: Any) -> None:
+    plain = latents(pipe, **GUIDED)
+    with apply(pipe, **(SPARSE | {"sparsity": 0.0, "share_cfg_masks": True})):
+        torch.testing.assert_close(latents(pipe, **GUIDED), plain, **TOLERANCES)
+    with apply(pipe, **(SPARSE | {"share_cfg_masks": True})) as handle:
+        latents(pipe, negative_prompt="green squares at rest", **GUIDED)
+    assert set(handle.masks()) == {(layer, "cond", 0) for layer in range(2)}
+    first = handle.engine.searches[0].step
+    assert [call.action for call in handle.engine.calls if (call.step, call.layer) == (first, 0)] == [
+        Action.DENSE_AND_SEARCH,
+        Action.DENSE,
+    ]
+
+
 def test_the_branches_are_told_apart_the_right_way_round(newest: Any) -> None:
     """The first step's input does not depend on guidance: the conditional masks are those of an unguided run."""
     settings = SPARSE | {"search_steps": (0,)}

@@ -112,6 +112,20 @@ def test_true_guidance_gives_each_branch_masks_of_its_own(pipe: Any) -> None:
     assert searched == {(layer, b, step) for layer in range(4) for b in ("cond", "uncond") for step in (1, 3)}
 
 
+@pytest.mark.parametrize("method", ["adaspa", "frame-region", "sparse-videogen", "minference"])
+def test_both_branches_of_true_guidance_may_share_masks(pipe: Any, method: str) -> None:
+    """The prompts differ in length."""
+    guided = {"negative_prompt": "green squares everywhere, at rest, and many more of them", "true_cfg_scale": 4.0}
+    plain = latents(pipe, **guided)
+    with apply(pipe, **(SPARSE | {"method": method, "sparsity": 0.0, "share_cfg_masks": True})):
+        torch.testing.assert_close(latents(pipe, **guided), plain, **TOLERANCES)
+    with apply(pipe, **(SPARSE | {"method": method, "share_cfg_masks": True})) as handle:
+        latents(pipe, **guided)
+    assert {search.branch for search in handle.engine.searches} == {"cond"}
+    assert len(handle.engine.calls) == 2 * 4 * 4
+    assert {call.density is None for call in handle.engine.calls if call.step > 1} == {False}
+
+
 def test_the_conditional_branch_does_not_depend_on_the_other_being_there(pipe: Any) -> None:
     """A scale of (nearly) 1 cancels the unconditional prediction: were masks mixed up, the video would change."""
     with apply(pipe, **SPARSE):

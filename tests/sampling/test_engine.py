@@ -1,5 +1,6 @@
 """The engine of a run: does what the policy says, remembers masks and LSE no longer than needed, and keeps records."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from adaspa_cli.errors import RunError
 from adaspa_cli.masks import Action, Call, FoundMask, HeadOrder, MaskPolicy
 from adaspa_cli.masks.adaspa import AdaSpa
 from adaspa_cli.masks.full import Full
+from adaspa_cli.masks.sharing import for_text
+from adaspa_cli.masks.sparse_videogen import SparseVideoGen
 from adaspa_cli.models.attachment import Row
 from adaspa_cli.sampling.clock import StepClock
 from adaspa_cli.sampling.engine import AttentionEngine
@@ -34,10 +37,11 @@ class Scheduler:
 class Run:
     """An engine under a scheduler that the test drives."""
 
-    def __init__(self, policy: MaskPolicy) -> None:
+    def __init__(self, policy: MaskPolicy, **settings: Any) -> None:
         self.scheduler = Scheduler()
         clock = StepClock(self)
-        self.engine = AttentionEngine(lambda _steps: policy, resolve("reference", torch.device("cpu")), clock)
+        backend = resolve("reference", torch.device("cpu"))
+        self.engine = AttentionEngine(lambda _steps: policy, backend, clock, **settings)
 
     def attend(self, *, layer: int = 0, row: Row = ROW, seed: int = 0) -> Tensor:
         return self.engine(layer, row, *tensors(seed, row.layout))
@@ -303,3 +307,66 @@ def test_loaded_masks_are_used_at_once_or_after_a_dense_check(checks: bool) -> N
     densities = [call.density is not None for call in run.engine.calls]
     assert densities == [False, not checks, True]
     assert [entry.lse for entry in memory(run)] == [None]
+
+
+# --- masks that the branches of guidance share
+
+OTHER = Row("uncond", 0, dataclasses.replace(LAYOUT, text_tokens=40))
+
+
+def both_branches(run: Run, count: int) -> list[tuple[Action, Action, Tensor]]:
+    """Per step what the conditional and the other branch did, and the latter's output."""
+    run.scheduler.set_timesteps(count)
+    done = []
+    for step in range(count):
+        run.attend(seed=step)
+        out = run.attend(row=OTHER, seed=100 + step)
+        done.append((*(call.action for call in run.engine.calls[-2:]), out))
+        run.scheduler.step()
+    return done
+
+
+@pytest.mark.parametrize("lse_cache", [True, False])
+def test_the_unconditional_branch_searches_nothing_and_uses_the_other_s_masks(lse_cache: bool) -> None:
+    run = Run(adaspa(1, 3, lse_cache=lse_cache), share_cfg_masks=True)
+    done = both_branches(run, 5)
+    again = (Action.SEARCH_AND_SPARSE, Action.SPARSE) if lse_cache else (Action.DENSE_AND_SEARCH, Action.DENSE)
+    assert [actions for *actions, _ in done] == [
+        [Action.DENSE, Action.DENSE],
+        [Action.DENSE_AND_SEARCH, Action.DENSE],
+        [Action.SPARSE, Action.SPARSE],
+        list(again),
+        [Action.SPARSE, Action.SPARSE],
+    ]
+    assert torch.equal(done[1][2], dense_attention(*tensors(101, OTHER.layout), backend="reference")[0])
+    assert [(search.branch, search.step) for search in run.engine.searches] == [("cond", 1), ("cond", 3)]
+    (found,) = run.engine.masks().values()
+    mask = for_text(found, LAYOUT, OTHER.layout).mask
+    expected = block_sparse_attention(*tensors(104, OTHER.layout), mask, backend="reference")
+    assert torch.equal(done[4][2], expected)
+    density = run.engine.calls[-1].density
+    assert density is not None
+    assert torch.equal(density, mask.density())
+
+
+def test_a_mask_that_is_searched_again_is_shared_at_once() -> None:
+    run = Run(adaspa(0, 2), share_cfg_masks=True)
+    out = both_branches(run, 3)[2][2]
+    (found,) = run.engine.masks().values()
+    mask = for_text(found, LAYOUT, OTHER.layout).mask
+    assert torch.equal(out, block_sparse_attention(*tensors(102, OTHER.layout), mask, backend="reference"))
+
+
+def test_an_estimated_mask_is_shared_and_given_back() -> None:
+    run = Run(SparseVideoGen(0.5, 1, (BLOCK, BLOCK)), share_cfg_masks=True)
+    done = both_branches(run, 3)
+    assert [actions for *actions, _ in done[1:]] == [[Action.ESTIMATE_AND_SPARSE, Action.SPARSE]] * 2
+    assert run.engine.masks() == {}
+    assert [search.branch for search in run.engine.searches] == ["cond", "cond"]
+
+
+def test_without_the_conditional_branch_s_mask_the_other_is_dense() -> None:
+    run = Run(adaspa(0), share_cfg_masks=True)
+    run.scheduler.set_timesteps(1)
+    run.attend(row=OTHER)
+    assert [call.action for call in run.engine.calls] == [Action.DENSE]

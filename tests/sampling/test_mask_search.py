@@ -92,7 +92,7 @@ def test_a_checked_run_makes_the_video_of_the_run_that_was_searched(
     """With a check the first step of masks is dense, as a search is: then nothing differs but where masks come from."""
     folder = request.getfixturevalue(f"{family}_folder")
     file = search(folder, tmp_path / "masks.safetensors", method=method)
-    assert file.description.branches == (("cond",) if family == "hunyuan" else ("uncond", "cond"))
+    assert file.description.branches == (("cond",) if family == "hunyuan" else ("cond", "uncond"))
     settings = {"method": method, "lossless": True}
     usual = make(folder, tmp_path / "usual", **settings)
     checked = make(folder, tmp_path / "checked", masks=str(file.path), masks_min_recall=0.01, **settings)
@@ -112,6 +112,34 @@ def test_a_checked_run_makes_the_video_of_the_run_that_was_searched(
     assert len(found["checks"]) == file.description.layers * len(file.description.branches)
     for check in found["checks"]:
         assert check["measured"] == pytest.approx(check["stored"], abs=1e-4)
+
+
+def test_masks_of_one_branch_serve_both(cogvideox_folder: Path, tmp_path: Path) -> None:
+    shared = {"share_cfg_masks": True}
+    listener = Listener()
+    file = search(cogvideox_folder, tmp_path / "masks.safetensors", listener, **shared)
+    assert file.description.branches == ("cond",)
+    (estimated,) = [told for told in listener.heard if told[0] == "estimated"]
+    assert estimated[1] == file.description.data_bytes
+    settings = {"masks": str(file.path), "masks_from_start": True}
+    report = make(cogvideox_folder, tmp_path / "shared", **settings, **shared)
+    assert {row["branch"] for row in report["searches"]} == {"cond"}
+    assert all(step["density"] < 1 for step in report["steps"])
+    with pytest.raises(MaskFileError, match="guidance branch 'uncond'") as raised:
+        make(cogvideox_folder, tmp_path / "not", **settings)
+    assert raised.value.hint is not None
+    assert "--share-cfg-masks" in raised.value.hint
+    both = search(cogvideox_folder, tmp_path / "both.safetensors")
+    report = make(cogvideox_folder, tmp_path / "of both", **settings | {"masks": str(both.path)}, **shared)
+    assert {row["branch"] for row in report["searches"]} == {"cond"}
+
+
+def test_the_steps_of_shared_masks_are_named_after_the_search(cogvideox_folder: Path, tmp_path: Path) -> None:
+    report = make(cogvideox_folder, tmp_path / "out", share_cfg_masks=True)
+    assert [step["phase"] for step in report["steps"]] == ["dense", "search", "sparse", "cached search"]
+    assert {row["branch"] for row in report["searches"]} == {"cond"}
+    assert report["steps"][1]["density"] == 1
+    assert report["steps"][2]["density"] < 1
 
 
 def test_a_run_without_search_or_warm_up(hunyuan_folder: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def check_call(masks: MaskFile, branch: str, layout: TokenLayout) -> None:
     if branch not in facts.branches:
         raise MaskFileError(
             f"{masks.path} does not fit the run: it has no masks of the guidance branch '{branch}'",
-            hint="search the masks with the guidance that the run has",
+            hint="search the masks with the guidance that the run has, or add --share-cfg-masks",
         )
     if layout == facts.layout:
         return
