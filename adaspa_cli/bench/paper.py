@@ -29,6 +29,7 @@ def load_tables(names: Sequence[str]) -> list[dict[str, Any]]:
 _HARMLESS = {
     *("device", "dtype", "attention_backend", "offload", "vae_tiling", "vae_framewise", "fps", "weights"),
     "search_steps_for",  # steps and search steps are the paper's, so nothing is scaled
+    "compile",  # the same but for rounding
     *("random_weights", "steps_per_phase"),  # times alone are shown then
 }
 _TIMES = ("latency", "speed_up")

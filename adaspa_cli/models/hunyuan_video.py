@@ -96,6 +96,9 @@ class HunyuanVideoAttachment(Attachment):
             lambda layer: HunyuanVideoProcessor(layer, forward),
             self._describe,
         )
+        # The embedding gives tokens in the memory layout of channels, which the dual blocks would keep through all of
+        # their elementwise work.
+        self._embedded = self._transformer.x_embedder.register_forward_hook(lambda _module, _args, x: x.contiguous())
         # True CFG runs the branches one after the other, each inside cache_context("cond" | "uncond").
         self._context = Override(self._transformer, "cache_context", self._note_branch)
 
@@ -124,4 +127,5 @@ class HunyuanVideoAttachment(Attachment):
 
     def detach(self) -> None:
         super().detach()
+        self._embedded.remove()
         self._context.restore()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adaspa_cli.bench import runner
-from adaspa_cli.bench.plan import plan_bench
+from adaspa_cli.bench.plan import plan_bench, reference_of, untouched_of
 from adaspa_cli.bench.plots import plots
 from adaspa_cli.bench.text import markdown, rows_csv, tables
 from adaspa_cli.bench.write import write_bench
@@ -52,6 +52,20 @@ def made(hunyuan_folder: Path, cogvideox_folder: Path, tmp_path_factory: pytest.
 
 def test_one_model_is_in_memory_at_a_time(made: Made) -> None:
     assert made[2] == [0, 0]
+
+
+def test_compiled_rows_are_compared_with_others(hunyuan_folder: Path, tmp_path: Path) -> None:
+    spec_rows = [
+        {"name": "untouched", "method": "diffusers"},
+        {"name": "dense", "method": "full", "compile": True},
+        {"name": "sparse", "method": "adaspa"},
+        {"name": "other size", "method": "adaspa", "frames": 5},
+    ]
+    spec = small_bench(tmp_path, hunyuan_folder, run=settings(hunyuan_folder, attention_backend="auto"), rows=spec_rows)
+    planned = plan_bench(spec, tmp_path / "out")
+    references = [(reference_of(row, planned), untouched_of(row, planned)) for row in planned]
+    names = [tuple(found.row.name if found else None for found in pair) for pair in references]
+    assert names == [("dense", "untouched")] * 3 + [(None, None)]
 
 
 def test_each_row_is_compared_with_the_dense_rows_of_its_own_model(made: Made) -> None:
