@@ -59,7 +59,7 @@ def test_compiled_rows_are_compared_with_others(hunyuan_folder: Path, tmp_path: 
         {"name": "untouched", "method": "diffusers"},
         {"name": "dense", "method": "full", "compile": True},
         {"name": "sparse", "method": "adaspa"},
-        {"name": "other size", "method": "adaspa", "frames": 5},
+        {"name": "other size", "method": "adaspa", "frames": 9},
     ]
     spec = small_bench(tmp_path, hunyuan_folder, run=settings(hunyuan_folder, attention_backend="auto"), rows=spec_rows)
     planned = plan_bench(spec, tmp_path / "out")
