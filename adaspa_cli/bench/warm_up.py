@@ -20,9 +20,10 @@ from adaspa_cli.sampling.run import sample
 def warm_up(pipe: Any, resolved: Resolved, steps: int, prompt: str, seed: int) -> None:
     """Run at least ``steps`` denoising steps of a row, and as many as it takes to meet every phase that it has.
 
-    With random weights the transformer has only the first block of each kind meanwhile: every kernel has met its
-    shapes after one layer. A cache of diffusers ties first and last blocks together, and group offloading learns in
-    its first pass in which order to fetch them: there the whole stack runs.
+    With random weights the transformer has only the first blocks of each kind meanwhile: kernels have met their
+    shapes after one layer, and compiled blocks both memory layouts in which tokens come after two. A cache of
+    diffusers ties first and last blocks together, and group offloading learns in its first pass in which order to
+    fetch them: there the whole stack runs.
 
     Raises:
         AdaspaError: the settings do not fit the pipeline.
@@ -37,11 +38,11 @@ def warm_up(pipe: Any, resolved: Resolved, steps: int, prompt: str, seed: int) -
 
 @contextmanager
 def first_blocks(transformer: nn.Module) -> Iterator[None]:
-    """Cut every list of blocks of a transformer to its first block; afterwards, or after an error, it is as before."""
+    """Cut every list of blocks of a transformer to its first two; afterwards, or after an error, it is as before."""
     lists = {name: child for name, child in transformer.named_children() if isinstance(child, nn.ModuleList)}
     try:
         for name, blocks in lists.items():
-            setattr(transformer, name, blocks[:1])
+            setattr(transformer, name, blocks[:2])
         yield
     finally:
         for name, blocks in lists.items():
