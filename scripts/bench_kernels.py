@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -404,7 +405,10 @@ def main() -> int:
     def write(rows: list[Row]) -> None:
         if options.json:
             found = {"versions": versions(), "machine": machine(DEVICE), "gpu_before": before, "gpu_after": gpu_state()}
-            found |= {"command": " ".join(sys.argv), "repeats": options.repeats}
+            found |= {
+                "command": shlex.join(["python", "-m", "scripts.bench_kernels", *sys.argv[1:]]),
+                "repeats": options.repeats,
+            }
             options.json.write_text(json.dumps(found | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
 
     bench = Bench(options.repeats, write)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,8 +132,11 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, out: Path, 
     console.note("starting ...")
 
     from adaspa_cli.commands.progress import SearchProgress
+    from adaspa_cli.models.loading import choose_device
+    from adaspa_cli.report.machine import peak_memory
     from adaspa_cli.sampling.mask_search import search_masks
 
+    begin = time.perf_counter()
     with console.progress() as progress:
         masks = search_masks(resolved, searched, prompts, SearchProgress(console, progress))
     facts = masks.description
@@ -146,6 +150,8 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, out: Path, 
         "videos": len(facts.prompts) * len(facts.seeds),
         "density": sum(densities) / len(densities),
         "recall": sum(recalls) / len(recalls),
+        "seconds": time.perf_counter() - begin,  # loading and writing included
+        "peak_memory": peak_memory(choose_device(resolved.config.model.device)),
     }
     line = (
         f"{data['bytes'] / 1e6:.2f} MB: {facts.layers} layers, {facts.heads} heads, steps "

@@ -98,6 +98,8 @@ def test_search_as_json(search: Any, tmp_path: Path) -> None:
     assert data["file"] == str(tmp_path / "masks.safetensors")
     assert data["bytes"] == (tmp_path / "masks.safetensors").stat().st_size
     assert (data["search_steps"], data["videos"]) == ([1], 2)
+    assert data["seconds"] > 0
+    assert data["peak_memory"]["process_bytes"] > 0
     assert 0 < data["density"] < 1
     assert 0 < data["recall"] <= 1
 
