@@ -114,7 +114,7 @@ def current(planned: PlannedRow, spec: BenchSpec) -> PlannedRow:
 def reference_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | None:
     """The dense row with the same model and sampling, which the row's videos and times are compared with.
 
-    Of two the one whose blocks are compiled if the row's own are.
+    Both end in a video or both in latents. Of two the one whose blocks are compiled if the row's own are.
     """
     return _most_alike(planned, [row for row in rows if row.dense])
 
@@ -132,10 +132,10 @@ def _most_alike(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | Non
     return min(same, key=lambda row: row.compiled != planned.compiled, default=None)
 
 
-def _drawn(planned: PlannedRow) -> tuple[ModelConfig, SamplingConfig]:
-    """What is drawn; compiled blocks draw the same, faster."""
+def _drawn(planned: PlannedRow) -> tuple[ModelConfig, SamplingConfig, bool]:
+    """What is drawn, and whether it is decoded; compiled blocks draw the same, faster."""
     config = planned.resolved.config
-    return dataclasses.replace(config.model, compile=False), config.sampling
+    return dataclasses.replace(config.model, compile=False), config.sampling, config.decodes
 
 
 def report_of(job: Job) -> Path:

@@ -61,12 +61,13 @@ def test_compiled_rows_are_compared_with_others(hunyuan_folder: Path, tmp_path: 
         {"name": "dense", "method": "full", "compile": True},
         {"name": "sparse", "method": "adaspa"},
         {"name": "other size", "method": "adaspa", "frames": 9},
+        {"name": "latents", "method": "adaspa", "decode": False},
     ]
     spec = small_bench(tmp_path, hunyuan_folder, run=settings(hunyuan_folder, attention_backend="auto"), rows=spec_rows)
     planned = plan_bench(spec, tmp_path / "out")
     references = [(reference_of(row, planned), untouched_of(row, planned)) for row in planned]
     names = [tuple(found.row.name if found else None for found in pair) for pair in references]
-    assert names == [("dense", "untouched")] * 3 + [(None, None)]
+    assert names == [("dense", "untouched")] * 3 + [(None, None)] * 2
     notes = bench_tables(spec, planned, tmp_path / "out", [])["notes"]
     assert "Blocks ran through torch.compile in dense; in the other rows they did not." in notes
 
