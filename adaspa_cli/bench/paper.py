@@ -28,7 +28,7 @@ def load_tables(names: Sequence[str]) -> list[dict[str, Any]]:
 # What may differ from the paper's setting without making it another experiment.
 _HARMLESS = {
     *("device", "dtype", "attention_backend", "offload", "vae_tiling", "vae_framewise", "fps", "weights"),
-    "search_steps_for",  # steps and search steps are the paper's, so nothing is scaled
+    "search_steps_for",  # where it scales nothing
     "compile",  # the same but for rounding
     *("random_weights", "steps_per_phase"),  # times alone are shown then
 }
@@ -49,6 +49,8 @@ def paper_figures(
         None unless the model, its size, the steps, the method and all that was chosen are the paper's. With random
         weights, which have no quality, only its times.
     """
+    if "search_steps_for" in chosen and settings["search_steps_for"] not in (None, settings["steps"]):
+        return None
     for table in tables:
         for row in table["rows"]:
             wanted = {**table["setting"], **row["setting"]}

@@ -36,6 +36,11 @@ class PlannedRow:
         """Whether it runs as diffusers has it."""
         return self.resolved.config.method.algorithm == "diffusers"
 
+    @property
+    def compiled(self) -> bool:
+        """Whether its blocks run through torch.compile."""
+        return self.resolved.config.model.compile
+
 
 def plan_bench(spec: BenchSpec, out: Path, *, rerun_changed: bool = False) -> list[PlannedRow]:
     """Resolve the rows, and look for runs that are there already; writes nothing.
@@ -107,8 +112,11 @@ def current(planned: PlannedRow, spec: BenchSpec) -> PlannedRow:
 
 
 def reference_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | None:
-    """The dense row with the same model and sampling, which the row's videos and times are compared with."""
-    return next((row for row in rows if row.dense and _drawn(row) == _drawn(planned)), None)
+    """The dense row with the same model and sampling, which the row's videos and times are compared with.
+
+    Both end in a video or both in latents. Of two the one whose blocks are compiled if the row's own are.
+    """
+    return _most_alike(planned, [row for row in rows if row.dense])
 
 
 def untouched_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | None:
@@ -116,13 +124,18 @@ def untouched_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | No
 
     Its videos are no reference: ``full`` equals them but for rounding, and shares its kernels with the sparse methods.
     """
-    return next((row for row in rows if row.untouched and _drawn(row) == _drawn(planned)), None)
+    return _most_alike(planned, [row for row in rows if row.untouched])
 
 
-def _drawn(planned: PlannedRow) -> tuple[ModelConfig, SamplingConfig]:
-    """What is drawn; compiled blocks draw the same, faster."""
+def _most_alike(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | None:
+    same = [row for row in rows if _drawn(row) == _drawn(planned)]
+    return min(same, key=lambda row: row.compiled != planned.compiled, default=None)
+
+
+def _drawn(planned: PlannedRow) -> tuple[ModelConfig, SamplingConfig, bool]:
+    """What is drawn, and whether it is decoded; compiled blocks draw the same, faster."""
     config = planned.resolved.config
-    return dataclasses.replace(config.model, compile=False), config.sampling
+    return dataclasses.replace(config.model, compile=False), config.sampling, config.decodes
 
 
 def report_of(job: Job) -> Path:

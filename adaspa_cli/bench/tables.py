@@ -293,6 +293,9 @@ def _notes(entries: list[dict[str, Any]], machines: list[Any]) -> list[str]:
     complete, planned = (sum(count) for count in zip(*((len(e["runs"]), e["planned"]) for e in entries), strict=True))
     if complete < planned:
         notes.append(f"{complete} of {planned} runs are complete.")
+    compiled = [entry["name"] for entry in entries if entry["settings"]["compile"]]
+    if 0 < len(compiled) < len(entries):
+        notes.append(f"Blocks ran through torch.compile in {', '.join(compiled)}; in the other rows they did not.")
     if any(entry["random_weights"] for entry in entries):
         notes.append(
             "With random weights attention is nearly uniform. Methods that decide by content (head-adaptive sparsity, "

@@ -254,11 +254,11 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, print_confi
     note = random_weights_note(resolved.config.model)
     if note:
         console.note(note)
-    planned = list(resolved.config.method.schedule(resolved.config.sampling.steps))
-    asked = list(resolved.config.method.search_steps)
-    method = resolved.config.method
-    if method.masks is None and method.algorithm not in DENSE and planned != asked:
-        console.note(f"search steps {asked} scaled to {planned}, for {resolved.config.sampling.steps} steps")
+    method, steps = resolved.config.method, resolved.config.sampling.steps
+    if method.masks is None and method.algorithm not in DENSE:
+        asked, planned = list(method.search_steps), list(method.schedule(steps))
+        if planned != asked:
+            console.note(f"search steps {asked} scaled to {planned}, for {steps} steps")
 
     from adaspa_cli.sampling.prompts import collect_prompts
 

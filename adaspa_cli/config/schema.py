@@ -125,8 +125,10 @@ class MethodConfig(CacheSettings, MaskFileSettings):
             raise ConfigError(f"search_steps must be one or more steps from 0 on, got {list(self.search_steps)}")
         if list(self.search_steps) != sorted(set(self.search_steps)):
             raise ConfigError(f"search_steps must be ascending, got {list(self.search_steps)}")
-        if self.share_cfg_masks and self.algorithm == "full":
-            raise ConfigError("share_cfg_masks: 'full' attends densely and has no masks", hint="drop --share-cfg-masks")
+        if self.share_cfg_masks and self.algorithm in DENSE:
+            raise ConfigError(
+                f"share_cfg_masks: '{self.algorithm}' attends densely and has no masks", hint="drop --share-cfg-masks"
+            )
         if self.merge != "none" and self.algorithm != "full":
             raise ConfigError(
                 f"merge '{self.merge}' needs dense attention: the masks of '{self.algorithm}' do not fit merged tokens",

@@ -70,7 +70,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_same(path: Path, report: dict[str, Any], config: GenerateConfig) -> None:
-    ours = {"weights": config.model.weights, "random_weights": config.model.random_weights}
+    ours = {key: getattr(config.model, key) for key in ("weights", "random_weights", "layers")}
     ours |= {key: getattr(config.sampling, key) for key in _SHARED}
     for key, value in ours.items():
         theirs = report["settings"][key]["value"]

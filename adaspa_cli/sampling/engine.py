@@ -211,7 +211,11 @@ def _action_of_a_borrower(call: Call, lent: _Memory | None) -> Action:
     """What the branch does that uses the other one's masks: it searches nothing.
 
     Before there is a mask, and where the other branch has just attended densely to search one, it is dense too, so
-    that such a step stays exact.
+    that such a step stays exact. A mask that was estimated is of its own step alone: where a cache skipped the call
+    that would have estimated one, there is none.
     """
-    just_searched = lent is not None and lent.last_search == call.step and lent.found_by in _SEARCHED_DENSELY
-    return Action.DENSE if lent is None or just_searched else Action.SPARSE
+    if lent is None:
+        return Action.DENSE
+    if lent.last_search == call.step:
+        return Action.DENSE if lent.found_by in _SEARCHED_DENSELY else Action.SPARSE
+    return Action.DENSE if lent.found_by is Action.ESTIMATE_AND_SPARSE else Action.SPARSE

@@ -18,7 +18,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from adaspa_cli.bench.warm_up import few_steps
-from adaspa_cli.config import Resolved
+from adaspa_cli.config import MethodConfig, Resolved
 from adaspa_cli.errors import RunError
 from adaspa_cli.masks import Action
 from adaspa_cli.models.registry import check_sampling
@@ -54,17 +54,14 @@ class Profiled:
 
 
 def profile_diffusers(pipe: Any, resolved: Resolved, prompt: str) -> Profiled:
-    """Profile the pipeline without a method, over two steps."""
-    config = resolved.config
-    dense = dataclasses.replace(config, method=dataclasses.replace(config.method, algorithm="full"))
-    few = few_steps(dataclasses.replace(resolved, config=dense), DIFFUSERS_STEPS)
-    clock = StepClock(pipe)
-    try:
-        steps, peak = _run_twice(pipe, clock, few, prompt)
-    finally:
-        clock.stop()
+    """Profile the pipeline by the method ``diffusers``, over two steps, whatever the method of the settings is."""
+    config = dataclasses.replace(resolved.config, method=MethodConfig(method="diffusers", algorithm="diffusers"))
+    few = few_steps(dataclasses.replace(resolved, config=config), DIFFUSERS_STEPS)
+    with Handle(pipe, config.method) as handle:
+        steps, peak = _run_twice(pipe, handle.clock, few, prompt)
     last = DIFFUSERS_STEPS - 1
-    return Profiled(DIFFUSERS, {DIFFUSERS: (last, step_times(steps[last]))}, peak)
+    name = f"{DIFFUSERS}, blocks compiled" if config.model.compile else DIFFUSERS
+    return Profiled(name, {name: (last, step_times(steps[last]))}, peak)
 
 
 def profile_method(pipe: Any, resolved: Resolved, prompt: str) -> Profiled:

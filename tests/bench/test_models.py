@@ -12,6 +12,7 @@ import pytest
 from adaspa_cli.bench import runner
 from adaspa_cli.bench.plan import plan_bench, reference_of, untouched_of
 from adaspa_cli.bench.plots import plots
+from adaspa_cli.bench.tables import bench_tables
 from adaspa_cli.bench.text import markdown, rows_csv, tables
 from adaspa_cli.bench.write import write_bench
 from tests.bench.benches import PROMPTS, make, rows, settings, small_bench
@@ -60,12 +61,31 @@ def test_compiled_rows_are_compared_with_others(hunyuan_folder: Path, tmp_path: 
         {"name": "dense", "method": "full", "compile": True},
         {"name": "sparse", "method": "adaspa"},
         {"name": "other size", "method": "adaspa", "frames": 9},
+        {"name": "latents", "method": "adaspa", "decode": False},
     ]
     spec = small_bench(tmp_path, hunyuan_folder, run=settings(hunyuan_folder, attention_backend="auto"), rows=spec_rows)
     planned = plan_bench(spec, tmp_path / "out")
     references = [(reference_of(row, planned), untouched_of(row, planned)) for row in planned]
     names = [tuple(found.row.name if found else None for found in pair) for pair in references]
-    assert names == [("dense", "untouched")] * 3 + [(None, None)]
+    assert names == [("dense", "untouched")] * 3 + [(None, None)] * 2
+    notes = bench_tables(spec, planned, tmp_path / "out", [])["notes"]
+    assert "Blocks ran through torch.compile in dense; in the other rows they did not." in notes
+
+
+def test_of_two_dense_rows_the_one_that_is_compiled_alike_is_the_reference(
+    hunyuan_folder: Path, tmp_path: Path
+) -> None:
+    spec_rows = [
+        {"name": f"{method} {compiled}", "method": method, "compile": compiled}
+        for method in METHODS
+        for compiled in (False, True)
+    ]
+    spec = small_bench(tmp_path, hunyuan_folder, run=settings(hunyuan_folder, attention_backend="auto"), rows=spec_rows)
+    planned = plan_bench(spec, tmp_path / "out")
+    for row in planned:
+        references = reference_of(row, planned), untouched_of(row, planned)
+        names = [found.row.name if found else None for found in references]
+        assert names == [f"full {row.compiled}", f"diffusers {row.compiled}"]
 
 
 def test_each_row_is_compared_with_the_dense_rows_of_its_own_model(made: Made) -> None:

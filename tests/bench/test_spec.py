@@ -141,6 +141,9 @@ def test_the_papers_figures_stand_beside_its_own_setting_alone() -> None:
     assert figures(["hunyuan"], {"cache"}, model="hunyuan", method="adaspa") is None
     assert figures(["hunyuan"], {"random_weights", "layers"}, model="hunyuan", random_weights=True, layers=6) is None
     assert figures(["hunyuan"], {"device"}, model="hunyuan", method="full", device="cpu") is not None
+    for whole, is_the_papers in ((50, True), (None, True), (100, False)):  # of 100 its steps are 5 and 15
+        found = figures(["hunyuan"], {"search_steps_for"}, model="hunyuan", search_steps_for=whole)
+        assert (found is not None) is is_the_papers
 
 
 def test_beside_random_weights_stand_the_papers_times_alone() -> None:

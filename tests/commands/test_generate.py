@@ -205,6 +205,11 @@ def test_a_scaled_schedule_is_told(run: Any) -> None:
     assert "search steps [10, 30] scaled to [0, 2], for 4 steps" in result.stderr
 
 
+def test_search_steps_do_not_matter_to_dense_attention(run: Any) -> None:
+    result = run(method="full", search_steps=(10, 30))
+    assert result.exit_code == 0, result.output
+
+
 def test_version_and_help() -> None:
     assert call("--version").stdout == f"adaspa {__version__}\n"
     for arguments in (["--help"], ["-h"]):

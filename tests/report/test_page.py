@@ -148,6 +148,16 @@ def test_runs_that_cannot_be_compared_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_part_of_a_model_is_not_compared_with_more_of_it(dense: Path, hunyuan_folder: Path, tmp_path: Path) -> None:
+    report = json.loads(dense.read_text())
+    report["settings"] |= {"random_weights": {"value": True}, "layers": {"value": 2}}
+    path = tmp_path / "two.report.json"
+    path.write_text(json.dumps(report))
+    settings = small_run(hunyuan_folder, tmp_path, compare_with=(str(path),), random_weights=True, layers=4)
+    with pytest.raises(ConfigError, match="its layers is 2, this run's is 4"):
+        plan(resolve(settings), settings["prompt"])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "cannot read"), (b"\xff", "not UTF-8"), (b"{", "not JSON"), (b"[]", "no latency report")],

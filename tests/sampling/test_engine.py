@@ -365,6 +365,15 @@ def test_an_estimated_mask_is_shared_and_given_back() -> None:
     assert [search.branch for search in run.engine.searches] == ["cond", "cond"]
 
 
+def test_an_estimated_mask_is_not_used_at_a_later_step() -> None:
+    run = Run(SparseVideoGen(0.5, 0, (BLOCK, BLOCK)), share_cfg_masks=True)
+    run.scheduler.set_timesteps(2)
+    run.attend()  # a cache skips the other branch here, and this one at the next step
+    run.scheduler.step()
+    run.attend(row=OTHER)
+    assert [call.action for call in run.engine.calls] == [Action.ESTIMATE_AND_SPARSE, Action.DENSE]
+
+
 def test_without_the_conditional_branch_s_mask_the_other_is_dense() -> None:
     run = Run(adaspa(0), share_cfg_masks=True)
     run.scheduler.set_timesteps(1)

@@ -107,6 +107,7 @@ def test_the_bundled_model_runs_with_it(tmp_path: Path) -> None:
         ({"merge": "tomesd"}, "'diffusers' runs the pipeline as it comes, without the merge 'tomesd'"),
         ({"attention_backend": "cpu"}, "as it comes, without the attention_backend 'cpu'"),
         ({"masks": "masks.safetensors"}, "masks are of no use to 'diffusers'"),
+        ({"share_cfg_masks": True}, "'diffusers' attends densely and has no masks"),
     ],
 )
 def test_what_would_be_attached_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -128,6 +128,13 @@ def test_the_pipeline_is_given_back_as_it_was(hunyuan_folder: Path, tmp_path: Pa
     assert not {"step", "set_timesteps"} & pipe.scheduler.__dict__.keys()
 
 
+def test_what_only_the_method_has_is_not_asked_of_diffusers(cogvideox_folder: Path, tmp_path: Path) -> None:
+    flags = small_run(cogvideox_folder, tmp_path, steps=2, search_steps=(1,), random_weights=True, decode=False)
+    resolved = resolve(flags | {"frames": 9, "share_cfg_masks": True})
+    pipe = load_pipeline(resolved.config.model, decode=False)
+    assert record.profile_diffusers(pipe, resolved, "a circle").run == "diffusers as it comes"
+
+
 def test_a_lost_step_is_an_error(hunyuan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = small_run(hunyuan_folder, tmp_path, steps=2, search_steps=(1,), random_weights=True, decode=False)
     monkeypatch.setattr(record, "windows", lambda _kernels, _is_mark: [])
