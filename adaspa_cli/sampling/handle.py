@@ -11,6 +11,7 @@ from adaspa_cli.caching import StepCache, TokenMerging, make_cache, make_merging
 from adaspa_cli.config.architecture import attention_layers
 from adaspa_cli.config.names import DENSE
 from adaspa_cli.config.schema import MethodConfig
+from adaspa_cli.errors import RunError
 from adaspa_cli.masks import Action, FoundMask, MaskPolicy
 from adaspa_cli.masks.files.check import check_model
 from adaspa_cli.masks.registry import make_policy, open_masks, stored_policy
@@ -66,6 +67,8 @@ class Handle:
             check_model(self.mask_file, pipe)
         self.merging: TokenMerging | None = make_merging(config)
         self.attached = config.algorithm != "diffusers"
+        if not self.attached:
+            _check_untouched(pipe.transformer)
         self.backend = _backend_name(backend.name, self.attached, self.merging)
         self.clock = StepClock(pipe)
         self.engine = AttentionEngine(
@@ -114,6 +117,16 @@ class Handle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+
+def _check_untouched(transformer: Any) -> None:
+    """Raise RunError unless a transformer is as diffusers has it."""
+    if any(type(processor).__module__.startswith("adaspa_cli.") for processor in transformer.attn_processors.values()):
+        raise RunError("adaspa is already applied to this pipeline", hint="remove() the first handle before")
+    if transformer.is_cache_enabled:
+        raise RunError(
+            "a cache of diffusers is enabled on this pipeline", hint="call pipe.transformer.disable_cache() before"
+        )
 
 
 def _backend_name(backend: str, attached: bool, merging: TokenMerging | None) -> str | None:

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 from typer.testing import CliRunner
 
 import adaspa_cli
 from adaspa_cli.app import app
 from adaspa_cli.config import ModelConfig, resolve
 from adaspa_cli.config.load import method_config
-from adaspa_cli.errors import ConfigError
+from adaspa_cli.errors import ConfigError, RunError
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.report.page import time_parts
 from adaspa_cli.sampling.outputs import lossless_path, page_path, read_frames
@@ -41,6 +42,18 @@ def test_nothing_is_attached_and_the_video_is_that_of_diffusers(make: Any) -> No
         assert (handle.attached, handle.backend, handle.engine.calls, handle.masks()) == (False, None, [], {})
     assert "step" not in vars(pipe.scheduler)
     assert torch.equal(latents(pipe), plain)
+
+
+def test_a_pipeline_that_is_not_as_diffusers_has_it_is_refused() -> None:
+    pipe = hunyuan_video()
+    with adaspa_cli.apply(pipe, "full"), pytest.raises(RunError, match="already applied"):
+        adaspa_cli.apply(pipe, "diffusers")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(RunError, match="cache of diffusers is enabled"):
+        adaspa_cli.apply(pipe, "diffusers")
+    pipe.transformer.disable_cache()
+    adaspa_cli.apply(pipe, "diffusers").remove()
+    assert "step" not in vars(pipe.scheduler)
 
 
 @pytest.fixture(scope="module")
