@@ -66,15 +66,43 @@ class CogVideoXAttachment(Attachment):
             lambda layer: CogVideoXProcessor(layer, forward),
             self._describe,
         )
-        # Dynamic guidance changes the scale from step to step; what it is at the start decides about the batch.
-        self._start = Override(pipe.scheduler, "set_timesteps", self._note_guidance)
+        self._timesteps = torch.empty(0)
+        self._numbers: list[float] = []
+        self._overrides = [
+            Override(pipe.scheduler, "set_timesteps", self._note_start),
+            Override(pipe.scheduler, "step", self._give_numbers),
+        ]
 
-    def _note_guidance(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _note_start(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+            # Dynamic guidance changes the scale from step to step; what it is at the start decides about the batch.
             self._guided = self._pipe.guidance_scale > 1
-            return original(*args, **kwargs)
+            result = original(*args, **kwargs)
+            self._timesteps = self._pipe.scheduler.timesteps
+            self._numbers = self._timesteps.tolist()
+            return result
 
         return set_timesteps
+
+    def _give_numbers(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Give the scheduler its timesteps as numbers.
+
+        It looks at their values. As elements of a tensor on a GPU they would come only after all the work of the
+        transformer, which is in the same queue, and the noise that the scheduler draws on the CPU after that.
+        """
+
+        def number(value: Any) -> Any:
+            whole = self._timesteps
+            if not isinstance(value, Tensor) or value.dim() or value.dtype != whole.dtype:
+                return value
+            if value.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+                return value
+            return self._numbers[value.storage_offset() - whole.storage_offset()]
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            return original(*map(number, args), **{name: number(value) for name, value in kwargs.items()})
+
+        return step
 
     def _describe(self, kwargs: dict[str, Any]) -> None:
         batch, frames, _, height, width = kwargs["hidden_states"].shape
@@ -92,4 +120,5 @@ class CogVideoXAttachment(Attachment):
 
     def detach(self) -> None:
         super().detach()
-        self._start.restore()
+        for override in self._overrides:
+            override.restore()

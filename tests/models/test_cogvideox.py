@@ -1,5 +1,6 @@
 """CogVideoX 1.0 and 1.5 with adaspa: the same video where nothing is left out, masks of their own, no trace after."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,28 @@ def test_full_attention_makes_the_same_video(pipe: Any, guidance: dict[str, Any]
         made = latents(pipe, **guidance)
     assert {call.action for call in handle.engine.calls} == {Action.DENSE}
     torch.testing.assert_close(made, plain, **TOLERANCES)
+
+
+@pytest.mark.parametrize("scheduler", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler])
+def test_the_scheduler_need_not_wait_for_its_timesteps(newest: Any, scheduler: Any) -> None:
+    """They are numbers, and the same ones."""
+    newest.scheduler = scheduler()
+    step, seen = newest.scheduler.step, []
+
+    @functools.wraps(step)
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.append([value for value in args if not isinstance(value, torch.Tensor) or value.dim() == 0])
+        return step(*args, **kwargs)
+
+    newest.scheduler.step = spy
+    latents(newest)
+    plain, expected = seen.copy(), [[None if x is None else int(x) for x in values] for values in seen]
+    seen.clear()
+    with apply(newest, "full"):
+        latents(newest)
+    assert any(isinstance(x, torch.Tensor) for values in plain for x in values)
+    assert [[x for x in values if isinstance(x, int | None)] for values in seen] == expected
+    assert newest.scheduler.step is spy
 
 
 @pytest.mark.parametrize("guidance", [GUIDED, UNGUIDED], ids=["guided", "unguided"])
