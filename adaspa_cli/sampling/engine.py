@@ -36,6 +36,15 @@ class _Memory:
 
 
 @dataclass(frozen=True)
+class _Borrowed:
+    """The mask of another branch as the borrower uses it, until the next search."""
+
+    search: int  # the step that found it
+    found: FoundMask
+    density: Tensor  # [H]
+
+
+@dataclass(frozen=True)
 class Search:
     """One mask that was found or loaded, for the report; density and recall [H] stay on the device until then."""
 
@@ -83,6 +92,7 @@ class AttentionEngine:
         self._merging = merging
         self._share_cfg_masks = share_cfg_masks
         self._memory: dict[Key, _Memory] = {}
+        self._borrowed: dict[Key, _Borrowed] = {}
         self._policy: MaskPolicy | None = None
         self.calls: list[AttentionCall] = []
         self.searches: list[Search] = []
@@ -93,7 +103,7 @@ class AttentionEngine:
     def start(self, steps: int) -> None:
         """Begin a run: forget masks, LSE and records of the one before."""
         self._policy = self._make_policy(steps)
-        self._memory.clear()
+        self.forget_masks()
         self.calls, self.searches = [], []
         if self._merging is not None:
             self._merging.start()
@@ -108,6 +118,7 @@ class AttentionEngine:
     def forget_masks(self) -> None:
         """Give the memory of masks and LSE back; the records stay."""
         self._memory.clear()
+        self._borrowed.clear()
 
     @property
     def policy(self) -> MaskPolicy | None:
@@ -178,10 +189,15 @@ class AttentionEngine:
         self, call: Call, memory: _Memory, q: Tensor, k: Tensor, v: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
         """Attend sparsely with the mask of the other branch; one that was estimated is not needed any more."""
+        key = (call.layer, call.branch, call.sample)
+        borrowed = self._borrowed.get(key)
+        if borrowed is None or borrowed.search != memory.last_search:
+            found = for_text(memory.found, memory.layout, call.layout)
+            density = memory.density if found is memory.found else found.mask.density()
+            borrowed = self._borrowed[key] = _Borrowed(memory.last_search, found, density)
         if memory.found_by is Action.ESTIMATE_AND_SPARSE:
-            del self._memory[call.layer, "cond", call.sample]
-        found = for_text(memory.found, memory.layout, call.layout)
-        return self._sparse(found, q, k, v, scale), found.mask.density()
+            del self._memory[call.layer, "cond", call.sample], self._borrowed[key]
+        return self._sparse(borrowed.found, q, k, v, scale), borrowed.density
 
     def _sparse(self, found: FoundMask, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attend sparsely in the order of tokens that the mask is made for."""

@@ -357,6 +357,21 @@ def test_a_mask_that_is_searched_again_is_shared_at_once() -> None:
     assert torch.equal(out, block_sparse_attention(*tensors(102, OTHER.layout), mask, backend="reference"))
 
 
+def test_a_borrowed_mask_is_made_for_its_text_once_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(found: FoundMask, before: TokenLayout, now: TokenLayout) -> FoundMask:
+        made.append(now)
+        return for_text(found, before, now)
+
+    monkeypatch.setattr("adaspa_cli.sampling.engine.for_text", counted)
+    run = Run(adaspa(0, 3), share_cfg_masks=True)
+    both_branches(run, 6)
+    assert made == [OTHER.layout] * 2
+    both_branches(run, 2)
+    assert len(made) == 3  # another run has masks of its own
+
+
 def test_an_estimated_mask_is_shared_and_given_back() -> None:
     run = Run(SparseVideoGen(0.5, 1, (BLOCK, BLOCK)), share_cfg_masks=True)
     done = both_branches(run, 3)
