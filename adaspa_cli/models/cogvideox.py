@@ -8,6 +8,7 @@ Shapes: B batch, T text tokens, N video tokens, H heads, D head dimension.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.models.attachment import Attachment, Attend, Forward, Override, Row, join
 from adaspa_cli.models.compiled import eager
+from adaspa_cli.models.pinned_noise import PinnedNoise
 from adaspa_cli.models.qk import Rotation, prepare
 
 
@@ -70,7 +72,7 @@ class CogVideoXAttachment(Attachment):
         self._numbers: list[float] = []
         self._overrides = [
             Override(pipe.scheduler, "set_timesteps", self._note_start),
-            Override(pipe.scheduler, "step", self._give_numbers),
+            Override(pipe.scheduler, "step", self._step_without_waiting),
         ]
 
     def _note_start(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,11 +86,11 @@ class CogVideoXAttachment(Attachment):
 
         return set_timesteps
 
-    def _give_numbers(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Give the scheduler its timesteps as numbers.
+    def _step_without_waiting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Give the scheduler its timesteps as numbers, and draw its noise into pinned memory.
 
-        It looks at their values. As elements of a tensor on a GPU they would come only after all the work of the
-        transformer, which is in the same queue, and the noise that the scheduler draws on the CPU after that.
+        It looks at the values of the timesteps. As elements of a tensor on a GPU they would come only after all the
+        work of the transformer, which is in the same queue, and the noise that the scheduler draws on the CPU after that.
         """
 
         def number(value: Any) -> Any:
@@ -100,7 +102,8 @@ class CogVideoXAttachment(Attachment):
             return self._numbers[value.storage_offset() - whole.storage_offset()]
 
         def step(*args: Any, **kwargs: Any) -> Any:
-            return original(*map(number, args), **{name: number(value) for name, value in kwargs.items()})
+            with PinnedNoise() if self._timesteps.device.type == "cuda" else nullcontext():
+                return original(*map(number, args), **{name: number(value) for name, value in kwargs.items()})
 
         return step
 
