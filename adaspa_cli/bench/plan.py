@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def current(planned: PlannedRow, spec: BenchSpec) -> PlannedRow:
     """The same row, after a new look at what is complete."""
     return dataclasses.replace(planned, jobs=tuple(plan(planned.resolved, spec.prompts)))
+
+
+def part_of(rows: Sequence[PlannedRow], number: int, parts: int) -> list[PlannedRow]:
+    """Part ``number``, from 1 on, of all prompts and seeds, each of them with all rows: what one of several processes
+    makes. All parts together are the whole, and dense runs are in the same part as what is compared with them.
+    """
+    return [dataclasses.replace(row, jobs=row.jobs[number - 1 :: parts]) for row in rows]
 
 
 def reference_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | None:

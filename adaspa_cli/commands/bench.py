@@ -42,6 +42,14 @@ def bench(
         list[str] | None,
         typer.Option("--set", help="A setting of all rows, as steps=20. May be repeated.", metavar="KEY=VALUE"),
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            "--part",
+            help="Part I of N of the runs, without tables: for N processes that share a folder.",
+            metavar="I/N",
+        ),
+    ] = None,
     rerun_changed: Annotated[
         bool, typer.Option("--rerun-changed", help="Make runs anew that are there with other settings.")
     ] = False,
@@ -68,7 +76,8 @@ def bench(
     with guard(console, "interrupted; complete runs are kept, and the same command goes on where this stopped"):
         changed = parse_settings(settings or []) | {k: v for k, v in named.items() if v is not None}
         spec = _spec(preset, config, rows, limit, seed, changed)
-        failed = _run(console, spec, out.expanduser(), rerun_changed, tables_only, plan, times)
+        share = None if part is None else _parse_part(part, tables_only=tables_only)
+        failed = _run(console, spec, out.expanduser(), share, rerun_changed, tables_only, plan, times)
     if failed:
         raise typer.Exit(1)
 
@@ -93,8 +102,31 @@ def _spec(
     return dataclasses.replace(spec, seeds=tuple(seed)) if seed else spec
 
 
+def _parse_part(text: str, *, tables_only: bool) -> tuple[int, int]:
+    """``I/N`` as two numbers.
+
+    Raises:
+        ConfigError: it is not of that form, or there are to be tables alone.
+    """
+    from adaspa_cli.errors import ConfigError
+
+    number, parts = (int(x) if x.isascii() and x.isdecimal() else 0 for x in (text + "/").split("/")[:2])
+    if text != f"{number}/{parts}" or not 1 <= number <= parts:
+        raise ConfigError(f"--part takes I/N, I from 1 to N, got '{text}'", hint="as --part 1/4 to --part 4/4")
+    if tables_only:
+        raise ConfigError("--part makes no tables", hint="drop --part: the tables are of all that is there")
+    return number, parts
+
+
 def _run(
-    console: Console, spec: Any, out: Path, rerun_changed: bool, tables_only: bool, plan: bool, times: bool
+    console: Console,
+    spec: Any,
+    out: Path,
+    share: tuple[int, int] | None,
+    rerun_changed: bool,
+    tables_only: bool,
+    plan: bool,
+    times: bool,
 ) -> int:
     """Make the runs and the tables; returns how many runs failed."""
     from adaspa_cli.bench.paper import load_tables
@@ -105,9 +137,11 @@ def _run(
         resolve({**spec.run, **row.settings}, origin=f"bench row {row.name}")
     console.note("starting ...")
 
-    from adaspa_cli.bench.plan import plan_bench
+    from adaspa_cli.bench.plan import part_of, plan_bench
 
     planned = plan_bench(spec, out, rerun_changed=rerun_changed)
+    if share is not None:
+        planned = part_of(planned, *share)
     if plan:
         _show_plan(console, planned)
         return 0
@@ -120,9 +154,25 @@ def _run(
 
         with console.progress() as progress:
             run_bench(planned, BenchProgress(console, progress), warmup_steps=spec.warmup_steps)
+    if share is not None:
+        return _end_part(console, spec, planned, share, out)
     result = write_bench(spec, planned, out, paper, console.note, times=times)
     _show(console, result, out)
     return sum(len(row["failures"]) for row in result["rows"])
+
+
+def _end_part(console: Console, spec: Any, planned: list[Any], share: tuple[int, int], out: Path) -> int:
+    """Measure what one of several processes made, and say what is there; returns how many runs are not complete."""
+    from adaspa_cli.bench.measure import measure_bench
+    from adaspa_cli.bench.plan import current, part_of
+
+    made = part_of([current(row, spec) for row in planned], *share)
+    measure_bench(made, console.note)
+    runs = [job.complete for row in made for job in row.jobs]
+    data = {"part": f"{share[0]}/{share[1]}", "runs": len(runs), "complete": sum(runs)}
+    text = f"part {data['part']}: {sum(runs)} of {len(runs)} runs are complete in {out}"
+    console.result(data, Text(f"{text}\n--tables-only, without --part, makes the tables", overflow="ignore"))
+    return len(runs) - sum(runs)
 
 
 def _show_plan(console: Console, planned: list[Any]) -> None:

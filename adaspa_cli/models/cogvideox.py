@@ -90,7 +90,8 @@ class CogVideoXAttachment(Attachment):
         """Give the scheduler its timesteps as numbers, and draw its noise into pinned memory.
 
         It looks at the values of the timesteps. As elements of a tensor on a GPU they would come only after all the
-        work of the transformer, which is in the same queue, and the noise that the scheduler draws on the CPU after that.
+        work of the transformer, which is in the same queue, and the noise that the scheduler draws on the CPU after
+        that.
         """
 
         def number(value: Any) -> Any:

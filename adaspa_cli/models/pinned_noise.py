@@ -1,8 +1,8 @@
 """Noise that a scheduler draws on the CPU comes to the GPU without a wait.
 
-A CPU generator makes a seed mean the same on every machine. But a copy from ordinary memory waits until the GPU has done
-all that was queued before, and what is drawn after it begins only then. From pinned memory the copy is queued like a
-kernel, so that all of a step's noise is drawn while the GPU still works on the transformer.
+A CPU generator makes a seed mean the same on every machine. But a copy from ordinary memory waits until the GPU has
+done all that was queued before, and what is drawn after it begins only then. From pinned memory the copy is queued like
+a kernel, so that all of a step's noise is drawn while the GPU still works on the transformer.
 """
 
 from __future__ import annotations
