@@ -15,7 +15,7 @@ from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of
 from adaspa_cli.bench.runner import failure_path
 from adaspa_cli.bench.spec import RESERVED, BenchSpec
 from adaspa_cli.quality.video_metrics import METRICS, PSNR_OF_EQUAL_FRAMES
-from adaspa_cli.report.steps import median
+from adaspa_cli.report.steps import typical
 from adaspa_cli.sampling.run import Job
 
 QUALITY = (*METRICS, "vbench")
@@ -258,7 +258,7 @@ def _phases(reports: list[dict[str, Any]]) -> dict[str, Any]:
     figures = {}
     for phase, of_phase in steps.items():
         computed = [step for step in of_phase if not step["estimated"]]
-        medians = {key: median([step[key] for step in computed]) for key in ("seconds", "attention")}
+        medians = {key: typical(computed, key) for key in ("seconds", "attention")}
         figures[phase] = {"steps": len(of_phase), "computed": len(computed), **medians}
     return figures
 

@@ -129,6 +129,8 @@ def _time_notes(bench: dict[str, Any]) -> list[str]:
 
 
 def _computed(row: dict[str, Any]) -> str:
+    if not row["runs"]:
+        return "n/a"
     estimated = row["estimated"]
     return f"{estimated['computed_steps']} of {estimated['of']}" if estimated else "all"
 

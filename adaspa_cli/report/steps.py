@@ -71,7 +71,7 @@ def run_density(calls: list[AttentionCall]) -> float | None:
 
 
 def estimate_others(steps: Sequence[dict[str, Any]], phases: Sequence[str], computed: Collection[int]) -> None:
-    """Give the steps that were not computed the median figures of the computed ones of the same phase.
+    """Give the steps that were not computed the typical figures of the computed ones of the same phase.
 
     Args:
         steps: what :func:`step_table` or :func:`untouched_steps` gave; changed.
@@ -83,10 +83,18 @@ def estimate_others(steps: Sequence[dict[str, Any]], phases: Sequence[str], comp
     for phase in set(phases):
         alike = [entry for entry in steps if phases[entry["step"]] == phase]
         measured = [entry for entry in alike if not entry["estimated"]]
-        figures = {key: median([entry[key] for entry in measured]) for key in ("seconds", "attention", "density")}
+        figures = {key: typical(measured, key) for key in ("seconds", "attention", "density")}
         for entry in alike:
             if entry["estimated"]:
                 entry.update(figures, phase=phase)
+
+
+def typical(computed: Sequence[dict[str, Any]], key: str) -> float | None:
+    """The median of a figure over computed steps of one phase; without step 0, which holds the start of the run, if
+    there are others.
+    """
+    later = [entry[key] for entry in computed if entry["step"] > 0]
+    return median(later or [entry[key] for entry in computed])
 
 
 def median(values: Sequence[float | None]) -> float | None:

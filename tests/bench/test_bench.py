@@ -56,11 +56,12 @@ def test_the_json_names_the_files_and_its_figures_are_those_of_the_files(made: A
         assert row["seconds"]["latency"]["median"] == pytest.approx(statistics.median(whole))
         assert row["density"]["median"] == statistics.median(report["density"] for report in reports)
         steps = [s for report in reports for s in report["steps"] if s["phase"] == "dense"]
+        later = [s for s in steps if s["step"] > 0] or steps
         assert row["phases"]["dense"] == {
             "steps": len(steps),
             "computed": len(steps),
-            "seconds": statistics.median(s["seconds"] for s in steps),
-            "attention": statistics.median(s["attention"] for s in steps),
+            "seconds": statistics.median(s["seconds"] for s in later),
+            "attention": statistics.median(s["attention"] for s in later),
         }
 
 

@@ -72,10 +72,13 @@ def test_so_many_steps_of_each_phase_are_computed(
 
 
 def check_sums(report: dict[str, Any]) -> None:
-    """Every estimate is the median of the computed steps of its phase, and the sums are over all steps."""
+    """Every estimate is the median of the computed steps of its phase, of step 0 only if there is no other, and the
+    sums are over all steps.
+    """
     steps, seconds = report["steps"], report["seconds"]
     for step in steps:
         alike = [s for s in steps if s["phase"] == step["phase"] and not s["estimated"]]
+        alike = [s for s in alike if s["step"] > 0] or alike
         for key in ("seconds", "attention", "density") if step["estimated"] else ():
             known = [s[key] for s in alike if s[key] is not None]
             assert step[key] == (statistics.median(known) if known else None)
@@ -105,6 +108,17 @@ def test_estimates_are_medians_and_what_was_computed_keeps_its_figures() -> None
     assert [step["seconds"] for step in steps] == [5, 1, 2, 4, 2]
     assert [step["estimated"] for step in steps] == [False] * 4 + [True]
     assert (steps[4]["phase"], steps[4]["density"], steps[4]["attention"]) == ("sparse", 0.3, None)
+
+
+def test_the_start_of_the_run_is_in_no_estimate_unless_nothing_else_was_computed() -> None:
+    steps = [
+        {"step": i, "phase": "dense", "seconds": s, "attention": 1.0, "density": 1.0}
+        for i, s in enumerate([9.0, 2.0, 3.0, 0.01])
+    ]
+    estimate_others(steps, ["dense"] * 4, {0, 1, 2})
+    assert [step["seconds"] for step in steps] == [9, 2, 3, 2.5]
+    estimate_others(steps, ["dense"] * 4, {0})
+    assert [step["seconds"] for step in steps] == [9, 9, 9, 9]
 
 
 def test_with_as_many_steps_as_there_are_nothing_is_estimated(hunyuan_folder: Path, tmp_path: Path) -> None:
