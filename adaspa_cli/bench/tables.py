@@ -270,8 +270,8 @@ def _estimated(entries: list[dict[str, Any]]) -> str | None:
         return None
     first = " or ".join(map(str, numbers))
     return (
-        f"estimated: of each phase only the first {first} steps and every search were computed; each of the "
-        f"others counts as the median of those of its phase"
+        f"estimated: only steps at the beginning of each phase (steps_per_phase: {first}) and every search were "
+        f"computed; each of the others counts as the median of those of its phase"
     )
 
 

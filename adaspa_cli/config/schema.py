@@ -201,8 +201,9 @@ class SamplingConfig:
         true_cfg_scale: HunyuanVideo: classifier-free guidance in two passes; above 1 it needs a negative prompt.
         negative_prompt: what the video should not show.
         seed: seed of the noise; several make several videos of each prompt.
-        steps_per_phase: with random weights, compute of each phase (dense, search, sparse, ...) only so many first
-            steps, and every search; the others count as the median of those of their phase. None computes all.
+        steps_per_phase: with random weights, compute of each phase (dense, search, sparse, ...) only so many steps,
+            the first step besides, and every search; the others count as the median of those of their phase. None
+            computes all.
     """
 
     steps: int = 50

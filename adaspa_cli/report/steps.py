@@ -109,7 +109,7 @@ def estimated_note(report: Mapping[str, Any]) -> str | None:
     if not estimated:
         return None
     return (
-        f"estimated: {estimated['computed_steps']} of {estimated['of']} steps were computed, the first "
-        f"{estimated['steps_per_phase']} of each phase and every search; each of the others counts as the median of "
-        f"those of its phase"
+        f"estimated: {estimated['computed_steps']} of {estimated['of']} steps were computed, those at the beginning of "
+        f"each phase (steps_per_phase: {estimated['steps_per_phase']}) and every search; each of the others counts as "
+        f"the median of those of its phase"
     )

@@ -77,10 +77,13 @@ class StepsPerPhase:
 
 
 def choose_steps(plan: Sequence[Action], number: int) -> set[int]:
-    """The first ``number`` steps of each phase, and every step that gives masks to those after it."""
+    """The first ``number`` steps of each phase, and every step that gives masks to those after it.
+
+    Step 0 is computed besides and not counted: it holds the start of the run, and shows what the transformer returns.
+    """
     seen: Counter[Action] = Counter()
-    chosen = set()
-    for step, action in enumerate(plan):
+    chosen = {0} if plan else set()
+    for step, action in enumerate(plan[1:], start=1):
         if action.gives_mask or seen[action] < number:
             chosen.add(step)
         seen[action] += 1

@@ -350,16 +350,16 @@ def test_estimated_steps_are_said_everywhere(hunyuan_folder: Path, tmp_path: Pat
     run = settings(hunyuan_folder, random_weights=True, steps=9, search_steps=(3, 6), steps_per_phase=2)
     bench = make(small_bench(tmp_path, hunyuan_folder, run=run), out)
     row, dense = rows(bench)["adaspa"], rows(bench)["full"]
-    assert row["estimated"] == {"computed_steps": 6, "of": 9, "steps_per_phase": 2}
+    assert row["estimated"] == {"computed_steps": 7, "of": 9, "steps_per_phase": 2}
     assert dense["phases"]["dense"]["steps"] == 18  # of two prompts
-    assert dense["phases"]["dense"]["computed"] == 4
+    assert dense["phases"]["dense"]["computed"] == 6
     report = json.loads((out / row["runs"][0]["report"]).read_text())
     assert report["seconds"]["denoising"] == pytest.approx(sum(step["seconds"] for step in report["steps"]))
     for name in ("bench.json", "bench.md", "bench.html"):
-        assert "stimated: of each phase only the first 2 steps and every search" in (out / name).read_text()
+        assert "stimated: only steps at the beginning of each phase (steps_per_phase: 2)" in (out / name).read_text()
     text = (out / "bench.md").read_text()
-    assert "| 6 of 9 |" in text
-    assert "| full | dense | 18 (4 computed) |" in text
+    assert "| 7 of 9 |" in text
+    assert "| full | dense | 18 (6 computed) |" in text
     assert "computed_steps" in (out / "rows.csv").read_text().splitlines()[0]
 
 
