@@ -111,12 +111,19 @@ def _notes(report: dict[str, Any], compared: Compared | None) -> list[str]:
     ]
     if compared is not None and _machine(compared.report) != notes[1]:
         notes.append(f"not the same machine: the run beside it was made on {_machine(compared.report)}")
+    if compared is not None and _compiled(report) != _compiled(compared.report):
+        which = "this run" if _compiled(report) else "the run beside it"
+        notes.append(f"blocks ran through torch.compile in {which} alone")
     work = {key: report.get(key) for key in ("cache", "merging")}
     if work["cache"]:
         notes.append(f"{work['cache']['name']} skipped {work['cache']['skipped']:.1%} of {work['cache']['unit']} calls")
     if work["merging"]:
         notes.append(f"{work['merging']['name']} merged {work['merging']['merged']:.1%} of the video tokens")
     return notes
+
+
+def _compiled(report: dict[str, Any]) -> bool:
+    return bool(report["settings"].get("compile", {}).get("value"))
 
 
 def _attention(report: dict[str, Any]) -> str:

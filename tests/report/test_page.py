@@ -11,6 +11,7 @@ import pytest
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError
 from adaspa_cli.masks import Action
+from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.page import PHASES, page, time_parts
 from adaspa_cli.sampling.outputs import page_path, report_path
@@ -69,6 +70,16 @@ def test_the_figures_are_the_reports(made: Made, dense: Path) -> None:
     bars = re.findall(r'title="step (\d+), ([a-z ]+): ', text)
     expected = [(str(step["step"]), step["phase"]) for run in (report, other) for step in run["steps"]]
     assert bars == expected
+
+
+@pytest.mark.parametrize(("own", "which"), [(True, "this run"), (False, "the run beside it")])
+def test_it_says_which_run_alone_was_compiled(made: Made, own: bool, which: str) -> None:
+    report = made[3]
+    compiled = report | {"settings": report["settings"] | {"compile": {"value": True, "origin": "flag"}}}
+    pair = (compiled, report) if own else (report, compiled)
+    words = "".join(read(page(pair[0], None, Compared(pair[1], None))).text)
+    assert f"blocks ran through torch.compile in {which} alone" in words
+    assert "torch.compile" not in "".join(read(page(report, None, Compared(report, None))).text)
 
 
 def test_the_parts_of_the_time_sum_to_the_whole(made: Made) -> None:
