@@ -250,7 +250,7 @@ def _machine(report: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _phases(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median seconds of a denoising step that was computed, and of its attention, by the phase of the step."""
+    """Typical seconds of a denoising step that was computed, and of its attention, by the phase of the step."""
     steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for report in reports:
         for step in report["steps"]:

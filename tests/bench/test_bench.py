@@ -348,7 +348,8 @@ def test_a_pipeline_as_diffusers_runs_it_is_compared_with_full_and_its_attention
 def test_estimated_steps_are_said_everywhere(hunyuan_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = settings(hunyuan_folder, random_weights=True, steps=9, search_steps=(3, 6), steps_per_phase=2)
-    bench = make(small_bench(tmp_path, hunyuan_folder, run=run), out)
+    rows_ = [{"method": "full"}, {"method": "adaspa"}, {"name": "odd", "method": "full", "width": 50}]
+    bench = make(small_bench(tmp_path, hunyuan_folder, run=run, rows=rows_), out)
     row, dense = rows(bench)["adaspa"], rows(bench)["full"]
     assert row["estimated"] == {"computed_steps": 7, "of": 9, "steps_per_phase": 2}
     assert dense["phases"]["dense"]["steps"] == 18  # of two prompts
@@ -359,6 +360,8 @@ def test_estimated_steps_are_said_everywhere(hunyuan_folder: Path, tmp_path: Pat
         assert "stimated: only steps at the beginning of each phase (steps_per_phase: 2)" in (out / name).read_text()
     text = (out / "bench.md").read_text()
     assert "| 7 of 9 |" in text
+    (odd,) = [line for line in text.splitlines() if line.startswith("| odd |") and "%" not in line and "n/a" in line]
+    assert "| all |" not in odd  # no run of it is complete
     assert "| full | dense | 18 (6 computed) |" in text
     assert "computed_steps" in (out / "rows.csv").read_text().splitlines()[0]
 

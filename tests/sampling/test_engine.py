@@ -1,6 +1,7 @@
 """The engine of a run: does what the policy says, remembers masks and LSE no longer than needed, and keeps records."""
 
 import dataclasses
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -369,14 +370,24 @@ def test_a_borrowed_mask_is_made_for_its_text_once_a_search(monkeypatch: pytest.
     both_branches(run, 6)
     assert made == [OTHER.layout] * 2
     both_branches(run, 2)
-    assert len(made) == 3  # another run has masks of its own
+    both_branches(run, 2)
+    assert len(made) == 4  # each run has masks of its own, also where the step that found them is the same
 
 
-def test_an_estimated_mask_is_shared_and_given_back() -> None:
+def test_an_estimated_mask_is_shared_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def watched(found: FoundMask, before: TokenLayout, now: TokenLayout) -> FoundMask:
+        result = for_text(found, before, now)
+        made.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr("adaspa_cli.sampling.engine.for_text", watched)
     run = Run(SparseVideoGen(0.5, 1, (BLOCK, BLOCK)), share_cfg_masks=True)
     done = both_branches(run, 3)
     assert [actions for *actions, _ in done[1:]] == [[Action.ESTIMATE_AND_SPARSE, Action.SPARSE]] * 2
     assert run.engine.masks() == {}
+    assert [mask() for mask in made] == [None, None]
     assert [search.branch for search in run.engine.searches] == ["cond", "cond"]
 
 
