@@ -40,10 +40,18 @@ what follows in the schedule, such as one of text, counts as copied once it is t
 head fit into the cache, nobody waits. No team waits for one that has not begun, so that a grid which is not resident
 as a whole cannot hang.
 
-Order of a step: issue S = Q K(i)^T, issue O += P V(i-1), wait for S, softmax, wait for O, rescale, wait for the next
-tile. A barrier wait that is over at once stands between the softmax and the wait for O, because the assembler would
-move the latter up. It is that of the queries: for another wait for a barrier of the ring Triton would synchronise the
-warpgroup once more.
+Reference. Any number per row may be subtracted before the exponentials, if only none of them overflows. The online
+softmax takes the largest score so far, which costs a comparison for each score, and whenever it grows a rescaling of
+the output. Here (``FIXED``) it is the largest score of the first tile, raised by ``RAISED`` in log2, and stays: the
+row's weights then sum to 2^-RAISED at least, and what lies below 2^-126 is too little to count beside it. A later
+score may exceed those of the first tile by 96 in log2, 66 in natural units, before the sum passes 2^64. A row
+whose sum does not end between those bounds (or is NaN) is written down, and a second launch computes it anew by the
+online softmax; mostly it finds nothing to do. float16, which lacks the range, takes the online softmax at once.
+
+Order of a step: issue S = Q K(i)^T, issue O += P V(i-1), wait for S, softmax, wait for O, (rescale,) wait for the
+next tile. A barrier wait that is over at once stands between the softmax and the wait for O, because the assembler
+would move the latter up. It is that of the queries: for another wait for a barrier of the ring Triton would synchronise
+the warpgroup once more.
 
 Pitfall. Triton (3.6, 3.7) makes one loop variable of two that begin as the same object: ``a = b`` before a loop that
 changes both is wrong code without a word.
@@ -72,6 +80,10 @@ RING_BYTES = 6 * 2 * BOX * 128 * 2  # of all teams: six slots of 128 x 128 numbe
 
 _LN_2 = gl.constexpr(1 / LOG2_E)
 _WORDS = gl.constexpr(6)  # of a record
+RAISED = 32  # log2, of the reference over the largest score of the first tile
+_RAISED = gl.constexpr(RAISED)
+# Of the sum of a row's weights; below the one lies only what has lost its largest score, an infinite one.
+_LEAST_SUM, _LARGEST_SUM = gl.constexpr(2.0 ** -(RAISED + 1)), gl.constexpr(2.0**64)
 
 
 @gluon.jit
@@ -233,13 +245,30 @@ def _last_block(p_list, count, listed):
 
 
 @gluon.jit
+def _parts(b_p):
+    """Add up what each thread holds of a row: [64, 128] to [64, 4]."""
+    # Rows are (warp, 2, lane / 4), columns (16, lane % 4, 2), as the product leaves them.
+    b_parts = b_p.reshape([4, 2, 8, 16, 4, 2])
+    return gl.sum(gl.sum(b_parts, 5), 3).reshape([BLOCK, 4])
+
+
+@gluon.jit
+def _write_down(again, b_sum, row):
+    """Put the row on the list of what is computed again, if a sum of its weights is out of bounds."""
+    count_ptr, rows_ptr = again
+    inside = (b_sum >= _LEAST_SUM) & (b_sum <= _LARGEST_SUM)
+    if gl.max(gl.where(inside, 0, 1), 0) > 0:
+        gl.store(rows_ptr + gl.atomic_add(count_ptr, 1, sem="relaxed"), row.to(gl.int64))
+
+
+@gluon.jit
 def _attend(
     targets, memory, sizes,
     TEAM: gl.constexpr, TEAMS: gl.constexpr, READER: gl.constexpr, READERS: gl.constexpr,
-    SLOTS: gl.constexpr, D: gl.constexpr, dtype: gl.constexpr,
+    SLOTS: gl.constexpr, D: gl.constexpr, dtype: gl.constexpr, FIXED: gl.constexpr,
 ):  # fmt: skip
     """A multiplying warpgroup of a team: 64 rows of each of its query blocks."""
-    out_target, lse_ptr = targets
+    out_target, lse_ptr, again = targets
     q_boxes, q_full, q_empty, ring, full, empty, record = memory
     key_tokens, scale_log2 = sizes
     SAID: gl.constexpr = TEAM * _WORDS
@@ -251,6 +280,7 @@ def _attend(
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
+    queries_layout: gl.constexpr = gl.DotOperandLayout(0, scores_layout, 2)
     row_layout: gl.constexpr = gl.SliceLayout(1, scores_layout)
     out_row_layout: gl.constexpr = gl.SliceLayout(1, out_layout)
 
@@ -275,16 +305,25 @@ def _attend(
 
         mbarrier.wait(full.index(BASE + slot), phase)
         b_k = tiles_ring.index(BASE + slot).permute((1, 0))
-        b_s = warpgroup_mma(b_q, b_k, no_scores, use_acc=False, is_async=True)
+        # Where registers are left for them, queries are read from shared memory once.
+        b_queries = b_q
+        if READERS == 2 and D == 128:
+            b_queries = b_q.load(queries_layout)
+        b_s = warpgroup_mma(b_queries, b_k, no_scores, use_acc=False, is_async=True)
         b_s = warpgroup_mma_wait(0, deps=[b_s])
         async_copy.mbarrier_arrive(empty.index(BASE + slot), increment_count=False)
         # [64, 128]
         b_s = gl.where(kept[None, :], b_s, float("-inf"))
         # [64], in units of log2
         b_max = gl.max(b_s, 1) * scale_log2
-        # [64, 128]: the subtrahend is finite also where nothing is kept.
-        b_p = gl.exp2(b_s * scale_log2 - gl.where(b_max == float("-inf"), 0.0, b_max)[:, None])
-        b_sum = gl.sum(b_p, 1)
+        # [64]: finite also where nothing is kept.
+        b_reference = gl.where(b_max == float("-inf"), 0.0, b_max)
+        if FIXED:
+            b_reference = b_reference + _RAISED
+        # [64, 128]
+        b_p = gl.exp2(b_s * scale_log2 - b_reference[:, None])
+        # [64, 4], or [64]
+        b_sum = _parts(b_p) if FIXED else gl.sum(b_p, 1)
         b_weights = gl.convert_layout(b_p.to(dtype), weights_layout)
         b_out = gl.zeros([BLOCK, D], gl.float32, out_layout)
         slot, phase = next_slot(slot, phase, SLOTS)
@@ -294,26 +333,33 @@ def _attend(
             # Here K(i) is in its slot, P of tile i-1 in registers.
             k_slot = slot
             b_k = tiles_ring.index(BASE + k_slot).permute((1, 0))
-            b_s = warpgroup_mma(b_q, b_k, no_scores, use_acc=False, is_async=True)
+            b_s = warpgroup_mma(b_queries, b_k, no_scores, use_acc=False, is_async=True)
             v_slot, phase = next_slot(slot, phase, SLOTS)
             mbarrier.wait(full.index(BASE + v_slot), phase)
             b_out = warpgroup_mma(b_weights, tiles_ring.index(BASE + v_slot), b_out, is_async=True)
             b_s = warpgroup_mma_wait(1, deps=[b_s])
             async_copy.mbarrier_arrive(empty.index(BASE + k_slot), increment_count=False)
-            # [64]
-            b_new_max = gl.maximum(b_max, gl.max(b_s, 1) * scale_log2)
-            # [64, 128]
-            b_p = gl.exp2(b_s * scale_log2 - b_new_max[:, None])
-            # [64]
-            b_rescale = gl.exp2(b_max - b_new_max)
-            b_sum = b_sum * b_rescale + gl.sum(b_p, 1)
-            b_max = b_new_max
+            if FIXED:
+                # [64, 128]
+                b_p = gl.exp2(b_s * scale_log2 - b_reference[:, None])
+                # [64, 4]
+                b_sum = b_sum + _parts(b_p)
+            else:
+                # [64]
+                b_new_max = gl.maximum(b_max, gl.max(b_s, 1) * scale_log2)
+                # [64, 128]
+                b_p = gl.exp2(b_s * scale_log2 - b_new_max[:, None])
+                # [64]
+                b_rescale = gl.exp2(b_max - b_new_max)
+                b_sum = b_sum * b_rescale + gl.sum(b_p, 1)
+                b_max = b_new_max
             # The queries are there, so this wait is none; it keeps the assembler from moving the next one up.
             mbarrier.wait(q_full.index(TEAM), q_phase)
             b_out = warpgroup_mma_wait(0, deps=[b_out])
             async_copy.mbarrier_arrive(empty.index(BASE + v_slot), increment_count=False)
-            # [64, D]
-            b_out = b_out * gl.convert_layout(b_rescale, out_row_layout)[:, None]
+            if not FIXED:
+                # [64, D]
+                b_out = b_out * gl.convert_layout(b_rescale, out_row_layout)[:, None]
             b_weights = gl.convert_layout(b_p.to(dtype), weights_layout)
             # The next tile is K(i+1), or V(i) if this is the last step.
             slot, phase = next_slot(v_slot, phase, SLOTS)
@@ -324,6 +370,13 @@ def _attend(
         async_copy.mbarrier_arrive(empty.index(BASE + slot), increment_count=False)
         slot, phase = next_slot(slot, phase, SLOTS)
 
+        row = _hear(record, SAID + 2)
+        if FIXED:
+            # [64]
+            b_sum = gl.convert_layout(gl.sum(b_sum, 1), row_layout)
+            b_max = b_reference
+            if count > 0:
+                _write_down(again, b_sum, row)
         # [64]
         b_divisor = gl.where(b_sum == 0, 1.0, b_sum)
         b_out = b_out / gl.convert_layout(b_divisor, out_row_layout)[:, None]
@@ -341,7 +394,7 @@ def _attend(
         # [64]
         b_lse = gl.where(b_sum == 0, float("-inf"), (b_max + gl.log2(b_divisor)) * _LN_2)
         # Past the last query there is room for the rest of the block.
-        p_lse = lse_ptr + (_hear(record, SAID + 2).to(gl.int64) * READERS + READER) * BLOCK
+        p_lse = lse_ptr + (row.to(gl.int64) * READERS + READER) * BLOCK
         gl.store(p_lse + gl.arange(0, BLOCK, row_layout), b_lse)
         tma.store_wait(0)
         async_copy.mbarrier_arrive(q_empty.index(TEAM), increment_count=False)
@@ -359,16 +412,22 @@ def _attend(
     ]
 )  # fmt: skip
 def hopper_block_sparse_kernel(
-    q_source, k_source, v_source, out_target, lse_ptr, order_ptr, counts_ptr, indices_ptr, progress_ptr,
+    q_source, k_source, v_source, out_target, lse_ptr, order_ptr, counts_ptr, indices_ptr, progress_ptr, again_ptr,
     stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq,
     heads, key_tokens, query_blocks, key_blocks, items, scale_log2,
     D: gl.constexpr, TEAMS: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr, IN_STEP: gl.constexpr,
+    FIXED: gl.constexpr, AGAIN: gl.constexpr,
 ):  # fmt: skip
     """Grid (programs). ``*_source`` and ``out_target`` are descriptors of [1, 1, 64, 64] boxes.
 
     ``order_ptr`` holds the schedule: all B * H * Nq rows as (b * H + h) * Nq + query block; ``progress_ptr`` two zeros,
-    which become the numbers of rows taken and copied. Blocks are of 64 * READERS tokens.
+    which become the numbers of rows taken and copied, and a third one, of rows to compute again. These go to
+    ``again_ptr``, twice where both warpgroups of a team ask for it. ``AGAIN`` is the launch that computes them, with
+    that list as its schedule and two zeros more behind the third. Blocks are of 64 * READERS tokens.
     """
+    if AGAIN:
+        items = gl.load(progress_ptr + 2)
+        progress_ptr = progress_ptr + 3
     PANELS: gl.constexpr = D // BLOCK
     dtype: gl.constexpr = k_source.dtype
     boxes_layout: gl.constexpr = k_source.layout
@@ -394,13 +453,13 @@ def hopper_block_sparse_kernel(
     memory = (q_boxes, q_full, q_empty, ring, full, empty, record)
     lists = (order_ptr, counts_ptr, indices_ptr, strides, heads, query_blocks, key_blocks, items, progress_ptr)
     sources = (q_source, k_source, v_source)
-    targets = (out_target, lse_ptr)
+    targets = (out_target, lse_ptr, (progress_ptr + 2, again_ptr))
     sizes = (key_tokens, scale_log2)
     if READERS == 2:
         gl.warp_specialize(
             [
-                (_attend, (targets, memory, sizes, 0, 1, 0, 2, SLOTS, D, dtype)),
-                (_attend, (targets, memory, sizes, 0, 1, 1, 2, SLOTS, D, dtype)),
+                (_attend, (targets, memory, sizes, 0, 1, 0, 2, SLOTS, D, dtype, FIXED)),
+                (_attend, (targets, memory, sizes, 0, 1, 1, 2, SLOTS, D, dtype, FIXED)),
                 (_copy, (sources, memory, lists, teams, 0, 2, SLOTS, PANELS, IN_STEP)),
             ],
             [4, 1],
@@ -409,8 +468,8 @@ def hopper_block_sparse_kernel(
     elif TEAMS == 2:
         gl.warp_specialize(
             [
-                (_attend, (targets, memory, sizes, 0, 2, 0, 1, SLOTS, D, dtype)),
-                (_attend, (targets, memory, sizes, 1, 2, 0, 1, SLOTS, D, dtype)),
+                (_attend, (targets, memory, sizes, 0, 2, 0, 1, SLOTS, D, dtype, FIXED)),
+                (_attend, (targets, memory, sizes, 1, 2, 0, 1, SLOTS, D, dtype, FIXED)),
                 (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS, IN_STEP)),
                 (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS, IN_STEP)),
             ],
@@ -420,9 +479,9 @@ def hopper_block_sparse_kernel(
     else:
         gl.warp_specialize(
             [
-                (_attend, (targets, memory, sizes, 0, 3, 0, 1, SLOTS, D, dtype)),
-                (_attend, (targets, memory, sizes, 1, 3, 0, 1, SLOTS, D, dtype)),
-                (_attend, (targets, memory, sizes, 2, 3, 0, 1, SLOTS, D, dtype)),
+                (_attend, (targets, memory, sizes, 0, 3, 0, 1, SLOTS, D, dtype, FIXED)),
+                (_attend, (targets, memory, sizes, 1, 3, 0, 1, SLOTS, D, dtype, FIXED)),
+                (_attend, (targets, memory, sizes, 2, 3, 0, 1, SLOTS, D, dtype, FIXED)),
                 (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS, IN_STEP)),
                 (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS, IN_STEP)),
                 (_copy, (sources, memory, lists, teams, 2, 1, SLOTS, PANELS, IN_STEP)),
@@ -451,13 +510,23 @@ def launch(
     lse = torch.empty(batch, heads, query_blocks * block_size[0], dtype=torch.float32, device=q.device)
     options = launch_options(block_size[0], head_dim)
     programs = min(multiprocessors(q.device), triton.cdiv(order.numel(), options["TEAMS"]))
-    progress = torch.zeros(2, dtype=torch.int32, device=q.device)  # query blocks taken, and copied
+    # Query blocks taken, copied and to compute again; of those, taken and copied.
+    progress = torch.zeros(5, dtype=torch.int32, device=q.device)
+    again = torch.empty(order.numel() * options["READERS"], dtype=torch.int64, device=q.device)
+    fixed = keeps_reference(q.dtype)
+    sources = tuple(boxes(x) for x in (q, k, v, out))
+    shapes = (*strides, heads, k.shape[2], query_blocks, key_blocks, order.numel(), scale * LOG2_E)
     with torch.cuda.device_of(q):
-        hopper_block_sparse_kernel[(programs,)](
-            boxes(q), boxes(k), boxes(v), boxes(out), lse, order, counts, indices, progress, *strides,
-            heads, k.shape[2], query_blocks, key_blocks, order.numel(), scale * LOG2_E,
-            D=head_dim, IN_STEP=keeps_step(k), **options,
+        kernel = hopper_block_sparse_kernel[(programs,)]
+        kernel(
+            *sources, lse, order, counts, indices, progress, again, *shapes,
+            D=head_dim, IN_STEP=keeps_step(k), FIXED=fixed, AGAIN=False, **options,
         )  # fmt: skip
+        if fixed:
+            kernel(
+                *sources, lse, again, counts, indices, progress, again, *shapes,
+                D=head_dim, IN_STEP=False, FIXED=False, AGAIN=True, **options,
+            )  # fmt: skip
     return out, lse[..., :query_tokens]
 
 
@@ -473,6 +542,11 @@ def keeps_step(k: Tensor) -> bool:
     """Whether the teams keep in step: where keys and values of a head are more than half of the L2 cache holds."""
     cache: int = getattr(torch.cuda.get_device_properties(k.device), "L2_cache_size")  # noqa: B009
     return 2 * k.shape[2] * k.shape[3] * k.element_size() > cache // 2
+
+
+def keeps_reference(dtype: torch.dtype) -> bool:
+    """Whether the reference of the exponentials stays: where weights have the range of float32."""
+    return dtype != torch.float16
 
 
 def multiprocessors(device: torch.device) -> int:

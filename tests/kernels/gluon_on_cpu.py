@@ -216,7 +216,10 @@ class Program:
         places = torch.where(mask, pointer.offset, 0)
         return torch.where(mask, pointer.memory[places], other)
 
-    def store(self, pointer: Pointer, value: Tensor, mask: Any = True) -> None:
+    def store(self, pointer: Pointer, value: Any, mask: Any = True) -> None:
+        if not isinstance(value, Tensor):
+            pointer.memory[pointer.offset] = value
+            return
         kept = torch.as_tensor(mask).expand(value.shape)
         pointer.memory[pointer.offset[kept]] = value[kept]
 

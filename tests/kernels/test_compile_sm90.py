@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -22,8 +21,13 @@ from tests.kernels.sm90 import assemble, compile_for_hopper, run_child
 SHARED_MEMORY = 232_448  # of one multiprocessor of an H200
 
 
-def _compile(kind: str, head_dim: int, block: int, tokens: int, tma: bool, path: str, dtype: str) -> dict[str, Any]:
-    """Compile one kernel from its launcher's own arguments; return what the PTX holds. Runs in the child process."""
+def _compile(
+    kind: str, head_dim: int, block: int, tokens: int, tma: bool, path: str, dtype: str, launch: int = 0
+) -> dict[str, Any]:
+    """Compile one kernel from its launcher's own arguments; return what the PTX holds. Runs in the child process.
+
+    Of several launches, such as the one that computes rows again, ``launch`` is compiled.
+    """
     import torch
 
     import adaspa_kernels
@@ -61,7 +65,7 @@ def _compile(kind: str, head_dim: int, block: int, tokens: int, tma: bool, path:
     else:
         adaspa_kernels.block_sums(x, x, torch.zeros(1, 2, tokens), block_size=(block, block), scale=0.1)
     vars(module)[name] = kernel
-    ((args, options),) = calls
+    args, options = calls[launch]
     if path == "portable":
         options |= {"num_warps": 8 if block == 128 or kind == "block_sums" else 4, "num_stages": 2}  # wins on an H200
     compiled = kernel.warmup(*args, **options)
@@ -129,8 +133,8 @@ def test_pointers_are_copied_asynchronously(child: Any, kind: str) -> None:
 
 # Registers of a copying thread and a multiplying one; Triton adds those of warps that wait (below) and of the start.
 _TWO_WARPGROUPS, _THREE_WARPGROUPS = {24, 240}, {32, 160}
-# Bytes a thread that go to local memory, before the first product of a row and after the last, by Triton's release.
-_SPILLED = {("block_sparse", 128, 128): {"3.6": 16, "3.7": 12}}
+# Bytes a thread at most that go to local memory, before the first product of a row and after the last.
+_SPILLED = {("block_sparse", 128, 128): 24, ("block_sparse", 64, 128): 4}
 
 
 @pytest.mark.parametrize(
@@ -152,14 +156,17 @@ def test_hopper_kernels_specialise_warps_and_keep_registers(
         for tokens in (1, 517)
         for dtype in ("bfloat16", "float16")
     ]
+    if kind == "block_sparse":
+        cases += [(*case, 1) for case in cases if case[-1] == "bfloat16"]
     for case, result in zip(cases, child(*cases), strict=True):
         assert "m64n128k16" in result["shapes"], case
         assert result["bulk"], case
         assert not result["async"], case
         assert set(result["registers"]) >= registers, case
         assert result["shared"] <= SHARED_MEMORY, case
-        spilled = _SPILLED.get((kind, block, head_dim), {}).get(version("triton")[:3], 0)
-        assert f"{spilled} bytes spill stores, {spilled} bytes spill loads" in result["assembler"], case
+        spilled = [int(n) for n in re.findall(r"(\d+) bytes spill", result["assembler"])]
+        assert len(spilled) == 2, case  # stores, loads
+        assert max(spilled) <= _SPILLED.get((kind, block, head_dim), 0), case
         assert result["spills"] == 0, case
         assert "serialized" not in result["assembler"], case
 

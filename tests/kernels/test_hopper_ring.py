@@ -83,6 +83,9 @@ class Place(NamedTuple):
     def store(self, _: object) -> None:
         pass
 
+    def load(self, _: object) -> "Place":
+        return self
+
 
 class Gluon:
     """Stand-ins for the names of Gluon that the kernels use; ``events`` is what they did."""
@@ -198,18 +201,19 @@ def copying_role(counts: list[int], slots: int, panels: int, readers: int = 1) -
     )  # fmt: skip
 
 
-def multiplying_role(counts: list[int], slots: int, panels: int, readers: int = 1) -> list[Event]:
+def multiplying_role(counts: list[int], slots: int, panels: int, readers: int = 1, fixed: bool = True) -> list[Event]:
     """What a multiplying warpgroup does for the same rows."""
     said = iter([*counts, -1])
     memory = tuple(map(Slots, ("q", "q_full", "q_empty", "ring", "full", "empty", "record")))
     arguments = {
-        "targets": (Anything(), Anything()), "memory": memory, "sizes": (Number(KEY_BLOCKS * BLOCK), 1.0),
+        "targets": (Anything(), Anything(), Anything()), "memory": memory, "sizes": (Number(KEY_BLOCKS * BLOCK), 1.0),
         "TEAM": 0, "TEAMS": 1, "READER": 0, "READERS": readers, "SLOTS": slots, "D": panels * BLOCK,
-        "dtype": Anything(),
+        "dtype": Anything(), "FIXED": fixed,
     }  # fmt: skip
     return record(
-        hopper_block_sparse, "_attend", arguments, _hear=lambda _, place: Number(next(said) if place == 0 else 0)
-    )
+        hopper_block_sparse, "_attend", arguments,
+        _hear=lambda _, place: Number(next(said) if place == 0 else 0), _write_down=lambda *_: None,
+    )  # fmt: skip
 
 
 def tiles_of(events: list[Event], panels: int) -> list[tuple[str, int, tuple[int, ...]]]:
@@ -364,13 +368,16 @@ def test_every_listed_block_is_copied_once_for_k_and_once_for_v(count: int, pane
     assert empty_halves == ([0, 1] if count == 0 else [1] if count % 2 else [])
 
 
+@pytest.mark.parametrize("fixed", [True, False])
 @pytest.mark.parametrize(("slots", "readers"), [(3, 1), (4, 1), (6, 2)])
 @pytest.mark.parametrize(
     "counts", [[n] for n in (*range(12), 17)] + [[5, 0, 1], [1, 1, 1, 1], [2, 7], [0, 0, 9]], ids=str
 )
-def test_a_team_neither_waits_for_ever_nor_reads_early(counts: list[int], slots: int, readers: int) -> None:
+def test_a_team_neither_waits_for_ever_nor_reads_early(
+    counts: list[int], slots: int, readers: int, fixed: bool
+) -> None:
     """Teams share no barrier: lists of any lengths side by side are as many such plays."""
-    steps = multiplying_steps(multiplying_role(counts, slots, 2, readers), _order(counts, readers), slots)
+    steps = multiplying_steps(multiplying_role(counts, slots, 2, readers, fixed), _order(counts, readers), slots)
     play(copying_steps(copying_role(counts, slots, 2, readers), 2, slots), [steps] * readers, slots + 1)
 
 
