@@ -246,10 +246,10 @@ def _last_block(p_list, count, listed):
 
 @gluon.jit
 def _parts(b_p):
-    """Add up what each thread holds of a row: [64, 128] to [64, 4]."""
-    # Rows are (warp, 2, lane / 4), columns (16, lane % 4, 2), as the product leaves them.
-    b_parts = b_p.reshape([4, 2, 8, 16, 4, 2])
-    return gl.sum(gl.sum(b_parts, 5), 3).reshape([BLOCK, 4])
+    """Add up what each thread holds of a row, to four numbers: [64, 128] to [64, 16]. One would be a long chain."""
+    # Rows are (warp, 2, lane / 4), columns (4, 4, lane % 4, 2), as the product leaves them.
+    b_parts = b_p.reshape([4, 2, 8, 4, 4, 4, 2])
+    return gl.sum(gl.sum(b_parts, 6), 4).reshape([BLOCK, 16])
 
 
 @gluon.jit
@@ -322,7 +322,7 @@ def _attend(
             b_reference = b_reference + _RAISED
         # [64, 128]
         b_p = gl.exp2(b_s * scale_log2 - b_reference[:, None])
-        # [64, 4], or [64]
+        # [64, 16], or [64]
         b_sum = _parts(b_p) if FIXED else gl.sum(b_p, 1)
         b_weights = gl.convert_layout(b_p.to(dtype), weights_layout)
         b_out = gl.zeros([BLOCK, D], gl.float32, out_layout)
@@ -342,7 +342,7 @@ def _attend(
             if FIXED:
                 # [64, 128]
                 b_p = gl.exp2(b_s * scale_log2 - b_reference[:, None])
-                # [64, 4]
+                # [64, 16]
                 b_sum = b_sum + _parts(b_p)
             else:
                 # [64]
