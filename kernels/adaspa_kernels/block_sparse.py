@@ -72,10 +72,12 @@ def _attend_block(
         b_s = tl.where(start + tl.arange(0, BLOCK_K)[None, :] < key_tokens, b_s, -float("inf"))
     # [BQ]
     b_new_max = tl.maximum(b_max, tl.max(b_s, 1) * scale_log2)
+    # [BQ]: finite also where all scores so far are minus infinity.
+    b_finite = tl.where(b_new_max == -float("inf"), 0.0, b_new_max)
     # [BQ, BK]
-    b_p = tl.exp2(b_s * scale_log2 - b_new_max[:, None])
+    b_p = tl.exp2(b_s * scale_log2 - b_finite[:, None])
     # [BQ]
-    b_rescale = tl.exp2(b_max - b_new_max)
+    b_rescale = tl.exp2(b_max - b_finite)
     b_sum = b_sum * b_rescale + tl.sum(b_p, 1)
     # [BK, D]
     b_v = load_rows(v_source, batch, head, start, key_tokens, stride_vb, stride_vh, stride_vl, BLOCK_K, D, TMA, MASKED)

@@ -12,7 +12,7 @@ multiplies for each 64 query rows.
               exponentials, another's keeps the tensor cores busy.
     128x128   one team of two warpgroups, which read the same tiles.
 
-Tiles. A step is one product with N = 128 keys and one rescaling: two listed blocks of 64 keys, gathered into one slot
+Tiles. A step is one product with N = 128 keys: two listed blocks of 64 keys, gathered into one slot
 of shared memory, or one block of 128. A list is walked from its end. Its last block comes first, because it alone can
 be ragged, and with it, where blocks of 64 are odd in number, an empty half: the first step alone pays for masks.
 
@@ -40,13 +40,14 @@ what follows in the schedule, such as one of text, counts as copied once it is t
 head fit into the cache, nobody waits. No team waits for one that has not begun, so that a grid which is not resident
 as a whole cannot hang.
 
-Reference. Any number per row may be subtracted before the exponentials, if only none of them overflows. The online
-softmax takes the largest score so far, which costs a comparison for each score, and whenever it grows a rescaling of
-the output. Here (``FIXED``) it is the largest score of the first tile, raised by ``RAISED`` in log2, and stays: the
-row's weights then sum to 2^-RAISED at least, and what lies below 2^-126 is too little to count beside it. A later
-score may exceed those of the first tile by 96 in log2, 66 in natural units, before the sum passes 2^64. A row
-whose sum does not end between those bounds (or is NaN) is written down, and a second launch computes it anew by the
-online softmax; mostly it finds nothing to do. float16, which lacks the range, takes the online softmax at once.
+Reference. Any number per row may be subtracted before the exponentials, as long as the weights neither overflow nor
+vanish. The online softmax takes the largest score so far, which costs a comparison for each score, and a rescaling of
+the output whenever it grows. Here (``FIXED``) it is the largest score of the first tile, raised by 32 in log2, and
+stays. What falls below 2^-126 is flushed to zero: less than 2^-94 of the row's largest weight. Later scores may exceed
+the first tile's by 96 in log2 (66 in natural units; 55 for a hundred thousand of them) before the sum of the weights
+passes 2^64, which leaves the output room for values up to 2^63; values below 2^-94 lose digits. A row whose sum ends
+out of bounds, or is NaN, is written down, and a second launch computes it anew by the online softmax; where no row is,
+it ends at once. float16, which lacks the range, takes the online softmax from the start.
 
 Order of a step: issue S = Q K(i)^T, issue O += P V(i-1), wait for S, softmax, wait for O, (rescale,) wait for the
 next tile. A barrier wait that is over at once stands between the softmax and the wait for O, because the assembler
@@ -80,10 +81,10 @@ RING_BYTES = 6 * 2 * BOX * 128 * 2  # of all teams: six slots of 128 x 128 numbe
 
 _LN_2 = gl.constexpr(1 / LOG2_E)
 _WORDS = gl.constexpr(6)  # of a record
-RAISED = 32  # log2, of the reference over the largest score of the first tile
-_RAISED = gl.constexpr(RAISED)
-# Of the sum of a row's weights; below the one lies only what has lost its largest score, an infinite one.
-_LEAST_SUM, _LARGEST_SUM = gl.constexpr(2.0 ** -(RAISED + 1)), gl.constexpr(2.0**64)
+_RAISED = gl.constexpr(32)  # log2, of the reference over the largest score of the first tile
+# Of the sum of a row's weights. Below the first the reference was not the first tile's largest score: all of them were
+# minus infinity, or so large that 32 is lost in rounding. Beyond the second, scores rose too far.
+_LEAST_SUM, _LARGEST_SUM = gl.constexpr(2.0**-33), gl.constexpr(2.0**64)
 
 
 @gluon.jit
@@ -347,10 +348,12 @@ def _attend(
             else:
                 # [64]
                 b_new_max = gl.maximum(b_max, gl.max(b_s, 1) * scale_log2)
+                # [64]: finite also where all scores so far are minus infinity.
+                b_finite = gl.where(b_new_max == float("-inf"), 0.0, b_new_max)
                 # [64, 128]
-                b_p = gl.exp2(b_s * scale_log2 - b_new_max[:, None])
+                b_p = gl.exp2(b_s * scale_log2 - b_finite[:, None])
                 # [64]
-                b_rescale = gl.exp2(b_max - b_new_max)
+                b_rescale = gl.exp2(b_max - b_finite)
                 b_sum = b_sum * b_rescale + gl.sum(b_p, 1)
                 b_max = b_new_max
             # The queries are there, so this wait is none; it keeps the assembler from moving the next one up.
@@ -422,9 +425,11 @@ def hopper_block_sparse_kernel(
 
     ``order_ptr`` holds the schedule: all B * H * Nq rows as (b * H + h) * Nq + query block; ``progress_ptr`` two zeros,
     which become the numbers of rows taken and copied, and a third one, of rows to compute again. These go to
-    ``again_ptr``, twice where both warpgroups of a team ask for it. ``AGAIN`` is the launch that computes them, with
-    that list as its schedule and two zeros more behind the third. Blocks are of 64 * READERS tokens.
+    ``again_ptr``, twice where both warpgroups of a team ask for it: two teams may then compute a row at one time, and
+    write the same bytes. ``AGAIN`` is the launch that computes them, with that list as its schedule and two zeros more
+    behind the third. Blocks are of 64 * READERS tokens.
     """
+    again = (progress_ptr + 2, again_ptr)
     if AGAIN:
         items = gl.load(progress_ptr + 2)
         progress_ptr = progress_ptr + 3
@@ -453,7 +458,7 @@ def hopper_block_sparse_kernel(
     memory = (q_boxes, q_full, q_empty, ring, full, empty, record)
     lists = (order_ptr, counts_ptr, indices_ptr, strides, heads, query_blocks, key_blocks, items, progress_ptr)
     sources = (q_source, k_source, v_source)
-    targets = (out_target, lse_ptr, (progress_ptr + 2, again_ptr))
+    targets = (out_target, lse_ptr, again)
     sizes = (key_tokens, scale_log2)
     if READERS == 2:
         gl.warp_specialize(
@@ -496,6 +501,8 @@ def launch(
     key_blocks: int, block_size: tuple[int, int], scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Run the kernel on arguments that ``block_sparse.block_sparse_attention`` has checked.
+
+    Two launches, but for float16: the second computes the rows that left the range of the first one's reference.
 
     Args:
         strides: of counts [B, H, Nq] and indices [B, H, Nq, ..], 0 for a batch that is shared.

@@ -4,7 +4,7 @@ The first pattern that is found in the name decides, so that what is special sta
 memory-efficient attention of PyTorch is a CUTLASS kernel too, and a copy is an elementwise kernel.
 
 Small operators of PyTorch look alike wherever they run: sums and comparisons within the choice of a mask count as
-elementwise. Sorting counts as mask work; the Hopper kernel sorts the rows of a mask by length before each launch.
+elementwise. Sorting counts as mask work; the Hopper kernel sorts the rows of a mask by length before each call.
 """
 
 from __future__ import annotations

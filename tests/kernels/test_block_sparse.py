@@ -182,6 +182,14 @@ def test_nan_in_one_key_block_reaches_only_the_rows_that_keep_it(device: torch.d
     assert out[:, :, 64:].isnan().all()
 
 
+def test_blocks_that_score_minus_infinity_weigh_nothing_wherever_they_stand(device: torch.device) -> None:
+    q, k, v = tensors(device, dtypes()[0], lengths=(128, 384), head_dim=64)
+    q[..., 0] = 1
+    k[..., 0] = 0
+    k[:, :, :128, 0] = k[:, :, -128:, 0] = -torch.inf
+    check(q, k, v, BlockMask.full(2, 2, 6, (64, 64), device))
+
+
 @pytest.mark.parametrize("tail", [64, 37])
 def test_memory_that_the_copy_engine_cannot_read_takes_pointers(device: torch.device, tail: int) -> None:
     """A view that starts one element late is not 16-byte aligned."""

@@ -66,7 +66,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> None:
     truth, true_lse = reference.block_sparse_attention(q.double(), k.double(), v.double(), mask, SCALE)
     tolerance = 2e-2 if q.dtype == torch.bfloat16 else 1e-4
     torch.testing.assert_close(out.double(), truth, atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(lse.double(), true_lse, atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(lse.double(), true_lse, atol=1e-5, rtol=1e-6)
 
 
 def precise(device: torch.device) -> torch.dtype:
@@ -80,7 +80,8 @@ def precise(device: torch.device) -> torch.dtype:
     [
         (0.0, 0.0, False),
         (40.0, -40.0, False),  # all others weigh nothing
-        (-30.0, 30.0, False),  # within the 66 that a score may exceed the first tile's
+        (-30.0, 30.0, False),  # 60, and 6 for the number of keys: within the 66 by which the sum may rise
+        (-32.0, 32.0, True),
         (-40.0, 40.0, True),
         (-400.0, 400.0, True),  # weights are infinite
         (0.0, 3000.0, True),
@@ -96,10 +97,11 @@ def test_scores_may_rise_as_far_as_they_like(
 
 
 def test_only_rows_that_left_the_range_are_computed_again(device: torch.device, counters: list[Tensor]) -> None:
-    """Rows 1 and 4 keep the block whose scores are far above those of the last one."""
+    """Rows 1 and 4 keep the block whose scores are far above those of the last one; they are not the longest."""
     q, k, v = inputs(device, [500.0, 1.0, 2.0, 0.0, 1.0, 0.0], 64, 64, precise(device))
     kept = torch.ones(1, BLOCKS, BLOCKS, dtype=torch.bool)
     kept[0, [0, 2, 3, 5], 0] = False
+    kept[0, [1, 4], 2:4] = False
     kept[0, 3] = False  # an empty row has nothing to compute again
     check(q, k, v, BlockMask.from_bool(kept, (64, 64)).to(device))
     assert counters[0][2] == 2
@@ -107,9 +109,20 @@ def test_only_rows_that_left_the_range_are_computed_again(device: torch.device, 
     assert 2 < counters[0][3] <= 2 + 3 * 132
 
 
+@pytest.mark.parametrize(("block", "query"), [(64, 70), (128, 130), (128, 200)])
+def test_one_query_is_enough(device: torch.device, counters: list[Tensor], block: int, query: int) -> None:
+    """Its whole block is computed again, once, whichever of the team's warpgroups has it."""
+    q, k, v = inputs(device, [40.0] * 4 + [-40.0] * 2, 64, block, precise(device))
+    largest = q[:, :, query, 0].clone()
+    q[..., 0] = 1 / 16
+    q[:, :, query, 0] = largest
+    check(q, k, v, BlockMask.full(1, BLOCKS, BLOCKS, (block, block), device))
+    assert counters[0][2] == 1
+
+
 def test_float16_follows_the_largest_score(device: torch.device, counters: list[Tensor]) -> None:
-    """Its weights would overflow at 11 in log2 above the reference."""
-    q, k, v = inputs(device, [25.0, 20.0, 0.0, 10.0, 0.0, 0.0], 64, 64, torch.float16)
+    """32 in log2 below a reference its weights would all be zero."""
+    q, k, v = inputs(device, [0.0, -5.0, 0.0, 2.0, 0.0, 0.0], 64, 64, torch.float16)
     mask = BlockMask.full(1, BLOCKS, BLOCKS, (64, 64), device)
     out, _ = run(q, k, v, mask)
     truth, _ = reference.block_sparse_attention(q.double(), k.double(), v.double(), mask, SCALE)
@@ -117,12 +130,17 @@ def test_float16_follows_the_largest_score(device: torch.device, counters: list[
     assert counters[0].tolist()[2:] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("finite", [200.0, 60.0, 0.0, -60.0, -200.0])
-def test_infinite_scores_are_as_the_online_softmax_has_them(device: torch.device, finite: float) -> None:
+@pytest.mark.parametrize(
+    ("finite", "again"), [(200.0, True), (60.0, False), (0.0, False), (-6.0, False), (-7.0, True), (-60.0, True)]
+)
+def test_infinite_scores_are_as_the_online_softmax_has_them(
+    device: torch.device, counters: list[Tensor], finite: float, again: bool
+) -> None:
     """Minus infinity in all of the first tile says nothing of the others; NaN stays NaN, in its rows alone."""
     q, k, v = inputs(device, [finite] * 4 + [-torch.inf] * 2, 64, 64, precise(device))
     mask = BlockMask.full(1, BLOCKS, BLOCKS, (64, 64), device)
     check(q, k, v, mask)
+    assert counters[0][2] == (BLOCKS if again else 0)
     q[:, :, :64] = torch.nan
     out, lse = run(q, k, v, mask)
     assert out[:, :, :64].isnan().all()
