@@ -75,7 +75,7 @@ def _random(config: ModelConfig, dtype: torch.dtype, device: torch.device, decod
 
     quiet_libraries()
     held = device if config.offload == "none" else torch.device("cpu")
-    pipe = random_pipeline(architecture_of(config), dtype, held, decode=decode)
+    pipe = random_pipeline(architecture_of(config), dtype, device, decode=decode, held=held)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

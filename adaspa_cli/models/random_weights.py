@@ -1,6 +1,6 @@
 """Pipelines of a model's real size with random weights: what a machine would take for it, without a download.
 
-The transformer is built where it will run, in its final dtype. Text encoders are left out: random embeddings of the
+Weights are drawn where the model will run, in its final dtype; with offloading each then goes to the CPU. Text encoders are left out: random embeddings of the
 same shape stand for theirs, with as many real tokens as the prompt would about have.
 """
 
@@ -31,20 +31,30 @@ class _Family:
     encoder: Callable[[Any], Encode]
 
 
-def random_pipeline(architecture: Architecture, dtype: torch.dtype, device: torch.device, *, decode: bool) -> Any:
+def random_pipeline(
+    architecture: Architecture,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    decode: bool,
+    held: torch.device | None = None,
+) -> Any:
     """Build a pipeline of diffusers; the same one each time.
 
     Args:
+        device: where the weights are drawn: billions take seconds on a GPU, and minutes on a CPU.
         decode: build a VAE too; without one the pipeline ends in latents.
+        held: where they are kept, if not on ``device``.
     """
     import diffusers
 
     family = _FAMILIES[architecture.pipeline]
     random = torch.Generator(device).manual_seed(0)
     scheduler = dict(architecture.scheduler)
-    vae = _build(family.vae, architecture.vae, dtype, random) if decode else None
+    held = held or device
+    vae = _build(family.vae, architecture.vae, dtype, random, held) if decode else None
     pipe = getattr(diffusers, architecture.pipeline)(
-        transformer=_build(family.transformer, architecture.transformer, dtype, random),
+        transformer=_build(family.transformer, architecture.transformer, dtype, random, held),
         vae=vae,
         scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
         **dict.fromkeys(family.absent),
@@ -53,16 +63,16 @@ def random_pipeline(architecture: Architecture, dtype: torch.dtype, device: torc
     return pipe
 
 
-def _build(name: str, config: Any, dtype: torch.dtype, random: torch.Generator) -> Any:
-    """A model whose parameters are made on the generator's device; buffers, such as position tables, are real."""
+def _build(name: str, config: Any, dtype: torch.dtype, random: torch.Generator, held: torch.device) -> Any:
+    """A model whose parameters are drawn one by one; buffers, such as position tables, are real."""
     import diffusers
 
     with init_empty_weights(include_buffers=False):
         model = getattr(diffusers, name).from_config(dict(config))
     for path, parameter in list(model.named_parameters()):
         value = _random_parameter(path, parameter.shape, dtype, random)
-        set_module_tensor_to_device(model, path, random.device, value=value, dtype=dtype)
-    return model.to(random.device).requires_grad_(False).eval()
+        set_module_tensor_to_device(model, path, held, value=value, dtype=dtype)
+    return model.to(held).requires_grad_(False).eval()
 
 
 def _random_parameter(path: str, shape: torch.Size, dtype: torch.dtype, random: torch.Generator) -> Tensor:

@@ -63,6 +63,25 @@ def test_what_is_built_has_the_checkpoints_shapes(folder: str, dtype: str, reque
     assert built.text_encoder is None
 
 
+def test_weights_are_drawn_on_one_device_and_kept_on_another(hunyuan_folder: Path) -> None:
+    """As with offloading, where billions of them are drawn on a GPU; the meta device keeps none of their numbers."""
+    config = resolve({"model": str(hunyuan_folder), "random_weights": True, "device": "cpu"}).config.model
+    devices = torch.device("cpu"), torch.device("meta")
+    pipe = random_pipeline(architecture_of(config), torch.float32, devices[0], decode=True, held=devices[1])
+    for part in (pipe.transformer, pipe.vae):
+        assert {parameter.device for parameter in part.parameters()} == {devices[1]}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_offloaded_weights_are_those_of_a_model_on_the_gpu(hunyuan_folder: Path, offload: str) -> None:
+    settings = {"model": str(hunyuan_folder), "random_weights": True, "dtype": "bfloat16", "device": "cuda"}
+    wanted = load_pipeline(resolve(settings).config.model).transformer.state_dict()
+    found = load_pipeline(resolve({**settings, "offload": offload}).config.model).transformer.state_dict()
+    assert {tensor.device.type for tensor in found.values()} == {"cpu"}
+    assert all(torch.equal(tensor, wanted[name].cpu()) for name, tensor in found.items())
+
+
 def test_position_tables_are_real() -> None:
     """They are buffers, not weights: CogVideoX-2B adds one to its input."""
     architecture = architecture_of(resolve({"model": "cogvideox-2b", "random_weights": True, "layers": 1}).config.model)
