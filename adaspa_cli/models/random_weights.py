@@ -1,7 +1,8 @@
 """Pipelines of a model's real size with random weights: what a machine would take for it, without a download.
 
-Weights are drawn where the model will run, in its final dtype; with offloading each then goes to the CPU. Text encoders are left out: random embeddings of the
-same shape stand for theirs, with as many real tokens as the prompt would about have.
+Weights are drawn where the model will run, in its final dtype; with offloading each then goes to the CPU. Text encoders
+are left out: random embeddings of the same shape stand for theirs, with as many real tokens as the prompt would about
+have.
 """
 
 from __future__ import annotations
