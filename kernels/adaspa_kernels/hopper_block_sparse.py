@@ -12,9 +12,9 @@ multiplies for each 64 query rows.
               exponentials, another's keeps the tensor cores busy.
     128x128   one team of two warpgroups, which read the same tiles.
 
-Tiles. A step is one product with N = 128 keys: two listed blocks of 64 keys, gathered into one slot
-of shared memory, or one block of 128. A list is walked from its end. Its last block comes first, because it alone can
-be ragged, and with it, where blocks of 64 are odd in number, an empty half: the first step alone pays for masks.
+Tiles. A step is one product with N = 128 keys: two listed blocks of 64 keys, gathered into one slot of shared memory,
+or one block of 128. A list is walked from its end. Its last block comes first, because it alone can be ragged, and with
+it, where blocks of 64 are odd in number, an empty half: the first step alone pays for masks.
 
     tile 0: entry n-1, and n-2 if n is even, else nothing;  tile t: the next two.  An empty list is one empty tile.
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -133,8 +134,14 @@ def test_pointers_are_copied_asynchronously(child: Any, kind: str) -> None:
 
 # Registers of a copying thread and a multiplying one; Triton adds those of warps that wait (below) and of the start.
 _TWO_WARPGROUPS, _THREE_WARPGROUPS = {24, 240}, {32, 160}
-# Bytes a thread at most that go to local memory, before the first product of a row and after the last.
-_SPILLED = {("block_sparse", 128, 128): 24, ("block_sparse", 64, 128): 4}
+# Bytes a thread stored to local memory and loaded from it, before the first product of a row and after the last, by
+# Triton's release. Keys: block, head dim, dtype, and 1 for the launch that computes rows again.
+_SPILLED = {
+    (128, 128, "bfloat16"): {"3.6": (16, 24), "3.7": (16, 24)},
+    (128, 128, "bfloat16", 1): {"3.6": (12, 12), "3.7": (12, 12)},
+    (128, 128, "float16"): {"3.6": (16, 16), "3.7": (12, 12)},
+    (64, 128, "bfloat16", 1): {"3.6": (4, 4)},
+}
 
 
 @pytest.mark.parametrize(
@@ -164,9 +171,9 @@ def test_hopper_kernels_specialise_warps_and_keep_registers(
         assert not result["async"], case
         assert set(result["registers"]) >= registers, case
         assert result["shared"] <= SHARED_MEMORY, case
-        spilled = [int(n) for n in re.findall(r"(\d+) bytes spill", result["assembler"])]
-        assert len(spilled) == 2, case  # stores, loads
-        assert max(spilled) <= _SPILLED.get((kind, block, head_dim), 0), case
+        by_release = _SPILLED.get((block, head_dim, *case[6:]), {}) if kind == "block_sparse" else {}
+        stored, loaded = by_release.get(version("triton")[:3], (0, 0))
+        assert f"{stored} bytes spill stores, {loaded} bytes spill loads" in result["assembler"], case
         assert result["spills"] == 0, case
         assert "serialized" not in result["assembler"], case
 
