@@ -23,9 +23,9 @@ from adaspa_cli.attention import TokenLayout
 from adaspa_cli.commands.settings import parse_settings
 from adaspa_cli.config import Resolved, resolve
 from adaspa_cli.errors import AdaspaError, ConfigError
+from adaspa_cli.maskfiles.recording import Recording
+from adaspa_cli.maskfiles.registry import make_policy
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.recording import Recording
-from adaspa_cli.masks.registry import make_policy
 from adaspa_cli.masks.sharing import for_text
 from adaspa_cli.masks.video_part import mask_recall
 from adaspa_cli.models.loading import load_pipeline

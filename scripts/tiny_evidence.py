@@ -24,12 +24,12 @@ from torch import Tensor
 
 from adaspa_cli.attention import attention_with_block_sums
 from adaspa_cli.config import GenerateConfig, resolve
+from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks.selection import select
 from adaspa_cli.models.attachment import Row
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import family_of
 from adaspa_cli.report.machine import machine, versions
-from adaspa_cli.sampling.clock import StepClock
 from adaspa_cli.sampling.handle import apply
 from adaspa_cli.visual.patterns import line_patterns, mask_recall, measure
 from adaspa_cli.visual.weights import HeadWeights

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.masks.files import Description, MaskFile, MethodFacts, ModelFacts, write_mask_file, write_part
-from adaspa_cli.masks.files.description import Place
-from adaspa_cli.masks.ranking import rank
+from adaspa_cli.maskfiles import Description, MaskFile, MethodFacts, ModelFacts, write_mask_file, write_part
+from adaspa_cli.maskfiles.description import Place
+from adaspa_cli.maskfiles.ranking import rank
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.video_part import pack_video, video_part
 

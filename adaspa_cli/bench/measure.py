@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of
+from adaspa_cli.jobs.outputs import lossless_path, read_frames, write_json
 from adaspa_cli.models.loading import choose_device
 from adaspa_cli.quality import vbench
 from adaspa_cli.quality.video_metrics import METRICS, Measurement, VideoMetrics
 from adaspa_cli.report.machine import versions
-from adaspa_cli.sampling.outputs import lossless_path, read_frames, write_json
 from adaspa_cli.sampling.run import Job
 
 Pair = tuple[Job, Job | None]  # a run, and the dense run of the same prompt and seed

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adaspa_cli.jobs.outputs import read_frames
 from adaspa_cli.report.media import small, strip, video
-from adaspa_cli.sampling.outputs import read_frames
 
 STRIP_FRAMES = 5
 _HEIGHT = 112  # pixels of a frame in the page

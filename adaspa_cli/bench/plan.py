@@ -12,7 +12,7 @@ from typing import Any
 from adaspa_cli.bench.spec import BenchSpec, Row
 from adaspa_cli.config import ModelConfig, Resolved, SamplingConfig, resolve
 from adaspa_cli.errors import ConfigError
-from adaspa_cli.sampling.outputs import report_path
+from adaspa_cli.jobs.outputs import report_path
 from adaspa_cli.sampling.run import NOT_IN_FINGERPRINT, Job, plan
 
 RUNS = "runs"

@@ -18,8 +18,8 @@ from adaspa_cli.bench.plan import PlannedRow
 from adaspa_cli.bench.warm_up import warm_up
 from adaspa_cli.config import ModelConfig
 from adaspa_cli.errors import AdaspaError, OutOfMemoryError, UsageError
+from adaspa_cli.jobs.outputs import prepare_folder, write_json
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.sampling.outputs import prepare_folder, write_json
 from adaspa_cli.sampling.run import Job, Observer, memory_errors, session
 
 

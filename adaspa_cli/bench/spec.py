@@ -16,7 +16,7 @@ from typing import Any
 from adaspa_cli.config.load import check_value, check_values, preset_names, presets_root, read_mapping
 from adaspa_cli.config.schema import PromptConfig
 from adaspa_cli.errors import ConfigError, nearest
-from adaspa_cli.sampling.prompts import collect_prompts
+from adaspa_cli.jobs.prompts import collect_prompts
 
 # What the bench itself decides for every run.
 RESERVED = ("prompt", "prompts", "seed", "out", "resume", "lossless")

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from adaspa_cli.config import GenerateConfig, Resolved
+from adaspa_cli.maskfiles.registry import run_policy
 from adaspa_cli.masks import Action
-from adaspa_cli.masks.registry import run_policy
 from adaspa_cli.models.registry import check_sampling
 from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.run import sample

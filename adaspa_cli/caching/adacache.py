@@ -20,7 +20,8 @@ from torch import Tensor
 
 from adaspa_cli.caching.step_cache import Clock, StepCache, video_and_text
 from adaspa_cli.config.caching import CacheSettings
-from adaspa_cli.models.attachment import Attachment, Override
+from adaspa_cli.hooks.override import Override
+from adaspa_cli.models.attachment import Attachment
 
 # Each run's last steps are computed, whatever the table says, as the authors have it.
 _FINAL_STEPS = 2

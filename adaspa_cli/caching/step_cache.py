@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from adaspa_cli.models.attachment import Attachment, Override
+from adaspa_cli.hooks.override import Override
+from adaspa_cli.models.attachment import Attachment
 
 Unit = Literal["attention", "block"]
 

@@ -260,7 +260,7 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, print_confi
         if planned != asked:
             console.note(f"search steps {asked} scaled to {planned}, for {steps} steps")
 
-    from adaspa_cli.sampling.prompts import collect_prompts
+    from adaspa_cli.jobs.prompts import collect_prompts
 
     prompts = collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong one is refused at once
     console.note("starting ...")

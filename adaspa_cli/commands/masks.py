@@ -15,7 +15,7 @@ from adaspa_cli.console import Console
 from adaspa_cli.errors import MaskFileError
 
 if TYPE_CHECKING:
-    from adaspa_cli.masks.files import MaskFile
+    from adaspa_cli.maskfiles import MaskFile
 
 masks_app = typer.Typer(
     help="Look into mask files, which adaspa search-masks makes.",
@@ -39,7 +39,7 @@ def info(
     """
     console = Console(as_json=as_json, debug=debug)
     with guard(console):
-        from adaspa_cli.masks.files import MaskFile
+        from adaspa_cli.maskfiles import MaskFile
 
         masks = MaskFile.open(file)
         content = masks.description.as_json()
@@ -90,8 +90,8 @@ def compare(
     console = Console(as_json=as_json, debug=debug)
     with guard(console):
         from adaspa_cli.config.load import parse_steps
-        from adaspa_cli.masks.files import MaskFile
-        from adaspa_cli.masks.files.compare import compare as overlaps
+        from adaspa_cli.maskfiles import MaskFile
+        from adaspa_cli.maskfiles.compare import compare as overlaps
 
         pair = None if steps is None else parse_steps(steps)
         if pair is not None and len(pair) != 2:
@@ -134,7 +134,7 @@ def plot(
     console = Console(as_json=as_json, quiet=quiet, debug=debug)
     with guard(console, "interrupted; nothing was written"):
         from adaspa_cli.commands.visualize import parse_numbers
-        from adaspa_cli.masks.files import MaskFile
+        from adaspa_cli.maskfiles import MaskFile
 
         flags = {"--at-layers": at_layers, "--at-heads": at_heads, "--steps": steps}
         numbers = [parse_numbers(flag, text) for flag, text in flags.items()]
@@ -147,7 +147,7 @@ def plot(
 def _plotted(
     console: Console, files: list[MaskFile], numbers: list[tuple[int, ...] | None], pixels: int, out: str
 ) -> Path:
-    from adaspa_cli.sampling.outputs import check_folder
+    from adaspa_cli.jobs.outputs import check_folder
     from adaspa_cli.visual.mask_look import MaskChoice, look_into, masks_to_read
     from adaspa_cli.visual.mask_plot import write_mask_pictures
 
@@ -161,7 +161,7 @@ def _plotted(
 
 
 def _verified(file: Path) -> dict[str, Any]:
-    from adaspa_cli.masks.files import MaskFile
+    from adaspa_cli.maskfiles import MaskFile
 
     try:
         for _ in MaskFile.open(file).verify():
@@ -217,7 +217,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _row(overlap: Any) -> dict[str, Any]:
-    """An :class:`~adaspa_cli.masks.files.compare.Overlap` in plain types."""
+    """An :class:`~adaspa_cli.maskfiles.compare.Overlap` in plain types."""
     mutual = [None if recall is None else _rounded(recall) for recall in overlap.mutual]
     return {
         "layer": overlap.layer,

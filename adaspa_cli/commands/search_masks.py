@@ -118,7 +118,7 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, out: Path, 
     from adaspa_cli.config.architecture import random_weights_note
     from adaspa_cli.config.load import parse_steps
     from adaspa_cli.config.mask_search import SearchOptions
-    from adaspa_cli.sampling.prompts import collect_prompts
+    from adaspa_cli.jobs.prompts import collect_prompts
 
     searched = SearchOptions(out, **options)
     if "search_steps" in flags and isinstance(flags["search_steps"], str):
@@ -132,9 +132,9 @@ def _run(console: Console, flags: dict[str, Any], file: Path | None, out: Path, 
     console.note("starting ...")
 
     from adaspa_cli.commands.progress import SearchProgress
+    from adaspa_cli.jobs.mask_search import search_masks
     from adaspa_cli.models.loading import choose_device
     from adaspa_cli.report.machine import peak_memory
-    from adaspa_cli.sampling.mask_search import search_masks
 
     begin = time.perf_counter()
     with console.progress() as progress:

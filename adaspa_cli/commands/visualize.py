@@ -129,7 +129,7 @@ def visualize(
 
 
 def _run(console: Console, resolved: Resolved, looked_at: dict[str, Any]) -> None:
-    from adaspa_cli.sampling.prompts import collect_prompts
+    from adaspa_cli.jobs.prompts import collect_prompts
 
     prompts = collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong one is refused at once
     search = resolved.config.method.schedule(resolved.config.sampling.steps)[0]

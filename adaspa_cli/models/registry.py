@@ -32,13 +32,13 @@ class Family:
 
 
 def _attach_hunyuan(pipe: Any, attend: Attend) -> Attachment:
-    from adaspa_cli.models.hunyuan_video import HunyuanVideoAttachment
+    from adaspa_cli.models.families.hunyuan_video import HunyuanVideoAttachment
 
     return HunyuanVideoAttachment(pipe, attend)
 
 
 def _attach_cogvideox(pipe: Any, attend: Attend) -> Attachment:
-    from adaspa_cli.models.cogvideox import CogVideoXAttachment
+    from adaspa_cli.models.families.cogvideox import CogVideoXAttachment
 
     return CogVideoXAttachment(pipe, attend)
 

@@ -16,11 +16,11 @@ from adaspa_cli.report.mask_file import mask_file_report
 from adaspa_cli.report.steps import estimate_others, run_density, step_table, untouched_steps
 
 if TYPE_CHECKING:
+    from adaspa_cli.hooks.timeline import Timeline
+    from adaspa_cli.hooks.timing import Span
     from adaspa_cli.sampling.engine import AttentionEngine
     from adaspa_cli.sampling.handle import Handle
     from adaspa_cli.sampling.steps_per_phase import StepsPerPhase
-    from adaspa_cli.sampling.timeline import Timeline
-    from adaspa_cli.sampling.timing import Span
 
 FORMAT = 1
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from adaspa_cli.maskfiles.stored import StoredMasks
 from adaspa_cli.masks import MaskPolicy
-from adaspa_cli.masks.stored import StoredMasks
 
 
 def mask_file_report(policy: MaskPolicy | None) -> dict[str, Any] | None:

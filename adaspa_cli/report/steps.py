@@ -12,8 +12,8 @@ import torch
 from adaspa_cli.masks import Action
 
 if TYPE_CHECKING:
+    from adaspa_cli.hooks.timing import Span
     from adaspa_cli.sampling.engine import AttentionCall
-    from adaspa_cli.sampling.timing import Span
 
 
 def step_table(spans: list[Span], calls: list[AttentionCall]) -> list[dict[str, Any]]:

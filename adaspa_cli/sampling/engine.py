@@ -12,11 +12,11 @@ from torch import Tensor
 from adaspa_cli.attention import Backend, TokenLayout
 from adaspa_cli.caching import TokenMerging
 from adaspa_cli.errors import RunError
+from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.hooks.timing import Span, Stopwatch
 from adaspa_cli.masks import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.sharing import for_text
 from adaspa_cli.models.attachment import Row
-from adaspa_cli.sampling.clock import StepClock
-from adaspa_cli.sampling.timing import Span, Stopwatch
 
 Key = tuple[int, str, int]  # layer, branch, sample
 

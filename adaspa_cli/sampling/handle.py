@@ -12,12 +12,12 @@ from adaspa_cli.config.architecture import attention_layers
 from adaspa_cli.config.names import DENSE
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.errors import RunError
+from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.maskfiles.check import check_model
+from adaspa_cli.maskfiles.registry import make_policy, open_masks, stored_policy
 from adaspa_cli.masks import Action, FoundMask, MaskPolicy
-from adaspa_cli.masks.files.check import check_model
-from adaspa_cli.masks.registry import make_policy, open_masks, stored_policy
 from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.registry import family_of
-from adaspa_cli.sampling.clock import StepClock
 from adaspa_cli.sampling.engine import AttentionEngine
 
 

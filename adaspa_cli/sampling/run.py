@@ -18,17 +18,8 @@ from numpy.typing import NDArray
 from adaspa_cli.config import GenerateConfig, Resolved
 from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.errors import OutOfMemoryError, RunError
-from adaspa_cli.masks import Action
-from adaspa_cli.masks.files.check import check_name
-from adaspa_cli.masks.registry import open_masks
-from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.models.registry import check_sampling, family_of
-from adaspa_cli.report.compare import Compared, load_compared
-from adaspa_cli.report.latency import latency_report
-from adaspa_cli.report.machine import peak_memory, reset_peak_memory
-from adaspa_cli.report.page import page
-from adaspa_cli.sampling.handle import Handle
-from adaspa_cli.sampling.outputs import (
+from adaspa_cli.hooks.timeline import Timeline
+from adaspa_cli.jobs.outputs import (
     check_folder,
     find_place,
     lossless_path,
@@ -41,9 +32,18 @@ from adaspa_cli.sampling.outputs import (
     write_text,
     write_video,
 )
-from adaspa_cli.sampling.prompts import collect_prompts
+from adaspa_cli.jobs.prompts import collect_prompts
+from adaspa_cli.maskfiles.check import check_name
+from adaspa_cli.maskfiles.registry import open_masks
+from adaspa_cli.masks import Action
+from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.models.registry import check_sampling, family_of
+from adaspa_cli.report.compare import Compared, load_compared
+from adaspa_cli.report.latency import latency_report
+from adaspa_cli.report.machine import peak_memory, reset_peak_memory
+from adaspa_cli.report.page import page
+from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.steps_per_phase import StepsPerPhase
-from adaspa_cli.sampling.timeline import Timeline
 
 NOT_IN_FINGERPRINT = ("prompt", "prompts", "seed", "out", "resume", "compare_with")
 

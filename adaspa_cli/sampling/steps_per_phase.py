@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.hooks.override import Override
 from adaspa_cli.masks import Action
-from adaspa_cli.models.attachment import Override
-from adaspa_cli.sampling.clock import StepClock
 from adaspa_cli.sampling.engine import AttentionEngine
 
 

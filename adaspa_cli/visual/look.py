@@ -14,10 +14,10 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask, TokenLayout, attention_with_block_sums, dense_attention
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.errors import ConfigError
+from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks import Action, FoundMask
 from adaspa_cli.masks.selection import select
 from adaspa_cli.models.attachment import Row
-from adaspa_cli.sampling.clock import StepClock
 from adaspa_cli.visual.patterns import block_pattern, line_patterns, mask_recall, measure, video_share
 from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size
 

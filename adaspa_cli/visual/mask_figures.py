@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from adaspa_cli.attention.layout import ceil_div
-from adaspa_cli.masks.files.description import Place
+from adaspa_cli.maskfiles.description import Place
 from adaspa_cli.report.heat import Heat
 from adaspa_cli.visual.mask_look import MaskLook
 from adaspa_cli.visual.sheet import Tile, draw_sheet

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.errors import ConfigError, MaskFileError
-from adaspa_cli.masks.files import MaskFile
-from adaspa_cli.masks.files.compare import check_shapes, iou
-from adaspa_cli.masks.files.description import Entry, Place
+from adaspa_cli.maskfiles import MaskFile
+from adaspa_cli.maskfiles.compare import check_shapes, iou
+from adaspa_cli.maskfiles.description import Entry, Place
 from adaspa_cli.visual.look import rounded, spread
 from adaspa_cli.visual.weights import cell_areas, cell_size, cell_sums
 

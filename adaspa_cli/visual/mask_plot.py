@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+from adaspa_cli.jobs.outputs import write_text
 from adaspa_cli.report.drawing import png
 from adaspa_cli.report.heat import Heat, heat
 from adaspa_cli.report.media import data_uri, png_bytes
 from adaspa_cli.report.template import render
-from adaspa_cli.sampling.outputs import write_text
 from adaspa_cli.visual.folder import whole_folder
 from adaspa_cli.visual.mask_figures import draw_blocks, draw_heats, heat_size
 from adaspa_cli.visual.mask_look import MaskLook

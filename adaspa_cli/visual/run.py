@@ -15,12 +15,12 @@ from torch import Tensor
 from adaspa_cli.attention import check_kernel
 from adaspa_cli.attention import resolve as resolve_backend
 from adaspa_cli.config import Resolved
+from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.jobs.outputs import check_folder, video_name
 from adaspa_cli.models.attachment import Row
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.report.machine import machine, versions
-from adaspa_cli.sampling.clock import StepClock
-from adaspa_cli.sampling.outputs import check_folder, video_name
 from adaspa_cli.sampling.run import Observer, memory_errors, sample, to_frames
 from adaspa_cli.visual.folder import whole_folder
 from adaspa_cli.visual.look import Choice, Kept, Look, check_choice, spread

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
+from adaspa_cli.jobs.outputs import write_json, write_text, write_video
 from adaspa_cli.report.drawing import Drawing, png, svg
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.machine import machine_line
 from adaspa_cli.report.media import data_uri, jpeg
 from adaspa_cli.report.template import render
-from adaspa_cli.sampling.outputs import write_json, write_text, write_video
 from adaspa_cli.visual import figures, view
 from adaspa_cli.visual.look import WEIGHTS, mean
 

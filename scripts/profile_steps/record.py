@@ -20,10 +20,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from adaspa_cli.bench.warm_up import few_steps
 from adaspa_cli.config import MethodConfig, Resolved
 from adaspa_cli.errors import RunError
+from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks import Action
 from adaspa_cli.models.registry import check_sampling
 from adaspa_cli.report.machine import peak_memory, reset_peak_memory
-from adaspa_cli.sampling.clock import StepClock
 from adaspa_cli.sampling.engine import AttentionCall
 from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.run import check_finite, sample

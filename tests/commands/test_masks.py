@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from adaspa_cli.app import app
 from adaspa_cli.errors import ConfigError
-from adaspa_cli.sampling import mask_search
+from adaspa_cli.jobs import mask_search
 from tests.mask_files import small_file
 from tests.pipelines import PROMPT, small_run
 

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from adaspa_cli.app import app
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.masks.files import MaskFile, ModelFacts
-from adaspa_cli.masks.files.compare import compare
+from adaspa_cli.maskfiles import MaskFile, ModelFacts
+from adaspa_cli.maskfiles.compare import compare
 from adaspa_cli.visual import mask_plot
 from adaspa_cli.visual.mask_figures import caption, greys
 from adaspa_cli.visual.mask_look import MaskChoice, kept_shares, look_into

@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config import MethodConfig
+from adaspa_cli.maskfiles.registry import make_policy
 from adaspa_cli.masks import Action, Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.frame_region import FrameRegion
-from adaspa_cli.masks.minference import MInference
-from adaspa_cli.masks.registry import make_policy
-from adaspa_cli.masks.sparse_videogen import SparseVideoGen
+from adaspa_cli.masks.methods.frame_region import FrameRegion
+from adaspa_cli.masks.methods.minference import MInference
+from adaspa_cli.masks.methods.sparse_videogen import SparseVideoGen
 
 BLOCK, HEADS, HEAD_DIM = 16, 3, 32
 ESTIMATING = ("sparse-videogen", "minference")

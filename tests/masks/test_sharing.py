@@ -8,9 +8,9 @@ import torch
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.errors import RunError
 from adaspa_cli.masks import FoundMask, HeadOrder
+from adaspa_cli.masks.methods.sparse_videogen import position_major
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.sharing import for_text
-from adaspa_cli.masks.sparse_videogen import position_major
 from adaspa_cli.masks.video_part import video_part, with_text
 
 BLOCK, HEADS = 8, 3

@@ -13,9 +13,9 @@ from torch._dynamo.utils import counters
 import adaspa_cli
 from adaspa_cli.config import ModelConfig, resolve
 from adaspa_cli.errors import BackendError, ConfigError
-from adaspa_cli.models.cogvideox import CogVideoXProcessor
 from adaspa_cli.models.compiled import compile_blocks
-from adaspa_cli.models.hunyuan_video import HunyuanVideoProcessor
+from adaspa_cli.models.families.cogvideox import CogVideoXProcessor
+from adaspa_cli.models.families.hunyuan_video import HunyuanVideoProcessor
 from adaspa_cli.models.loading import load_pipeline
 from tests.pipelines import cogvideox, hunyuan_video, latents, save
 

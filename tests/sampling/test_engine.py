@@ -11,13 +11,13 @@ from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout, block_sparse_attention, dense_attention, resolve
 from adaspa_cli.errors import RunError
+from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks import Action, Call, FoundMask, HeadOrder, MaskPolicy
-from adaspa_cli.masks.adaspa import AdaSpa
-from adaspa_cli.masks.full import Full
+from adaspa_cli.masks.methods.adaspa import AdaSpa
+from adaspa_cli.masks.methods.full import Full
+from adaspa_cli.masks.methods.sparse_videogen import SparseVideoGen
 from adaspa_cli.masks.sharing import for_text
-from adaspa_cli.masks.sparse_videogen import SparseVideoGen
 from adaspa_cli.models.attachment import Row
-from adaspa_cli.sampling.clock import StepClock
 from adaspa_cli.sampling.engine import AttentionEngine
 
 LAYOUT = TokenLayout(frames=6, height=4, width=4, text_tokens=10, text_position="last")

@@ -15,9 +15,9 @@ from adaspa_cli.app import app
 from adaspa_cli.config import ModelConfig, resolve
 from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import ConfigError, RunError
+from adaspa_cli.jobs.outputs import lossless_path, page_path, read_frames
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.report.page import time_parts
-from adaspa_cli.sampling.outputs import lossless_path, page_path, read_frames
 from adaspa_cli.sampling.run import generate, to_frames
 from tests.pages import read
 from tests.pipelines import PROMPT, Listener, cogvideox, hunyuan_video, latents, small_run

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adaspa_cli.sampling.outputs import report_path, write_video
+from adaspa_cli.jobs.outputs import report_path, write_video
 from scripts.judge_videos import main
 from scripts.train_tiny.captions import held_out_scenes, standard_caption
 from scripts.train_tiny.clips import draw, plan_scenes, to_uint8

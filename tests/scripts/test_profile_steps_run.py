@@ -15,10 +15,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError, RunError
+from adaspa_cli.hooks.timing import Span
 from adaspa_cli.masks import Action
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.sampling.engine import AttentionCall
-from adaspa_cli.sampling.timing import Span
 from scripts.profile_steps import __main__ as program
 from scripts.profile_steps import record, tables
 from scripts.profile_steps.record import Profiled

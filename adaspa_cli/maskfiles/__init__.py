@@ -1,0 +1,7 @@
+"""Mask files: masks of a whole model in one ``.safetensors`` file. docs/mask-files.md has the format."""
+
+from adaspa_cli.maskfiles.description import Description, Entry, MethodFacts, ModelFacts
+from adaspa_cli.maskfiles.reader import MaskFile
+from adaspa_cli.maskfiles.writer import write_mask_file, write_part
+
+__all__ = ["Description", "Entry", "MaskFile", "MethodFacts", "ModelFacts", "write_mask_file", "write_part"]

@@ -1,0 +1,112 @@
+"""Whether a mask file fits a run. Every refusal names the field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from adaspa_cli.attention import TokenLayout
+from adaspa_cli.config.load import preset_names
+from adaspa_cli.config.schema import MethodConfig, ModelConfig
+from adaspa_cli.errors import MaskFileError
+from adaspa_cli.maskfiles.description import ModelFacts
+from adaspa_cli.maskfiles.ranking import most_needed
+from adaspa_cli.maskfiles.reader import MaskFile
+
+
+def config_hash(transformer: Any) -> str:
+    """SHA-256 of a transformer's configuration, without what diffusers notes of versions and folders."""
+    settings = {key: value for key, value in dict(transformer.config).items() if not key.startswith("_")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def model_facts(pipe: Any, model: ModelConfig) -> ModelFacts:
+    """What a mask file says of the model of a pipeline."""
+    return ModelFacts(model.model, model.random_weights, type(pipe).__name__, config_hash(pipe.transformer))
+
+
+def check_method(masks: MaskFile, method: MethodConfig) -> None:
+    """Refuse masks that were searched by another method than the run's, or do not hold its sparsity.
+
+    Raises:
+        MaskFileError: names the field.
+    """
+    facts = masks.description
+    _same(masks, "algorithm", facts.method.algorithm, method.algorithm)
+    _same(masks, "block_size", facts.block_size, method.block_size, f"--block-size {facts.block_size}")
+    if facts.ranked is not None:
+        needed = most_needed(method.sparsity, facts.video_blocks, method.head_adaptive)
+        if needed > facts.ranked:
+            raise MaskFileError(
+                f"{masks.path} does not fit the run: sparsity {method.sparsity} needs the {needed} heaviest blocks of "
+                f"a row, and the file ranks {facts.ranked}",
+                hint=f"a higher --sparsity, or --keep-ranking {needed / facts.video_blocks:.3f} when the masks are "
+                "searched",
+            )
+    else:
+        hint = f"--sparsity {facts.method.sparsity:g}; a file made with --keep-ranking serves others"
+        _same(masks, "sparsity", facts.method.sparsity, method.sparsity, hint)
+        _same(masks, "head_adaptive", facts.method.head_adaptive, method.head_adaptive)
+    exact = method.search_steps_for is None
+    if exact and facts.search_steps != method.search_steps[: len(facts.search_steps)]:
+        hint = "drop --search-steps: with --masks the file's are used"
+        _same(masks, "search_steps", list(facts.search_steps), list(method.search_steps), hint)
+
+
+def check_name(masks: MaskFile, model: ModelConfig) -> None:
+    """Refuse masks of another preset, or of random weights for real ones.
+
+    Two presets of the same architecture, such as ``hunyuan`` and ``fasthunyuan``, are told apart by their names; other
+    names say nothing, because a checkpoint may lie anywhere.
+
+    Raises:
+        MaskFileError: names the field.
+    """
+    facts, presets = masks.description.model, preset_names("models")
+    if facts.name in presets and model.model in presets:
+        _same(masks, "model", facts.name, model.model)
+    _same(masks, "random_weights", facts.random_weights, model.random_weights)
+
+
+def check_model(masks: MaskFile, pipe: Any) -> None:
+    """Refuse masks of a model of another architecture.
+
+    Raises:
+        MaskFileError: names the field.
+    """
+    facts = masks.description.model
+    _same(masks, "pipeline", facts.pipeline, type(pipe).__name__)
+    _same(masks, "transformer config", facts.transformer[:12], config_hash(pipe.transformer)[:12])
+
+
+def check_call(masks: MaskFile, branch: str, layout: TokenLayout) -> None:
+    """Refuse masks for other tokens or without the guidance branch of a call.
+
+    Text may be longer or shorter as long as the same blocks are free of it: with the text last it usually is.
+
+    Raises:
+        MaskFileError: names the field.
+    """
+    facts = masks.description
+    if branch not in facts.branches:
+        raise MaskFileError(
+            f"{masks.path} does not fit the run: it has no masks of the guidance branch '{branch}'",
+            hint="search the masks with the guidance that the run has, or add --share-cfg-masks",
+        )
+    if layout == facts.layout:
+        return
+    for name in ("frames", "height", "width"):
+        hint = "masks hold for one size of video: frames, height and width are counted in latent tokens here"
+        _same(masks, name, getattr(facts.layout, name), getattr(layout, name), hint)
+    _same(masks, "text_position", facts.layout.text_position, layout.text_position)
+    if layout.video_start != facts.layout.video_start:
+        _same(masks, "text_tokens", facts.layout.text_tokens, layout.text_tokens)
+    if layout.video_blocks(facts.block_size) != facts.layout.video_blocks(facts.block_size):
+        _same(masks, "text_tokens", facts.layout.text_tokens, layout.text_tokens)
+
+
+def _same(masks: MaskFile, field: str, found: object, wanted: object, hint: str | None = None) -> None:
+    if found != wanted:
+        message = f"{masks.path} does not fit the run: {field} is {found} in the file and {wanted} in the run"
+        raise MaskFileError(message, hint=hint)

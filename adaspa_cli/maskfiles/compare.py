@@ -1,0 +1,122 @@
+"""How much two mask files have in common, layer by layer.
+
+Shapes: H heads, R query and C key blocks without text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaspa_cli.errors import MaskFileError
+from adaspa_cli.maskfiles.description import Description
+from adaspa_cli.maskfiles.reader import MaskFile
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two masks of the same layer and branch; all tensors are float32 [H].
+
+    Attributes:
+        steps: search step of the first and of the second file.
+        iou: blocks that both keep over blocks that either keeps, text left out.
+        recalls: of each mask on the attention that it was searched in.
+        mutual: recall of the first mask on the second one's attention, and the other way round; None where the file
+            of that attention keeps no block sums.
+    """
+
+    layer: int
+    branch: str
+    steps: tuple[int, int]
+    iou: Tensor
+    recalls: tuple[Tensor, Tensor]
+    mutual: tuple[Tensor | None, Tensor | None]
+
+
+def compare(first: MaskFile, second: MaskFile, steps: tuple[int, int] | None = None) -> Iterator[Overlap]:
+    """Compare the masks of two files, or with ``steps`` those of one step with those of another.
+
+    Holds the masks and the block sums of one layer of each file.
+
+    Args:
+        first, second: may be the same file.
+        steps: search step of the first and of the second file; without it, all that both have.
+
+    Raises:
+        MaskFileError: the masks have different shapes, or no branch or step in common; or a file is corrupt.
+    """
+    check_shapes(first, second)
+    a, b = first.description, second.description
+    pairs = [steps] if steps else [(step, step) for step in a.search_steps if step in b.search_steps]
+    branches = [branch for branch in a.branches if branch in b.branches]
+    known = all(x in a.search_steps and y in b.search_steps for x, y in pairs)
+    if not pairs or not branches or not known:
+        raise MaskFileError(
+            f"nothing to compare: {first.path} has search steps {list(a.search_steps)} of {', '.join(a.branches)}, "
+            f"{second.path} {list(b.search_steps)} of {', '.join(b.branches)}",
+            hint="--steps A,B compares step A of the first file with step B of the second",
+        )
+    return (
+        _overlap(first, second, layer, branch, pair)
+        for layer in range(a.layers)
+        for branch in branches
+        for pair in pairs
+    )
+
+
+def check_shapes(first: MaskFile, second: MaskFile) -> None:
+    """Refuse masks whose blocks do not stand for the same tokens.
+
+    Raises:
+        MaskFileError: names what differs.
+    """
+    theirs = _shape(second.description)
+    for name, size in _shape(first.description).items():
+        if size != theirs[name]:
+            raise MaskFileError(
+                f"masks of different shapes cannot be compared: {name} is {size} in {first.path} and "
+                f"{theirs[name]} in {second.path}"
+            )
+
+
+def _shape(facts: Description) -> dict[str, int]:
+    grid = {name: getattr(facts.layout, name) for name in ("frames", "height", "width")}
+    sizes = {name: getattr(facts, name) for name in ("layers", "heads", "block_size", "video_blocks")}
+    return grid | sizes
+
+
+def iou(first: Tensor, second: Tensor) -> Tensor:
+    """Blocks that both masks keep over those that either keeps: bool [H, R, C] twice to float32 [H].
+
+    1 where neither keeps a block: such masks are the same. A head at a time and without ``sum``, which makes integers
+    of bools first, eight bytes a block.
+    """
+    count = torch.count_nonzero
+    counts = [(count(a & b), count(a | b)) for a, b in zip(first, second, strict=True)]
+    both, either = (torch.stack(found) for found in zip(*counts, strict=True))
+    return torch.where(either > 0, both / either, 1.0)
+
+
+def _overlap(first: MaskFile, second: MaskFile, layer: int, branch: str, steps: tuple[int, int]) -> Overlap:
+    places = [(layer, branch, step) for step in steps]
+    masks = [file.video_mask(place) for file, place in zip((first, second), places, strict=True)]
+    recalls = [torch.tensor(file.entry(place).recall) for file, place in zip((first, second), places, strict=True)]
+    return Overlap(
+        layer,
+        branch,
+        steps,
+        iou(*masks),
+        (recalls[0], recalls[1]),
+        (_recall_in(second, places[1], masks[0]), _recall_in(first, places[0], masks[1])),
+    )
+
+
+def _recall_in(file: MaskFile, place: tuple[int, str, int], kept: Tensor) -> Tensor | None:
+    """Recall [H] of kept blocks [H, R, C] and all text, in the block sums of a file that keeps them."""
+    if not file.description.keeps_sums:
+        return None
+    sums, text = file.sums(place)
+    return (text + torch.where(kept, sums, 0).sum((-1, -2))) / (text + sums.sum((-1, -2)))

@@ -1,0 +1,157 @@
+"""Masks from a file: no search, and where asked for a look at whether they fit the prompt.
+
+The file's search steps say from which step on its masks hold. Before the first, attention is dense, unless the run
+uses the masks from its start. Where a recall is asked for, the first mask of each layer is not used at once: that
+step is dense, its exact block sums (AdaSpa, arXiv 2502.21079, two passes) give the mask's recall on this very
+attention, and a layer below is searched from the same sums if the run says so.
+
+Shapes: H heads, Nq and Nk blocks, W [H, Nq, Nk] block sums.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from adaspa_cli.maskfiles.check import check_call
+from adaspa_cli.maskfiles.ranking import choose_counts, ranked_blocks
+from adaspa_cli.maskfiles.reader import MaskFile
+from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.video_part import mask_recall, unpack_video, with_text
+
+_logger = logging.getLogger(__name__)
+
+Key = tuple[int, str, int]  # layer, branch, sample
+
+
+@dataclass(frozen=True)
+class Check:
+    """How well a loaded mask fits one layer, branch and sample of a run.
+
+    Attributes:
+        step: at which it was measured.
+        stored: recall [H] of the search that made the file.
+        measured: recall [H] on the run's own attention.
+        below: whether the mean over the heads is below what was asked for.
+        searched: whether the layer was searched anew.
+    """
+
+    step: int
+    stored: Tensor
+    measured: Tensor
+    below: bool
+    searched: bool
+
+
+@dataclass(frozen=True)
+class StoredMasks(MaskPolicy):
+    """The masks of a file in one run.
+
+    Attributes:
+        file: the masks.
+        schedule: (step of the run, step of the file), ascending: from the one on the masks of the other hold.
+        sparsity: γ; another than the file's only if the file keeps a ranking.
+        head_adaptive: spread the sparsity over the heads; as above.
+        method: searches the layers that fall back.
+        min_recall: mean recall over the heads that a layer's mask must have on the run's attention; None measures none.
+        falls_back: search a layer whose recall is lower, instead of a warning.
+        checks: what was measured in this run; the only state.
+    """
+
+    file: MaskFile
+    schedule: tuple[tuple[int, int], ...]
+    sparsity: float
+    head_adaptive: bool
+    method: MaskPolicy
+    min_recall: float | None = None
+    falls_back: bool = True
+    checks: dict[Key, Check] = field(default_factory=dict)
+
+    @property
+    def block_size(self) -> tuple[int, int]:
+        return self.method.block_size
+
+    def action(self, call: Call, last_search: int | None) -> Action:
+        """Load each mask at the first executed call at or after its step.
+
+        A layer that fell back searches there anew, in two passes: for a few layers no LSE is kept.
+
+        Raises:
+            MaskFileError: the masks are for other tokens, or lack the guidance branch.
+        """
+        check_call(self.file, call.branch, call.layout)
+        due = [step for step, _ in self.schedule if step <= call.step]
+        if not due:
+            return Action.DENSE
+        if last_search is not None and last_search >= due[-1]:
+            return Action.SPARSE
+        if self._fell_back(call):
+            return Action.DENSE_AND_SEARCH
+        if last_search is None and self.min_recall is not None:
+            return Action.DENSE_AND_CHECK
+        return Action.LOAD_AND_SPARSE
+
+    def example(self) -> Call:
+        facts = self.file.description
+        return Call(0, 0, facts.branches[0], 0, facts.layout)
+
+    def load(self, call: Call, device: torch.device) -> FoundMask:
+        """Read the mask of the call's layer, branch and step; waits for the device once.
+
+        Raises:
+            MaskFileError: corrupt.
+        """
+        step = [stored for step, stored in self.schedule if step <= call.step][-1]
+        place = (call.layer, call.branch, step)
+        blocks = self.file.description.video_blocks
+        if self.file.description.ranked is None:
+            kept = unpack_video(self.file.read(place, "bits").to(device), blocks)
+            recall = torch.tensor(self.file.entry(place).recall)
+        else:
+            ranking = self.file.ranking(place)
+            counts = choose_counts(ranking, self.sparsity, blocks, self.head_adaptive)
+            recall = ranking.recall_by_rank.gather(1, counts[:, None])[:, 0]
+            kept = ranked_blocks(ranking.order.to(device), counts.to(device), blocks)
+        mask = with_text(kept, call.layout, self.block_size[0])
+        return FoundMask(mask, recall.to(device), loaded=True)
+
+    def search(self, call: Call, block_sums: Tensor) -> FoundMask:
+        """Measure the loaded mask in W; search in W instead if its recall is too low. Waits for the device."""
+        if self._fell_back(call) or self.min_recall is None:
+            return self.method.search(call, block_sums)
+        loaded = self.load(call, block_sums.device)
+        measured = mask_recall(loaded.mask, block_sums)
+        below = not float(measured.mean()) >= self.min_recall  # also where it is not a number
+        if below and not any(check.below for check in self.checks.values()):
+            _logger.warning(
+                "layer %d: the loaded mask recalls %.3f of this attention, less than %s; the report has all layers",
+                call.layer,
+                float(measured.mean()),
+                self.min_recall,
+            )
+        stored = loaded.recall if loaded.recall is not None else torch.full_like(measured, torch.nan)
+        searched = below and self.falls_back
+        self.checks[call.layer, call.branch, call.sample] = Check(call.step, stored, measured, below, searched)
+        return self.method.search(call, block_sums) if searched else loaded
+
+    def _fell_back(self, call: Call) -> bool:
+        check = self.checks.get((call.layer, call.branch, call.sample))
+        return check is not None and check.searched
+
+
+def stored_schedule(
+    search_steps: tuple[int, ...], searched_of: int, steps: int, *, from_start: bool
+) -> tuple[tuple[int, int], ...]:
+    """When the masks of a file hold in a run of ``steps`` steps: (step of the run, step of the file), ascending.
+
+    Steps are scaled as search steps are, if the file's run had another number of steps; of two that fall together the
+    later one holds.
+    """
+    scaled = {step if steps == searched_of else step * steps // searched_of: step for step in search_steps}
+    schedule = sorted(scaled.items())
+    if from_start:
+        schedule[0] = (0, schedule[0][1])
+    return tuple(schedule)

@@ -1,7 +1,0 @@
-"""Mask files: masks of a whole model in one ``.safetensors`` file. docs/mask-files.md has the format."""
-
-from adaspa_cli.masks.files.description import Description, Entry, MethodFacts, ModelFacts
-from adaspa_cli.masks.files.reader import MaskFile
-from adaspa_cli.masks.files.writer import write_mask_file, write_part
-
-__all__ = ["Description", "Entry", "MaskFile", "MethodFacts", "ModelFacts", "write_mask_file", "write_part"]

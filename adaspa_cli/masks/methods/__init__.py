@@ -1,0 +1,1 @@
+"""The methods that choose blocks, one module for each."""

@@ -1,0 +1,277 @@
+"""Masks from a file: when they are loaded, when they are measured, and what they are refused for."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adaspa_cli.attention import TokenLayout
+from adaspa_cli.config import MethodConfig, ModelConfig
+from adaspa_cli.errors import MaskFileError
+from adaspa_cli.maskfiles import MaskFile, ModelFacts
+from adaspa_cli.maskfiles.check import check_call, check_method, check_model, check_name
+from adaspa_cli.maskfiles.registry import open_masks, stored_policy
+from adaspa_cli.maskfiles.stored import StoredMasks, stored_schedule
+from adaspa_cli.masks import Action, Call
+from adaspa_cli.masks.selection import select
+from adaspa_cli.masks.video_part import mask_recall, video_part
+from tests.mask_files import BLOCK, HEADS, LAYOUT, block_sums, small_file
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> MaskFile:
+    return small_file(tmp_path_factory.mktemp("masks") / "masks.safetensors")
+
+
+def method(**settings: Any) -> MethodConfig:
+    usual: dict[str, Any] = {"sparsity": 0.75, "block_size": BLOCK, "search_steps": (2, 8), "search_steps_for": 14}
+    return MethodConfig(**usual | settings)
+
+
+def policy(file: MaskFile, steps: int = 14, **settings: Any) -> StoredMasks:
+    return stored_policy(method(masks=str(file.path), **settings), file, steps)
+
+
+def call(step: int, layer: int = 0, layout: TokenLayout = LAYOUT) -> Call:
+    return Call(layer, step, "cond", 0, layout)
+
+
+def actions(of: StoredMasks, steps: int = 14, sums: torch.Tensor | None = None) -> list[Action]:
+    """What the calls of one layer do; a mask that is measured or searched is so in ``sums``."""
+    last, done = None, []
+    for step in range(steps):
+        done.append(of.action(call(step), last))
+        if done[-1] in (Action.DENSE_AND_CHECK, Action.DENSE_AND_SEARCH):
+            assert sums is not None
+            of.search(call(step), sums)
+        if done[-1] is not Action.DENSE and done[-1] is not Action.SPARSE:
+            last = step
+    return done
+
+
+def test_masks_are_loaded_at_the_steps_that_they_were_searched_at(masks: MaskFile) -> None:
+    expected = [Action.DENSE] * 2 + [Action.LOAD_AND_SPARSE] + [Action.SPARSE] * 5
+    assert actions(policy(masks)) == expected + [Action.LOAD_AND_SPARSE] + [Action.SPARSE] * 5
+
+
+def test_without_warm_up_the_first_masks_hold_from_step_zero(masks: MaskFile) -> None:
+    found = actions(policy(masks, masks_from_start=True))
+    assert [step for step, action in enumerate(found) if action is Action.LOAD_AND_SPARSE] == [0, 8]
+    assert Action.DENSE not in found
+
+
+def test_a_skipped_call_delays_the_mask(masks: MaskFile) -> None:
+    of = policy(masks)
+    assert of.action(call(5), None) is Action.LOAD_AND_SPARSE
+    assert of.action(call(9), 5) is Action.LOAD_AND_SPARSE
+    assert of.action(call(10), 9) is Action.SPARSE
+
+
+@pytest.mark.parametrize(
+    ("steps", "from_start", "expected"),
+    [
+        (50, False, ((10, 10), (30, 30))),
+        (50, True, ((0, 10), (30, 30))),
+        (100, False, ((20, 10), (60, 30))),
+        (25, False, ((5, 10), (15, 30))),
+        (2, False, ((0, 10), (1, 30))),
+        (1, True, ((0, 30),)),
+    ],
+)
+def test_other_numbers_of_steps_scale_the_schedule(steps: int, from_start: bool, expected: Any) -> None:
+    assert stored_schedule((10, 30), 50, steps, from_start=from_start) == expected
+
+
+def test_the_mask_of_each_place_is_loaded(masks: MaskFile) -> None:
+    of = policy(masks)
+    for layer in range(2):
+        for step, stored in ((2, 2), (7, 2), (8, 8), (13, 8)):
+            found = of.load(call(step, layer), CPU)
+            expected = select(block_sums((layer, "cond", stored)), LAYOUT, (BLOCK, BLOCK), 0.75, head_adaptive=True)
+            assert torch.equal(found.mask.to_bool(), expected.mask.to_bool())
+            torch.testing.assert_close(found.recall, expected.recall)
+            assert found.loaded
+
+
+@pytest.mark.parametrize(("sparsity", "head_adaptive"), [(0.6, True), (0.9, True), (0.4, False)])
+def test_a_ranking_gives_the_mask_of_the_run_s_sparsity(sparsity: float, head_adaptive: bool, tmp_path: Path) -> None:
+    file = small_file(tmp_path / "masks.safetensors", ranked=8)
+    settings = {"sparsity": sparsity, "head_adaptive": head_adaptive}
+    check_method(file, method(**settings))
+    found = policy(file, **settings).load(call(2), CPU)
+    sums = block_sums((0, "cond", 2))
+    expected = select(sums, LAYOUT, (BLOCK, BLOCK), sparsity, head_adaptive=head_adaptive)
+    assert torch.equal(found.mask.to_bool(), expected.mask.to_bool())
+    torch.testing.assert_close(found.recall, expected.recall)
+
+
+def other_text() -> tuple[TokenLayout, torch.Tensor]:
+    """The run's own layout, with more text than the file's, and block sums that its masks were not searched in."""
+    layout = dataclasses.replace(LAYOUT, text_tokens=20)
+    return layout, block_sums((0, "cond", 2), layout, seed=7)
+
+
+def test_recall_is_measured_on_the_run_s_own_attention_with_its_own_text(masks: MaskFile) -> None:
+    layout, sums = other_text()
+    of = policy(masks, masks_min_recall=0.01)
+    found = of.search(call(2, layout=layout), sums)
+    assert found.loaded
+    (check,) = of.checks.values()
+    assert (check.step, check.below, check.searched) == (2, False, False)
+    torch.testing.assert_close(check.stored, torch.tensor(masks.entry((0, "cond", 2)).recall))
+    kept = torch.ones(HEADS, 15, 15, dtype=torch.bool)
+    video_part(kept, layout, BLOCK).copy_(masks.video_mask((0, "cond", 2)))
+    torch.testing.assert_close(check.measured, (kept * sums).sum((-1, -2)) / sums.sum((-1, -2)))
+    torch.testing.assert_close(check.measured, mask_recall(found.mask, sums))
+
+
+def test_a_mask_that_fits_is_used_after_the_check(masks: MaskFile) -> None:
+    done = actions(policy(masks, masks_min_recall=0.01), sums=block_sums((0, "cond", 2)))
+    assert done[:4] == [Action.DENSE, Action.DENSE, Action.DENSE_AND_CHECK, Action.SPARSE]
+    assert done[8] is Action.LOAD_AND_SPARSE
+
+
+def test_a_mask_that_does_not_fit_is_searched_anew_and_so_are_the_later_ones(
+    masks: MaskFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    sums = block_sums((0, "cond", 2), seed=7)
+    of = policy(masks, masks_min_recall=0.999)
+    done = actions(of, sums=sums)
+    assert [action for action in done if action not in (Action.DENSE, Action.SPARSE)] == [
+        Action.DENSE_AND_CHECK,
+        Action.DENSE_AND_SEARCH,
+    ]
+    (check,) = of.checks.values()
+    assert (check.below, check.searched) == (True, True)
+    found, searched = of.search(call(8), sums), of.method.search(call(8), sums)
+    assert not found.loaded
+    assert torch.equal(found.mask.to_bool(), searched.mask.to_bool())
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "less than 0.999" in caplog.text
+    assert of.action(call(8, layer=1), 2) is Action.LOAD_AND_SPARSE, "other layers keep their masks"
+
+
+def test_a_warning_alone_keeps_the_mask(masks: MaskFile, caplog: pytest.LogCaptureFixture) -> None:
+    of = policy(masks, masks_min_recall=0.999, masks_fallback="warn")
+    done = actions(of, sums=block_sums((0, "cond", 2), seed=7))
+    assert done[8] is Action.LOAD_AND_SPARSE
+    (check,) = of.checks.values()
+    assert (check.below, check.searched) == (True, False)
+    assert len(caplog.records) == 1
+
+
+def test_a_recall_that_is_no_number_is_below(masks: MaskFile) -> None:
+    of = policy(masks, masks_min_recall=0.01, masks_fallback="warn")
+    of.search(call(2), torch.full((HEADS, 13, 13), torch.nan))
+    assert next(iter(of.checks.values())).below
+
+
+def test_each_run_has_checks_of_its_own(masks: MaskFile) -> None:
+    first = policy(masks, masks_min_recall=0.01)
+    first.search(call(2), block_sums((0, "cond", 2)))
+    assert policy(masks, masks_min_recall=0.01).checks == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"block_size": 64}, "block_size is 8 in the file and 64 in the run"),
+        ({"sparsity": 0.8}, "sparsity is 0.75 in the file and 0.8 in the run"),
+        ({"head_adaptive": False}, "head_adaptive is True in the file and False in the run"),
+        ({"algorithm": "frame-region"}, "algorithm is adaspa in the file and frame-region in the run"),
+        ({"search_steps": (3,), "search_steps_for": None}, r"search_steps is \[2, 8\] in the file and \[3\]"),
+    ],
+)
+def test_masks_of_another_method_are_refused(masks: MaskFile, settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(MaskFileError, match=field):
+        open_masks(method(masks=str(masks.path), **settings))
+
+
+def test_a_ranking_refuses_a_sparsity_that_it_does_not_reach(tmp_path: Path) -> None:
+    file = small_file(tmp_path / "masks.safetensors", ranked=5)
+    check_method(file, method(sparsity=0.9))
+    with pytest.raises(MaskFileError, match=r"sparsity 0.5 needs the 9 heaviest blocks of a row, and the file ranks 5"):
+        check_method(file, method(sparsity=0.5))
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"frames": 4}, "frames is 3 in the file and 4 in the run"),
+        ({"height": 5}, "height is 4"),
+        ({"width": 7}, "width is 8"),
+        ({"text_position": "first"}, "text_position is last"),
+    ],
+)
+def test_masks_for_other_tokens_are_refused(masks: MaskFile, changed: dict[str, Any], field: str) -> None:
+    check_call(masks, "cond", LAYOUT)
+    with pytest.raises(MaskFileError, match=field):
+        policy(masks).action(call(0, layout=dataclasses.replace(LAYOUT, **changed)), None)
+
+
+def test_a_guidance_branch_without_masks_is_refused(tmp_path: Path) -> None:
+    file = small_file(tmp_path / "masks.safetensors", branches=("cond",))
+    with pytest.raises(MaskFileError, match="no masks of the guidance branch 'uncond'"):
+        check_call(file, "uncond", LAYOUT)
+
+
+def test_text_length_matters_only_where_it_moves_the_video(tmp_path: Path, masks: MaskFile) -> None:
+    for text in (1, 4, 200):
+        check_call(masks, "cond", dataclasses.replace(LAYOUT, text_tokens=text))
+    first = dataclasses.replace(LAYOUT, text_position="first")
+    file = small_file(tmp_path / "masks.safetensors", layout=first)
+    with pytest.raises(MaskFileError, match="text_tokens is 5 in the file and 6 in the run"):
+        check_call(file, "cond", dataclasses.replace(first, text_tokens=6))
+    ragged = TokenLayout(3, 3, 7, 0, "last")  # 63 tokens: the last block is of video alone
+    file = small_file(tmp_path / "ragged.safetensors", layout=ragged)
+    with pytest.raises(MaskFileError, match="text_tokens is 0 in the file and 4 in the run"):
+        check_call(file, "cond", dataclasses.replace(ragged, text_tokens=4))
+
+
+class Transformer:
+    config = {"num_layers": 2, "_name_or_path": "somewhere"}  # noqa: RUF012  read only
+
+
+class HunyuanVideoPipeline:
+    transformer = Transformer()
+
+
+def test_masks_of_another_model_are_refused(tmp_path: Path) -> None:
+    from adaspa_cli.maskfiles.check import config_hash, model_facts
+
+    pipe = HunyuanVideoPipeline()
+    file = small_file(tmp_path / "masks.safetensors", model=model_facts(pipe, ModelConfig("hunyuan")))
+    check_model(file, pipe)
+    for name in ("hunyuan", "/a/folder", "org/name"):
+        check_name(file, ModelConfig(name))
+    with pytest.raises(MaskFileError, match="model is hunyuan in the file and fasthunyuan in the run"):
+        check_name(file, ModelConfig("fasthunyuan"))
+    with pytest.raises(MaskFileError, match="random_weights is False in the file and True in the run"):
+        check_name(file, ModelConfig("hunyuan", random_weights=True))
+    for facts, field in (
+        (
+            ModelFacts("hunyuan", False, "CogVideoXPipeline", config_hash(pipe.transformer)),
+            "pipeline is CogVideoXPipeline",
+        ),
+        (ModelFacts("hunyuan", False, "HunyuanVideoPipeline", "f" * 64), "transformer config is ffffffffffff"),
+    ):
+        other = small_file(tmp_path / f"{facts.pipeline}.safetensors", model=facts)
+        with pytest.raises(MaskFileError, match=field):
+            check_model(other, pipe)
+
+
+def test_the_hash_of_a_configuration_leaves_out_where_it_lay() -> None:
+    from adaspa_cli.maskfiles.check import config_hash
+
+    class Other:
+        config = {"_diffusers_version": "0.1", "num_layers": 2}  # noqa: RUF012
+
+    class Deeper:
+        config = {"num_layers": 3}  # noqa: RUF012
+
+    assert config_hash(Transformer()) == config_hash(Other())
+    assert config_hash(Transformer()) != config_hash(Deeper())
