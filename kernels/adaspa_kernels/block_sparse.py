@@ -15,13 +15,12 @@ most of their key blocks, which then come from L2.
 Shapes: B batch, H heads, Lq and Lk tokens, D head dimension, Nq and Nk blocks, BQ and BK tokens of a block.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from adaspa_kernels.common import LOG2_E, load_rows
 from adaspa_kernels.launch import (
     check_device,
     check_tensors,
@@ -31,29 +30,8 @@ from adaspa_kernels.launch import (
     uses_tma,
 )
 
-LOG2_E = math.log2(math.e)
 INT16_BLOCKS = 32_768
-_LN_2 = tl.constexpr(math.log(2))
-
-
-@triton.jit
-def load_rows(
-    source, batch, head, start, tokens, stride_b, stride_h, stride_l,
-    ROWS: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    """Load rows ``start`` to ``start + ROWS`` of one head, [ROWS, D]; rows past the end are zero if MASKED or TMA."""
-    if TMA:
-        b_x = source.load([batch, head, start, 0]).reshape(ROWS, D)
-    else:
-        rows = start + tl.arange(0, ROWS)
-        p_head = source + batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
-        # [ROWS, D]
-        p_x = p_head + rows.to(tl.int64)[:, None] * stride_l + tl.arange(0, D)[None, :]
-        if MASKED:  # noqa: SIM108
-            b_x = tl.load(p_x, mask=rows[:, None] < tokens, other=0.0)
-        else:
-            b_x = tl.load(p_x)
-    return b_x
+_LN_2 = tl.constexpr(1 / LOG2_E)
 
 
 @triton.jit

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adaspa_kernels.block_sparse import LOG2_E, load_rows
+from adaspa_kernels.common import LOG2_E, load_rows
 from adaspa_kernels.launch import (
     check_device,
     check_tensors,

@@ -74,7 +74,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from adaspa_kernels.block_sparse import LOG2_E
+from adaspa_kernels.common import LOG2_E
 from adaspa_kernels.hopper import BLOCK, BOX, THREADS, TILE, boxes, next_slot
 
 RING_BYTES = 6 * 2 * BOX * 128 * 2  # of all teams: six slots of 128 x 128 numbers

@@ -33,7 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from adaspa_kernels.block_sparse import LOG2_E
+from adaspa_kernels.common import LOG2_E
 from adaspa_kernels.hopper import BLOCK, BOX, THREADS, TILE, boxes, next_slot
 
 _WARPGROUPS = gl.constexpr(3)

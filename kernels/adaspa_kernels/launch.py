@@ -53,9 +53,9 @@ def _interpreted() -> bool:
     from triton import knobs
     from triton.runtime.jit import JITFunction
 
-    from adaspa_kernels.block_sparse import block_sparse_kernel
+    from adaspa_kernels.common import load_rows
 
-    return bool(knobs.runtime.interpret) and not isinstance(block_sparse_kernel, JITFunction)
+    return bool(knobs.runtime.interpret) and not isinstance(load_rows, JITFunction)
 
 
 def choose_path(path: str, kernel: str, block_size: tuple[int, int], *tensors: Tensor) -> str:
