@@ -13,7 +13,7 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 
-from adaspa_cli.quality.clip_judge import judge_clip
+from scripts.clip_judge import judge_clip
 from scripts.train_tiny.captions import held_out_scenes, standard_caption
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from adaspa_cli.config import resolve
-from adaspa_cli.quality.clip_judge import judge_clip
 from adaspa_cli.sampling.run import generate
+from scripts.clip_judge import judge_clip
 from tests.pipelines import Listener
 
 PROMPT = "a red circle moves left on a blue background"

@@ -74,7 +74,7 @@ Apache-2.0, like adaspa.
 
 def model_card(work: Path, stage: str, sizes: dict[str, int]) -> str:
     """README.md of the exported folder; figures that were not recorded in ``work`` are said to be missing."""
-    from adaspa_cli.quality.clip_judge import BACKGROUNDS, COLORS, SHAPES
+    from scripts.clip_judge import BACKGROUNDS, COLORS, SHAPES
     from scripts.train_tiny.captions import held_out_scenes
     from scripts.train_tiny.clips import PAIR_SHARE
 
@@ -100,7 +100,7 @@ def _results(evaluation: dict[str, Any], vae: dict[str, Any]) -> str:
     if evaluation:
         lines.append(
             f"{evaluation['clips']} clips of the held-out captions, {evaluation['steps']} steps, judged by program "
-            "(`adaspa_cli/quality/clip_judge.py`):\n"
+            "(`scripts/clip_judge.py`):\n"
         )
         lines += ["| attribute | right |", "|---|---|"]
         lines += [f"| {name} | {share:.1%} |" for name, share in evaluation["accuracy"].items()]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaspa_cli.quality.clip_judge import BACKGROUNDS, COLORS, SHAPES, Scene
+from scripts.clip_judge import BACKGROUNDS, COLORS, SHAPES, Scene
 from scripts.train_tiny.captions import caption_of, training_scenes
 
 # For circle, square, triangle, star: corners, outer radius for a nominal radius of 1, inner over outer radius.

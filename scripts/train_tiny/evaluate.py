@@ -11,7 +11,7 @@ import torch
 from diffusers import HunyuanVideoPipeline
 from PIL import Image, ImageDraw
 
-from adaspa_cli.quality.clip_judge import ATTRIBUTES, MOTIONS, NOTHING, SHAPES
+from scripts.clip_judge import ATTRIBUTES, MOTIONS, NOTHING, SHAPES
 from scripts.train_tiny.captions import held_out_scenes, standard_caption
 from scripts.train_tiny.pool import Geometry
 from scripts.train_tiny.sampling import Judged, accuracy, sample_scenes

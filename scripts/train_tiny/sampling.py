@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo, FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
 from torch import nn
 
-from adaspa_cli.quality.clip_judge import ATTRIBUTES, Scene, Verdict, judge_clip
+from scripts.clip_judge import ATTRIBUTES, Scene, Verdict, judge_clip
 from scripts.train_tiny.captions import standard_caption
 from scripts.train_tiny.pool import Geometry
 from scripts.train_tiny.text import Text

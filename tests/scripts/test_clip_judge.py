@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adaspa_cli.quality.clip_judge import ATTRIBUTES, NOTHING, Scene, Verdict, judge_clip
+from scripts.clip_judge import ATTRIBUTES, NOTHING, Scene, Verdict, judge_clip
 from scripts.train_tiny.captions import all_scenes
 from scripts.train_tiny.clips import draw, plan_scenes, to_uint8
 
