@@ -1,0 +1,71 @@
+"""Rules of the house that no linter knows: how long a function may be, and what lies in the repository."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MOST_LINES = 60
+
+# Longer functions, and why each is better in one piece. Kernels are not counted.
+_OPTIONS = "Typer reads a command's options from its parameters"
+REASONS = {
+    "adaspa_cli/commands/bench.py:bench": _OPTIONS,
+    "adaspa_cli/commands/generate.py:generate": _OPTIONS,
+    "adaspa_cli/commands/search_masks.py:search_masks": _OPTIONS,
+    "adaspa_cli/commands/visualize.py:visualize": _OPTIONS,
+    "adaspa_cli/report/latency.py:latency_report": "one dictionary",
+}
+
+
+def _functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Name and lines of every function of a module, without decorators; methods with their class."""
+
+    def walk(node: ast.AST, within: str) -> Iterator[tuple[str, int]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                name = f"{within}{child.name}"
+                if not isinstance(child, ast.ClassDef):
+                    assert child.end_lineno is not None
+                    yield name, child.end_lineno - child.lineno + 1
+                yield from walk(child, f"{name}.")
+            else:
+                yield from walk(child, within)
+
+    return walk(ast.parse(path.read_text(encoding="utf-8")), "")
+
+
+@pytest.mark.parametrize("folder", ["adaspa_cli", "scripts", "tests"])
+def test_functions_are_short(folder: str) -> None:
+    long = {
+        f"{path.relative_to(ROOT).as_posix()}:{name}": lines
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name, lines in _functions(path)
+        if lines > MOST_LINES
+    }
+    assert {name: lines for name, lines in long.items() if name not in REASONS} == {}
+
+
+def test_no_reason_outlives_its_function() -> None:
+    for place in REASONS:
+        file, _, function = place.partition(":")
+        assert dict(_functions(ROOT / file))[function] > MOST_LINES, place
+
+
+def test_a_page_links_to_every_result_in_the_repository() -> None:
+    """Or to the table that the JSON file belongs to."""
+    docs = ROOT / "docs"
+    pages = "".join(path.read_text(encoding="utf-8") for path in [*docs.glob("*.md"), ROOT / "README.md"])
+    results = (path for path in (docs / "results").rglob("*") if path.is_file())
+    unlinked = [
+        str(path)
+        for path in results
+        if not any(f"results/{name.relative_to(docs / 'results').as_posix()}" in pages for name in _with_table(path))
+    ]
+    assert unlinked == []
+
+
+def _with_table(path: Path) -> list[Path]:
+    return [path, path.with_suffix(".md")]
