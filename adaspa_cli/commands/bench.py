@@ -2,22 +2,59 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import rich.table
 import typer
 from rich.console import Group
 from rich.text import Text
 
-from adaspa_cli.commands.guard import guard
-from adaspa_cli.commands.settings import parse_settings
+from adaspa_cli.commands import options
+from adaspa_cli.commands.command import command
+from adaspa_cli.commands.settings import Given
 from adaspa_cli.console import Console
+
+if TYPE_CHECKING:
+    from adaspa_cli.bench.spec import BenchSpec
 
 FILES = ("bench.json", "bench.md", "bench.html", "rows.csv")
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What is done with a bench, besides the tables.
+
+    Attributes:
+        out: folder of runs and tables.
+        share: part I of N of the runs, without tables.
+        rerun_changed: make runs anew that are there with other settings.
+        tables_only: make no runs.
+        times: show times and speed-ups.
+    """
+
+    out: Path
+    share: tuple[int, int] | None
+    rerun_changed: bool
+    tables_only: bool
+    times: bool
+
+
+@command(
+    options.SEED.but(text="Instead of the bench's. May be repeated.", default=None),
+    options.MODEL.but(text="Model of all rows.", default=None),
+    options.DEVICE.but(default=None),
+    options.RANDOM_WEIGHTS,
+    options.LAYERS,
+    options.COMPILE.but(text="Blocks of all rows through torch.compile."),
+    options.SET.but(text="A setting of all rows, as steps=20. May be repeated."),
+    panels=False,
+    interrupted="interrupted; complete runs are kept, and the same command goes on where this stopped",
+)
 def bench(
+    *,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A bench of configs/bench.")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A bench file of your own.")] = None,
     out: Annotated[
@@ -27,27 +64,13 @@ def bench(
         str | None, typer.Option("--rows", help="Only these rows, as full,adaspa.", metavar="NAMES")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first prompts.")] = None,
-    seed: Annotated[list[int] | None, typer.Option("--seed", "-s", help="Instead of the bench's. Repeatable.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model of all rows.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")] = None,
-    random_weights: Annotated[
-        bool | None,
-        typer.Option("--random-weights", help="Real architecture, random weights: times alone, no download."),
-    ] = None,
-    layers: Annotated[int | None, typer.Option("--layers", help="With random weights: so many layers.")] = None,
-    compile_blocks: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="Blocks of all rows through torch.compile.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A setting of all rows, as steps=20. May be repeated.", metavar="KEY=VALUE"),
-    ] = None,
+    given: Given,
     part: Annotated[
         str | None,
         typer.Option(
             "--part",
-            help="Part I of N of the runs, without tables: for N processes that share a folder.",
             metavar="I/N",
+            help="Part I of N of the runs, without tables: for N processes that share a folder.",
         ),
     ] = None,
     rerun_changed: Annotated[
@@ -62,44 +85,31 @@ def bench(
         ),
     ] = True,
     plan: Annotated[bool, typer.Option("--plan", help="Show the rows and what is complete; make nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Traceback on errors.")] = False,
+    console: Console,
 ) -> None:
     """Compare methods: quality and latency of every row with every prompt and seed.
 
     Example: adaspa bench --preset tiny-smoke --out bench
     """
-    console = Console(as_json=as_json, quiet=quiet, debug=debug)
-    named = {"model": model, "device": device, "random_weights": random_weights, "layers": layers}
-    named["compile"] = compile_blocks
-    with guard(console, "interrupted; complete runs are kept, and the same command goes on where this stopped"):
-        changed = parse_settings(settings or []) | {k: v for k, v in named.items() if v is not None}
-        spec = _spec(preset, config, rows, limit, seed, changed)
-        share = None if part is None else _parse_part(part, tables_only=tables_only)
-        failed = _run(console, spec, out.expanduser(), share, rerun_changed, tables_only, plan, times)
-    if failed:
+    from adaspa_cli.bench.spec import load_bench
+
+    spec = _chosen(load_bench(preset, config), given, rows, limit)
+    share = None if part is None else _parse_part(part, tables_only=tables_only)
+    task = _Task(out.expanduser(), share, rerun_changed, tables_only, times)
+    if _run(console, spec, task, plan_only=plan):
         raise typer.Exit(1)
 
 
-def _spec(
-    preset: str | None,
-    config: Path | None,
-    rows: str | None,
-    limit: int | None,
-    seed: list[int] | None,
-    changed: dict[str, Any],
-) -> Any:
-    import dataclasses
-
-    from adaspa_cli.bench.spec import load_bench
-
-    spec = load_bench(preset, config).changed(changed)
+def _chosen(spec: BenchSpec, given: Given, rows: str | None, limit: int | None) -> BenchSpec:
+    """The part of a bench that was asked for, with settings changed."""
+    settings = given.settings()
+    seeds = settings.pop("seed") if "seed" in given.flags else None  # --set seed=1 is refused
+    spec = spec.changed(settings)
     if rows is not None:
         spec = spec.chosen([name.strip() for name in rows.split(",")])
     if limit is not None:
         spec = dataclasses.replace(spec, prompts=spec.prompts[:limit])
-    return dataclasses.replace(spec, seeds=tuple(seed)) if seed else spec
+    return dataclasses.replace(spec, seeds=tuple(seeds)) if seeds else spec
 
 
 def _parse_part(text: str, *, tables_only: bool) -> tuple[int, int]:
@@ -118,16 +128,7 @@ def _parse_part(text: str, *, tables_only: bool) -> tuple[int, int]:
     return number, parts
 
 
-def _run(
-    console: Console,
-    spec: Any,
-    out: Path,
-    share: tuple[int, int] | None,
-    rerun_changed: bool,
-    tables_only: bool,
-    plan: bool,
-    times: bool,
-) -> int:
+def _run(console: Console, spec: BenchSpec, task: _Task, *, plan_only: bool) -> int:
     """Make the runs and the tables; returns how many runs failed."""
     from adaspa_cli.bench.paper import load_tables
     from adaspa_cli.config import resolve
@@ -139,29 +140,29 @@ def _run(
 
     from adaspa_cli.bench.plan import part_of, plan_bench
 
-    planned = plan_bench(spec, out, rerun_changed=rerun_changed)
-    if share is not None:
-        planned = part_of(planned, *share)
-    if plan:
+    planned = plan_bench(spec, task.out, rerun_changed=task.rerun_changed)
+    if task.share is not None:
+        planned = part_of(planned, *task.share)
+    if plan_only:
         _show_plan(console, planned)
         return 0
 
     from adaspa_cli.bench.write import write_bench
     from adaspa_cli.commands.progress import BenchProgress
 
-    if not tables_only:
+    if not task.tables_only:
         from adaspa_cli.bench.runner import run_bench
 
         with console.progress() as progress:
             run_bench(planned, BenchProgress(console, progress), warmup_steps=spec.warmup_steps)
-    if share is not None:
-        return _end_part(console, spec, planned, share, out)
-    result = write_bench(spec, planned, out, paper, console.note, times=times)
-    _show(console, result, out)
+    if task.share is not None:
+        return _end_part(console, spec, planned, task.share, task.out)
+    result = write_bench(spec, planned, task.out, paper, console.note, times=task.times)
+    _show(console, result, task.out)
     return sum(len(row["failures"]) for row in result["rows"])
 
 
-def _end_part(console: Console, spec: Any, planned: list[Any], share: tuple[int, int], out: Path) -> int:
+def _end_part(console: Console, spec: BenchSpec, planned: list[Any], share: tuple[int, int], out: Path) -> int:
     """Measure what one of several processes made, and say what is there; returns how many runs are not complete."""
     from adaspa_cli.bench.measure import measure_bench
     from adaspa_cli.bench.plan import current, part_of

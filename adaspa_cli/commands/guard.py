@@ -11,11 +11,11 @@ from adaspa_cli.console import Console
 from adaspa_cli.errors import AdaspaError, RunError
 
 INTERRUPTED = 130
-_KEPT = "interrupted; complete videos are kept, and --resume goes on where this stopped"
+KEPT = "interrupted; complete videos are kept, and --resume goes on where this stopped"
 
 
 @contextlib.contextmanager
-def guard(console: Console, interrupted: str = _KEPT) -> Iterator[None]:
+def guard(console: Console, interrupted: str = KEPT) -> Iterator[None]:
     """Run a command's body; 0 done, 1 failed while running, 2 wrong use, 130 interrupted.
 
     Args:

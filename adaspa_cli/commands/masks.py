@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from adaspa_cli.commands.guard import guard
+from adaspa_cli.commands.command import command
 from adaspa_cli.console import Console
 from adaspa_cli.errors import MaskFileError
 
@@ -23,56 +23,53 @@ masks_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_Json = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")]
-_Debug = Annotated[bool, typer.Option("--debug", help="Traceback on errors.")]
-
 
 @masks_app.command()
+@command(panels=False)
 def info(
+    *,
     file: Annotated[Path, typer.Argument(help="A mask file.", metavar="FILE")],
-    as_json: _Json = False,
-    debug: _Debug = False,
+    console: Console,
 ) -> None:
     """Show what a mask file holds: model, size, settings, and density and recall by search step.
 
     The header alone is read and checked; `adaspa masks verify` checks everything.
     """
-    console = Console(as_json=as_json, debug=debug)
-    with guard(console):
-        from adaspa_cli.maskfiles import MaskFile
+    from adaspa_cli.maskfiles import MaskFile
 
-        masks = MaskFile.open(file)
-        content = masks.description.as_json()
-        for entry in content["entries"]:
-            del entry["digests"]
-        data = {"file": str(file), "bytes": file.expanduser().stat().st_size, "checksum": masks.checksum, **content}
-        console.result(data, Group(_facts(data), Text(""), _steps(data)))
+    masks = MaskFile.open(file)
+    content = masks.description.as_json()
+    for entry in content["entries"]:
+        del entry["digests"]
+    data = {"file": str(file), "bytes": file.expanduser().stat().st_size, "checksum": masks.checksum, **content}
+    console.result(data, Group(_facts(data), Text(""), _steps(data)))
 
 
 @masks_app.command()
+@command(panels=False)
 def verify(
+    *,
     files: Annotated[list[Path], typer.Argument(help="Mask files.", metavar="FILE...")],
-    as_json: _Json = False,
-    debug: _Debug = False,
+    console: Console,
 ) -> None:
     """Check every byte of mask files. Exit code 1 if one is not whole."""
-    console = Console(as_json=as_json, debug=debug)
-    with guard(console):
-        missing = [file for file in files if not file.expanduser().exists()]
-        if missing:
-            raise MaskFileError(f"{missing[0]} does not exist")
-        found = [{"file": str(file), **_verified(file)} for file in files]
-        lines = [
-            Text(f"{row['file']}: whole" if row["whole"] else row["reason"], no_wrap=True, overflow="ignore")
-            for row in found
-        ]
-        console.result(found, Group(*lines))
+    missing = [file for file in files if not file.expanduser().exists()]
+    if missing:
+        raise MaskFileError(f"{missing[0]} does not exist")
+    found = [{"file": str(file), **_verified(file)} for file in files]
+    lines = [
+        Text(f"{row['file']}: whole" if row["whole"] else row["reason"], no_wrap=True, overflow="ignore")
+        for row in found
+    ]
+    console.result(found, Group(*lines))
     if not all(row["whole"] for row in found):
         raise typer.Exit(1)
 
 
 @masks_app.command()
+@command(panels=False)
 def compare(
+    *,
     first: Annotated[Path, typer.Argument(help="A mask file.", metavar="FILE")],
     second: Annotated[Path, typer.Argument(help="Another one, or the same for its own steps.", metavar="FILE")],
     steps: Annotated[
@@ -80,29 +77,28 @@ def compare(
         typer.Option("--steps", metavar="A,B", help="Step A of the first file with step B of the second."),
     ] = None,
     heads: Annotated[bool, typer.Option("--heads", help="A line for each head, not for each layer.")] = False,
-    as_json: _Json = False,
-    debug: _Debug = False,
+    console: Console,
 ) -> None:
     """Compare masks: overlap (IoU of the kept blocks, text left out) and recall on each other's attention.
 
     The mutual recall needs block sums: adaspa search-masks --keep-sums.
     """
-    console = Console(as_json=as_json, debug=debug)
-    with guard(console):
-        from adaspa_cli.config.load import parse_steps
-        from adaspa_cli.maskfiles import MaskFile
-        from adaspa_cli.maskfiles.compare import compare as overlaps
+    from adaspa_cli.config.load import parse_steps
+    from adaspa_cli.maskfiles import MaskFile
+    from adaspa_cli.maskfiles.compare import compare as overlaps
 
-        pair = None if steps is None else parse_steps(steps)
-        if pair is not None and len(pair) != 2:
-            raise MaskFileError(f"--steps takes two steps, got '{steps}'", hint="as --steps 10,30")
-        found = overlaps(MaskFile.open(first), MaskFile.open(second), None if pair is None else (pair[0], pair[1]))
-        rows = [_row(overlap) for overlap in found]
-        console.result({"files": [str(first), str(second)], "masks": rows}, _overlap_table(rows, heads))
+    pair = None if steps is None else parse_steps(steps)
+    if pair is not None and len(pair) != 2:
+        raise MaskFileError(f"--steps takes two steps, got '{steps}'", hint="as --steps 10,30")
+    found = overlaps(MaskFile.open(first), MaskFile.open(second), None if pair is None else (pair[0], pair[1]))
+    rows = [_row(overlap) for overlap in found]
+    console.result({"files": [str(first), str(second)], "masks": rows}, _overlap_table(rows, heads))
 
 
 @masks_app.command()
+@command(panels=False, interrupted="interrupted; nothing was written")
 def plot(
+    *,
     files: Annotated[
         list[Path], typer.Argument(help="Mask files; those after the first are compared with it.", metavar="FILE...")
     ],
@@ -121,9 +117,7 @@ def plot(
     pixels: Annotated[
         int, typer.Option("--pixels", min=8, max=4096, help="Points along a side of a picture of blocks, at most.")
     ] = 512,
-    as_json: _Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
-    debug: _Debug = False,
+    console: Console,
 ) -> None:
     """Draw mask files: density, recall and overlap (IoU) of steps and files by layer and head, and the kept blocks.
 
@@ -131,17 +125,15 @@ def plot(
 
     Example: adaspa masks plot masks.safetensors --at-layers 0,4 --at-heads 0,1
     """
-    console = Console(as_json=as_json, quiet=quiet, debug=debug)
-    with guard(console, "interrupted; nothing was written"):
-        from adaspa_cli.commands.visualize import parse_numbers
-        from adaspa_cli.maskfiles import MaskFile
+    from adaspa_cli.commands.visualize import parse_numbers
+    from adaspa_cli.maskfiles import MaskFile
 
-        flags = {"--at-layers": at_layers, "--at-heads": at_heads, "--steps": steps}
-        numbers = [parse_numbers(flag, text) for flag, text in flags.items()]
-        folder = _plotted(console, [MaskFile.open(file) for file in files], numbers, pixels, str(out))
-        shown = str(folder / "index.html")
-        made = sorted(str(path) for path in folder.iterdir())
-        console.result({"page": shown, "files": made}, Text(shown, no_wrap=True, overflow="ignore"))
+    flags = {"--at-layers": at_layers, "--at-heads": at_heads, "--steps": steps}
+    numbers = [parse_numbers(flag, text) for flag, text in flags.items()]
+    folder = _plotted(console, [MaskFile.open(file) for file in files], numbers, pixels, str(out))
+    shown = str(folder / "index.html")
+    made = sorted(str(path) for path in folder.iterdir())
+    console.result({"page": shown, "files": made}, Text(shown, no_wrap=True, overflow="ignore"))
 
 
 def _plotted(

@@ -1,15 +1,69 @@
-"""Settings of a run that a command has no flag for: ``--set KEY=VALUE``."""
+"""Settings of a run from the command line: flags, ``--set KEY=VALUE`` and the file of ``--config``."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from adaspa_cli.errors import ConfigError
 
+if TYPE_CHECKING:
+    from adaspa_cli.config import Resolved
 
-def parse_settings(given: list[str]) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Given:
+    """What a command was given.
+
+    Attributes:
+        flags: value of each flag that was given, by its setting's key.
+        texts: of ``--set``.
+        file: of ``--config``.
+    """
+
+    flags: dict[str, Any]
+    texts: tuple[str, ...] = ()
+    file: Path | None = None
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Given:
+        """From the values of all flags, None or an empty list for those that were not given."""
+        given = {key: value for key, value in values.items() if value not in (None, [])}
+        texts, file = given.pop("set", ()), given.pop("config", None)
+        return cls(
+            {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}, tuple(texts), file
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Flags and settings by name; a flag wins.
+
+        Raises:
+            ConfigError: one of them cannot be read.
+        """
+        from adaspa_cli.config.load import parse_steps
+
+        found = parse_settings(self.texts) | self.flags
+        if isinstance(found.get("search_steps"), str):
+            found["search_steps"] = parse_steps(found["search_steps"])
+        return found
+
+    def resolve(self, **fixed: Any) -> Resolved:
+        """The whole configuration; ``fixed`` are settings that the command itself makes.
+
+        Raises:
+            ConfigError: an unknown name or key, or an impossible value.
+            ModelError: the model is neither a preset nor a checkpoint.
+        """
+        from adaspa_cli.config import resolve
+
+        return resolve(self.settings() | fixed, self.file)
+
+
+def parse_settings(given: Iterable[str]) -> dict[str, Any]:
     """Read KEY=VALUE texts, of which the value is YAML.
 
     Raises:

@@ -8,34 +8,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from adaspa_cli.commands.guard import guard
-from adaspa_cli.commands.settings import parse_settings
+from adaspa_cli.commands import options
+from adaspa_cli.commands.command import command
+from adaspa_cli.commands.settings import Given
 from adaspa_cli.console import Console
 from adaspa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from adaspa_cli.config import Resolved
 
-_WHAT, _LOOK, _RUN, _OUTPUT = "What to show", "What to look at", "Model and machine", "Output"
+_LOOK = "What to look at"
 
 
+@command(
+    options.PROMPT.but(text="What the video shows. The first is drawn; on the others its masks are tried."),
+    options.PROMPTS,
+    options.SEED,
+    options.SPARSITY.but(text="Share left out by every pattern.", panel=_LOOK),
+    options.MODEL,
+    options.DEVICE,
+    options.STEPS.but(panel=options.MACHINE),
+    options.SET.but(text="Any other setting of adaspa generate, as height=128. May be repeated."),
+    options.CONFIG.but(panel=options.MACHINE),
+    interrupted="interrupted; nothing was written",
+)
 def visualize(
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--prompt",
-            "-p",
-            rich_help_panel=_WHAT,
-            help="What the video shows. The first is drawn; on the others its masks are tried.",
-        ),
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", rich_help_panel=_WHAT, help="File with one prompt a line.")
-    ] = None,
-    seed: Annotated[
-        list[int] | None,
-        typer.Option("--seed", "-s", rich_help_panel=_WHAT, help="Seed of the noise. May be repeated. (default: 0)"),
-    ] = None,
+    *,
+    given: Given,
     at_layers: Annotated[
         str | None,
         typer.Option(
@@ -68,64 +67,25 @@ def visualize(
         int,
         typer.Option("--pixels", rich_help_panel=_LOOK, min=8, max=1024, help="Points along a side of a weight map."),
     ] = 256,
-    sparsity: Annotated[
-        float | None, typer.Option("--sparsity", rich_help_panel=_LOOK, help="Share left out by every pattern.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", rich_help_panel=_RUN, help="As of adaspa generate. (default: tiny)"),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", rich_help_panel=_RUN, help="auto, cpu, cuda, cuda:N.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", rich_help_panel=_RUN, help="Denoising steps.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            rich_help_panel=_RUN,
-            metavar="KEY=VALUE",
-            help="Any other setting of adaspa generate, as height=128. May be repeated.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", rich_help_panel=_RUN, help="YAML file of settings.")
-    ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", rich_help_panel=_OUTPUT, help="Folder in which a new one is made.")
+        Path, typer.Option("--out", "-o", rich_help_panel=options.OUTPUT, help="Folder in which a new one is made.")
     ] = Path("pictures"),
-    as_json: Annotated[bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="Result as JSON on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=_OUTPUT, help="No progress.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", rich_help_panel=_OUTPUT, help="Traceback on errors.")] = False,
+    console: Console,
 ) -> None:
     """Show where attention looks: weight maps, patterns, masks over the frames of the video.
 
     Example: adaspa visualize --prompt "a red circle moves left on a blue background" --query 4,8,8
     """
-    flags: dict[str, Any] = {
-        "prompt": prompt,
-        "prompts": None if prompts is None else str(prompts),
-        "seed": seed,
-        "sparsity": sparsity,
-        "model": model,
-        "device": device,
-        "steps": steps,
+    resolved = given.resolve(out=str(out))
+    _check_method(resolved)
+    looked_at = {
+        "layers": parse_numbers("--at-layers", at_layers),
+        "heads": parse_numbers("--at-heads", at_heads),
+        "steps": _steps(at_steps, resolved),
+        "query": _query(query),
+        "pixels": pixels,
     }
-    console = Console(as_json=as_json, quiet=quiet, debug=debug)
-    with guard(console, "interrupted; nothing was written"):
-        given = {key: value for key, value in flags.items() if value not in (None, [])}
-        from adaspa_cli.config import resolve
-
-        resolved = resolve(parse_settings(settings or []) | given | {"out": str(out)}, config)
-        _check_method(resolved)
-        looked_at = {
-            "layers": parse_numbers("--at-layers", at_layers),
-            "heads": parse_numbers("--at-heads", at_heads),
-            "steps": _steps(at_steps, resolved),
-            "query": _query(query),
-            "pixels": pixels,
-        }
-        _run(console, resolved, looked_at)
+    _run(console, resolved, looked_at)
 
 
 def _run(console: Console, resolved: Resolved, looked_at: dict[str, Any]) -> None:

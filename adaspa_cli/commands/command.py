@@ -1,0 +1,72 @@
+"""What all commands share: flags from the table, a console, errors that become messages.
+
+A command's function names what it needs by type: a :class:`Console` stands for ``--json``, ``--quiet`` and ``--debug``,
+a :class:`Given` for the flags of the table that the command takes; other parameters are flags of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from inspect import Parameter
+from typing import Annotated, Any
+
+import typer
+
+from adaspa_cli.commands.guard import KEPT, guard
+from adaspa_cli.commands.options import OUTPUT, Flag
+from adaspa_cli.commands.settings import Given
+from adaspa_cli.console import Console
+
+_CONSOLE = {
+    "as_json": ("--json", "Result as JSON on stdout."),
+    "quiet": ("--quiet", "-q", "No progress, no notes."),
+    "debug": ("--debug", "Traceback on errors."),
+}
+
+
+def command(
+    *flags: Flag, panels: bool = True, interrupted: str = KEPT
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command: its signature gets the flags, its body gets what they say.
+
+    Args:
+        flags: of the table, in the order of the help.
+        panels: whether the help is divided into panels.
+        interrupted: what Ctrl-C says.
+    """
+    shown = flags if panels else [flag.but(panel=None) for flag in flags]
+
+    def decorate(body: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(body, eval_str=True).parameters.values())
+        consoles = [parameter.name for parameter in own if parameter.annotation is Console]
+        givens = [parameter.name for parameter in own if parameter.annotation is Given]
+
+        @functools.wraps(body)
+        def run(**values: Any) -> None:
+            console = Console(**{key: values.pop(key) for key in _CONSOLE})
+            given = Given.of({flag.key: values.pop(flag.key) for flag in shown})
+            filled = dict.fromkeys(consoles, console) | dict.fromkeys(givens, given)
+            with guard(console, interrupted):
+                body(**filled, **values)
+
+        parameters = [parameter for one in own for parameter in _expanded(one, shown, OUTPUT if panels else None)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def _expanded(parameter: Parameter, flags: Sequence[Flag], panel: str | None) -> Iterator[Parameter]:
+    """The parameters that one of a command's function stands for."""
+    if parameter.annotation is Given:
+        for flag in flags:
+            yield Parameter(flag.key, Parameter.KEYWORD_ONLY, default=None, annotation=flag.annotation)
+    elif parameter.annotation is Console:
+        for key, (*names, text) in _CONSOLE.items():
+            option = typer.Option(*names, help=text, rich_help_panel=panel)
+            yield Parameter(key, Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
+    else:
+        yield parameter.replace(kind=Parameter.KEYWORD_ONLY)

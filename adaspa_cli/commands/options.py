@@ -1,0 +1,158 @@
+"""Every flag that sets something about a run: its names, its type, its help and its panel, once for all commands.
+
+A command names those that it takes (:func:`adaspa_cli.commands.command.command`), and may say more about one of them
+with :meth:`Flag.but`. Imports nothing heavy: `adaspa --help` must not wait.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adaspa_cli.config.names import BACKENDS, CACHES, DTYPES, OFFLOADS
+
+WHAT, METHOD, SAMPLING, MACHINE, OUTPUT = "What to show", "Method", "Sampling", "Model and machine", "Output"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag whose value is None, or an empty list, where it is not given.
+
+    Attributes:
+        names: as they are written, ``--no-`` form and short form included; the first one gives the key.
+        type: of its value; a ``list`` may be repeated.
+        text: the help.
+        panel: where the help stands; None is the common one.
+        default: what holds if neither the flag nor a preset says otherwise, for the help.
+        metavar: stands for the value in the help, instead of its type.
+    """
+
+    names: tuple[str, ...]
+    type: Any
+    text: str
+    panel: str | None
+    default: str | None = None
+    metavar: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The setting's key in YAML files, and the parameter's name."""
+        return self.names[0].removeprefix("--").partition("/")[0].replace("-", "_")
+
+    def but(self, **changed: Any) -> Flag:
+        """The same flag with other help."""
+        return dataclasses.replace(self, **changed)
+
+    @property
+    def annotation(self) -> Any:
+        """What Typer makes the flag from."""
+        shown = f"{self.text} (default: {self.default})" if self.default else self.text
+        option = typer.Option(
+            *self.names, help=shown, rich_help_panel=self.panel, metavar=self.metavar, show_default=False
+        )
+        return Annotated[self.type | None, option]
+
+
+def _flag(names: str, kind: Any, panel: str, text: str, default: str | None = None, metavar: str | None = None) -> Flag:
+    return Flag(tuple(names.split()), kind, text, panel, default, metavar)
+
+
+# --- what to show
+PROMPT = _flag("--prompt -p", list[str], WHAT, "What the video shows. May be repeated.")
+PROMPTS = _flag("--prompts", Path, WHAT, "File with one prompt a line.")
+NEGATIVE_PROMPT = _flag("--negative-prompt", str, WHAT, "What it should not show.")
+SEED = _flag("--seed -s", list[int], WHAT, "Seed of the noise. May be repeated.", default="0")
+
+# --- method
+METHOD_NAME = _flag(
+    "--method",
+    str,
+    METHOD,
+    "adaspa, sparse-videogen, minference, frame-region, full, diffusers, or another of configs/methods.",
+    default="adaspa",
+)
+SPARSITY = _flag("--sparsity", float, METHOD, "Share of the video blocks left out, 0 to 1.")
+SEARCH_STEPS = _flag(
+    "--search-steps", str, METHOD, "Steps at which masks are searched, as 10,30.", metavar="STEPS"
+)  # read by Given
+BLOCK_SIZE = _flag("--block-size", int, METHOD, "Tokens of a block.")
+HEAD_ADAPTIVE = _flag("--head-adaptive/--no-head-adaptive", bool, METHOD, "Spread the sparsity over the heads.")
+LSE_CACHE = _flag("--lse-cache/--no-lse-cache", bool, METHOD, "Later searches reuse the first one's LSE.")
+SHARE_CFG_MASKS = _flag(
+    "--share-cfg-masks/--no-share-cfg-masks", bool, METHOD, "Both branches of guidance use one's masks."
+)
+MASKS = _flag("--masks", Path, METHOD, "Mask file of adaspa search-masks, instead of a search.")
+MASKS_FROM_START = _flag("--masks-from-start/--no-masks-from-start", bool, METHOD, "No dense steps before the masks.")
+MASKS_MIN_RECALL = _flag(
+    "--masks-min-recall", float, METHOD, "Measure each layer's recall with the masks: at least this."
+)
+MASKS_FALLBACK = _flag("--masks-fallback", str, METHOD, "search or warn, where it is lower.", default="search")
+CACHE = _flag("--cache", str, METHOD, ", ".join(CACHES) + ": reuse results of earlier steps.", default="none")
+
+# --- sampling
+STEPS = _flag("--steps", int, SAMPLING, "Denoising steps.")
+STEPS_PER_PHASE = _flag(
+    "--steps-per-phase",
+    int,
+    SAMPLING,
+    "With random weights: compute only this many steps of each phase, estimate the others.",
+)
+HEIGHT = _flag("--height", int, SAMPLING, "Height in pixels.")
+WIDTH = _flag("--width", int, SAMPLING, "Width in pixels.")
+FRAMES = _flag("--frames", int, SAMPLING, "Number of frames.")
+FPS = _flag("--fps", int, SAMPLING, "Frames per second.")
+GUIDANCE_SCALE = _flag("--guidance-scale", float, SAMPLING, "The model's guidance.")
+TRUE_CFG_SCALE = _flag("--true-cfg-scale", float, SAMPLING, "HunyuanVideo: guidance in two passes, above 1.")
+FLOW_SHIFT = _flag("--flow-shift", float, SAMPLING, "Shift of the flow-matching scheduler.")
+
+# --- model and machine
+MODEL = _flag("--model -m", str, MACHINE, "tiny, hunyuan, fasthunyuan, cogvideox, folder or hub id.", default="tiny")
+WEIGHTS = _flag("--weights", str, MACHINE, "Folder or hub id to take a named model's weights from.")
+DTYPE = _flag("--dtype", str, MACHINE, ", ".join(DTYPES), default="auto")
+DEVICE = _flag("--device", str, MACHINE, "auto, cpu, cuda, cuda:N.", default="auto")
+ATTENTION_BACKEND = _flag("--attention-backend", str, MACHINE, ", ".join(BACKENDS), default="auto")
+RANDOM_WEIGHTS = _flag(
+    "--random-weights", bool, MACHINE, "Real architecture, random weights: times alone, no download."
+)
+LAYERS = _flag("--layers", int, MACHINE, "With random weights: build only this many layers.")
+COMPILE = _flag("--compile/--no-compile", bool, MACHINE, "Blocks through torch.compile; the first step compiles them.")
+OFFLOAD = _flag("--offload", str, MACHINE, ", ".join(OFFLOADS) + ": trade speed for GPU memory.", default="none")
+VAE_TILING = _flag("--vae-tiling/--no-vae-tiling", bool, MACHINE, "Decode in tiles, for less memory.")
+VAE_FRAMEWISE = _flag("--vae-framewise/--no-vae-framewise", bool, MACHINE, "Decode in overlapping pieces of time.")
+
+# --- output
+OUT = _flag("--out -o", Path, OUTPUT, "Folder of the videos.", default="videos")
+DECODE = _flag("--decode/--no-decode", bool, OUTPUT, "End in a video, or in latents.", default="video, if real")
+LOSSLESS = _flag("--lossless/--no-lossless", bool, OUTPUT, "Write NAME.lossless.mkv as well.")
+COMPARE_WITH = _flag(
+    "--compare-with",
+    list[str],
+    OUTPUT,
+    "NAME.report.json of another run, shown beside this one on its page. May be repeated.",
+    metavar="REPORT",
+)
+RESUME = _flag("--resume/--no-resume", bool, OUTPUT, "Skip what is complete in the folder.")
+
+# --- settings by name
+CONFIG = _flag("--config -c", Path, OUTPUT, "YAML file of settings, as --print-config shows.")
+SET = _flag(
+    "--set",
+    list[str],
+    MACHINE,
+    "Any other setting of adaspa generate, as block_size=64. May be repeated.",
+    metavar="KEY=VALUE",
+)
+
+GENERATE = (
+    *(PROMPT, PROMPTS, NEGATIVE_PROMPT, SEED),
+    *(METHOD_NAME, SPARSITY, SEARCH_STEPS, BLOCK_SIZE, HEAD_ADAPTIVE, LSE_CACHE, SHARE_CFG_MASKS),
+    *(MASKS, MASKS_FROM_START, MASKS_MIN_RECALL, MASKS_FALLBACK, CACHE),
+    *(STEPS, STEPS_PER_PHASE, HEIGHT, WIDTH, FRAMES, FPS, GUIDANCE_SCALE, TRUE_CFG_SCALE, FLOW_SHIFT),
+    *(MODEL, WEIGHTS, DTYPE, DEVICE, ATTENTION_BACKEND, RANDOM_WEIGHTS, LAYERS, COMPILE, OFFLOAD),
+    *(VAE_TILING, VAE_FRAMEWISE),
+    *(OUT, DECODE, LOSSLESS, COMPARE_WITH, RESUME, CONFIG),
+)
