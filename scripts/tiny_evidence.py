@@ -152,7 +152,7 @@ def run(pipe: Any, prompt: str, config: GenerateConfig, *, latent: bool = False)
             num_inference_steps=sampling.steps,
             generator=torch.Generator("cpu").manual_seed(0),
             output_type="latent" if latent else "pt",
-            **family_of(pipe).call_arguments(sampling),
+            **family_of(pipe).facts.call_arguments(sampling),
         ).frames
     return video[0].float().cpu()
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from adaspa_cli.config.families import FamilyFacts, SizeRule, count_layers, facts_of
 from adaspa_cli.config.load import ARCHITECTURE, preset_names, presets_root, read_mapping
-from adaspa_cli.config.model_source import FAMILY_PRESETS, read_model_index, unknown_family
-from adaspa_cli.config.schema import ModelConfig
+from adaspa_cli.config.model_source import read_model_index
+from adaspa_cli.config.schema import ModelConfig, SamplingConfig
 from adaspa_cli.errors import ConfigError, ModelError
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "tiny"
-
-# The keys that count attention layers, by pipeline class, in the order of the stack.
-_LAYER_KEYS = {
-    "HunyuanVideoPipeline": ("num_layers", "num_single_layers"),
-    "CogVideoXPipeline": ("num_layers",),
-}
 
 
 @dataclass(frozen=True)
@@ -29,20 +25,29 @@ class Architecture:
 
     Attributes:
         pipeline: class of the pipeline.
-        transformer: of its transformer.
-        vae: of its autoencoder.
-        scheduler: of its scheduler; ``_class_name`` says which.
+        parts: by the part's name: those of the transformers, ``scheduler``, whose ``_class_name`` says which, and
+            ``vae`` where there is one.
+        arguments: what the pipeline's class is built with besides its parts.
     """
 
     pipeline: str
-    transformer: Mapping[str, Any]
-    vae: Mapping[str, Any]
-    scheduler: Mapping[str, Any]
+    parts: Mapping[str, Mapping[str, Any]]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> FamilyFacts:
+        """The family; raises ModelError if adaspa does not know it."""
+        return facts_of(self.pipeline, "the architecture")
+
+    @property
+    def transformers(self) -> dict[str, Mapping[str, Any]]:
+        """The configurations of the transformers that are there, in the order of the layers' numbers."""
+        return {name: self.parts[name] for name in self.facts.transformers if name in self.parts}
 
     @property
     def layers(self) -> int:
-        """Attention layers of the transformer."""
-        return attention_layers(self.pipeline, self.transformer)
+        """Attention layers of all transformers."""
+        return sum(count_layers(self.facts, config) for config in self.transformers.values())
 
     def cut(self, layers: int) -> Architecture:
         """The same with fewer layers; kinds of layers keep their proportion, and the first kind at least one.
@@ -52,18 +57,14 @@ class Architecture:
         """
         if layers > self.layers:
             raise ConfigError(f"layers must be at most {self.layers}, which the model has, got {layers}")
-        counts = {}
+        parts = dict(self.parts)
         left, of = layers, self.layers
-        for key in _LAYER_KEYS[self.pipeline]:
-            own = int(self.transformer[key])
-            counts[key] = min(left, max(1, round(left * own / of))) if of else 0
-            left, of = left - counts[key], of - own
-        return dataclasses.replace(self, transformer={**self.transformer, **counts})
-
-
-def attention_layers(pipeline: str, transformer: Mapping[str, Any]) -> int:
-    """Attention layers of a transformer, from its configuration and the class of its pipeline."""
-    return sum(int(transformer[key]) for key in _LAYER_KEYS[pipeline])
+        for name, key in product(self.transformers, self.facts.layer_keys):
+            own = int(parts[name][key])
+            kept = min(left, max(1, round(left * own / of))) if of else 0
+            parts[name] = {**parts[name], key: kept}
+            left, of = left - kept, of - own
+        return dataclasses.replace(self, parts=parts)
 
 
 def architecture_of(model: ModelConfig) -> Architecture:
@@ -85,24 +86,51 @@ def architecture_of(model: ModelConfig) -> Architecture:
                 f"the architecture of '{model.weights}' is not known without a download",
                 hint=f"random weights are built for {', '.join(preset_names('models'))}, or for a local folder",
             )
-        found = Architecture(**content)
+        parts = {key: value for key, value in content.items() if key not in ("pipeline", "arguments")}
+        found = Architecture(content["pipeline"], parts, content.get("arguments", {}))
     return found if model.layers is None else found.cut(model.layers)
 
 
 def _of_folder(folder: Path) -> Architecture:
     """Read the configurations that a local pipeline holds; its weights need not be there."""
-    family = str(read_model_index(folder).get("_class_name"))
-    if family not in FAMILY_PRESETS:
-        raise unknown_family(str(folder), family)
-    files = {"transformer": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
+    index = read_model_index(folder)
+    facts = facts_of(index.get("_class_name"), str(folder))
+    absent = {name for name, value in index.items() if isinstance(value, list) and value[0] is None}
+    files = {name: "config.json" for name in (*facts.transformers, "vae") if name not in absent}
     parts: dict[str, Any] = {}
-    for part, name in files.items():
+    for part, name in {**files, "scheduler": "scheduler_config.json"}.items():
         path = folder / part / name
         try:
             parts[part] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ModelError(f"cannot read {path}: {error}") from error
-    return Architecture(pipeline=family, **parts)
+        if not isinstance(parts[part], dict):
+            raise ModelError(f"cannot read {path}: it must hold a JSON object")
+    arguments = {key: value for key, value in index.items() if key[0] != "_" and not isinstance(value, list)}
+    return Architecture(facts.pipeline, parts, arguments)
+
+
+def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
+    """Refuse a size or a kind of guidance that the model does not have, before anything heavy is imported.
+
+    Says nothing where the architecture is not known without a download, or a file of a local folder is broken: who
+    loads the model then checks, and says what is wrong.
+
+    Raises:
+        ConfigError: with the nearest valid value.
+    """
+    try:
+        found = architecture_of(dataclasses.replace(model, layers=None))
+        rule = size_rule(found)
+    except ModelError:
+        return
+    found.facts.check(rule, sampling)
+
+
+def size_rule(architecture: Architecture) -> SizeRule:
+    """The sizes of video that a model makes."""
+    transformer = next(iter(architecture.transformers.values()))
+    return architecture.facts.size_rule(transformer, architecture.parts.get("vae", {}))
 
 
 def random_weights_note(model: ModelConfig) -> str | None:

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adaspa_cli.config.families import facts_of
 from adaspa_cli.errors import ModelError, nearest
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-# The preset whose defaults suit a checkpoint that no preset names, by pipeline class.
-FAMILY_PRESETS = {"HunyuanVideoPipeline": "hunyuan", "CogVideoXPipeline": "cogvideox"}
 
 
 @dataclass(frozen=True)
@@ -93,16 +91,7 @@ def read_model_index(folder: Path) -> dict[str, Any]:
 
 
 def _preset_of(index: dict[str, Any], model: str) -> str:
-    family = str(index.get("_class_name"))
-    if family not in FAMILY_PRESETS:
-        raise unknown_family(model, family)
-    return FAMILY_PRESETS[family]
-
-
-def unknown_family(model: str, family: str) -> ModelError:
-    """The error for a pipeline that adaspa has no adapter for."""
-    what = "names no pipeline class" if family == "None" else f"is a {family}, which adaspa does not know"
-    return ModelError(f"{model} {what}", hint=f"known: {', '.join(FAMILY_PRESETS)}")
+    return facts_of(index.get("_class_name"), model).preset
 
 
 def fetch_model_index(hub_id: str) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from adaspa_cli.config.architecture import BUNDLED, architecture_of
-from adaspa_cli.config.model_source import fetch_model_index, hub_error, read_model_index, unknown_family
+from adaspa_cli.config.families import facts_of
+from adaspa_cli.config.model_source import fetch_model_index, hub_error, read_model_index
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.errors import BackendError, ConfigError, ModelError
 from adaspa_cli.models.compiled import compile_blocks
-from adaspa_cli.models.registry import FAMILIES
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +95,7 @@ def _load(config: ModelConfig, dtype: torch.dtype) -> Any:
 def _check_folder(folder: Path) -> None:
     """Refuse a folder of another family, or one that lacks a part that its index names."""
     index = read_model_index(folder)
-    family = str(index.get("_class_name"))
-    if family not in FAMILIES:
-        raise unknown_family(str(folder), family)
+    facts_of(index.get("_class_name"), str(folder))
     parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
     missing = [name for name in parts if not (folder / name).is_dir()]
     if missing:
@@ -113,9 +111,7 @@ def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
     local = Path(location).is_dir()
     try:
         index = read_model_index(Path(location)) if local else fetch_model_index(location)
-        family = str(index.get("_class_name"))
-        if family not in FAMILIES:
-            raise unknown_family(location, family)
+        family = facts_of(index.get("_class_name"), location).pipeline
         extra = _tokenizer(location) if family == "HunyuanVideoPipeline" else {}
         pipe = getattr(diffusers, family).from_pretrained(location, dtype=dtype, **extra)
     except HfHubHTTPError as error:

@@ -51,11 +51,11 @@ def random_pipeline(
 
     family = _FAMILIES[architecture.pipeline]
     random = torch.Generator(device).manual_seed(0)
-    scheduler = dict(architecture.scheduler)
+    scheduler = dict(architecture.parts["scheduler"])
     held = held or device
-    vae = _build(family.vae, architecture.vae, dtype, random, held) if decode else None
+    vae = _build(family.vae, architecture.parts["vae"], dtype, random, held) if decode else None
     pipe = getattr(diffusers, architecture.pipeline)(
-        transformer=_build(family.transformer, architecture.transformer, dtype, random, held),
+        transformer=_build(family.transformer, architecture.parts["transformer"], dtype, random, held),
         vae=vae,
         scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
         **dict.fromkeys(family.absent),

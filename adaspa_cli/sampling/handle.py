@@ -8,7 +8,7 @@ from typing import Any
 
 from adaspa_cli.attention import check_kernel, resolve
 from adaspa_cli.caching import StepCache, TokenMerging, make_cache, make_merging
-from adaspa_cli.config.architecture import attention_layers
+from adaspa_cli.config.families import count_layers
 from adaspa_cli.config.names import DENSE
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.errors import RunError
@@ -78,7 +78,7 @@ class Handle:
             self.merging,
             share_cfg_masks=config.share_cfg_masks,
         )
-        self.layers = attention_layers(type(pipe).__name__, pipe.transformer.config)
+        self.layers = count_layers(family.facts, pipe.transformer.config)
         self.cache: StepCache | None = None
         self._attachment: Attachment | None = None
         if not self.attached:

@@ -199,7 +199,7 @@ def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tenso
             num_inference_steps=sampling.steps,
             generator=torch.Generator("cpu").manual_seed(seed),
             output_type="pt" if resolved.config.decodes else "latent",
-            **family_of(pipe).call_arguments(sampling),
+            **family_of(pipe).facts.call_arguments(sampling),
         ).frames
     return video
 

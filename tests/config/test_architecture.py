@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from adaspa_cli.config import resolve
-from adaspa_cli.config.architecture import architecture_of, random_weights_note
-from adaspa_cli.config.schema import ModelConfig
+from adaspa_cli.config.architecture import architecture_of, check_early, random_weights_note
+from adaspa_cli.config.schema import ModelConfig, SamplingConfig
 from adaspa_cli.errors import ConfigError, ModelError
 
 
@@ -30,14 +32,14 @@ def model(name: str, **settings: object) -> ModelConfig:
 def test_presets_have_the_sizes_of_the_published_models(name: str, layers: int, heads: int, head_dim: int) -> None:
     found = architecture_of(model(name))
     assert found.layers == layers
-    assert found.transformer["num_attention_heads"] == heads
-    assert found.transformer["attention_head_dim"] == head_dim
+    assert found.parts["transformer"]["num_attention_heads"] == heads
+    assert found.parts["transformer"]["attention_head_dim"] == head_dim
 
 
 @pytest.mark.parametrize(("layers", "dual", "single"), [(1, 1, 0), (2, 1, 1), (3, 1, 2), (6, 2, 4), (60, 20, 40)])
 def test_fewer_layers_keep_the_proportion_of_their_kinds(layers: int, dual: int, single: int) -> None:
     found = architecture_of(model("hunyuan", layers=layers))
-    assert (found.transformer["num_layers"], found.transformer["num_single_layers"]) == (dual, single)
+    assert (found.parts["transformer"]["num_layers"], found.parts["transformer"]["num_single_layers"]) == (dual, single)
     assert found.layers == layers
 
 
@@ -71,7 +73,51 @@ def test_a_folder_needs_its_config_files_alone(hunyuan_folder: Path, tmp_path: P
         target.parent.mkdir(exist_ok=True)
         shutil.copy(path, target)
     found = architecture_of(model(str(tmp_path)))
-    assert found.transformer == json.loads((hunyuan_folder / "transformer" / "config.json").read_text())
+    assert found.parts["transformer"] == json.loads((hunyuan_folder / "transformer" / "config.json").read_text())
     (tmp_path / "vae" / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"cannot read .*vae"):
         architecture_of(model(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("tiny", {"frames": 6}, r"4k \+ 1 frames, got 6"),
+        ("tiny", {"height": 100}, "height must be a multiple of 16, got 100"),
+        ("hunyuan", {"width": 1000}, "width must be a multiple of 16, got 1000"),
+        ("hunyuan", {"negative_prompt": "x"}, "has no effect"),
+        ("cogvideox", {"frames": 12}, r"8k \+ 1 frames, got 12"),
+        ("cogvideox", {"width": 2416}, "at most 2400 x 2400 pixels, got 720 x 2416"),
+        ("cogvideox", {"true_cfg_scale": 2.0, "negative_prompt": "x"}, "true_cfg_scale is HunyuanVideo's"),
+    ],
+)
+def test_what_a_model_does_not_make_is_refused_from_its_preset(
+    name: str, wrong: dict[str, object], message: str
+) -> None:
+    config = resolve({"model": name}).config.model
+    right = {"height": 720, "width": 1280, "frames": 129}
+    check_early(config, SamplingConfig(**right))
+    with pytest.raises(ConfigError, match=message):
+        check_early(config, SamplingConfig(**(right | wrong)))
+
+
+def test_sizes_are_checked_from_a_folder_s_config_files(cogvideox_folder: Path, tmp_path: Path) -> None:
+    config = resolve({"model": str(cogvideox_folder)}).config.model
+    with pytest.raises(ConfigError, match="at most 64 x 96 pixels, got 80 x 96"):
+        check_early(config, SamplingConfig(height=80, width=96, frames=9))
+    folder = shutil.copytree(cogvideox_folder, tmp_path / "broken")
+    (folder / "vae" / "config.json").write_text("[]")
+    broken = resolve({"model": str(folder)}).config.model
+    check_early(broken, SamplingConfig(height=80, width=96, frames=9))  # the loader says what is wrong
+    with pytest.raises(ModelError, match=r"cannot read .*vae"):
+        architecture_of(broken)
+
+
+def test_a_size_is_refused_before_torch_is_imported() -> None:
+    code = (
+        "import sys; from adaspa_cli.config import resolve, SamplingConfig\n"
+        "from adaspa_cli.config.architecture import check_early\n"
+        "check_early(resolve({}).config.model, SamplingConfig(height=256, width=256, frames=33))\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'numpy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def test_the_transformers_have_the_real_models_number_of_parameters(name: str, b
     architecture = architecture_of(resolve({"model": name, "random_weights": True}).config.model)
     transformer, vae = CLASSES[architecture.pipeline]
     with init_empty_weights():
-        model = getattr(diffusers, transformer).from_config(dict(architecture.transformer))
-        getattr(diffusers, vae).from_config(dict(architecture.vae))
+        model = getattr(diffusers, transformer).from_config(dict(architecture.parts["transformer"]))
+        getattr(diffusers, vae).from_config(dict(architecture.parts["vae"]))
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count / 1e9 == pytest.approx(billions, rel=0.02)
 
@@ -85,10 +86,10 @@ def test_offloaded_weights_are_those_of_a_model_on_the_gpu(hunyuan_folder: Path,
 def test_position_tables_are_real() -> None:
     """They are buffers, not weights: CogVideoX-2B adds one to its input."""
     architecture = architecture_of(resolve({"model": "cogvideox-2b", "random_weights": True, "layers": 1}).config.model)
-    small = {**architecture.transformer, "num_attention_heads": 2, "sample_height": 8, "sample_width": 8}
+    small = {**architecture.parts["transformer"], "num_attention_heads": 2, "sample_height": 8, "sample_width": 8}
     with torch.random.fork_rng():
         wanted = diffusers.CogVideoXTransformer3DModel(**small).patch_embed.pos_embedding
-    cut = type(architecture)(architecture.pipeline, small, architecture.vae, architecture.scheduler)
+    cut = replace(architecture, parts={**architecture.parts, "transformer": small})
     built = random_pipeline(cut, torch.float32, torch.device("cpu"), decode=False)
     torch.testing.assert_close(built.transformer.patch_embed.pos_embedding, wanted)
 

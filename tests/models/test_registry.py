@@ -4,10 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
+from adaspa_cli import apply
 from adaspa_cli.config import SamplingConfig
+from adaspa_cli.config.families import facts_of
 from adaspa_cli.errors import ConfigError, ModelError
-from adaspa_cli.models.registry import FAMILIES, check_sampling, family_of
+from adaspa_cli.models.registry import check_sampling, family_of
 from tests.pipelines import FRAMES, HEIGHT, WIDTH, cogvideox, hunyuan_video, latents
 
 SIZE = SamplingConfig(height=HEIGHT, width=WIDTH, frames=FRAMES)
@@ -80,14 +83,25 @@ def test_cogvideox_10_and_hunyuan_make_larger_videos(hunyuan: Any) -> None:
 
 def test_arguments_that_a_family_does_not_have_are_refused() -> None:
     guided = SamplingConfig(true_cfg_scale=3.0, negative_prompt="x", guidance_scale=5.0)
-    assert FAMILIES["HunyuanVideoPipeline"].call_arguments(guided) == {"guidance_scale": 5.0, "true_cfg_scale": 3.0}
+    hunyuan, cog = (facts_of(name, name).call_arguments for name in ("HunyuanVideoPipeline", "CogVideoXPipeline"))
+    assert hunyuan(guided) == {"guidance_scale": 5.0, "true_cfg_scale": 3.0}
     with pytest.raises(ConfigError, match="true_cfg_scale is HunyuanVideo's"):
-        FAMILIES["CogVideoXPipeline"].call_arguments(guided)
-    assert FAMILIES["CogVideoXPipeline"].call_arguments(SIZE) == {"guidance_scale": 6.0}
+        cog(guided)
+    assert cog(SIZE) == {"guidance_scale": 6.0}
 
 
 def test_a_family_is_known_by_its_pipeline(hunyuan: Any) -> None:
-    assert family_of(hunyuan) is FAMILIES["HunyuanVideoPipeline"]
+    assert family_of(hunyuan).facts.pipeline == "HunyuanVideoPipeline"
     with pytest.raises(ModelError, match="no adapter for str") as caught:
         family_of("pipeline")
     assert "HunyuanVideoPipeline" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["HunyuanVideoPipeline", "AnotherName"])
+def test_a_subclass_belongs_to_its_family_whatever_its_name(hunyuan: Any, name: str) -> None:
+    own = type(name, (type(hunyuan),), {})(**hunyuan.components)
+    assert family_of(own) is family_of(hunyuan)
+    plain = latents(own)
+    with apply(own, "full", attention_backend="reference") as handle:
+        torch.testing.assert_close(latents(own), plain, rtol=1e-4, atol=1e-4)
+    assert handle.layers == 4

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
+from adaspa_cli.config.families import facts_of
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.attachment import Attachment, Attend, Forward, Row, join
 from adaspa_cli.models.compiled import eager
+from adaspa_cli.models.family import Family
 from adaspa_cli.models.pinned_noise import PinnedNoise
 from adaspa_cli.models.qk import Rotation, prepare
 
@@ -127,3 +129,6 @@ class CogVideoXAttachment(Attachment):
         super().detach()
         for override in self._overrides:
             override.restore()
+
+
+FAMILY = Family(facts_of("CogVideoXPipeline", "CogVideoXPipeline"), CogVideoXAttachment)

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
+from adaspa_cli.config.families import facts_of
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.attachment import Attachment, Attend, Forward, Row, join, pad_tokens
 from adaspa_cli.models.compiled import eager
+from adaspa_cli.models.family import Family
 from adaspa_cli.models.qk import Norm, Rotation, prepare
 
 
@@ -130,3 +132,6 @@ class HunyuanVideoAttachment(Attachment):
         super().detach()
         self._embedded.remove()
         self._context.restore()
+
+
+FAMILY = Family(facts_of("HunyuanVideoPipeline", "HunyuanVideoPipeline"), HunyuanVideoAttachment)

@@ -1,0 +1,167 @@
+"""What is known of each model family without torch and diffusers: names, defaults, layers, sizes, call arguments.
+
+:data:`FAMILIES` is the one list of families. An entry names the heavy part of its family, a module in
+``adaspa_cli/models/families``, and the preset in ``configs/models`` that holds its defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adaspa_cli.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from adaspa_cli.config.schema import SamplingConfig
+
+Config = Mapping[str, Any]  # of a transformer or a VAE, as diffusers stores it
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """Which sizes of video a model makes.
+
+    Attributes:
+        multiple: height and width in pixels are multiples of it.
+        frame_period: the model makes a multiple of it, and one more frame.
+        largest: greatest height and width; None where there is no limit.
+        only: the one height and width that the model makes; None where there are others.
+    """
+
+    multiple: int
+    frame_period: int
+    largest: tuple[int, int] | None = None
+    only: tuple[int, int] | None = None
+
+    def check(self, height: int, width: int, frames: int) -> None:
+        """Raise ConfigError, with the nearest valid value, for a size that the model does not make."""
+        for key, value in (("height", height), ("width", width)):
+            if value % self.multiple:
+                valid = max(self.multiple, round(value / self.multiple) * self.multiple)
+                raise ConfigError(f"{key} must be a multiple of {self.multiple}, got {value}", hint=f"nearest: {valid}")
+        period = self.frame_period
+        if (frames - 1) % period:
+            valid = max(0, round((frames - 1) / period)) * period + 1
+            raise ConfigError(f"the model makes {period}k + 1 frames, got {frames}", hint=f"nearest: {valid}")
+        if self.largest is not None and (height > self.largest[0] or width > self.largest[1]):
+            most = f"{self.largest[0]} x {self.largest[1]}"
+            raise ConfigError(f"the model makes at most {most} pixels, got {height} x {width}")
+        if self.only is not None and (height, width) != self.only:
+            raise ConfigError(f"the model makes {self.only[0]} x {self.only[1]} pixels alone, got {height} x {width}")
+
+
+@dataclass(frozen=True)
+class FamilyFacts:
+    """The light part of a family.
+
+    Attributes:
+        module: the heavy part, in ``adaspa_cli/models/families``: it exports one ``FAMILY``.
+        pipeline: class of diffusers that runs the family.
+        preset: in ``configs/models``: its defaults serve a checkpoint that no preset names.
+        layer_keys: keys of a transformer's configuration that count attention layers, in the order of the stack.
+        size_rule: from the configurations of the transformer and the VAE; the latter is empty where there is none.
+        call_arguments: the arguments of the pipeline's call that not every family has; raises ConfigError for
+            settings that the family does not have.
+        transformers: parts of the pipeline that are transformers, in the order in which a run uses them. All but the
+            first may be absent. Layers are numbered on from one to the next.
+    """
+
+    module: str
+    pipeline: str
+    preset: str
+    layer_keys: tuple[str, ...]
+    size_rule: Callable[[Config, Config], SizeRule]
+    call_arguments: Callable[[SamplingConfig], dict[str, Any]]
+    transformers: tuple[str, ...] = ("transformer",)
+
+    def check(self, rule: SizeRule, sampling: SamplingConfig) -> None:
+        """Raise ConfigError for a size or a kind of guidance that the model does not have."""
+        rule.check(sampling.height, sampling.width, sampling.frames)
+        self.call_arguments(sampling)
+
+
+def _hunyuan_video_size(transformer: Config, vae: Config) -> SizeRule:
+    # The pipeline itself insists on multiples of 16, whatever its model's patches are.
+    multiple = math.lcm(16, vae.get("spatial_compression_ratio", 8) * transformer.get("patch_size", 2))
+    return SizeRule(multiple, vae.get("temporal_compression_ratio", 4))
+
+
+def _hunyuan_video_arguments(sampling: SamplingConfig) -> dict[str, Any]:
+    if sampling.negative_prompt and sampling.true_cfg_scale <= 1:
+        raise ConfigError(
+            "a negative prompt has no effect on this model without true classifier-free guidance",
+            hint="add --true-cfg-scale 6 (two passes a step), or drop --negative-prompt",
+        )
+    return {"guidance_scale": sampling.guidance_scale, "true_cfg_scale": sampling.true_cfg_scale}
+
+
+def _cogvideox_size(transformer: Config, vae: Config) -> SizeRule:
+    scale = 2 ** (len(vae.get("block_out_channels", range(4))) - 1)
+    # The VAE decodes latent frames in pairs after the first, and makes other counts longer than they were asked.
+    period = 2 * int(vae.get("temporal_compression_ratio", 4))
+    # Position tables that do not grow with the video: beyond them diffusers fails deep inside the model.
+    table = (transformer.get("sample_height", 60) * scale, transformer.get("sample_width", 90) * scale)
+    rotary = transformer.get("use_rotary_positional_embeddings", False)
+    cut = rotary and transformer.get("patch_size_t") is not None
+    learned = transformer.get("use_learned_positional_embeddings", False)
+    return SizeRule(
+        scale * transformer.get("patch_size", 2),
+        period,
+        largest=table if cut else None,
+        only=table if learned and not cut else None,
+    )
+
+
+def _cogvideox_arguments(sampling: SamplingConfig) -> dict[str, Any]:
+    if sampling.true_cfg_scale > 1:
+        raise ConfigError("true_cfg_scale is HunyuanVideo's; CogVideoX guides by --guidance-scale")
+    return {"guidance_scale": sampling.guidance_scale}
+
+
+FAMILIES: tuple[FamilyFacts, ...] = (
+    FamilyFacts(
+        module="adaspa_cli.models.families.hunyuan_video",
+        pipeline="HunyuanVideoPipeline",
+        preset="hunyuan",
+        layer_keys=("num_layers", "num_single_layers"),
+        size_rule=_hunyuan_video_size,
+        call_arguments=_hunyuan_video_arguments,
+    ),
+    FamilyFacts(
+        module="adaspa_cli.models.families.cogvideox",
+        pipeline="CogVideoXPipeline",
+        preset="cogvideox",
+        layer_keys=("num_layers",),
+        size_rule=_cogvideox_size,
+        call_arguments=_cogvideox_arguments,
+    ),
+)
+
+
+def known_pipelines() -> str:
+    """The pipeline classes that adaspa knows, for messages."""
+    return ", ".join(facts.pipeline for facts in FAMILIES)
+
+
+def facts_of(pipeline: object, model: str) -> FamilyFacts:
+    """The family of a pipeline class, from the name that an index or a preset gives.
+
+    Args:
+        pipeline: what stands for the class; an index may hold anything.
+        model: what the message calls the model.
+
+    Raises:
+        ModelError: adaspa has no adapter for it.
+    """
+    for facts in FAMILIES:
+        if facts.pipeline == pipeline:
+            return facts
+    what = "names no pipeline class" if pipeline is None else f"is a {pipeline}, which adaspa does not know"
+    raise ModelError(f"{model} {what}", hint=f"known: {known_pipelines()}")
+
+
+def count_layers(facts: FamilyFacts, transformer: Mapping[str, Any]) -> int:
+    """Attention layers of one transformer, from its configuration."""
+    return sum(int(transformer[key]) for key in facts.layer_keys)
