@@ -1,0 +1,63 @@
+"""The Hilbert order: a permutation of the video tokens in which neighbours follow one another."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from adaspa_cli.attention import TokenLayout
+from adaspa_cli.masks.token_order import hilbert_index, sequence_order, video_order
+
+SIZES = [(1, 1, 1), (1, 1, 7), (2, 2, 2), (9, 32, 32), (5, 3, 13), (33, 2, 1)]
+
+
+def coordinates(layout: TokenLayout) -> Tensor:
+    """(frame, row, column) of each video token in the Hilbert order, [N, 3]."""
+    places = torch.cartesian_prod(*(torch.arange(n) for n in (layout.frames, layout.height, layout.width)))
+    return places.view(-1, 3)[video_order(layout).forward]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_order_is_a_permutation_and_its_inverse(size: tuple[int, int, int]) -> None:
+    layout = TokenLayout(*size, 0, "last")
+    order = video_order(layout)
+    everyone = torch.arange(layout.video_tokens)
+    assert torch.equal(order.forward.sort().values, everyone)
+    assert torch.equal(order.forward[order.backward], everyone)
+
+
+@pytest.mark.parametrize("side", [2, 4, 8, 16])
+def test_in_a_full_cube_consecutive_tokens_are_neighbours(side: int) -> None:
+    steps = coordinates(TokenLayout(side, side, side, 0, "last")).diff(dim=0)
+    assert torch.equal(steps.abs().sum(-1), torch.ones(side**3 - 1, dtype=torch.int64))
+
+
+def test_every_aligned_piece_of_the_curve_is_a_cube() -> None:
+    pieces = coordinates(TokenLayout(8, 8, 8, 0, "last")).view(-1, 64, 3)
+    extent = pieces.amax(1) - pieces.amin(1)
+    assert torch.equal(extent, torch.full_like(extent, 3))
+
+
+def test_another_size_visits_the_places_of_the_cube_in_the_same_order() -> None:
+    size, bits = (5, 3, 13), 4
+    inside = [coordinate.tolist() for coordinate in coordinates(TokenLayout(*size, 0, "last"))]
+    cube = coordinates(TokenLayout(16, 16, 16, 0, "last")).tolist()
+    assert inside == [place for place in cube if all(x < limit for x, limit in zip(place, size, strict=True))]
+    places = torch.tensor(inside).unbind(-1)
+    assert bool((hilbert_index(*places, bits).diff() > 0).all())
+
+
+@pytest.mark.parametrize("position", ["first", "last"])
+def test_text_stays_where_it_is(position: str) -> None:
+    layout = TokenLayout(3, 4, 5, 7, position)
+    order = sequence_order(layout)
+    tokens = torch.arange(layout.tokens)
+    moved = order.apply(tokens[None], 1)[0]
+    text = slice(0, 7) if position == "first" else slice(60, 67)
+    assert torch.equal(moved[text], tokens[text])
+    assert not torch.equal(moved, tokens)
+    assert torch.equal(order.undo(moved[None], 1)[0], tokens)
+
+
+def test_orders_are_made_once_for_each_size() -> None:
+    first, second = TokenLayout(3, 4, 5, 7, "last"), TokenLayout(3, 4, 5, 60, "first")
+    assert video_order(first) is video_order(second)
