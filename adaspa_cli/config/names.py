@@ -10,3 +10,4 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 CACHES = ("none", "pab", "adacache", "first-block", "magcache", "taylorseer")
 ATTENTION_CACHES = ("pab", "taylorseer")  # they skip attention inside of blocks, the others whole blocks
 MERGES = ("none", "tomesd")
+BUDGETS = ("row", "head-adaptive", "layer")

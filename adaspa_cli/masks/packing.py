@@ -23,7 +23,7 @@ def pack_lists(position: Tensor, counts: Tensor, layout: TokenLayout, block_size
     Args:
         position: [H, rows, K] kept key blocks, counted from the start of the sequence, in any order; unused slots
             hold Nk.
-        counts: [H], how many slots are used, alike in all rows of a head.
+        counts: how many slots are used, [H] if alike in all rows of a head, or [H, rows].
         layout: where the text stands.
         block_size: tokens of a (query, key) block.
     """
@@ -38,7 +38,8 @@ def pack_lists(position: Tensor, counts: Tensor, layout: TokenLayout, block_size
     indices = lists.new_zeros(heads, query_blocks, lists.shape[-1])
     indices[:, rows.start : rows.stop] = lists
     kept = torch.full((heads, query_blocks), key_blocks, dtype=torch.int32, device=position.device)
-    kept[:, rows.start : rows.stop] = (counts + len(text))[:, None].to(torch.int32)
+    by_row = counts if counts.dim() == 2 else counts[:, None]
+    kept[:, rows.start : rows.stop] = (by_row + len(text)).to(torch.int32)
     return BlockMask(kept, indices, key_blocks, block_size)
 
 

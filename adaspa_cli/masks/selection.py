@@ -114,18 +114,26 @@ def _by_kernels(
     return FoundMask(BlockMask(counts[0], indices[0], block_sums.shape[-1], block_size), recall)
 
 
+def heaviest(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The ``most`` heaviest of each row of scores [H, R, C], in descending order: the scores and their places.
+
+    Of equal ones the first come first. A NaN is the heaviest, whatever its sign, by which a GPU sorts it.
+    """
+    # Stable, unlike topk. Head by head, because the whole rows' positions are large.
+    heads = (torch.where(head.isnan(), torch.nan, head) for head in scores)
+    ordered = (torch.sort(head, dim=-1, descending=True, stable=True) for head in heads)
+    kept = [[x[:, :most].clone() for x in pair] for pair in ordered]
+    score, position = (torch.stack(x) for x in zip(*kept, strict=True))
+    return score, position
+
+
 def _by_torch(
     block_sums: Tensor, layout: TokenLayout, block_size: tuple[int, int], candidates: Candidates
 ) -> FoundMask:
     """Sort every row."""
     rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
     video = block_sums[:, rows.start : rows.stop, columns.start : columns.stop]
-    # Stable, unlike topk: of equal blocks the first. Head by head, because the whole rows' positions are large.
-    # A NaN is the heaviest, whatever its sign, by which a GPU sorts it.
-    heads = (torch.where(head.isnan(), torch.nan, head) for head in video)
-    ordered = (torch.sort(head, dim=-1, descending=True, stable=True) for head in heads)
-    heaviest = [[x[:, : candidates[-1]].clone() for x in pair] for pair in ordered]
-    weight, position = (torch.stack(x) for x in zip(*heaviest, strict=True))  # [H, rows, most]
+    weight, position = heaviest(video, candidates[-1])  # [H, rows, most]
     ranks = torch.arange(candidates[-1], device=video.device)
     mass_by_rank = weight.sum(-2)  # [H, most]
     total = block_sums.sum((-1, -2))  # [H]
