@@ -58,14 +58,14 @@ def pool(k: Tensor, v: Tensor, layout: TokenLayout, block: int) -> BlockSummarie
     sizes = torch.full((len(blocks),), block, dtype=torch.float32, device=k.device)
     if ragged := (tokens.stop - tokens.start) % block:
         sizes[-1:] = ragged  # a slice: an index would wait for the device
-    means = (block_means(x[:, :, tokens], block) for x in (k, v))
-    return BlockSummaries(*means, sizes.log(), blocks.start)
+    keys, values = (block_means(x[:, :, tokens], block) for x in (k, v))
+    return BlockSummaries(keys, values, sizes.log(), blocks.start)
 
 
 def block_means(x: Tensor, block: int) -> Tensor:
     """Means of x [B, H, L, D] over blocks of ``block`` tokens, float32 [B, H, ceil(L / block), D]."""
     whole, ragged = x.shape[2] // block, x.shape[2] % block
-    head = x[:, :, : whole * block].unflatten(2, (whole, block)).mean(3, dtype=torch.float32)
+    head = x[:, :, : whole * block].view(*x.shape[:2], whole, block, x.shape[3]).mean(3, dtype=torch.float32)
     if not ragged:
         return head
     return torch.cat([head, x[:, :, whole * block :].mean(2, keepdim=True, dtype=torch.float32)], dim=2)
@@ -95,7 +95,7 @@ def remainder(q: Tensor, summaries: BlockSummaries, mask: BlockMask, scale: floa
     keys = (summaries.keys * scale).to(q.dtype).mT
     values = summaries.values.to(q.dtype)
     for rows, part in _chunks(q.device, batch * heads, tokens, blocks, mask.block_size[0]):
-        logits = (q[:, :, part] @ keys).float().unflatten(2, (rows.stop - rows.start, -1))
+        logits = (q[:, :, part] @ keys).float().view(batch, heads, rows.stop - rows.start, -1, blocks)
         logits += bias[:, :, rows, None]
         largest = logits.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)  # -inf - -inf is not 0
         weights = logits.sub_(largest).exp_()

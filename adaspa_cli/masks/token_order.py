@@ -61,9 +61,9 @@ def sequence_order(layout: TokenLayout, device: torch.device | str = "cpu") -> T
 
 @functools.lru_cache(_CACHED_ORDERS)
 def _video_order(frames: int, height: int, width: int, device: torch.device) -> TokenOrder:
-    grid = torch.meshgrid(*(torch.arange(size) for size in (frames, height, width)), indexing="ij")
+    frame, row, column = torch.meshgrid(*(torch.arange(size) for size in (frames, height, width)), indexing="ij")
     bits = max(1, (max(frames, height, width) - 1).bit_length())
-    forward = torch.argsort(hilbert_index(*grid, bits).flatten())
+    forward = torch.argsort(hilbert_index(frame, row, column, bits).flatten())
     return TokenOrder(forward.to(device), torch.argsort(forward).to(device))
 
 
@@ -86,6 +86,6 @@ def hilbert_index(frame: Tensor, row: Tensor, column: Tensor, bits: int) -> Tens
         turned = torch.where((x[-1] >> bit) & 1 == 1, turned ^ ((1 << bit) - 1), turned)
     index = torch.zeros_like(x[0])
     for bit in range(bits - 1, -1, -1):
-        for axis in x:
-            index = (index << 1) | (((axis ^ turned) >> bit) & 1)
+        for coordinate in x:
+            index = (index << 1) | (((coordinate ^ turned) >> bit) & 1)
     return index
