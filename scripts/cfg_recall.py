@@ -26,8 +26,8 @@ from adaspa_cli.errors import AdaspaError, ConfigError
 from adaspa_cli.maskfiles.recording import Recording
 from adaspa_cli.maskfiles.registry import make_policy
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.sharing import for_text
-from adaspa_cli.masks.video_part import mask_recall
+from adaspa_cli.masks.recall import mask_recall
+from adaspa_cli.masks.text import fit_to_text
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling
 from adaspa_cli.sampling.handle import Handle
@@ -50,9 +50,9 @@ class Comparison:
             if call.branch == "cond":
                 self._lent[call.layer] = found, call.layout
                 return
-            lent = for_text(*self._lent[call.layer], call.layout)
-            self.own.setdefault(call.step, []).append(mask_recall(found.mask, block_sums))
-            self.shared.setdefault(call.step, []).append(mask_recall(lent.mask, block_sums))
+            lent = fit_to_text(*self._lent[call.layer], call.layout)
+            self.own.setdefault(call.step, []).append(mask_recall(found.mask.to_bool(), block_sums))
+            self.shared.setdefault(call.step, []).append(mask_recall(lent.mask.to_bool(), block_sums))
 
         return on_search
 

@@ -25,13 +25,14 @@ from torch import Tensor
 from adaspa_cli.attention import attention_with_block_sums
 from adaspa_cli.config import GenerateConfig, resolve
 from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
 from adaspa_cli.models.attachment import Row
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import family_of
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.sampling.handle import apply
-from adaspa_cli.visual.patterns import line_patterns, mask_recall, measure
+from adaspa_cli.visual.patterns import line_patterns, measure
 from adaspa_cli.visual.weights import HeadWeights
 from scripts.train_tiny.captions import held_out_captions
 
@@ -79,7 +80,7 @@ class Recorder:
                 found = select(sums[found_at], self.rows[0].layout, (BLOCK, BLOCK), sparsity, head_adaptive=False)
                 kept = found.mask.to_bool()
                 for used_at in range(self.steps):
-                    line[used_at] += float(mask_recall(sums[used_at], kept).mean()) / len(self.sums)
+                    line[used_at] += float(mask_recall(kept, sums[used_at]).mean()) / len(self.sums)
             table.append([round(value, 4) for value in line])
         return table
 

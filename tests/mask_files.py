@@ -12,7 +12,7 @@ from adaspa_cli.maskfiles import Description, MaskFile, MethodFacts, ModelFacts,
 from adaspa_cli.maskfiles.description import Place
 from adaspa_cli.maskfiles.ranking import rank
 from adaspa_cli.masks.selection import select
-from adaspa_cli.masks.video_part import pack_video, video_part
+from adaspa_cli.masks.text import pack_video, video_part
 
 LAYOUT = TokenLayout(
     frames=3, height=4, width=8, text_tokens=5, text_position="last"
@@ -58,7 +58,7 @@ def small_file(path: Path, seed: int = 0, **changed: Any) -> MaskFile:
         sums = block_sums(place, facts.layout, facts.block_size, seed)
         size, method = (facts.block_size, facts.block_size), facts.method
         found = select(sums, facts.layout, size, method.sparsity, head_adaptive=method.head_adaptive)
-        video = video_part(sums, facts.layout, facts.block_size)
+        video = video_part(sums, facts.layout, size)
         text = sums.sum((-1, -2)) - video.sum((-1, -2))
         tensors = {}
         if facts.ranked is None:

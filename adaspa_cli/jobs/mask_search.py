@@ -33,7 +33,7 @@ from adaspa_cli.maskfiles.ranking import most_needed, rank
 from adaspa_cli.maskfiles.recording import Recording
 from adaspa_cli.maskfiles.registry import make_policy
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.video_part import pack_video, sums_with_text, video_part
+from adaspa_cli.masks.text import pack_video, same_video_blocks, sums_with_text, video_part
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling
 from adaspa_cli.report.machine import versions
@@ -230,14 +230,14 @@ class _Search:
         if not torch.isfinite(block_sums).all():
             raise RunError(f"the attention weights of layer {call.layer} are not finite, so they have no mask")
         self._layout = self.parts.layout or self._layout or call.layout
-        if call.layout.video_blocks(self._block) != self._layout.video_blocks(self._block):
+        if not same_video_blocks(call.layout, self._layout, self.policy.block_size):
             raise RunError(f"the prompts do not leave the same blocks to the video: {call.layout} and {self._layout}")
         if call.branch not in self._branches:
             self._branches.append(call.branch)
         place = (call.layer, call.branch, call.step)
         if self.parts.has_mask(place):
             return  # found before an interruption
-        video = video_part(block_sums, call.layout, self._block)
+        video = video_part(block_sums, call.layout, self.policy.block_size)
         text = block_sums.sum((-1, -2)) - video.sum((-1, -2))
         if self.number < self._jobs - 1:
             self.parts.add(place, self.number, video, text)
@@ -245,7 +245,7 @@ class _Search:
         video, text = (x / self._jobs for x in self.parts.sum(place, self.number, video, text))
         layout = self._layout
         found = self._method.search(
-            dataclasses.replace(call, layout=layout), sums_with_text(video, text, layout, self._block)
+            dataclasses.replace(call, layout=layout), sums_with_text(video, text, layout, self.policy.block_size)
         )
         if found.recall is None:
             raise RunError(f"the search in layer {call.layer} gave no recall")

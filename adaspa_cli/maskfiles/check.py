@@ -13,6 +13,7 @@ from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles.description import ModelFacts
 from adaspa_cli.maskfiles.ranking import most_needed
 from adaspa_cli.maskfiles.reader import MaskFile
+from adaspa_cli.masks.text import same_video_blocks
 
 
 def config_hash(transformer: Any) -> str:
@@ -100,9 +101,7 @@ def check_call(masks: MaskFile, branch: str, layout: TokenLayout) -> None:
         hint = "masks hold for one size of video: frames, height and width are counted in latent tokens here"
         _same(masks, name, getattr(facts.layout, name), getattr(layout, name), hint)
     _same(masks, "text_position", facts.layout.text_position, layout.text_position)
-    if layout.video_start != facts.layout.video_start:
-        _same(masks, "text_tokens", facts.layout.text_tokens, layout.text_tokens)
-    if layout.video_blocks(facts.block_size) != facts.layout.video_blocks(facts.block_size):
+    if not same_video_blocks(facts.layout, layout, (facts.block_size, facts.block_size)):
         _same(masks, "text_tokens", facts.layout.text_tokens, layout.text_tokens)
 
 

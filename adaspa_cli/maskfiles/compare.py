@@ -14,6 +14,7 @@ from torch import Tensor
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles.description import Description
 from adaspa_cli.maskfiles.reader import MaskFile
+from adaspa_cli.masks.recall import mask_recall
 
 
 @dataclass(frozen=True)
@@ -119,4 +120,4 @@ def _recall_in(file: MaskFile, place: tuple[int, str, int], kept: Tensor) -> Ten
     if not file.description.keeps_sums:
         return None
     sums, text = file.sums(place)
-    return (text + torch.where(kept, sums, 0).sum((-1, -2))) / (text + sums.sum((-1, -2)))
+    return mask_recall(kept, sums, text)

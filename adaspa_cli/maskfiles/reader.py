@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from adaspa_cli.attention.mask_conversion import unpack_words
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles.description import Description, Entry, Place
 from adaspa_cli.maskfiles.header import read_description, tensor_name
 from adaspa_cli.maskfiles.ranking import Ranking, choose_counts, ranked_blocks
 from adaspa_cli.maskfiles.writer import digest
-from adaspa_cli.masks.video_part import unpack_video
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class MaskFile:
         """Bool [H, R, C]: the blocks without text that the mask keeps at the sparsity of the file."""
         facts = self.description
         if facts.ranked is None:
-            return unpack_video(self.read(place, "bits"), facts.video_blocks)
+            return unpack_words(self.read(place, "bits"), facts.video_blocks)
         ranking = self.ranking(place)
         counts = choose_counts(ranking, facts.method.sparsity, facts.video_blocks, facts.method.head_adaptive)
         return ranked_blocks(ranking.order, counts, facts.video_blocks)

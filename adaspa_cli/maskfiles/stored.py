@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from adaspa_cli.attention import BlockMask
+from adaspa_cli.attention.mask_conversion import unpack_words
 from adaspa_cli.maskfiles.check import check_call
 from adaspa_cli.maskfiles.ranking import choose_counts, ranked_blocks
 from adaspa_cli.maskfiles.reader import MaskFile
 from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.video_part import mask_recall, unpack_video, with_text
+from adaspa_cli.masks.recall import mask_recall
+from adaspa_cli.masks.text import with_text
 
 _logger = logging.getLogger(__name__)
 
@@ -108,14 +111,14 @@ class StoredMasks(MaskPolicy):
         place = (call.layer, call.branch, step)
         blocks = self.file.description.video_blocks
         if self.file.description.ranked is None:
-            kept = unpack_video(self.file.read(place, "bits").to(device), blocks)
+            kept = unpack_words(self.file.read(place, "bits").to(device), blocks)
             recall = torch.tensor(self.file.entry(place).recall)
         else:
             ranking = self.file.ranking(place)
             counts = choose_counts(ranking, self.sparsity, blocks, self.head_adaptive)
             recall = ranking.recall_by_rank.gather(1, counts[:, None])[:, 0]
             kept = ranked_blocks(ranking.order.to(device), counts.to(device), blocks)
-        mask = with_text(kept, call.layout, self.block_size[0])
+        mask = BlockMask.from_bool(with_text(kept, call.layout, self.block_size), self.block_size)
         return FoundMask(mask, recall.to(device), loaded=True)
 
     def search(self, call: Call, block_sums: Tensor) -> FoundMask:
@@ -123,7 +126,7 @@ class StoredMasks(MaskPolicy):
         if self._fell_back(call) or self.min_recall is None:
             return self.method.search(call, block_sums)
         loaded = self.load(call, block_sums.device)
-        measured = mask_recall(loaded.mask, block_sums)
+        measured = mask_recall(loaded.mask.to_bool(), block_sums)
         below = not float(measured.mean()) >= self.min_recall  # also where it is not a number
         if below and not any(check.below for check in self.checks.values()):
             _logger.warning(

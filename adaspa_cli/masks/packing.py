@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.block_mask import index_dtype
+from adaspa_cli.masks.text import with_text
 
 
 def full_mask(layout: TokenLayout, heads: int, block_size: tuple[int, int], device: torch.device) -> BlockMask:
@@ -49,10 +50,7 @@ def pack_blocks(kept: Tensor, layout: TokenLayout, block_size: tuple[int, int]) 
     The lists are Nk wide, because only the device knows the longest: for masks that are not stored. Sorting holds 10
     bytes a block.
     """
-    rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
-    query_blocks, key_blocks = layout.blocks(block_size[0]), layout.blocks(block_size[1])
-    full = torch.ones(kept.shape[0], query_blocks, key_blocks, dtype=torch.bool, device=kept.device)
-    full[:, rows.start : rows.stop, columns.start : columns.stop] = kept
+    full, key_blocks = with_text(kept, layout, block_size), layout.blocks(block_size[1])
     places = torch.arange(key_blocks, dtype=index_dtype(key_blocks + 1), device=kept.device)
     lists = torch.where(full, places, key_blocks).sort(dim=-1).values
     lists = torch.where(lists == key_blocks, 0, lists).to(index_dtype(key_blocks))

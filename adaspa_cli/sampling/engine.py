@@ -15,7 +15,7 @@ from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.hooks.timing import Span, Stopwatch
 from adaspa_cli.masks import Action, Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.sharing import for_text
+from adaspa_cli.masks.text import fit_to_text
 from adaspa_cli.models.attachment import Row
 
 Key = tuple[int, str, int]  # layer, branch, sample
@@ -192,7 +192,7 @@ class AttentionEngine:
         key = (call.layer, call.branch, call.sample)
         borrowed = self._borrowed.get(key)
         if borrowed is None or borrowed.search != memory.last_search:
-            found = for_text(memory.found, memory.layout, call.layout)
+            found = fit_to_text(memory.found, memory.layout, call.layout)
             density = memory.density if found is memory.found else found.mask.density()
             borrowed = self._borrowed[key] = _Borrowed(memory.last_search, found, density)
         if memory.found_by is Action.ESTIMATE_AND_SPARSE:

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout, attention_with_block_sums, dense_attention
+from adaspa_cli.attention.mask_conversion import unpack_words
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.errors import ConfigError
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks import Action, FoundMask
+from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
+from adaspa_cli.masks.text import pack_video, same_video_blocks, with_text
 from adaspa_cli.models.attachment import Row
-from adaspa_cli.visual.patterns import block_pattern, line_patterns, mask_recall, measure, video_share
+from adaspa_cli.visual.patterns import block_pattern, line_patterns, measure, video_share
 from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size
 
 WEIGHTS = "weights"  # the picture of what no pattern has touched
@@ -133,13 +136,13 @@ class Look:
         """Keep the figures of a mask, and of the masks that are tried on these weights."""
         step = self.clock.step
         if step == self.choice.reference:
-            self.masks[layer] = Kept(layout, found.mask.to_bits().cpu(), sums.shape[-1])
+            self.masks[layer] = Kept.of(found.mask, layout)
             for number, masks in self.earlier.items():
-                recall = masks[layer].recall_on(sums, layout, self.method.block_size)
+                recall = masks[layer].recall_on(sums, layout, self.block_size)
                 if recall is not None:
                     self.across.setdefault(number, {})[layer] = rounded(recall)
         kept = self.masks.get(layer)
-        reused = None if kept is None else kept.recall_on(sums, layout, self.method.block_size)
+        reused = None if kept is None else kept.recall_on(sums, layout, self.block_size)
         video = slice(layout.video_start, layout.video_start + layout.video_tokens)
         assert found.recall is not None
         self.noted[layer, step] = Noted(
@@ -177,27 +180,25 @@ class Look:
 
 @dataclass(frozen=True)
 class Kept:
-    """A mask put aside: one bit a block, int32 words [H, Nq, ceil(Nk / 32)], and the tokens that it was made for."""
+    """A mask put aside without its text: one bit a block, int32 words [H, R, S], and the tokens it was made for."""
 
     layout: TokenLayout
-    bits: Tensor
-    key_blocks: int
+    words: Tensor
 
-    def recall_on(self, block_sums: Tensor, layout: TokenLayout, block_size: int) -> Tensor | None:
+    @classmethod
+    def of(cls, mask: BlockMask, layout: TokenLayout) -> Kept:
+        """Pack a mask, and bring it to the CPU."""
+        return cls(layout, pack_video(mask, layout).cpu())
+
+    def recall_on(self, block_sums: Tensor, layout: TokenLayout, block_size: tuple[int, int]) -> Tensor | None:
         """Recall [H] on the block sums W of another video; blocks with text are kept, however long the text is.
 
         None where the video's blocks do not hold the same tokens, as with a text of another length in front.
         """
-        video = self.layout.video_blocks(block_size)
-        shift = (self.layout.video_start - layout.video_start) % block_size
-        if shift or len(video) != len(layout.video_blocks(block_size)):
+        if not same_video_blocks(self.layout, layout, block_size):
             return None
-        size = (block_size, block_size)
-        own = BlockMask.from_bits(self.bits.to(block_sums.device), self.key_blocks, size).to_bool()
-        kept = torch.ones_like(block_sums, dtype=torch.bool)
-        theirs, ours = slice(video.start, video.stop), layout.video_blocks(block_size)
-        kept[:, ours.start : ours.stop, ours.start : ours.stop] = own[:, theirs, theirs]
-        return mask_recall(block_sums, kept)
+        kept = unpack_words(self.words.to(block_sums.device), len(layout.video_blocks(block_size[1])))
+        return mask_recall(with_text(kept, layout, block_size), block_sums)
 
 
 def view_of(block_sums: Tensor, kept: Tensor, video: range) -> Tensor:

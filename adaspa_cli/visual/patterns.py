@@ -98,11 +98,6 @@ def video_share(kept: Tensor, layout: TokenLayout, block_size: tuple[int, int]) 
     return float(rows @ kept.double() @ columns) / layout.video_tokens**2
 
 
-def mask_recall(block_sums: Tensor, kept: Tensor) -> Tensor:
-    """Recall [H] of a mask, bool [H, Nq, Nk], on block sums W [H, Nq, Nk] that it may not have been found in."""
-    return (block_sums * kept).sum((-1, -2)) / block_sums.sum((-1, -2))
-
-
 def _bins(rows: Tensor) -> Tensor:
     """Leading 16 bits of positive floats, which order as the floats do."""
     return (rows.contiguous().view(torch.int32) >> 16).long()

@@ -21,7 +21,7 @@ from adaspa_cli.maskfiles import MaskFile
 from adaspa_cli.maskfiles.parts import MaskParts
 from adaspa_cli.masks import Action
 from adaspa_cli.masks.selection import select
-from adaspa_cli.masks.video_part import sums_with_text, video_part
+from adaspa_cli.masks.text import sums_with_text, video_part
 from adaspa_cli.sampling.run import generate
 from tests.pipelines import PROMPT, Listener, hunyuan_video, latents, small_run
 
@@ -65,7 +65,7 @@ def test_the_masks_are_those_of_a_run(hunyuan_folder: Path, tmp_path: Path) -> N
         for (layer, branch, _), found in handle.masks().items():
             entry = file.entry((layer, branch, 3))
             assert torch.equal(
-                file.video_mask(entry.place), video_part(found.mask.to_bool(), file.description.layout, 16)
+                file.video_mask(entry.place), video_part(found.mask.to_bool(), file.description.layout, (16, 16))
             )
             torch.testing.assert_close(torch.tensor(entry.recall), found.recall, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(torch.tensor(entry.density), found.mask.density())
@@ -189,8 +189,8 @@ def test_prompts_and_seeds_are_averaged(hunyuan_folder: Path, tmp_path: Path) ->
         video, text = together.sums(place)
         torch.testing.assert_close(video, mean[0], rtol=2e-3, atol=1e-3)
         torch.testing.assert_close(text, mean[1], rtol=1e-3, atol=1e-3)
-        found = select(sums_with_text(*mean, layout, 16), layout, (16, 16), 0.6, head_adaptive=True)
-        agree = together.video_mask(place) == video_part(found.mask.to_bool(), layout, 16)
+        found = select(sums_with_text(*mean, layout, (16, 16)), layout, (16, 16), 0.6, head_adaptive=True)
+        agree = together.video_mask(place) == video_part(found.mask.to_bool(), layout, (16, 16))
         assert agree.float().mean() > 0.995, "float16 sums may swap blocks of nearly the same weight"
         torch.testing.assert_close(torch.tensor(together.entry(place).recall), found.recall, rtol=2e-3, atol=2e-3)
 

@@ -8,7 +8,7 @@ import torch
 
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles.compare import compare, iou
-from adaspa_cli.masks.video_part import video_part
+from adaspa_cli.masks.text import video_part
 from tests.mask_files import BLOCK, LAYOUT, block_sums, small_file
 
 
@@ -36,7 +36,7 @@ def test_overlap_and_mutual_recall_are_those_of_the_masks_and_sums(tmp_path: Pat
         assert row.mutual[1] is None, "the first file keeps no sums"
         sums = block_sums(place, seed=3)
         kept = torch.ones_like(sums, dtype=torch.bool)
-        video_part(kept, LAYOUT, BLOCK).copy_(a)
+        video_part(kept, LAYOUT, (BLOCK, BLOCK)).copy_(a)
         recall = (sums * kept).sum((-1, -2)) / sums.sum((-1, -2))
         torch.testing.assert_close(row.mutual[0], recall, rtol=1e-3, atol=1e-3)
 

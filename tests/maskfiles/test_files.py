@@ -16,7 +16,7 @@ from adaspa_cli.attention import TokenLayout
 from adaspa_cli.maskfiles import Description, MaskFile, MethodFacts, writer
 from adaspa_cli.maskfiles.ranking import choose_counts, ranked_blocks
 from adaspa_cli.masks.selection import select
-from adaspa_cli.masks.video_part import video_part
+from adaspa_cli.masks.text import video_part
 from tests.mask_files import BLOCK, HEADS, LAYOUT, block_sums, description, small_file
 
 KINDS = {
@@ -29,7 +29,7 @@ KINDS = {
 
 def expected_mask(place: tuple[int, str, int], sparsity: float = 0.75) -> torch.Tensor:
     found = select(block_sums(place), LAYOUT, (BLOCK, BLOCK), sparsity, head_adaptive=True)
-    return video_part(found.mask.to_bool(), LAYOUT, BLOCK)
+    return video_part(found.mask.to_bool(), LAYOUT, (BLOCK, BLOCK))
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
@@ -47,7 +47,7 @@ def test_every_mask_comes_back(kind: dict[str, Any], tmp_path: Path) -> None:
         torch.testing.assert_close(torch.tensor(entry.density), found.mask.density())
         if file.description.keeps_sums:
             sums, text = file.sums(place)
-            video = video_part(block_sums(place), LAYOUT, BLOCK)
+            video = video_part(block_sums(place), LAYOUT, (BLOCK, BLOCK))
             torch.testing.assert_close(sums, video, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(text + video.sum((-1, -2)), block_sums(place).sum((-1, -2)))
 

@@ -6,7 +6,7 @@ import torch
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.maskfiles.ranking import Ranking, choose_counts, most_needed, rank, ranked_blocks
 from adaspa_cli.masks.selection import select
-from adaspa_cli.masks.video_part import video_part, with_text
+from adaspa_cli.masks.text import video_part, with_text
 
 LAYOUTS = [
     TokenLayout(3, 8, 8, 7, "last"),
@@ -26,7 +26,7 @@ def sums(layout: TokenLayout, seed: int = 0, ties: bool = False) -> torch.Tensor
 
 
 def ranking_of(found: torch.Tensor, layout: TokenLayout, keep: int | None = None) -> Ranking:
-    video = video_part(found, layout, BLOCK)
+    video = video_part(found, layout, (BLOCK, BLOCK))
     return rank(video, found.sum((-1, -2)) - video.sum((-1, -2)), keep or video.shape[-1])
 
 
@@ -40,8 +40,8 @@ def test_every_sparsity_has_the_mask_of_the_selection(layout: TokenLayout, head_
     for sparsity in (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.99):
         expected = select(found, layout, (BLOCK, BLOCK), sparsity, head_adaptive=head_adaptive)
         counts = choose_counts(ranking, sparsity, blocks, head_adaptive)
-        mask = with_text(ranked_blocks(ranking.order, counts, blocks), layout, BLOCK)
-        assert torch.equal(mask.to_bool(), expected.mask.to_bool()), sparsity
+        mask = with_text(ranked_blocks(ranking.order, counts, blocks), layout, (BLOCK, BLOCK))
+        assert torch.equal(mask, expected.mask.to_bool()), sparsity
         recall = ranking.recall_by_rank.gather(1, counts[:, None])[:, 0]
         torch.testing.assert_close(recall, expected.recall, rtol=1e-5, atol=1e-6)
 

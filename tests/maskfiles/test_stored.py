@@ -15,8 +15,9 @@ from adaspa_cli.maskfiles.check import check_call, check_method, check_model, ch
 from adaspa_cli.maskfiles.registry import open_masks, stored_policy
 from adaspa_cli.maskfiles.stored import StoredMasks, stored_schedule
 from adaspa_cli.masks import Action, Call
+from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
-from adaspa_cli.masks.video_part import mask_recall, video_part
+from adaspa_cli.masks.text import video_part
 from tests.mask_files import BLOCK, HEADS, LAYOUT, block_sums, small_file
 
 CPU = torch.device("cpu")
@@ -124,9 +125,9 @@ def test_recall_is_measured_on_the_run_s_own_attention_with_its_own_text(masks: 
     assert (check.step, check.below, check.searched) == (2, False, False)
     torch.testing.assert_close(check.stored, torch.tensor(masks.entry((0, "cond", 2)).recall))
     kept = torch.ones(HEADS, 15, 15, dtype=torch.bool)
-    video_part(kept, layout, BLOCK).copy_(masks.video_mask((0, "cond", 2)))
+    video_part(kept, layout, (BLOCK, BLOCK)).copy_(masks.video_mask((0, "cond", 2)))
     torch.testing.assert_close(check.measured, (kept * sums).sum((-1, -2)) / sums.sum((-1, -2)))
-    torch.testing.assert_close(check.measured, mask_recall(found.mask, sums))
+    torch.testing.assert_close(check.measured, mask_recall(found.mask.to_bool(), sums))
 
 
 def test_a_mask_that_fits_is_used_after_the_check(masks: MaskFile) -> None:

@@ -16,7 +16,7 @@ from adaspa_cli.masks import Action, Call, FoundMask, HeadOrder, MaskPolicy
 from adaspa_cli.masks.methods.adaspa import AdaSpa
 from adaspa_cli.masks.methods.full import Full
 from adaspa_cli.masks.methods.sparse_videogen import SparseVideoGen
-from adaspa_cli.masks.sharing import for_text
+from adaspa_cli.masks.text import fit_to_text
 from adaspa_cli.models.attachment import Row
 from adaspa_cli.sampling.engine import AttentionEngine
 
@@ -342,7 +342,7 @@ def test_the_unconditional_branch_searches_nothing_and_uses_the_other_s_masks(ls
     assert torch.equal(done[1][2], dense_attention(*tensors(101, OTHER.layout), backend="reference")[0])
     assert [(search.branch, search.step) for search in run.engine.searches] == [("cond", 1), ("cond", 3)]
     (found,) = run.engine.masks().values()
-    mask = for_text(found, LAYOUT, OTHER.layout).mask
+    mask = fit_to_text(found, LAYOUT, OTHER.layout).mask
     expected = block_sparse_attention(*tensors(104, OTHER.layout), mask, backend="reference")
     assert torch.equal(done[4][2], expected)
     density = run.engine.calls[-1].density
@@ -354,7 +354,7 @@ def test_a_mask_that_is_searched_again_is_shared_at_once() -> None:
     run = Run(adaspa(0, 2), share_cfg_masks=True)
     out = both_branches(run, 3)[2][2]
     (found,) = run.engine.masks().values()
-    mask = for_text(found, LAYOUT, OTHER.layout).mask
+    mask = fit_to_text(found, LAYOUT, OTHER.layout).mask
     assert torch.equal(out, block_sparse_attention(*tensors(102, OTHER.layout), mask, backend="reference"))
 
 
@@ -363,9 +363,9 @@ def test_a_borrowed_mask_is_made_for_its_text_once_a_search(monkeypatch: pytest.
 
     def counted(found: FoundMask, before: TokenLayout, now: TokenLayout) -> FoundMask:
         made.append(now)
-        return for_text(found, before, now)
+        return fit_to_text(found, before, now)
 
-    monkeypatch.setattr("adaspa_cli.sampling.engine.for_text", counted)
+    monkeypatch.setattr("adaspa_cli.sampling.engine.fit_to_text", counted)
     run = Run(adaspa(0, 3), share_cfg_masks=True)
     both_branches(run, 6)
     assert made == [OTHER.layout] * 2
@@ -378,11 +378,11 @@ def test_an_estimated_mask_is_shared_and_given_back(monkeypatch: pytest.MonkeyPa
     made = []
 
     def watched(found: FoundMask, before: TokenLayout, now: TokenLayout) -> FoundMask:
-        result = for_text(found, before, now)
+        result = fit_to_text(found, before, now)
         made.append(weakref.ref(result))
         return result
 
-    monkeypatch.setattr("adaspa_cli.sampling.engine.for_text", watched)
+    monkeypatch.setattr("adaspa_cli.sampling.engine.fit_to_text", watched)
     run = Run(SparseVideoGen(0.5, 1, (BLOCK, BLOCK)), share_cfg_masks=True)
     done = both_branches(run, 3)
     assert [actions for *actions, _ in done[1:]] == [[Action.ESTIMATE_AND_SPARSE, Action.SPARSE]] * 2

@@ -170,9 +170,9 @@ def test_a_mask_serves_a_video_whose_blocks_hold_the_same_tokens(text: int, fits
     """Text of 11 and of 27 tokens in front leaves the video's place in its blocks of 16 alike."""
     own, other = TokenLayout(2, 8, 8, 11, "first"), TokenLayout(2, 8, 8, text, "first")
     mask = torch.rand(1, own.blocks(16), own.blocks(16), generator=torch.Generator().manual_seed(0)) < 0.3
-    kept = Kept(own, BlockMask.from_bool(mask, (16, 16)).to_bits(), own.blocks(16))
+    kept = Kept.of(BlockMask.from_bool(mask, (16, 16)), own)
     sums = torch.ones(1, other.blocks(16), other.blocks(16))
-    recall = kept.recall_on(sums, other, 16)
+    recall = kept.recall_on(sums, other, (16, 16))
     assert (recall is not None) == fits
     if recall is not None:
         video = own.video_blocks(16)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout, attention_with_block_sums
+from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
 from adaspa_cli.visual import patterns, weights
-from adaspa_cli.visual.patterns import block_pattern, line_patterns, mask_recall, measure, video_share
+from adaspa_cli.visual.patterns import block_pattern, line_patterns, measure, video_share
 from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size, mass
 
 DENSITIES = [0.02, 0.2, 0.55]
@@ -116,7 +117,7 @@ def test_blocks_are_those_of_the_mask(
     assert torch.equal(kept_of(head, found) > 0, expected)
     assert found.recall == pytest.approx(float(whole[expected].sum() / whole.sum()), rel=1e-5)
     assert video_share(flags[1], layout, BLOCK) == pytest.approx(float(expected.double().mean()))
-    torch.testing.assert_close(mask_recall(sums[0], flags), mask.recall)
+    torch.testing.assert_close(mask_recall(flags, sums[0]), mask.recall)
 
 
 @pytest.mark.parametrize("pixels", [1, 4, 10, 33, 105, 500])
