@@ -17,6 +17,8 @@ from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.attention.operators import block_sparse_operator, block_sums_operator
 from adaspa_cli.errors import BackendError
 
+ROW_STRIDES = (1, 2, 4, 8, 16)
+
 
 def block_sparse_attention(
     q: Tensor,
@@ -64,6 +66,7 @@ def block_sums(
     block_size: int | BlockSize,
     *,
     scale: float | None = None,
+    row_stride: int = 1,
     backend: str = "auto",
 ) -> Tensor:
     """Exact block sums W of the attention weights (AdaSpa, precise online search, second pass).
@@ -75,6 +78,8 @@ def block_sums(
         q, k: [B, H, Lq, D], [B, H, Lk, D].
         lse: natural log-sum-exp of each row, float32 [B, H, Lq].
         block_size: tokens of a block, one number or (query, key).
+        row_stride: N, one of ``ROW_STRIDES``: weigh rows 0, N, 2N, .. of each query block, an Nth of the work. Their
+            sum, times the rows of the block over those weighed, estimates W.
 
     Raises:
         ValueError: shapes, types or devices disagree.
@@ -82,12 +87,13 @@ def block_sums(
     """
     size = _block_size(block_size)
     if torch.compiler.is_compiling():
-        sums: Tensor = block_sums_operator(q, k, lse, *size, _scale(q, scale), backend)
+        sums: Tensor = block_sums_operator(q, k, lse, *size, _scale(q, scale), row_stride, backend)
         return sums
     chosen = _prepare(q, k, size, backend)
+    _check_row_stride(row_stride, size)
     if lse.shape != q.shape[:3] or lse.device != q.device:
         raise ValueError(f"lse must be {tuple(q.shape[:3])} on {q.device}, got {tuple(lse.shape)} on {lse.device}")
-    return chosen.sums(q, k, lse, size, _scale(q, scale))
+    return chosen.sums(q, k, lse, size, _scale(q, scale), row_stride)
 
 
 def dense_attention(
@@ -105,16 +111,26 @@ def attention_with_block_sums(
     block_size: int | BlockSize,
     *,
     scale: float | None = None,
+    row_stride: int = 1,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fused online search (AdaSpa): dense output, its LSE and the exact block sums W of one call.
 
-    Shapes and errors as in :func:`dense_attention` and :func:`block_sums`.
+    Shapes, ``row_stride`` and errors as in :func:`dense_attention` and :func:`block_sums`.
     """
     size = _block_size(block_size)
     chosen = _prepare(q, k, size, backend)
+    _check_row_stride(row_stride, size)
     _check_qkv(q, k, v)
-    return chosen.search(q, k, v, size, _scale(q, scale))
+    return chosen.search(q, k, v, size, _scale(q, scale), row_stride)
+
+
+def _check_row_stride(row_stride: int, block_size: BlockSize) -> None:
+    if row_stride not in ROW_STRIDES or block_size[0] % row_stride:
+        raise ValueError(
+            f"row_stride must be one of {ROW_STRIDES} and divide the {block_size[0]} rows of a query block, "
+            f"got {row_stride}"
+        )
 
 
 def _block_size(block_size: int | BlockSize) -> BlockSize:

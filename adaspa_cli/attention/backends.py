@@ -28,16 +28,18 @@ class DenseOperator(Protocol):
 
 
 class SumsOperator(Protocol):
-    """q, k [B, H, L, D] and LSE [B, H, Lq] to block sums W [B, H, Nq, Nk]."""
+    """q, k [B, H, L, D] and LSE [B, H, Lq] to block sums W [B, H, Nq, Nk], of every ``row_stride``-th query row."""
 
-    def __call__(self, q: Tensor, k: Tensor, lse: Tensor, block_size: BlockSize, scale: float) -> Tensor: ...
+    def __call__(
+        self, q: Tensor, k: Tensor, lse: Tensor, block_size: BlockSize, scale: float, row_stride: int = 1
+    ) -> Tensor: ...
 
 
 class SearchOperator(Protocol):
     """q, k, v [B, H, L, D] to output, LSE and block sums: the fused online search."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, block_size: BlockSize, scale: float
+        self, q: Tensor, k: Tensor, v: Tensor, block_size: BlockSize, scale: float, row_stride: int = 1
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
@@ -59,9 +61,11 @@ class Backend:
 def _two_passes(dense: DenseOperator, sums: SumsOperator) -> SearchOperator:
     """Compose the fused search from a dense pass and a pass of block sums (AdaSpa, fused online search)."""
 
-    def search(q: Tensor, k: Tensor, v: Tensor, block_size: BlockSize, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    def search(
+        q: Tensor, k: Tensor, v: Tensor, block_size: BlockSize, scale: float, row_stride: int = 1
+    ) -> tuple[Tensor, Tensor, Tensor]:
         out, lse = dense(q, k, v, scale)
-        return out, lse, sums(q, k, lse, block_size, scale)
+        return out, lse, sums(q, k, lse, block_size, scale, row_stride)
 
     return search
 
@@ -99,8 +103,8 @@ def _triton() -> Backend:
             scale=scale,
         )
 
-    def sums(q: Tensor, k: Tensor, lse: Tensor, block_size: BlockSize, scale: float) -> Tensor:
-        return adaspa_kernels.block_sums(q, k, lse, block_size=block_size, scale=scale)
+    def sums(q: Tensor, k: Tensor, lse: Tensor, block_size: BlockSize, scale: float, row_stride: int = 1) -> Tensor:
+        return adaspa_kernels.block_sums(q, k, lse, block_size=block_size, scale=scale, row_stride=row_stride)
 
     return Backend(
         "triton",

@@ -138,7 +138,24 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, sca
 
 
 @torch.no_grad()
-def block_sums(q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float) -> Tensor:
+def block_sums(
+    q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float, row_stride: int = 1
+) -> Tensor:
+    """Block sums of every ``row_stride``-th row of a query block, which stand for all of its rows.
+
+    Holds what :func:`_exact_block_sums` does for so many rows.
+    """
+    sums = _exact_block_sums(
+        q[:, :, ::row_stride], k, lse[:, :, ::row_stride], (block_size[0] // row_stride, block_size[1]), scale
+    )
+    if row_stride > 1:
+        real = torch.full((sums.shape[2], 1), block_size[0])
+        real[-1] -= sums.shape[2] * block_size[0] - q.shape[2]
+        sums *= real / -(-real // row_stride)
+    return sums
+
+
+def _exact_block_sums(q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float) -> Tensor:
     """Exact block sums W of exp(q k^T * scale - LSE), float32 [B, H, Nq, Nk] (AdaSpa, precise online search).
 
     Holds one chunk of scores: max(2**21, BQ * Lk) elements of 4 bytes (6 in 16 bits), and padded copies of q and k.
@@ -165,9 +182,19 @@ def block_sums(q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], s
 
 @torch.no_grad()
 def attention_with_block_sums(
+    q: Tensor, k: Tensor, v: Tensor, block_size: tuple[int, int], scale: float, row_stride: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fused online search: two passes with a row stride, one without."""
+    if row_stride > 1:
+        out, lse = dense_attention(q, k, v, scale)
+        return out, lse, block_sums(q, k, lse, block_size, scale, row_stride)
+    return _fused_search(q, k, v, block_size, scale)
+
+
+def _fused_search(
     q: Tensor, k: Tensor, v: Tensor, block_size: tuple[int, int], scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fused online search in one pass: the weights of a chunk of queries serve the output, the LSE and W.
+    """Search in one pass: the weights of a chunk of queries serve the output, the LSE and W.
 
     Shapes as in :func:`dense_attention` and :func:`block_sums`; holds one chunk of scores as the latter does, and
     padded copies of q, k, v and the output.

@@ -38,17 +38,19 @@ def _(
 
 @torch.library.custom_op("adaspa::block_sums", mutates_args=())
 def block_sums_operator(
-    q: Tensor, k: Tensor, lse: Tensor, block_q: int, block_k: int, scale: float, backend: str
+    q: Tensor, k: Tensor, lse: Tensor, block_q: int, block_k: int, scale: float, row_stride: int, backend: str
 ) -> Tensor:
     """Block sums W [B, H, Nq, Nk]."""
     from adaspa_cli.attention import api
 
-    sums = api.block_sums(q, k, lse, (block_q, block_k), scale=scale, backend=backend)
+    sums = api.block_sums(q, k, lse, (block_q, block_k), scale=scale, row_stride=row_stride, backend=backend)
     return sums.to(_sum_dtype(q)).contiguous()
 
 
 @block_sums_operator.register_fake
-def _(q: Tensor, k: Tensor, lse: Tensor, block_q: int, block_k: int, scale: float, backend: str) -> Tensor:
+def _(
+    q: Tensor, k: Tensor, lse: Tensor, block_q: int, block_k: int, scale: float, row_stride: int, backend: str
+) -> Tensor:
     rows, columns = ceil_div(q.shape[2], block_q), ceil_div(k.shape[2], block_k)
     return q.new_empty(q.shape[0], q.shape[1], rows, columns, dtype=_sum_dtype(q))
 

@@ -36,11 +36,21 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def block_sums(q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float | None) -> Tensor:
-    """W[p, q] = sum of exp(q k^T * scale - LSE) over block (p, q): AdaSpa, precise online search."""
+def block_sums(
+    q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float | None, row_stride: int = 1
+) -> Tensor:
+    """W[p, q] = sum of exp(q k^T * scale - LSE) over block (p, q): AdaSpa, precise online search.
+
+    With a row stride N, rows 0, N, 2N, .. of each query block stand for all of its rows.
+    """
     block_q, block_k = block_size
     # A row without keys, of LSE -inf, weighs nothing.
     weights = torch.exp(scores(q, k, scale) - torch.where(lse == -torch.inf, torch.inf, lse)[..., None])
+    if row_stride > 1:
+        row = torch.arange(q.shape[-2], device=q.device)
+        real = (q.shape[-2] - row // block_q * block_q).clamp(max=block_q)
+        worth = real / -(-real // row_stride) * (row % block_q % row_stride == 0)
+        weights = weights * worth[:, None]
     rows, columns = ceil_div(q.shape[-2], block_q), ceil_div(k.shape[-2], block_k)
     padding = (0, columns * block_k - k.shape[-2], 0, rows * block_q - q.shape[-2])
     weights = F.pad(weights, padding)

@@ -4,6 +4,10 @@ Maths. With the log-sum-exp of each row known, no softmax state is needed (arXiv
 online search): W[p, q] = sum of 2^((Q_p K_q^T) * scale * log2(e) - LSE * log2(e)) over block (p, q). Rows whose LSE is
 -inf weigh nothing.
 
+With a row stride N only the rows 0, N, 2N, .. of each query block are weighed, and their sum counts for all of its
+rows: W[p, q] = (rows of p) / (rows weighed of p) * sum. These rows are a strided view of q, in which a query block has
+BQ / N rows; so an Nth of the work is done by the same kernel.
+
 Memory. q and k are [B, H, L, D] views of any strides but the last, which is 1; lse is float32 [B, H, Lq]; W is
 written as contiguous float32 [B, H, Nq, Nk], each element once by one program: deterministic, without atomics.
 
@@ -11,7 +15,7 @@ One program takes a tile of 128 query rows past all keys, 128 keys at a time: ti
 because a matrix instruction of 128 keys and one reduction for several blocks cost less than one each.
 
 Shapes: B batch, H heads, Lq and Lk tokens, D head dimension, Nq and Nk blocks, TQ query rows and TK keys of a tile,
-BQ and BK tokens of a block, GQ = TQ / BQ and GK = TK / BK blocks of a tile.
+BQ query rows that are weighed and BK keys of a block, GQ = TQ / BQ and GK = TK / BK blocks of a tile.
 """
 
 import torch
@@ -21,6 +25,7 @@ from torch import Tensor
 
 from adaspa_kernels.common import LOG2_E, load_rows
 from adaspa_kernels.launch import (
+    ROW_STRIDES,
     check_device,
     check_tensors,
     choose_path,
@@ -34,7 +39,7 @@ TILE_Q, TILE_K = 128, 128
 
 @triton.jit
 def _sum_tile(
-    b_q, b_lse, k_source, p_sums, stored, batch, head, tile, key_tokens, key_blocks, scale_log2,
+    b_q, b_lse, b_worth, k_source, p_sums, stored, batch, head, tile, key_tokens, key_blocks, scale_log2,
     stride_kb, stride_kh, stride_kl,
     TQ: tl.constexpr, TK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr,
     TMA: tl.constexpr, MASKED: tl.constexpr,
@@ -51,6 +56,8 @@ def _sum_tile(
         b_p = tl.where(start + tl.arange(0, TK)[None, :] < key_tokens, b_p, 0.0)
     # [GQ, GK]: keys first, which one thread holds side by side
     b_sums = tl.sum(tl.sum(b_p.reshape(GQ, BLOCK_Q, GK, BLOCK_K), 3), 1)
+    if b_worth is not None:
+        b_sums *= b_worth
     blocks_k = tile * GK + tl.arange(0, GK)
     if MASKED:
         tl.store(p_sums + blocks_k[None, :], b_sums, mask=stored & (blocks_k < key_blocks)[None, :])
@@ -62,11 +69,14 @@ def _sum_tile(
 def block_sums_kernel(
     q_ptr, k_source, lse_ptr, sums_ptr,
     stride_qb, stride_qh, stride_ql, stride_kb, stride_kh, stride_kl, stride_lb, stride_lh, stride_ll,
-    query_tokens, key_tokens, query_blocks, key_blocks, scale_log2, log2_e,
+    weighed_tokens, query_tokens, key_tokens, query_blocks, key_blocks, scale_log2, log2_e,
     TQ: tl.constexpr, TK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr,
-    TMA: tl.constexpr,
+    STRIDE: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Grid (query tiles, H, B). ``k_source`` is a tensor descriptor with TMA, a pointer without."""
+    """Grid (query tiles, H, B). ``k_source`` is a tensor descriptor with TMA, a pointer without.
+
+    ``q_ptr`` and ``lse_ptr`` hold every ``STRIDE``-th of ``query_tokens`` rows, ``weighed_tokens`` in all.
+    """
     query_tile = tl.program_id(0)
     head = tl.program_id(1)
     batch = tl.program_id(2)
@@ -76,12 +86,12 @@ def block_sums_kernel(
 
     # [TQ, D]
     b_q = load_rows(
-        q_ptr, batch, head, query_tile * TQ, query_tokens, stride_qb, stride_qh, stride_ql, TQ, D, False, True
+        q_ptr, batch, head, query_tile * TQ, weighed_tokens, stride_qb, stride_qh, stride_ql, TQ, D, False, True
     )
     # [TQ]: +inf makes a row weigh nothing, be it past the end or without keys.
     rows = query_tile * TQ + tl.arange(0, TQ)
     p_lse = lse_ptr + batch64 * stride_lb + head64 * stride_lh + rows.to(tl.int64) * stride_ll
-    b_lse = tl.load(p_lse, mask=rows < query_tokens, other=float("inf"))
+    b_lse = tl.load(p_lse, mask=rows < weighed_tokens, other=float("inf"))
     b_lse = tl.where(b_lse == -float("inf"), float("inf"), b_lse * log2_e)
 
     # [GQ, 1]
@@ -89,23 +99,36 @@ def block_sums_kernel(
     stored = blocks_q < query_blocks
     p_sums = sums_ptr + ((batch64 * heads + head64) * query_blocks + blocks_q.to(tl.int64)) * key_blocks
 
+    b_worth = None
+    if STRIDE > 1:
+        b_real = tl.minimum(tl.maximum(query_tokens - blocks_q * (BLOCK_Q * STRIDE), 1), BLOCK_Q * STRIDE)
+        # [GQ, 1]: rows that one weighed row stands for
+        b_worth = b_real.to(tl.float32) / tl.cdiv(b_real, STRIDE).to(tl.float32)
+
     whole = key_tokens // TK
     for tile in tl.range(0, whole):
         _sum_tile(
-            b_q, b_lse, k_source, p_sums, stored, batch, head, tile, key_tokens, key_blocks, scale_log2,
+            b_q, b_lse, b_worth, k_source, p_sums, stored, batch, head, tile, key_tokens, key_blocks, scale_log2,
             stride_kb, stride_kh, stride_kl, TQ, TK, BLOCK_Q, BLOCK_K, D, TMA, False,
         )  # fmt: skip
     for tile in tl.range(whole, tl.cdiv(key_tokens, TK), num_stages=1):
         _sum_tile(
-            b_q, b_lse, k_source, p_sums, stored, batch, head, tile, key_tokens, key_blocks, scale_log2,
+            b_q, b_lse, b_worth, k_source, p_sums, stored, batch, head, tile, key_tokens, key_blocks, scale_log2,
             stride_kb, stride_kh, stride_kl, TQ, TK, BLOCK_Q, BLOCK_K, D, TMA, True,
         )  # fmt: skip
 
 
 def block_sums(
-    q: Tensor, k: Tensor, lse: Tensor, *, block_size: tuple[int, int], scale: float, path: str = "auto"
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    *,
+    block_size: tuple[int, int],
+    scale: float,
+    row_stride: int = 1,
+    path: str = "auto",
 ) -> Tensor:
-    """Sum exp(q k^T * scale - LSE) over each block.
+    """Sum exp(q k^T * scale - LSE) over each block, or estimate that from every ``row_stride``-th query row of it.
 
     Args:
         q, k: [B, H, Lq, D], [B, H, Lk, D] in bf16 or fp16 (float32 in the interpreter); any strides but the last,
@@ -113,6 +136,7 @@ def block_sums(
         lse: natural log-sum-exp of each row, float32 [B, H, Lq]; -inf makes a row weigh nothing.
         block_size: tokens of a (query, key) block, one of ``BLOCK_SIZES``.
         scale: positive factor of q k^T.
+        row_stride: N, one of ``ROW_STRIDES``.
         path: the kernel, one of ``PATHS``.
 
     Returns:
@@ -128,20 +152,24 @@ def block_sums(
             f"lse must be float32 {tuple(q.shape[:3])} on {q.device}, "
             f"got {lse.dtype} {tuple(lse.shape)} on {lse.device}"
         )
+    if row_stride not in ROW_STRIDES:
+        raise ValueError(f"row_stride must be one of {ROW_STRIDES}, got {row_stride}")
+    batch, heads, query_tokens, head_dim = q.shape
+    q, lse = q[:, :, ::row_stride], lse[:, :, ::row_stride]
     if choose_path(path, "block_sums", block_size, q, k) == "hopper":
         from adaspa_kernels import hopper_block_sums
 
-        return hopper_block_sums.launch(q, k, lse, scale=scale)
-    batch, heads, query_tokens, head_dim = q.shape
+        return hopper_block_sums.launch(q, k, lse, query_tokens=query_tokens, scale=scale, row_stride=row_stride)
     block_q, block_k = block_size
     query_blocks, key_blocks = triton.cdiv(query_tokens, block_q), triton.cdiv(k.shape[2], block_k)
     sums = torch.empty(batch, heads, query_blocks, key_blocks, dtype=torch.float32, device=q.device)
     tma = uses_tma(k)
     kernel, options = tuned(block_sums_kernel, q.device, k.shape[2])
     with torch.cuda.device_of(q):
-        kernel[(triton.cdiv(query_tokens, TILE_Q), heads, batch)](
+        kernel[(triton.cdiv(q.shape[2], TILE_Q), heads, batch)](
             q, tile_source(k, TILE_K, tma), lse, sums, *q.stride()[:3], *k.stride()[:3], *lse.stride(),
-            query_tokens, k.shape[2], query_blocks, key_blocks, scale * LOG2_E, LOG2_E,
-            TQ=TILE_Q, TK=TILE_K, BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma, **options,
+            q.shape[2], query_tokens, k.shape[2], query_blocks, key_blocks, scale * LOG2_E, LOG2_E,
+            TQ=TILE_Q, TK=TILE_K, BLOCK_Q=block_q // row_stride, BLOCK_K=block_k, D=head_dim, STRIDE=row_stride,
+            TMA=tma, **options,
         )  # fmt: skip
     return sums

@@ -1,10 +1,12 @@
 """Exact block sums for Hopper, written in Gluon: the second pass of AdaSpa's precise online search.
 
 Maths, inputs and output are those of ``block_sums.py`` (arXiv 2502.21079), for blocks of 64x64:
-W[p, q] = sum of 2^(Q_p K_q^T * scale * log2(e) - LSE * log2(e)) over block (p, q).
+W[p, q] = sum of 2^(Q_p K_q^T * scale * log2(e) - LSE * log2(e)) over block (p, q). With a row stride N, every
+Nth row of a block stands for all of its rows.
 
-Work. One program takes three neighbouring query blocks past all keys. Each has a warpgroup of its own; one warp copies
-tiles of 128 keys, which all three read. While one warpgroup multiplies, the others take exponentials.
+Work. One program takes three times 64 weighed query rows past all keys: three neighbouring query blocks, or with a row
+stride three times N of them. Each 64 rows have a warpgroup of their own; one warp copies tiles of 128 keys, which all
+three read. While one warpgroup multiplies, the others take exponentials.
 
 Memory. q and k are [B, H, L, D] views that the copy engine takes; rows past the end are zeros, and weigh nothing: past
 the last query by an LSE of +inf, past the last key by the mask of the last tile. The boxes and slots are those of
@@ -14,9 +16,12 @@ Ring. One ring of ``SLOTS`` tiles. Every warpgroup reads every tile, so that all
 each of the 384 threads has said so.
 
 Sums. A thread adds what it holds of a block, 64 of the 4,096 weights, and puts the result into shared memory. Every
-``GROUP`` tiles the warpgroup adds up the 128 parts of each block: far fewer exchanges than one reduction a tile.
+``GROUP`` tiles the warpgroup adds up the 128 parts of each block: far fewer exchanges than one reduction a tile. Rows
+lie in shared memory as (warp, half of its 16 rows, row of the half), so that with a row stride a query block is two
+warps (N = 2), one warp (4), half of its rows (8) or a quarter of them (16). From N = 8 on a thread holds rows of two
+query blocks, and stores a part for each.
 
-Shapes: B batch, H heads, Lq and Lk tokens, D head dimension, Nq and Nk blocks.
+Shapes: B batch, H heads, Lq and Lk tokens, D head dimension, Nq and Nk blocks, N row stride.
 """
 
 import torch
@@ -41,14 +46,14 @@ _WARPGROUPS = gl.constexpr(3)
 
 @gluon.jit
 def _copy(
-    q_source, k_source, q_boxes, q_full, ring, full, empty, tiles, batch, head, first_block,
+    q_source, k_source, q_boxes, q_full, ring, full, empty, tiles, batch, head, first_row,
     SLOTS: gl.constexpr, PANELS: gl.constexpr,
 ):  # fmt: skip
-    """The copying warp: three query blocks, then all keys."""
+    """The copying warp: three times 64 queries, then all keys."""
     for warpgroup in gl.static_range(_WARPGROUPS):
         barrier = q_full.index(warpgroup)
         mbarrier.expect(barrier, PANELS * BLOCK * BLOCK * 2)
-        row = (first_block + warpgroup) * BLOCK
+        row = first_row + warpgroup * BLOCK
         for panel in gl.static_range(PANELS):
             box = q_boxes.index(warpgroup * PANELS + panel)
             tma.async_copy_global_to_shared(q_source, [batch, head, row, panel * BLOCK], barrier, box)
@@ -69,28 +74,55 @@ def _copy(
 
 
 @gluon.jit
-def _store_parts(parts, b_p):
-    """Add up what each thread holds of the two blocks of a tile, and store it: [64, 128] to [2, 128]."""
+def _store_parts(parts, b_p, HALVES: gl.constexpr):
+    """Add up what each thread holds of the two blocks of a tile, and store it: [64, 128] to [2 * HALVES, 128]."""
     # Rows are (warp, 2, lane / 4), columns (block, 8, lane % 4, 2), as the product leaves them.
     b_parts = b_p.reshape([4, 2, 8, 2, 8, 4, 2])
-    b_parts = gl.sum(gl.sum(gl.sum(b_parts, 6), 4), 1)
-    parts.store(b_parts.permute([2, 0, 1, 3]).reshape([2, THREADS]))
+    b_parts = gl.sum(gl.sum(b_parts, 6), 4)
+    # [4, 2, 8, 2, 4]: warp, half, row, block, lane % 4
+    if HALVES == 1:
+        parts.store(gl.sum(b_parts, 1).permute([2, 0, 1, 3]).reshape([2, THREADS]))
+    else:
+        parts.store(b_parts.permute([3, 1, 0, 2, 4]).reshape([4, THREADS]))
 
 
 @gluon.jit
-def _fold(parts, p_sums, group, key_blocks, stored, GROUP: gl.constexpr):
+def _fold(parts, sums, group, GROUP: gl.constexpr, STRIDE: gl.constexpr, HALVES: gl.constexpr):
     """Add up the parts of the blocks of ``GROUP`` tiles and write their sums."""
+    p_sums, first_block, query_tokens, query_blocks, key_blocks = sums
     layout: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
-    # [2 * GROUP, 128]
-    b_parts = parts._reinterpret(gl.float32, [2 * GROUP, THREADS], parts.layout).load(layout)
-    blocks = group * (2 * GROUP) + gl.arange(0, 2 * GROUP, gl.SliceLayout(1, layout))
-    gl.store(p_sums + blocks, gl.sum(b_parts, 1), mask=(blocks < key_blocks) & stored)
+    # [2 * GROUP * HALVES, 128]
+    b_parts = parts._reinterpret(gl.float32, [2 * GROUP * HALVES, THREADS], parts.layout).load(layout)
+    if STRIDE == 1:
+        blocks = group * (2 * GROUP) + gl.arange(0, 2 * GROUP, gl.SliceLayout(1, layout))
+        stored = (blocks < key_blocks) & (first_block < query_blocks)
+        gl.store(p_sums + blocks, gl.sum(b_parts, 1), mask=stored)
+    else:
+        WITHIN: gl.constexpr = STRIDE // HALVES  # query blocks that differ by threads
+        # [2 * GROUP * HALVES, WITHIN]
+        b_sums = gl.sum(b_parts.reshape([2 * GROUP * HALVES, WITHIN, THREADS // WITHIN]), 2)
+        sums_layout: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [4, 1], [1, 0])
+        b_sums = gl.convert_layout(b_sums, sums_layout)
+        part = gl.arange(0, 2 * GROUP * HALVES, gl.SliceLayout(1, sums_layout))[:, None]
+        within = gl.arange(0, WITHIN, gl.SliceLayout(0, sums_layout))[None, :]
+        blocks = group * (2 * GROUP) + part // HALVES
+        # Threads are (warp, row, lane % 4): with halves their warp counts for more, a quarter of their rows for less.
+        query_block = within
+        if STRIDE == 8:
+            query_block = within * 2 + part % 2
+        if STRIDE == 16:
+            query_block = within // 2 * 4 + part % 2 * 2 + within % 2
+        # Rows that one weighed row stands for.
+        real = gl.minimum(gl.maximum(query_tokens - (first_block + query_block) * BLOCK, 1), BLOCK)
+        worth = real.to(gl.float32) / ((real + STRIDE - 1) // STRIDE).to(gl.float32)
+        stored = (blocks < key_blocks) & (first_block + query_block < query_blocks)
+        gl.store(p_sums + query_block.to(gl.int64) * key_blocks + blocks, b_sums * worth, mask=stored)
 
 
 @gluon.jit
 def _weigh(
     b_q, b_lse, tiles_ring, full, empty, parts, slot, phase, tile, key_tokens, scale_log2,
-    SLOTS: gl.constexpr, GROUP: gl.constexpr, MASKED: gl.constexpr,
+    SLOTS: gl.constexpr, GROUP: gl.constexpr, HALVES: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Weigh one tile of keys; return the next slot and phase."""
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
@@ -104,7 +136,7 @@ def _weigh(
     if MASKED:
         key = tile * TILE + gl.arange(0, TILE, gl.SliceLayout(0, scores_layout))
         b_p = gl.where((key < key_tokens)[None, :], b_p, 0.0)
-    _store_parts(parts.index(tile % GROUP), b_p)
+    _store_parts(parts.index(tile % GROUP), b_p, HALVES)
     slot, phase = next_slot(slot, phase, SLOTS)
     return slot, phase
 
@@ -112,22 +144,27 @@ def _weigh(
 @gluon.jit
 def _sum_blocks(
     lse_ptr, sums_ptr, q_boxes, q_full, ring, full, empty, parts, stride_lb, stride_lh, stride_ll,
-    query_tokens, key_tokens, query_blocks, key_blocks, scale_log2, log2_e, batch, head, heads, query_block,
-    INDEX: gl.constexpr, SLOTS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, dtype: gl.constexpr,
+    weighed_tokens, query_tokens, key_tokens, query_blocks, key_blocks, scale_log2, log2_e,
+    batch, head, heads, first_row,
+    INDEX: gl.constexpr, SLOTS: gl.constexpr, GROUP: gl.constexpr, STRIDE: gl.constexpr, D: gl.constexpr,
+    dtype: gl.constexpr,
 ):  # fmt: skip
-    """One multiplying warpgroup: its query block against all keys."""
+    """One multiplying warpgroup: its 64 queries against all keys."""
     rows_layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     b_q = q_boxes._reinterpret(dtype, [_WARPGROUPS, BLOCK, D], rows_layout).index(INDEX)
     tiles_ring = ring._reinterpret(dtype, [SLOTS, TILE, D], rows_layout)
 
     # [64]: +inf makes a row weigh nothing, be it past the end or without keys.
-    rows = query_block * BLOCK + gl.arange(0, BLOCK, gl.SliceLayout(1, scores_layout))
+    first_row = first_row + INDEX * BLOCK
+    rows = first_row + gl.arange(0, BLOCK, gl.SliceLayout(1, scores_layout))
     p_lse = lse_ptr + batch.to(gl.int64) * stride_lb + head.to(gl.int64) * stride_lh + rows.to(gl.int64) * stride_ll
-    b_lse = gl.load(p_lse, mask=rows < query_tokens, other=float("inf"))
+    b_lse = gl.load(p_lse, mask=rows < weighed_tokens, other=float("inf"))
     b_lse = gl.where(b_lse == float("-inf"), float("inf"), b_lse * log2_e)
-    p_sums = sums_ptr + ((batch.to(gl.int64) * heads + head) * query_blocks + query_block) * key_blocks
-    stored = query_block < query_blocks
+    HALVES: gl.constexpr = 2 if STRIDE >= 8 else 1
+    first_block = first_row // BLOCK * STRIDE
+    p_sums = sums_ptr + ((batch.to(gl.int64) * heads + head) * query_blocks + first_block) * key_blocks
+    sums = (p_sums, first_block, query_tokens, query_blocks, key_blocks)
 
     slot = 0
     phase = 0
@@ -135,42 +172,48 @@ def _sum_blocks(
     whole = key_tokens // TILE
     for tile in range(whole):
         slot, phase = _weigh(
-            b_q, b_lse, tiles_ring, full, empty, parts, slot, phase, tile, key_tokens, scale_log2, SLOTS, GROUP, False
-        )
+            b_q, b_lse, tiles_ring, full, empty, parts, slot, phase, tile, key_tokens, scale_log2,
+            SLOTS, GROUP, HALVES, False,
+        )  # fmt: skip
         if tile % GROUP == GROUP - 1:
-            _fold(parts, p_sums, tile // GROUP, key_blocks, stored, GROUP)
+            _fold(parts, sums, tile // GROUP, GROUP, STRIDE, HALVES)
     if whole * TILE < key_tokens:
         slot, phase = _weigh(
-            b_q, b_lse, tiles_ring, full, empty, parts, slot, phase, whole, key_tokens, scale_log2, SLOTS, GROUP, True
-        )
+            b_q, b_lse, tiles_ring, full, empty, parts, slot, phase, whole, key_tokens, scale_log2,
+            SLOTS, GROUP, HALVES, True,
+        )  # fmt: skip
     # An unfinished group remains unless the last whole tile closed one and nothing came after it.
     tiles = gl.cdiv(key_tokens, TILE)
     if (whole < tiles) | (tiles % GROUP != 0):
-        _fold(parts, p_sums, (tiles - 1) // GROUP, key_blocks, stored, GROUP)
+        _fold(parts, sums, (tiles - 1) // GROUP, GROUP, STRIDE, HALVES)
 
 
 # Not specialised: a length of 1 would be a constant, and every length that 16 divides a kernel of its own.
-@gluon.jit(do_not_specialize=["query_tokens", "key_tokens", "query_blocks", "key_blocks"])
+@gluon.jit(do_not_specialize=["weighed_tokens", "query_tokens", "key_tokens", "query_blocks", "key_blocks"])
 def hopper_block_sums_kernel(
     q_source, k_source, lse_ptr, sums_ptr, stride_lb, stride_lh, stride_ll,
-    query_tokens, key_tokens, query_blocks, key_blocks, scale_log2, log2_e,
-    D: gl.constexpr, SLOTS: gl.constexpr, GROUP: gl.constexpr,
+    weighed_tokens, query_tokens, key_tokens, query_blocks, key_blocks, scale_log2, log2_e,
+    D: gl.constexpr, SLOTS: gl.constexpr, GROUP: gl.constexpr, STRIDE: gl.constexpr,
 ):  # fmt: skip
-    """Grid (ceil(Nq / 3), H, B). ``*_source`` are descriptors of [1, 1, 64, 64] boxes."""
+    """Grid (ceil(weighed rows / 192), H, B). ``*_source`` are descriptors of [1, 1, 64, 64] boxes.
+
+    ``q_source`` and ``lse_ptr`` hold every ``STRIDE``-th of ``query_tokens`` rows, ``weighed_tokens`` in all.
+    """
     PANELS: gl.constexpr = D // BLOCK
     dtype: gl.constexpr = k_source.dtype
     boxes_layout: gl.constexpr = k_source.layout
+    PARTS: gl.constexpr = 4 if STRIDE >= 8 else 2
     parts_layout: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    first_block = gl.program_id(0) * _WARPGROUPS
+    first_row = gl.program_id(0) * (_WARPGROUPS * BLOCK)
     head = gl.program_id(1)
     batch = gl.program_id(2)
     heads = gl.num_programs(1)
 
     q_boxes = gl.allocate_shared_memory(dtype, [_WARPGROUPS * PANELS, 1, 1, BLOCK, BLOCK], boxes_layout)
     ring = gl.allocate_shared_memory(dtype, [SLOTS * PANELS * 2, 1, 1, BLOCK, BLOCK], boxes_layout)
-    parts_a = gl.allocate_shared_memory(gl.float32, [GROUP, 2, THREADS], parts_layout)
-    parts_b = gl.allocate_shared_memory(gl.float32, [GROUP, 2, THREADS], parts_layout)
-    parts_c = gl.allocate_shared_memory(gl.float32, [GROUP, 2, THREADS], parts_layout)
+    parts_a = gl.allocate_shared_memory(gl.float32, [GROUP, PARTS, THREADS], parts_layout)
+    parts_b = gl.allocate_shared_memory(gl.float32, [GROUP, PARTS, THREADS], parts_layout)
+    parts_c = gl.allocate_shared_memory(gl.float32, [GROUP, PARTS, THREADS], parts_layout)
     q_full = gl.allocate_shared_memory(gl.int64, [_WARPGROUPS, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
@@ -187,31 +230,31 @@ def hopper_block_sums_kernel(
                 _sum_blocks,
                 (
                     lse_ptr, sums_ptr, q_boxes, q_full.index(0), ring, full, empty, parts_a,
-                    stride_lb, stride_lh, stride_ll, query_tokens, key_tokens, query_blocks, key_blocks,
-                    scale_log2, log2_e, batch, head, heads, first_block, 0, SLOTS, GROUP, D, dtype,
+                    stride_lb, stride_lh, stride_ll, weighed_tokens, query_tokens, key_tokens, query_blocks, key_blocks,
+                    scale_log2, log2_e, batch, head, heads, first_row, 0, SLOTS, GROUP, STRIDE, D, dtype,
                 ),
             ),
             (
                 _sum_blocks,
                 (
                     lse_ptr, sums_ptr, q_boxes, q_full.index(1), ring, full, empty, parts_b,
-                    stride_lb, stride_lh, stride_ll, query_tokens, key_tokens, query_blocks, key_blocks,
-                    scale_log2, log2_e, batch, head, heads, first_block + 1, 1, SLOTS, GROUP, D, dtype,
+                    stride_lb, stride_lh, stride_ll, weighed_tokens, query_tokens, key_tokens, query_blocks, key_blocks,
+                    scale_log2, log2_e, batch, head, heads, first_row, 1, SLOTS, GROUP, STRIDE, D, dtype,
                 ),
             ),
             (
                 _sum_blocks,
                 (
                     lse_ptr, sums_ptr, q_boxes, q_full.index(2), ring, full, empty, parts_c,
-                    stride_lb, stride_lh, stride_ll, query_tokens, key_tokens, query_blocks, key_blocks,
-                    scale_log2, log2_e, batch, head, heads, first_block + 2, 2, SLOTS, GROUP, D, dtype,
+                    stride_lb, stride_lh, stride_ll, weighed_tokens, query_tokens, key_tokens, query_blocks, key_blocks,
+                    scale_log2, log2_e, batch, head, heads, first_row, 2, SLOTS, GROUP, STRIDE, D, dtype,
                 ),
             ),
             (
                 _copy,
                 (
                     q_source, k_source, q_boxes, q_full, ring, full, empty, gl.cdiv(key_tokens, TILE), batch, head,
-                    first_block, SLOTS, PANELS,
+                    first_row, SLOTS, PANELS,
                 ),
             ),
         ],
@@ -220,20 +263,27 @@ def hopper_block_sums_kernel(
     )  # fmt: skip
 
 
-def launch(q: Tensor, k: Tensor, lse: Tensor, *, scale: float) -> Tensor:
-    """Run the kernel on arguments that ``block_sums.block_sums`` has checked: W, float32 [B, H, Nq, Nk]."""
-    batch, heads, query_tokens, head_dim = q.shape
+def launch(q: Tensor, k: Tensor, lse: Tensor, *, query_tokens: int, scale: float, row_stride: int) -> Tensor:
+    """Run the kernel on arguments that ``block_sums.block_sums`` has checked: W, float32 [B, H, Nq, Nk].
+
+    q and lse are every ``row_stride``-th of ``query_tokens`` rows.
+    """
+    batch, heads, weighed_tokens, head_dim = q.shape
     query_blocks, key_blocks = triton.cdiv(query_tokens, BOX), triton.cdiv(k.shape[2], BOX)
     sums = torch.empty(batch, heads, query_blocks, key_blocks, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):
-        hopper_block_sums_kernel[(triton.cdiv(query_blocks, _WARPGROUPS.value), heads, batch)](
+        hopper_block_sums_kernel[(triton.cdiv(weighed_tokens, BOX * _WARPGROUPS.value), heads, batch)](
             boxes(q), boxes(k), lse, sums, *lse.stride(),
-            query_tokens, k.shape[2], query_blocks, key_blocks, scale * LOG2_E, LOG2_E,
-            D=head_dim, **launch_options(),
+            weighed_tokens, query_tokens, k.shape[2], query_blocks, key_blocks, scale * LOG2_E, LOG2_E,
+            D=head_dim, STRIDE=row_stride, **launch_options(row_stride),
         )  # fmt: skip
     return sums
 
 
-def launch_options() -> dict[str, int]:
-    """Slots of the ring, tiles of a group, and registers: 128 a thread for 512 threads, handed out as 160 and 32."""
-    return {"SLOTS": 4, "GROUP": 16, "num_warps": 4, "maxnreg": 128}
+def launch_options(row_stride: int) -> dict[str, int]:
+    """Slots of the ring, tiles of a group, and registers: 128 a thread for 512 threads, handed out as 160 and 32.
+
+    From a row stride of 8 on a tile has twice as many parts, so that a group has half as many tiles; with 16 even
+    fewer, because the exchange that ends a sum wants shared memory too.
+    """
+    return {"SLOTS": 4, "GROUP": {8: 8, 16: 4}.get(row_stride, 16), "num_warps": 4, "maxnreg": 128}

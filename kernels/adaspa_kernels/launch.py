@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = ((64, 64), (128, 128))
+ROW_STRIDES = (1, 2, 4, 8, 16)  # of the query rows that block sums weigh
 WARPS, STAGES = (4, 8), (1, 2, 3)  # of the portable kernels
 TUNED_TOKENS = 4096
 

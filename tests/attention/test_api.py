@@ -282,3 +282,29 @@ def test_asking_for_a_backend_gives_that_one(backend: str, place: torch.device) 
 def test_auto_is_the_cpu_backend_on_the_cpu() -> None:
     pytest.importorskip("adaspa_cli.attention.cpu")
     assert resolve("auto", torch.device("cpu")).name == "cpu"
+
+
+@pytest.mark.parametrize("row_stride", [2, 16])
+def test_block_sums_of_every_nth_row(backend: str, place: torch.device, row_stride: int) -> None:
+    """The sum of rows 0, N, .. of a block times its rows over those that were weighed, also of the ragged block."""
+    q, k, v = tensors(place)
+    _, lse, weights = truth(q, k, v)
+    _, _, sums = attention_with_block_sums(q, k, v, BLOCK, row_stride=row_stride, backend=backend)
+    per_row = torch.nn.functional.pad(weights, (0, 42)).unflatten(-1, (3, BLOCK)).sum(-1)
+    for block, real in enumerate((64, 64, 22)):
+        some = per_row[:, :, block * BLOCK : block * BLOCK + real : row_stride]
+        torch.testing.assert_close(
+            sums[:, :, block].cpu().double(),
+            some.sum(-2) * real / some.shape[-2],
+            rtol=tolerances(q)["rtol"],
+            atol=64 * 2e-5,
+        )
+    alone = block_sums(q, k, lse.float().to(place), BLOCK, row_stride=row_stride, backend=backend)
+    torch.testing.assert_close(alone, sums, **tolerances(q))
+
+
+@pytest.mark.parametrize(("row_stride", "block"), [(3, 64), (16, 24)])
+def test_row_strides_that_no_block_is_made_of_are_refused(row_stride: int, block: int) -> None:
+    q, k, v = tensors(torch.device("cpu"))
+    with pytest.raises(ValueError, match="row_stride must be one of"):
+        attention_with_block_sums(q, k, v, block, row_stride=row_stride, backend="reference")

@@ -61,7 +61,7 @@ def test_shapes_types_and_strides_are_foretold(dtype: torch.dtype) -> None:
     checks = ("test_schema", "test_faketensor")
     arguments = (q, k, v, lists.counts, lists.indices, lists.key_blocks, *BLOCK, 0.125, "cpu")
     torch.library.opcheck(block_sparse_operator, arguments, test_utils=checks)
-    torch.library.opcheck(block_sums_operator, (q, k, lse, *BLOCK, 0.125, "cpu"), test_utils=checks)
+    torch.library.opcheck(block_sums_operator, (q, k, lse, *BLOCK, 0.125, 1, "cpu"), test_utils=checks)
 
 
 def test_a_wrong_argument_is_named_when_the_code_runs() -> None:

@@ -178,10 +178,10 @@ class Program:
         return a if condition else b
 
     def maximum(self, a: Any, b: Any) -> Any:
-        return torch.maximum(a, b) if isinstance(a, Tensor) else Number(max(a, b))
+        return torch.maximum(a, torch.as_tensor(b)) if isinstance(a, Tensor) else Number(max(a, b))
 
     def minimum(self, a: Any, b: Any) -> Any:
-        return Number(min(a, b))
+        return torch.minimum(a, torch.as_tensor(b)) if isinstance(a, Tensor) else Number(min(a, b))
 
     def full(self, shape: list[int], value: int, dtype: torch.dtype, _: object) -> Tensor:
         return torch.full(shape, value, dtype=dtype)

@@ -35,14 +35,16 @@ def tensors(
     return q, k, torch.logsumexp(reference.scores(q.double(), k.double(), None), -1).float()
 
 
-def run(q: Tensor, k: Tensor, lse: Tensor, block: int) -> Tensor:
-    return adaspa_kernels.block_sums(q, k, lse, block_size=(block, block), scale=q.shape[-1] ** -0.5)
+def run(q: Tensor, k: Tensor, lse: Tensor, block: int, row_stride: int = 1) -> Tensor:
+    return adaspa_kernels.block_sums(
+        q, k, lse, block_size=(block, block), scale=q.shape[-1] ** -0.5, row_stride=row_stride
+    )
 
 
-def check(q: Tensor, k: Tensor, lse: Tensor, block: int) -> None:
-    sums = run(q, k, lse, block)
-    truth = reference.block_sums(q.double(), k.double(), lse, (block, block), None)
-    eager = reference.block_sums(q.float(), k.float(), lse, (block, block), None)
+def check(q: Tensor, k: Tensor, lse: Tensor, block: int, row_stride: int = 1) -> None:
+    sums = run(q, k, lse, block, row_stride)
+    truth = reference.block_sums(q.double(), k.double(), lse, (block, block), None, row_stride)
+    eager = reference.block_sums(q.float(), k.float(), lse, (block, block), None, row_stride)
     assert sums.dtype == torch.float32
     assert sums.is_contiguous()
     assert sums.shape == truth.shape
@@ -69,6 +71,40 @@ def test_a_row_of_blocks_weighs_as_much_as_it_has_queries(device: torch.device, 
     rows = torch.full((ceil_div(length, block),), float(block))
     rows[-1] = length % block or block
     torch.testing.assert_close(sums.sum(-1).cpu(), rows.expand(1, 2, -1), rtol=2e-5, atol=0)
+
+
+ROW_STRIDES = [stride for stride in adaspa_kernels.ROW_STRIDES if stride > 1]
+
+
+@pytest.mark.parametrize("head_dim", adaspa_kernels.HEAD_DIMS)
+@pytest.mark.parametrize("lengths", [(1, 65), (64, 64), (200, 320), (64 * 7 + 17, 200)], ids=str)
+@pytest.mark.parametrize("row_stride", ROW_STRIDES)
+def test_some_rows_stand_for_all(
+    device: torch.device, row_stride: int, lengths: tuple[int, int], head_dim: int
+) -> None:
+    check(*tensors(device, dtypes()[0], lengths=lengths, head_dim=head_dim), 64, row_stride)
+
+
+@pytest.mark.parametrize("row_stride", ROW_STRIDES)
+def test_some_rows_of_blocks_of_128_stand_for_all(device: torch.device, row_stride: int) -> None:
+    check(*tensors(device, dtypes()[1], lengths=(300, 200), head_dim=64, batch=2), 128, row_stride)
+
+
+@pytest.mark.parametrize("row_stride", ROW_STRIDES)
+def test_only_every_nth_row_is_read(device: torch.device, row_stride: int) -> None:
+    """And the mass of each row of blocks is exact all the same, that of the ragged one too."""
+    q, k, lse = tensors(device, dtypes()[0], lengths=(64 * 9 + 23, 130), head_dim=64)
+    left_out = torch.arange(q.shape[2]) % row_stride > 0
+    q[:, :, left_out], lse[:, :, left_out] = torch.nan, torch.nan
+    rows = torch.tensor([64.0] * 9 + [23.0])
+    sums = run(q, k, lse, 64, row_stride)
+    torch.testing.assert_close(sums.sum(-1).cpu(), rows.expand(1, 2, -1), rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("row_stride", [0, 3, 32])
+def test_other_row_strides_are_refused(device: torch.device, row_stride: int) -> None:
+    with pytest.raises(ValueError, match="row_stride must be one of"):
+        run(*tensors(device, dtypes()[0], lengths=(64, 64), head_dim=64), 64, row_stride)
 
 
 def test_rows_without_keys_weigh_nothing(device: torch.device) -> None:
@@ -114,9 +150,18 @@ def test_ends_of_the_groups_of_tiles(device: torch.device, tokens: int) -> None:
     check(*tensors(device, dtypes()[0], lengths=(200, tokens), head_dim=128), 64)
 
 
+@pytest.mark.parametrize("row_stride", [2, 8])
+@pytest.mark.parametrize("tokens", [128 * 8, 128 * 8 + 1, 128 * 17])
+def test_ends_of_the_groups_of_tiles_with_a_row_stride(device: torch.device, tokens: int, row_stride: int) -> None:
+    """From a row stride of 8 on, the sums of 8 tiles."""
+    check(*tensors(device, dtypes()[0], lengths=(400, tokens), head_dim=64), 64, row_stride)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("head_dim", adaspa_kernels.HEAD_DIMS)
 @pytest.mark.parametrize("block", [64, 128])
 @pytest.mark.parametrize("length", [4096, 4133])
 def test_long_sequences(device: torch.device, head_dim: int, block: int, length: int) -> None:
-    check(*tensors(device, torch.bfloat16, lengths=(length, length), head_dim=head_dim, heads=3), block)
+    x = tensors(device, torch.bfloat16, lengths=(length, length), head_dim=head_dim, heads=3)
+    check(*x, block)
+    check(*x, block, 8)

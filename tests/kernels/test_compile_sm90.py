@@ -23,8 +23,9 @@ SHARED_MEMORY = 232_448  # of one multiprocessor of an H200
 
 
 def _compile(
-    kind: str, head_dim: int, block: int, tokens: int, tma: bool, path: str, dtype: str, launch: int = 0
-) -> dict[str, Any]:
+    kind: str, head_dim: int, block: int, tokens: int, tma: bool, path: str, dtype: str,
+    launch: int = 0, row_stride: int = 1,
+) -> dict[str, Any]:  # fmt: skip
     """Compile one kernel from its launcher's own arguments; return what the PTX holds. Runs in the child process.
 
     Of several launches, such as the one that computes rows again, ``launch`` is compiled.
@@ -64,7 +65,8 @@ def _compile(
             x, x, x, counts, indices, key_blocks=blocks, block_size=(block, block), scale=0.1
         )
     else:
-        adaspa_kernels.block_sums(x, x, torch.zeros(1, 2, tokens), block_size=(block, block), scale=0.1)
+        lse = torch.zeros(1, 2, tokens)
+        adaspa_kernels.block_sums(x, x, lse, block_size=(block, block), scale=0.1, row_stride=row_stride)
     vars(module)[name] = kernel
     args, options = calls[launch]
     if path == "portable":
@@ -165,6 +167,8 @@ def test_hopper_kernels_specialise_warps_and_keep_registers(
     ]
     if kind == "block_sparse":
         cases += [(*case, 1) for case in cases if case[-1] == "bfloat16"]
+    else:
+        cases += [(*cases[0], 0, row_stride) for row_stride in (2, 4, 8, 16)]
     for case, result in zip(cases, child(*cases), strict=True):
         assert "m64n128k16" in result["shapes"], case
         assert result["bulk"], case

@@ -388,13 +388,13 @@ def test_three_warpgroups_share_the_ring_of_block_sums(tokens: int) -> None:
     }  # fmt: skip
     tiles = -(-tokens // 128)
     copying = shared | {
-        "q_source": "Q", "k_source": "K", "q_full": Slots("queries"), "tiles": tiles, "first_block": 0, "PANELS": 2
+        "q_source": "Q", "k_source": "K", "q_full": Slots("queries"), "tiles": tiles, "first_row": 0, "PANELS": 2
     }  # fmt: skip
     summing = shared | {
         "lse_ptr": Anything(), "sums_ptr": Anything(), "q_full": Place("queries", 0), "parts": Anything(),
-        "stride_lb": 1, "stride_lh": 1, "stride_ll": 1, "query_tokens": 64, "key_tokens": tokens, "query_blocks": 1,
-        "key_blocks": 2 * tiles, "scale_log2": 1.0, "log2_e": 1.0, "heads": 1, "query_block": Number(0), "INDEX": 0,
-        "GROUP": 16, "D": 128, "dtype": Anything(),
+        "stride_lb": 1, "stride_lh": 1, "stride_ll": 1, "weighed_tokens": 64, "query_tokens": 64, "key_tokens": tokens,
+        "query_blocks": 1, "key_blocks": 2 * tiles, "scale_log2": 1.0, "log2_e": 1.0, "heads": 1,
+        "first_row": Number(0), "INDEX": 0, "GROUP": 16, "STRIDE": 1, "D": 128, "dtype": Anything(),
     }  # fmt: skip
     events = record(hopper_block_sums, "_sum_blocks", summing)
     # The queries stay as they are, and have no part in the play.
