@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adaspa_cli.config import resolve
-from adaspa_cli.sampling.run import generate
+from adaspa_cli.jobs.generate import generate
 from scripts.clip_judge import judge_clip
 from tests.pipelines import Listener
 

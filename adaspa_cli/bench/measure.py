@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of
-from adaspa_cli.jobs.outputs import lossless_path, read_frames, write_json
+from adaspa_cli.files.videos import read_frames
+from adaspa_cli.files.whole import write_json
+from adaspa_cli.jobs.places import lossless_path
+from adaspa_cli.jobs.plan import Job
 from adaspa_cli.models.loading import choose_device
 from adaspa_cli.quality import vbench
 from adaspa_cli.quality.video_metrics import METRICS, Measurement, VideoMetrics
 from adaspa_cli.report.machine import versions
-from adaspa_cli.sampling.run import Job
 
 Pair = tuple[Job, Job | None]  # a run, and the dense run of the same prompt and seed
 
@@ -109,10 +111,10 @@ def _content(job: Job, dense: Job | None) -> dict[str, Any]:
     """The run's file, if it is of these two videos."""
     content = read_json(quality_path(job)) or {}
     fingerprints = (content.get("fingerprint"), content.get("reference_fingerprint"))
-    return content if fingerprints == (job.fingerprint, _fingerprint(dense)) else {}
+    return content if fingerprints == (job.fingerprint, _fingerprint_of(dense)) else {}
 
 
-def _fingerprint(dense: Job | None) -> str | None:
+def _fingerprint_of(dense: Job | None) -> str | None:
     return None if dense is None else dense.fingerprint
 
 
@@ -127,7 +129,7 @@ def _write(job: Job, dense: Job | None, found: dict[str, Measurement], more: dic
         "format": 1,
         "kind": "adaspa quality",
         "fingerprint": job.fingerprint,
-        "reference_fingerprint": _fingerprint(dense),
+        "reference_fingerprint": _fingerprint_of(dense),
         "report": report_of(job).name,
         "reference_report": None if dense is None else f"{dense.place.parent.name}/{report_of(dense).name}",
         "versions": versions(),

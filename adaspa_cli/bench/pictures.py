@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaspa_cli.jobs.outputs import read_frames
+from adaspa_cli.files.videos import read_frames
 from adaspa_cli.report.media import small, strip, video
 
 STRIP_FRAMES = 5

@@ -12,8 +12,9 @@ from typing import Any
 from adaspa_cli.bench.spec import BenchSpec, Row
 from adaspa_cli.config import ModelConfig, Resolved, SamplingConfig, resolve
 from adaspa_cli.errors import ConfigError
-from adaspa_cli.jobs.outputs import report_path
-from adaspa_cli.sampling.run import NOT_IN_FINGERPRINT, Job, plan
+from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT
+from adaspa_cli.jobs.places import report_path
+from adaspa_cli.jobs.plan import Job, plan
 
 RUNS = "runs"
 

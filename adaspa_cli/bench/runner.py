@@ -18,9 +18,13 @@ from adaspa_cli.bench.plan import PlannedRow
 from adaspa_cli.bench.warm_up import warm_up
 from adaspa_cli.config import ModelConfig
 from adaspa_cli.errors import AdaspaError, OutOfMemoryError, UsageError
-from adaspa_cli.jobs.outputs import prepare_folder, write_json
+from adaspa_cli.files.folders import prepare_folder
+from adaspa_cli.files.whole import write_json
+from adaspa_cli.jobs.generate import make
+from adaspa_cli.jobs.plan import Job
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.sampling.run import Job, Observer, memory_errors, session
+from adaspa_cli.sampling.memory import memory_errors
+from adaspa_cli.sampling.run import Observer, session
 
 
 class BenchObserver(Observer, Protocol):
@@ -122,8 +126,8 @@ class _Worker:
         try:
             with memory_errors(row.resolved.config.model.offload):
                 self._warm_up(row, job)
-                with session(self._pipe, row.resolved, self._observer) as (_, make):
-                    make(job)
+                with session(self._pipe, row.resolved, self._observer) as at_work:
+                    make(at_work, job)
         except Exception as error:
             return _Failure.of(error)
         return None

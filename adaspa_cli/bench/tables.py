@@ -14,9 +14,9 @@ from adaspa_cli.bench.paper import paper_figures, without_times
 from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of, untouched_of
 from adaspa_cli.bench.runner import failure_path
 from adaspa_cli.bench.spec import RESERVED, BenchSpec
+from adaspa_cli.jobs.plan import Job
 from adaspa_cli.quality.video_metrics import METRICS, PSNR_OF_EQUAL_FRAMES
 from adaspa_cli.report.steps import typical
-from adaspa_cli.sampling.run import Job
 
 QUALITY = (*METRICS, "vbench")
 LEFT_OUT = "times are left out"

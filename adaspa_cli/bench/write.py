@@ -12,7 +12,8 @@ from adaspa_cli.bench.plan import PlannedRow, current
 from adaspa_cli.bench.spec import BenchSpec
 from adaspa_cli.bench.tables import bench_tables
 from adaspa_cli.bench.text import markdown, rows_csv
-from adaspa_cli.jobs.outputs import prepare_folder, write_json, write_text
+from adaspa_cli.files.folders import prepare_folder
+from adaspa_cli.files.whole import write_json, write_text
 
 
 def write_bench(

@@ -62,7 +62,7 @@ def _run(console: Console, resolved: Resolved) -> None:
     console.note("starting ...")
 
     from adaspa_cli.commands.progress import ProgressObserver
-    from adaspa_cli.sampling.run import generate as run
+    from adaspa_cli.jobs.generate import generate as run
 
     reports: list[dict[str, Any]] = []
     try:

@@ -139,7 +139,7 @@ def plot(
 def _plotted(
     console: Console, files: list[MaskFile], numbers: list[tuple[int, ...] | None], pixels: int, out: str
 ) -> Path:
-    from adaspa_cli.jobs.outputs import check_folder
+    from adaspa_cli.files.folders import check_folder
     from adaspa_cli.visual.mask_look import MaskChoice, look_into, masks_to_read
     from adaspa_cli.visual.mask_plot import write_mask_pictures
 

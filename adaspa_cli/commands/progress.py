@@ -11,7 +11,7 @@ from adaspa_cli.masks import Action
 
 
 class ProgressObserver:
-    """An :class:`~adaspa_cli.sampling.run.Observer` that shows what it is told."""
+    """An :class:`~adaspa_cli.jobs.generate.JobObserver` that shows what it is told."""
 
     def __init__(self, console: Console, progress: Progress) -> None:
         self._console, self._progress = console, progress

@@ -93,7 +93,7 @@ def _run(console: Console, resolved: Resolved, searched: SearchOptions) -> None:
     from adaspa_cli.commands.progress import SearchProgress
     from adaspa_cli.jobs.mask_search import search_masks
     from adaspa_cli.models.loading import choose_device
-    from adaspa_cli.report.machine import peak_memory
+    from adaspa_cli.sampling.memory import peak_memory
 
     begin = time.perf_counter()
     with console.progress() as progress:

@@ -11,8 +11,6 @@ Shapes: H heads, R query and C key blocks without text, W [H, Nq, Nk] block sums
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +23,9 @@ from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.mask_search import SearchOptions
 from adaspa_cli.errors import ConfigError, OutputError, RunError
-from adaspa_cli.jobs.outputs import check_folder
+from adaspa_cli.files.folders import check_folder
+from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT, digest
+from adaspa_cli.jobs.generate import JobObserver
 from adaspa_cli.maskfiles import Description, MaskFile, MethodFacts
 from adaspa_cli.maskfiles.check import model_facts
 from adaspa_cli.maskfiles.parts import MaskParts
@@ -38,12 +38,13 @@ from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling
 from adaspa_cli.report.machine import versions
 from adaspa_cli.sampling.handle import Handle
-from adaspa_cli.sampling.run import NOT_IN_FINGERPRINT, Observer, memory_errors, sample
+from adaspa_cli.sampling.memory import memory_errors
+from adaspa_cli.sampling.run import sample
 
 _NO_MATTER = (*NOT_IN_FINGERPRINT, "fps", "decode", "lossless", "vae_tiling", "vae_framewise")
 
 
-class SearchObserver(Observer, Protocol):
+class SearchObserver(JobObserver, Protocol):
     """Is told how a search goes on."""
 
     def estimated(self, file_bytes: int, sums_bytes: int) -> None: ...
@@ -110,14 +111,10 @@ def _settings(resolved: Resolved, options: SearchOptions, steps: tuple[int, ...]
     }
 
 
-def _fingerprint(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
 def _finished(out: Path, settings: dict[str, Any]) -> MaskFile:
     """The file of a search that is over; raises OutputError if it was another one."""
     found = MaskFile.open(out)
-    if found.description.settings != _fingerprint(settings):
+    if found.description.settings != digest(settings):
         raise OutputError(
             f"{out} is there already, from a search with other settings",
             hint=f"choose another --out; adaspa masks info {out} shows what it is",
@@ -221,7 +218,7 @@ class _Search:
             seeds=config.sampling.seed,
             ranked=self._ranked(len(layout.video_blocks(self._block))),
             keeps_sums=self._options.keep_sums,
-            settings=_fingerprint(self._settings),
+            settings=digest(self._settings),
             versions=versions(),
         )
 

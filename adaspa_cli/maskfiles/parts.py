@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.errors import OutputError, RunError
-from adaspa_cli.jobs.outputs import whole_file, write_json
+from adaspa_cli.files.whole import whole_file, write_json
 from adaspa_cli.maskfiles import Description, write_mask_file, write_part
 from adaspa_cli.maskfiles.description import Place
 

@@ -20,27 +20,20 @@ if TYPE_CHECKING:
     from adaspa_cli.hooks.timing import Span
     from adaspa_cli.sampling.engine import AttentionEngine
     from adaspa_cli.sampling.handle import Handle
+    from adaspa_cli.sampling.run import RunResult
     from adaspa_cli.sampling.steps_per_phase import StepsPerPhase
 
 FORMAT = 1
 
 
-def latency_report(
-    *,
-    pipe: Any,
-    handle: Handle,
-    timeline: Timeline,
-    chosen: StepsPerPhase | None,
-    resolved: Resolved,
-    prompt: str,
-    seed: int,
-    video: Path | None,
-    fingerprint: str,
-    writing: float,
-    total: float,
-    peak: dict[str, int],
-) -> dict[str, Any]:
-    """Assemble the report of the video that the pipeline has just made; all times in seconds.
+def latency_report(result: RunResult, *, video: Path | None, fingerprint: str, writing: float) -> dict[str, Any]:
+    """Assemble the report of a run before the next one begins; all times in seconds.
+
+    Args:
+        result: of the run.
+        video: its file; None for a run that ended in latents.
+        fingerprint: of its settings.
+        writing: seconds that it took to write the video.
 
     Where only ``chosen`` steps were computed, ``estimated`` says how many, each entry of ``steps`` whether it is
     estimated, and all sums (``denoising``, ``attention``, ``total``, ``density``) are those with the estimates.
@@ -51,11 +44,13 @@ def latency_report(
     ``dense_attention`` says which kernel ran dense attention and what the others took, where there was a choice.
 
     ``attention`` is the time inside the attention operators, searches and mask selection included; it is part of
-    ``denoising``, and None for a pipeline that ran as diffusers has it: nothing there could time it. ``video`` is None
-    for a run that ended in latents. Densities count blocks of text too. Waits for the device.
+    ``denoising``, and None for a pipeline that ran as diffusers has it: nothing there could time it. Densities count
+    blocks of text too. Waits for the device.
     """
-    sampling, engine = resolved.config.sampling, handle.engine
-    steps, estimated = _steps(handle, timeline, chosen)
+    session, resolved = result.session, result.session.resolved
+    pipe, handle, timeline = session.pipe, session.handle, session.timeline
+    sampling, engine, total = resolved.config.sampling, handle.engine, result.seconds + writing
+    steps, estimated = _steps(handle, timeline, session.chosen)
     denoising = sum(step["seconds"] for step in steps)
     return {
         "format": FORMAT,
@@ -72,8 +67,8 @@ def latency_report(
         "cache": None if handle.cache is None else handle.cache.report(),
         "merging": _merging(handle),
         "search_steps": _search_steps(resolved, engine),
-        "prompt": prompt,
-        "seed": seed,
+        "prompt": result.prompt,
+        "seed": result.seed,
         "video": {
             "file": None if video is None else video.name,
             "frames": sampling.frames,
@@ -94,7 +89,7 @@ def latency_report(
         "steps": steps,
         "searches": search_table(engine),
         "mask_file": mask_file_report(engine.policy),
-        "peak_memory": peak,
+        "peak_memory": result.peak,
     }
 
 

@@ -1,11 +1,10 @@
-"""The machine and the versions that a figure belongs to, and the memory that a run took."""
+"""The machine and the versions that a figure belongs to."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
-import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,17 +59,3 @@ def _cpu_name() -> str:
         return platform.processor() or "unknown"
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(names, "unknown")
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Begin a new peak on a GPU; a process's peak cannot be reset."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Peak memory in bytes: of the whole process, and of this video on the GPU."""
-    peak = {"process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    if device.type == "cuda":
-        peak["gpu_bytes"] = torch.cuda.max_memory_allocated(device)
-    return peak

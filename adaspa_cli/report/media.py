@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adaspa_cli.jobs.outputs import write_video
+from adaspa_cli.files.videos import write_video
 
 _GAP = 3  # pixels between frames
 

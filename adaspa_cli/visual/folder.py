@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adaspa_cli.errors import OutputError
-from adaspa_cli.jobs.outputs import prepare_folder
+from adaspa_cli.files.folders import prepare_folder
 
 
 def whole_folder(out: str, name: str, write: Callable[[Path], None]) -> Path:

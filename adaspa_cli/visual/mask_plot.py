@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from adaspa_cli.jobs.outputs import write_text
+from adaspa_cli.files.whole import write_text
 from adaspa_cli.report.drawing import png
 from adaspa_cli.report.heat import Heat, heat
 from adaspa_cli.report.media import data_uri, png_bytes

@@ -15,13 +15,15 @@ from torch import Tensor
 from adaspa_cli.attention import check_kernel
 from adaspa_cli.attention import resolve as resolve_backend
 from adaspa_cli.config import Resolved
+from adaspa_cli.files.folders import check_folder
 from adaspa_cli.hooks.clock import StepClock
-from adaspa_cli.jobs.outputs import check_folder, video_name
+from adaspa_cli.jobs.places import video_name
 from adaspa_cli.models.attachment import Row
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.report.machine import machine, versions
-from adaspa_cli.sampling.run import Observer, memory_errors, sample, to_frames
+from adaspa_cli.sampling.memory import memory_errors
+from adaspa_cli.sampling.run import Observer, sample, to_frames
 from adaspa_cli.visual.folder import whole_folder
 from adaspa_cli.visual.look import Choice, Kept, Look, check_choice, spread
 from adaspa_cli.visual.write import write_pictures
@@ -82,7 +84,7 @@ def visualize(resolved: Resolved, wanted: Wanted, observer: Observer, prompts: S
 
     Raises:
         ConfigError: a layer, head or query that the model or the video does not have.
-        AdaspaError: see :func:`~adaspa_cli.sampling.run.generate`.
+        AdaspaError: see :func:`~adaspa_cli.jobs.generate.generate`.
     """
     config = resolved.config
     check_folder(config.output.out)

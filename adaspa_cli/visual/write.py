@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
-from adaspa_cli.jobs.outputs import write_json, write_text, write_video
+from adaspa_cli.files.videos import write_video
+from adaspa_cli.files.whole import write_json, write_text
 from adaspa_cli.report.drawing import Drawing, png, svg
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.machine import machine_line

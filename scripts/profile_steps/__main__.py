@@ -28,10 +28,10 @@ from adaspa_cli.commands.settings import parse_settings
 from adaspa_cli.config import Resolved, resolve
 from adaspa_cli.config.architecture import architecture_of, random_weights_note
 from adaspa_cli.errors import AdaspaError, BackendError, OutputError
-from adaspa_cli.jobs.outputs import write_json
+from adaspa_cli.files.whole import write_json
 from adaspa_cli.models.loading import choose_device, load_pipeline
 from adaspa_cli.report.machine import machine, machine_line, versions
-from adaspa_cli.sampling.run import memory_errors
+from adaspa_cli.sampling.memory import memory_errors
 from scripts.bench_kernels import gpu_state
 from scripts.profile_steps.record import Profiled, check_profiler, profile_diffusers, profile_method
 from scripts.profile_steps.tables import kernel_table, memory_line, run_record, steps_of, work_table

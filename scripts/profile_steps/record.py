@@ -23,9 +23,9 @@ from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks import Action
 from adaspa_cli.models.registry import check_sampling
-from adaspa_cli.report.machine import peak_memory, reset_peak_memory
 from adaspa_cli.sampling.engine import AttentionCall
 from adaspa_cli.sampling.handle import Handle
+from adaspa_cli.sampling.memory import peak_memory, reset_peak_memory
 from adaspa_cli.sampling.run import check_finite, sample
 from scripts.profile_steps.times import Kernel, StepTimes, Window, step_times, windows
 

@@ -68,7 +68,7 @@ def test_the_json_names_the_files_and_its_figures_are_those_of_the_files(made: A
 def test_quality_is_that_of_the_frames_before_compression(made: Any) -> None:
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    from adaspa_cli.jobs.outputs import read_frames
+    from adaspa_cli.files.videos import read_frames
 
     out, bench, _ = made
     row, dense = rows(bench)["adaspa"], rows(bench)["full"]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from adaspa_cli.app import app
 from adaspa_cli.config import resolve
-from adaspa_cli.sampling.run import generate
+from adaspa_cli.jobs.generate import generate
 from tests.pipelines import PROMPT, Listener, small_run
 
 

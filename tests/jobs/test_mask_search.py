@@ -14,15 +14,15 @@ import adaspa_cli
 from adaspa_cli.config import resolve
 from adaspa_cli.config.mask_search import SearchOptions
 from adaspa_cli.errors import AdaspaError, ConfigError, MaskFileError, OutputError, RunError
+from adaspa_cli.files.videos import read_frames
 from adaspa_cli.jobs import mask_search
+from adaspa_cli.jobs.generate import generate
 from adaspa_cli.jobs.mask_search import search_masks
-from adaspa_cli.jobs.outputs import read_frames
 from adaspa_cli.maskfiles import MaskFile
 from adaspa_cli.maskfiles.parts import MaskParts
 from adaspa_cli.masks import Action
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import sums_with_text, video_part
-from adaspa_cli.sampling.run import generate
 from tests.pipelines import PROMPT, Listener, hunyuan_video, latents, small_run
 
 SIZE = {"height": 64, "width": 96, "frames": 9}  # 288 video tokens: 18 blocks of 16

@@ -14,9 +14,9 @@ from accelerate import init_empty_weights
 
 from adaspa_cli.config import resolve
 from adaspa_cli.config.architecture import architecture_of
+from adaspa_cli.jobs.generate import generate
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.random_weights import random_pipeline, text_tokens
-from adaspa_cli.sampling.run import generate
 from tests.pipelines import Listener, small_run
 
 CLASSES = {

@@ -9,7 +9,7 @@ import pytest
 
 from adaspa_cli import __version__
 from adaspa_cli.config import resolve
-from adaspa_cli.sampling.run import generate
+from adaspa_cli.jobs.generate import generate
 from tests.pipelines import PROMPT, Listener, small_run
 
 METHODS = {"adaspa": {}, "no cache": {"lse_cache": False}, "full": {"method": "full"}}

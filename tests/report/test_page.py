@@ -10,12 +10,13 @@ import pytest
 
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError
-from adaspa_cli.jobs.outputs import page_path, report_path
+from adaspa_cli.jobs.generate import generate
+from adaspa_cli.jobs.places import page_path, report_path
+from adaspa_cli.jobs.plan import plan
 from adaspa_cli.masks import Action
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.page import PHASES, page, time_parts
-from adaspa_cli.sampling.run import generate, plan
 from tests.pages import Page, loads_nothing, read
 from tests.pipelines import PROMPT, Listener, small_run
 

@@ -8,7 +8,7 @@ import torch
 
 import adaspa_cli
 from adaspa_cli.config import preset_names, resolve
-from adaspa_cli.sampling.run import generate
+from adaspa_cli.jobs.generate import generate
 from tests.pipelines import Listener, cogvideox, hunyuan_video, latents, small_run
 
 METHODS = ("sparse-videogen", "minference", "frame-region")

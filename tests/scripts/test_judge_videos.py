@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adaspa_cli.jobs.outputs import report_path, write_video
+from adaspa_cli.files.videos import write_video
+from adaspa_cli.jobs.places import report_path
 from scripts.judge_videos import main
 from scripts.train_tiny.captions import held_out_scenes, standard_caption
 from scripts.train_tiny.clips import draw, plan_scenes, to_uint8

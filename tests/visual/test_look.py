@@ -15,8 +15,8 @@ from PIL import Image
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError
+from adaspa_cli.jobs.generate import generate
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.sampling.run import generate
 from adaspa_cli.visual import view
 from adaspa_cli.visual.figures import colours
 from adaspa_cli.visual.look import Choice, Kept, check_grid, view_of

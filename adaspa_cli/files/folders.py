@@ -1,0 +1,47 @@
+"""Output folders: looked at before anything slow begins, made when there is something to write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from adaspa_cli.errors import OutputError
+from adaspa_cli.files.whole import PARTIAL
+
+
+def check_folder(out: str) -> Path:
+    """The output folder, after a look whether it could be made and written; makes nothing.
+
+    Raises:
+        OutputError: it could not.
+    """
+    folder = Path(out).expanduser()
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}", hint="choose another folder with --out"
+        ) from error
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "is not a folder" if not existing.is_dir() else "is not writable"
+        raise OutputError(f"cannot write to {folder}: {existing} {reason}", hint="choose another folder with --out")
+    return folder
+
+
+def prepare_folder(out: str) -> Path:
+    """Make the output folder and prove that it can be written.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{PARTIAL}.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}", hint="choose another folder with --out"
+        ) from error
+    return folder

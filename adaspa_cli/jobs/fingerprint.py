@@ -1,0 +1,32 @@
+"""Fingerprints: whether two results were made with the same settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from adaspa_cli.config import Resolved
+from adaspa_cli.maskfiles.registry import open_masks
+
+# What does not change what a video looks like, and its prompt and seed, which count by themselves.
+NOT_IN_FINGERPRINT = ("prompt", "prompts", "seed", "out", "resume", "compare_with")
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of a value as JSON, keys sorted."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def settings_that_count(resolved: Resolved) -> dict[str, Any]:
+    """The settings that decide what a video looks like, beside its prompt and seed."""
+    return {key: value for key, value in resolved.flat().items() if key not in NOT_IN_FINGERPRINT}
+
+
+def video_fingerprint(resolved: Resolved, prompt: str, seed: int) -> str:
+    """The fingerprint of everything that decides what a video looks like."""
+    settings = settings_that_count(resolved)
+    masks = open_masks(resolved.config.method)
+    if masks is not None:
+        settings["masks"] = masks.checksum  # what is in the file, not where it lies
+    return digest([settings, prompt, seed])
