@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+OrderName = Literal["raster", "hilbert"]
+
 
 def ceil_div(a: int, b: int) -> int:
     """Return a / b rounded up."""
@@ -13,8 +15,9 @@ def ceil_div(a: int, b: int) -> int:
 class TokenLayout:
     """One sequence of ``frames * height * width`` video tokens and ``text_tokens`` real text tokens.
 
-    Sizes are in tokens of the latent grid (after patching), video tokens in frame-major order. Padded text is
-    not part of the sequence: adapters drop it before attention.
+    Sizes are in tokens of the latent grid (after patching). Video tokens come frame by frame and row by row
+    (``raster``), or along a Hilbert curve (:mod:`adaspa_cli.masks.token_order`). Padded text is not part of the
+    sequence: adapters drop it before attention.
     """
 
     frames: int
@@ -22,6 +25,7 @@ class TokenLayout:
     width: int
     text_tokens: int
     text_position: Literal["first", "last"]
+    order: OrderName = "raster"
 
     @property
     def video_tokens(self) -> int:

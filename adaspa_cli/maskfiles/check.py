@@ -100,6 +100,9 @@ def check_call(masks: MaskFile, branch: str, layout: TokenLayout) -> None:
     for name in ("frames", "height", "width"):
         hint = "masks hold for one size of video: frames, height and width are counted in latent tokens here"
         _same(masks, name, getattr(facts.layout, name), getattr(layout, name), hint)
+    _same(
+        masks, "order", facts.layout.order, layout.order, "run with the --token-order that the masks were searched in"
+    )
     _same(masks, "text_position", facts.layout.text_position, layout.text_position)
     if not same_video_blocks(facts.layout, layout, (facts.block_size, facts.block_size)):
         _same(masks, "text_tokens", facts.layout.text_tokens, layout.text_tokens)

@@ -229,6 +229,8 @@ def _build(kind: type[T], content: Any, where: str) -> T:
     if not isinstance(content, dict):
         raise ValueError(f"{where} is not an object")
     hints = get_type_hints(kind)
+    # The order of the tokens is younger than the format: files without it are in raster order.
+    content = ({"order": "raster"} if kind is TokenLayout else {}) | content
     if set(content) != set(hints):
         raise ValueError(f"{where} has other fields: {', '.join(sorted(set(content) ^ set(hints)))[:200]}")
     return kind(**{name: _value(hint, content[name], name) for name, hint in hints.items()})

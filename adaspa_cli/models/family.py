@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from adaspa_cli.attention.layout import OrderName
 from adaspa_cli.config.families import FamilyFacts
 from adaspa_cli.models.attachment import Attachment, Attend
+
+
+class Attach(Protocol):
+    """Puts adaspa's processors on a pipeline instance, whose video tokens then come in the named order."""
+
+    def __call__(self, pipe: Any, attend: Attend, token_order: OrderName = "raster") -> Attachment: ...
 
 
 @dataclass(frozen=True)
@@ -20,4 +26,4 @@ class Family:
     """
 
     facts: FamilyFacts
-    attach: Callable[[Any, Attend], Attachment]
+    attach: Attach

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.attention.layout import ceil_div
+from adaspa_cli.attention.layout import OrderName, ceil_div
 from adaspa_cli.config.families import facts_of
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.attachment import Attachment, Attend, Forward, Row, join
@@ -23,6 +23,7 @@ from adaspa_cli.models.compiled import eager
 from adaspa_cli.models.family import Family
 from adaspa_cli.models.pinned_noise import PinnedNoise
 from adaspa_cli.models.qk import Rotation, prepare
+from adaspa_cli.models.reordering import Reordering
 
 
 class CogVideoXProcessor:
@@ -58,8 +59,9 @@ class CogVideoXProcessor:
 class CogVideoXAttachment(Attachment):
     """Processors on all blocks."""
 
-    def __init__(self, pipe: Any, attend: Attend) -> None:
+    def __init__(self, pipe: Any, attend: Attend, token_order: OrderName = "raster") -> None:
         self._config = pipe.transformer.config
+        self._token_order = token_order
         self._pipe = pipe
         self._guided = False
         forward = Forward(attend)
@@ -71,6 +73,11 @@ class CogVideoXAttachment(Attachment):
             lambda layer: CogVideoXProcessor(layer, forward),
             self._describe,
         )
+        self._reordering: Reordering | None = None
+        if token_order == "hilbert":
+            # Positions that are learned, or sines, are added to the tokens where they are embedded: before they move.
+            ends = pipe.transformer.patch_embed, pipe.transformer.proj_out
+            self._reordering = Reordering(*ends, lambda: self.rows[0].layout)
         self._timesteps = torch.empty(0)
         self._numbers: list[float] = []
         self._overrides = [
@@ -120,13 +127,18 @@ class CogVideoXAttachment(Attachment):
             width=width // patch,
             text_tokens=kwargs["encoder_hidden_states"].shape[1],
             text_position="first",
+            order=self._token_order,
         )
         branches = ("uncond", "cond") if self._guided else ("cond",)
         samples = batch // len(branches)
         self._forward.rows = [Row(branch, sample, layout) for branch in branches for sample in range(samples)]
+        if self._reordering is not None and kwargs.get("image_rotary_emb") is not None:
+            kwargs["image_rotary_emb"] = self._reordering.rotary(kwargs["image_rotary_emb"])
 
     def detach(self) -> None:
         super().detach()
+        if self._reordering is not None:
+            self._reordering.remove()
         for override in self._overrides:
             override.restore()
 

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
+from adaspa_cli.attention.layout import OrderName
 from adaspa_cli.config.families import facts_of
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.attachment import Attachment, Attend, Forward, Row, join, pad_tokens
 from adaspa_cli.models.compiled import eager
 from adaspa_cli.models.family import Family
 from adaspa_cli.models.qk import Norm, Rotation, prepare
+from adaspa_cli.models.reordering import Reordering
 
 
 class HunyuanVideoProcessor:
@@ -87,8 +89,9 @@ class HunyuanVideoProcessor:
 class HunyuanVideoAttachment(Attachment):
     """Processors on the dual and single blocks; the token refiner's attention stays as it is."""
 
-    def __init__(self, pipe: Any, attend: Attend) -> None:
+    def __init__(self, pipe: Any, attend: Attend, token_order: OrderName = "raster") -> None:
         self._transformer = pipe.transformer
+        self._token_order = token_order
         self._branch = "cond"
         forward = Forward(attend)
         super().__init__(
@@ -102,6 +105,10 @@ class HunyuanVideoAttachment(Attachment):
         # The embedding gives tokens in the memory layout of channels, which the dual blocks would keep through all of
         # their elementwise work.
         self._embedded = self._transformer.x_embedder.register_forward_hook(lambda _module, _args, x: x.contiguous())
+        self._reordering: Reordering | None = None
+        if token_order == "hilbert":
+            ends = self._transformer.x_embedder, self._transformer.proj_out
+            self._reordering = Reordering(*ends, lambda: self.rows[0].layout, self._transformer.rope)
         # True CFG runs the branches one after the other, each inside cache_context("cond" | "uncond").
         self._context = Override(self._transformer, "cache_context", self._note_branch)
 
@@ -124,12 +131,14 @@ class HunyuanVideoAttachment(Attachment):
         grid = (frames // config.patch_size_t, height // config.patch_size, width // config.patch_size)
         lengths = kwargs["encoder_attention_mask"].sum(dim=1, dtype=torch.int).tolist()
         self._forward.rows = [
-            Row(self._branch, sample, TokenLayout(*grid, text_tokens=length, text_position="last"))
+            Row(self._branch, sample, TokenLayout(*grid, length, "last", self._token_order))
             for sample, length in enumerate(lengths)
         ]
 
     def detach(self) -> None:
         super().detach()
+        if self._reordering is not None:
+            self._reordering.remove()
         self._embedded.remove()
         self._context.restore()
 
