@@ -12,7 +12,6 @@ MOST_LINES = 60
 # Longer functions, and why each is better in one piece. Kernels are not counted.
 _OPTIONS = "Typer reads a command's options from its parameters"
 REASONS = {
-    "adaspa_cli/commands/bench.py:bench": _OPTIONS,
     "adaspa_cli/commands/generate.py:generate": _OPTIONS,
     "adaspa_cli/commands/search_masks.py:search_masks": _OPTIONS,
     "adaspa_cli/commands/visualize.py:visualize": _OPTIONS,

@@ -30,7 +30,7 @@ ROWS = (
 )
 # What runs the other way today, by package: to be emptied.
 KNOWN: set[tuple[str, str]] = set()
-KNOWN_CIRCLES = {"adaspa_cli.attention.operators", "adaspa_cli.visual.write"}
+KNOWN_CIRCLES = {"adaspa_cli.attention.operators"}
 
 
 def _modules() -> dict[str, Path]:

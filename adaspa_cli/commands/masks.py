@@ -140,15 +140,15 @@ def _plotted(
     console: Console, files: list[MaskFile], numbers: list[tuple[int, ...] | None], pixels: int, out: str
 ) -> Path:
     from adaspa_cli.files.folders import check_folder
-    from adaspa_cli.visual.mask_look import MaskChoice, look_into, masks_to_read
     from adaspa_cli.visual.mask_plot import write_mask_pictures
+    from adaspa_cli.visual.mask_reading import MaskChoice, masks_to_read, read_masks
 
     layers, heads, steps = numbers
     choice = MaskChoice.of(files, layers, heads, steps, pixels)
     check_folder(out)
     with console.progress() as progress:
         task = progress.add_task("masks", total=len(masks_to_read(files, choice)), phase="reading")
-        seen = look_into(files, choice, lambda _place: progress.advance(task))
+        seen = read_masks(files, choice, lambda _place: progress.advance(task))
     return write_mask_pictures(seen, out)
 
 

@@ -98,11 +98,12 @@ def _run(console: Console, resolved: Resolved, looked_at: dict[str, Any]) -> Non
     console.note("starting ...")
 
     from adaspa_cli.commands.progress import ProgressObserver
-    from adaspa_cli.visual.run import Wanted, visualize
+    from adaspa_cli.visual.choice import ProbeRequest
+    from adaspa_cli.visual.run import visualize
 
     with console.progress() as progress:
-        wanted = Wanted(**looked_at, reference=reference)
-        folder = visualize(resolved, wanted, ProgressObserver(console, progress), prompts)
+        asked = ProbeRequest(**looked_at, reference=reference)
+        folder = visualize(resolved, asked, ProgressObserver(console, progress), prompts)
     files = sorted(str(path) for path in folder.iterdir())
     shown = str(folder / "index.html")
     console.result({"page": shown, "files": files}, Text(shown, no_wrap=True, overflow="ignore"))

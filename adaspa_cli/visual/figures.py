@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adaspa_cli.report.drawing import COLOURS
 from adaspa_cli.report.media import data_uri, png_bytes
-from adaspa_cli.visual.look import WEIGHTS, HeadPicture, Noted
+from adaspa_cli.visual.probe import WEIGHTS, HeadPicture, MaskRecord
 from adaspa_cli.visual.sheet import Tile, draw_sheet
 
 PATTERNS = ("oracle", "block", "column", "diagonal", "diagonal+column")
@@ -83,14 +83,16 @@ def _pattern_caption(picture: HeadPicture, name: str) -> list[str]:
     return [name] if name == WEIGHTS else [name, f"recall {picture.recall[name]:.3f}"]
 
 
-def recall_by_step(noted: Mapping[tuple[int, int], Noted], layers: Sequence[int]) -> Callable[[Axes], None]:
+def recall_by_step(records: Mapping[tuple[int, int], MaskRecord], layers: Sequence[int]) -> Callable[[Axes], None]:
     """Recall over steps of each step's own mask (whole lines) and of the reference step's (broken), by layer."""
 
     def draw(axes: Axes) -> None:
         for number, layer in enumerate(layers):
             colour = COLOURS[number % len(COLOURS)]
             for key, style in (("recall", "o-"), ("reused", "s--")):
-                points = [(step, getattr(noted[at], key)) for at in sorted(noted) for step in [at[1]] if at[0] == layer]
+                points = [
+                    (step, getattr(records[at], key)) for at in sorted(records) for step in [at[1]] if at[0] == layer
+                ]
                 known = [(step, heads) for step, heads in points if heads is not None]
                 if not known:
                     continue
@@ -107,12 +109,12 @@ def recall_by_step(noted: Mapping[tuple[int, int], Noted], layers: Sequence[int]
     return draw
 
 
-def lse_by_step(noted: Mapping[tuple[int, int], Noted], layers: Sequence[int]) -> Callable[[Axes], None]:
+def lse_by_step(records: Mapping[tuple[int, int], MaskRecord], layers: Sequence[int]) -> Callable[[Axes], None]:
     """Mean LSE of the video's rows over steps, by layer, with the spread of the heads."""
 
     def draw(axes: Axes) -> None:
         for number, layer in enumerate(layers):
-            points = [(step, noted[at].lse) for at in sorted(noted) for step in [at[1]] if at[0] == layer]
+            points = [(step, records[at].lse) for at in sorted(records) for step in [at[1]] if at[0] == layer]
             colour, across = COLOURS[number % len(COLOURS)], [step for step, _ in points]
             lows, highs = ([edge(heads) for _, heads in points] for edge in (min, max))
             axes.fill_between(across, lows, highs, color=colour, alpha=0.1, linewidth=0)

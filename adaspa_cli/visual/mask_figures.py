@@ -13,7 +13,7 @@ from torch import Tensor
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.maskfiles.description import Place
 from adaspa_cli.report.heat import Heat
-from adaspa_cli.visual.mask_look import MaskLook
+from adaspa_cli.visual.mask_reading import MaskReading
 from adaspa_cli.visual.sheet import Tile, draw_sheet
 from adaspa_cli.visual.weights import cell_size
 
@@ -26,7 +26,7 @@ def greys(shares: Tensor) -> NDArray[np.uint8]:
     return levels
 
 
-def draw_blocks(seen: MaskLook, layer: int, head: int) -> Image.Image:
+def draw_blocks(seen: MaskReading, layer: int, head: int) -> Image.Image:
     """Kept blocks of one head: a row for each step, a column for each guidance branch and file."""
     rows = [
         (
@@ -45,7 +45,7 @@ def draw_blocks(seen: MaskLook, layer: int, head: int) -> Image.Image:
     return draw_sheet("L", [f"Kept blocks of layer {layer}, head {head}", *_legend(seen)], rows)
 
 
-def _legend(seen: MaskLook) -> list[str]:
+def _legend(seen: MaskReading) -> list[str]:
     """What a sheet needs to be read without its page."""
     cell = cell_size(seen.files[0].description.video_blocks, seen.choice.pixels)
     lines = [
@@ -60,7 +60,7 @@ def _legend(seen: MaskLook) -> list[str]:
     return lines
 
 
-def caption(seen: MaskLook, number: int, place: Place, head: int) -> list[str]:
+def caption(seen: MaskReading, number: int, place: Place, head: int) -> list[str]:
     """Whose mask it is, where there are several; its density and recall; its overlaps."""
     entry = seen.files[number].entry(place)
     whose = [place[1]] if len(seen.choice.branches) > 1 else []

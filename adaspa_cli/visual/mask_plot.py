@@ -12,13 +12,13 @@ from adaspa_cli.report.media import data_uri, png_bytes
 from adaspa_cli.report.template import render
 from adaspa_cli.visual.folder import whole_folder
 from adaspa_cli.visual.mask_figures import draw_blocks, draw_heats, heat_size
-from adaspa_cli.visual.mask_look import MaskLook
+from adaspa_cli.visual.mask_reading import MaskReading
 from adaspa_cli.visual.weights import cell_size
 
 PAGE = "index.html"
 
 
-def write_mask_pictures(seen: MaskLook, out: str) -> Path:
+def write_mask_pictures(seen: MaskReading, out: str) -> Path:
     """Write a new folder in ``out``, named after the first file; returns it.
 
     Raises:
@@ -27,7 +27,7 @@ def write_mask_pictures(seen: MaskLook, out: str) -> Path:
     return whole_folder(out, seen.files[0].path.stem, lambda folder: _fill(seen, folder))
 
 
-def mask_heats(seen: MaskLook) -> dict[str, list[Heat]]:
+def mask_heats(seen: MaskReading) -> dict[str, list[Heat]]:
     """Density and recall of all layers and heads, by file name: one for each search step, branch and file."""
     found = {}
     for branch, step in itertools.product(seen.choice.branches, seen.choice.steps):
@@ -41,7 +41,7 @@ def mask_heats(seen: MaskLook) -> dict[str, list[Heat]]:
     return found
 
 
-def step_heats(seen: MaskLook) -> dict[str, list[Heat]]:
+def step_heats(seen: MaskReading) -> dict[str, list[Heat]]:
     """IoU of a step's masks with the next step's, of all layers and heads, by file name."""
     return {
         _name(seen, f"overlap-steps{first}-{second}-{branch}", number): [
@@ -51,7 +51,7 @@ def step_heats(seen: MaskLook) -> dict[str, list[Heat]]:
     }
 
 
-def file_heats(seen: MaskLook) -> dict[str, list[Heat]]:
+def file_heats(seen: MaskReading) -> dict[str, list[Heat]]:
     """IoU of the first file's masks with another one's, of all layers and heads, by file name."""
     return {
         f"overlap-files1-{number + 1}-step{step}-{branch}": [
@@ -61,17 +61,17 @@ def file_heats(seen: MaskLook) -> dict[str, list[Heat]]:
     }
 
 
-def _where(seen: MaskLook, when: str, branch: str, number: int | None = None) -> str:
+def _where(seen: MaskReading, when: str, branch: str, number: int | None = None) -> str:
     """Step, branch and file, the latter two if there are several."""
     parts = [when, *([branch] if len(seen.choice.branches) > 1 else [])]
     return ", ".join([*parts, f"file {number + 1}"] if number is not None and len(seen.files) > 1 else parts)
 
 
-def _name(seen: MaskLook, name: str, number: int) -> str:
+def _name(seen: MaskReading, name: str, number: int) -> str:
     return f"{name}-file{number + 1}" if len(seen.files) > 1 else name
 
 
-def _fill(seen: MaskLook, folder: Path) -> None:
+def _fill(seen: MaskReading, folder: Path) -> None:
     sections = [mask_heats(seen), step_heats(seen), file_heats(seen)]
     for name, heats in itertools.chain.from_iterable(section.items() for section in sections):
         png(draw_heats(heats), folder / f"{name}.png", heat_size(heats))
@@ -84,7 +84,7 @@ def _fill(seen: MaskLook, folder: Path) -> None:
     write_text(folder / PAGE, page(seen, drawn, sheets))
 
 
-def page(seen: MaskLook, drawn: list[list[Heat]], sheets: dict[tuple[int, int], str]) -> str:
+def page(seen: MaskReading, drawn: list[list[Heat]], sheets: dict[tuple[int, int], str]) -> str:
     """The page as HTML.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
@@ -17,58 +17,57 @@ from adaspa_cli.report.machine import machine_line
 from adaspa_cli.report.media import data_uri, jpeg
 from adaspa_cli.report.template import render
 from adaspa_cli.visual import figures, view
-from adaspa_cli.visual.look import WEIGHTS, mean
-
-if TYPE_CHECKING:
-    from adaspa_cli.visual.run import Looked
+from adaspa_cli.visual.probe import WEIGHTS, ProbeResult, mean
 
 PAGE, DATA, VIDEO = "index.html", "data.json", "video.mp4"
 _HEIGHT = 3.4  # inches of a plot
 
 
-def write_pictures(looked: Looked, resolved: Resolved, folder: Path) -> None:
+def write_pictures(result: ProbeResult, resolved: Resolved, folder: Path) -> None:
     """Write everything into an empty folder."""
-    found = data(looked, resolved)
-    first, choice = looked.first, looked.choice
-    if looked.frames is not None:
-        write_video(folder / VIDEO, looked.frames, resolved.config.sampling.fps, found["random_weights"])
+    found = data(result, resolved)
+    first, choice = result.first, result.choice
+    if result.frames is not None:
+        write_video(folder / VIDEO, result.frames, resolved.config.sampling.fps, found["random_weights"])
     for layer in choice.layers:
         for head in choice.heads:
             steps = {step: first.pictures[layer, head, step] for step in choice.steps}
             title = f"layer {layer}, head {head}, {found['sparsity']:.0%} left out"
             figures.draw_patterns(steps, folder / f"layer{layer}-head{head}.png", title)
     plots = {
-        "recall": ("Recall by step", figures.recall_by_step(first.noted, choice.layers)),
-        "lse": ("LSE by step", figures.lse_by_step(first.noted, choice.layers)),
+        "recall": ("Recall by step", figures.recall_by_step(first.records, choice.layers)),
+        "lse": ("LSE by step", figures.lse_by_step(first.records, choice.layers)),
     }
-    if len(looked.videos) > 1:
+    if len(result.videos) > 1:
         plots["videos"] = ("Masks of one video on others", figures.recall_across(found["across"]))
     for name, (_, draw) in plots.items():
         png(figures.one_plot(draw), folder / f"{name}.png", (7.0, _HEIGHT))
     if choice.query is not None:
-        _draw_query(looked, choice.query, folder)
+        _draw_query(result, choice.query, folder)
     write_json(folder / DATA, found)
     drawings = {name: Drawing(title, svg(draw, height=_HEIGHT)) for name, (title, draw) in plots.items()}
-    write_text(folder / PAGE, page(looked, found, drawings, folder))
+    write_text(folder / PAGE, page(result, found, drawings, folder))
 
 
-def data(looked: Looked, resolved: Resolved) -> dict[str, Any]:
+def data(result: ProbeResult, resolved: Resolved) -> dict[str, Any]:
     """The numbers behind the pictures, rounded as in reports."""
-    first, choice = looked.first, looked.choice
+    first, choice = result.first, result.choice
     assert first.layout is not None
     return {
         "format": 1,
         "kind": "adaspa pictures",
-        **looked.facts,
+        **result.facts,
         "model": resolved.config.model.model,
         "random_weights": random_weights_note(resolved.config.model),
         "settings": {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()},
         "sparsity": first.method.sparsity,
         "block_size": first.method.block_size,
-        "videos": [{"prompt": prompt, "seed": seed} for prompt, seed in looked.videos],
+        "videos": [{"prompt": prompt, "seed": seed} for prompt, seed in result.videos],
         "layout": dataclasses.asdict(first.layout),
         "choice": dataclasses.asdict(choice),
-        "masks": [{"layer": at[0], "step": at[1], **dataclasses.asdict(first.noted[at])} for at in sorted(first.noted)],
+        "masks": [
+            {"layer": at[0], "step": at[1], **dataclasses.asdict(first.records[at])} for at in sorted(first.records)
+        ],
         "patterns": [
             {
                 **dict(zip(("layer", "head", "step"), at, strict=True)),
@@ -77,39 +76,39 @@ def data(looked: Looked, resolved: Resolved) -> dict[str, Any]:
             }
             for at, seen in sorted(first.pictures.items())
         ],
-        "across": across_table(looked),
+        "across": across_table(result),
     }
 
 
-def across_table(looked: Looked) -> list[list[float | None]]:
+def across_table(result: ProbeResult) -> list[list[float | None]]:
     """Recall of the mask of each video (row) on the weights of each (column), mean over layers and heads.
 
     Of the reference step. A mask is tried on the videos that come after its own, so the lower half is None, and so is
     a pair whose blocks do not hold the same tokens.
     """
-    count = len(looked.videos)
+    count = len(result.videos)
     table: list[list[float | None]] = [[None] * count for _ in range(count)]
-    for column, found in enumerate(looked.across):
+    for column, found in enumerate(result.across):
         for row, by_layer in found.items():
             table[row][column] = round(mean(list(by_layer.values())), 6)
     return table
 
 
-def _draw_query(looked: Looked, query: tuple[int, int, int], folder: Path) -> None:
+def _draw_query(result: ProbeResult, query: tuple[int, int, int], folder: Path) -> None:
     """The asked query token's view by each layer and head that were chosen, at the reference step."""
-    layout, size = looked.first.layout, looked.first.method.block_size
+    layout, size = result.first.layout, result.first.method.block_size
     assert layout is not None
-    frames, block = view.frames_shown(looked.frames, layout), view.query_block(layout, size, query)
-    for (layer, head, step), picture in looked.first.pictures.items():
-        if step == looked.choice.reference:
+    frames, block = view.frames_shown(result.frames, layout), view.query_block(layout, size, query)
+    for (layer, head, step), picture in result.first.pictures.items():
+        if step == result.choice.reference:
             strength = view.token_strength(picture.view[block], layout, size)
             sheet = view.paint(frames, strength, query)
             view.draw_query(sheet, folder / f"query-layer{layer}-head{head}.png")
 
 
-def page(looked: Looked, found: dict[str, Any], drawings: dict[str, Drawing], folder: Path) -> str:
+def page(result: ProbeResult, found: dict[str, Any], drawings: dict[str, Drawing], folder: Path) -> str:
     """The page as HTML; the video is read from ``folder``."""
-    first, choice = looked.first, looked.choice
+    first, choice = result.first, result.choice
     assert first.layout is not None
     maps = {
         (layer, head): {step: first.pictures[layer, head, step] for step in choice.steps}
@@ -130,13 +129,13 @@ def page(looked: Looked, found: dict[str, Any], drawings: dict[str, Drawing], fo
         weights=WEIGHTS,
         picture=figures.map_png,
         drawings=drawings,
-        video=data_uri("video/mp4", video.read_bytes()) if looked.frames is not None else None,
-        frames=[jpeg(frame) for frame in view.frames_shown(looked.frames, first.layout)],
+        video=data_uri("video/mp4", video.read_bytes()) if result.frames is not None else None,
+        frames=[jpeg(frame) for frame in view.frames_shown(result.frames, first.layout)],
         views=list(views),
         started=_view_name(started),
         opened=started[:2],
         heats=heats([{**mask, "branch": "cond"} for mask in found["masks"]]),
-        view_data=json.dumps(view_data(looked, views)),
+        view_data=json.dumps(view_data(result, views)),
         script=(Path(__file__).parent / "view.js").read_text(encoding="utf-8"),
     )
 
@@ -145,9 +144,9 @@ def _view_name(at: tuple[int, int, int]) -> str:
     return f"layer {at[0]}, head {at[1]}, step {at[2]}"
 
 
-def view_data(looked: Looked, views: dict[str, tuple[int, int, int]]) -> dict[str, Any]:
+def view_data(result: ProbeResult, views: dict[str, tuple[int, int, int]]) -> dict[str, Any]:
     """What the script of the page needs, by the names of the views."""
-    first, size = looked.first, looked.first.method.block_size
+    first, size = result.first, result.first.method.block_size
     layout = first.layout
     assert layout is not None
     video = layout.video_blocks(size)
@@ -158,7 +157,7 @@ def view_data(looked: Looked, views: dict[str, tuple[int, int, int]]) -> dict[st
         "blockSize": size,
         "blocks": layout.blocks(size),
         "video": [video.start, video.stop],
-        "query": looked.choice.query or middle,
+        "query": result.choice.query or middle,
         "style": view.style(),
         "views": {
             name: {

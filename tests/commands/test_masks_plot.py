@@ -23,7 +23,7 @@ from adaspa_cli.maskfiles import MaskFile, ModelFacts
 from adaspa_cli.maskfiles.compare import compare
 from adaspa_cli.visual import mask_plot
 from adaspa_cli.visual.mask_figures import caption, greys
-from adaspa_cli.visual.mask_look import MaskChoice, kept_shares, look_into
+from adaspa_cli.visual.mask_reading import MaskChoice, kept_shares, read_masks
 from tests.mask_files import small_file
 from tests.pages import loads_nothing, read
 
@@ -123,7 +123,7 @@ def test_shares_of_cells() -> None:
 
 
 def test_overlaps_of_steps_are_those_of_compare(file: MaskFile) -> None:
-    seen = look_into([file], MaskChoice.of([file], (0,), (0,)), lambda _place: None)
+    seen = read_masks([file], MaskChoice.of([file], (0,), (0,)), lambda _place: None)
     for overlap in compare(file, file, (2, 8)):
         rows = dict(seen.step_overlaps[0, overlap.branch, (2, 8)])
         assert rows[overlap.layer] == pytest.approx(overlap.iou.tolist(), abs=1e-6)
@@ -136,7 +136,7 @@ def test_overlaps_of_files_are_those_of_compare(file: MaskFile) -> None:
     """The second and the third with the first; each file's steps with one another."""
     others = [small_file(file.path.with_name(f"{seed}.safetensors"), seed=seed) for seed in (1, 2)]
     files = [file, *others]
-    seen = look_into(files, MaskChoice.of(files), lambda _place: None)
+    seen = read_masks(files, MaskChoice.of(files), lambda _place: None)
     for number, other in enumerate(others, 1):
         for overlap in compare(file, other):
             rows = dict(seen.file_overlaps[number, overlap.branch, overlap.steps[0]])
@@ -177,20 +177,20 @@ def test_captions(file: MaskFile, tmp_path: Path) -> None:
     """Density and recall of the mask, its overlaps, and whose it is where there are several."""
     alone = small_file(tmp_path / "alone.safetensors", branches=("cond",))
     place = (1, "cond", 8)
-    seen = look_into([alone], MaskChoice.of([alone]), lambda _place: None)
+    seen = read_masks([alone], MaskChoice.of([alone]), lambda _place: None)
     entry, overlap = alone.entry(place), dict(seen.step_overlaps[0, "cond", (2, 8)])[1][0]
     figures = f"density {entry.density[0]:.3f}, recall {entry.recall[0]:.3f}"
     assert caption(seen, 0, place, 0) == [figures, f"IoU with step 2: {overlap:.3f}"]
-    two = look_into([file, file], MaskChoice.of([file, file]), lambda _place: None)
+    two = read_masks([file, file], MaskChoice.of([file, file]), lambda _place: None)
     lines = caption(two, 1, place, 0)
     assert (lines[0], lines[-1], len(lines)) == ("cond, file 2", "IoU with file 1: 1.000", 4)
 
 
 def test_what_was_chosen_is_drawn(file: MaskFile) -> None:
     """One step has no overlap, and masks of other layers are not read."""
-    read_masks: list[Any] = []
-    look_into([file], MaskChoice.of([file], (1,), (0,), (8,)), read_masks.append)
-    assert read_masks == [(1, "cond", 8), (1, "uncond", 8)]
+    places: list[Any] = []
+    read_masks([file], MaskChoice.of([file], (1,), (0,), (8,)), places.append)
+    assert places == [(1, "cond", 8), (1, "uncond", 8)]
     assert plot(file.path, "--at-layers", "1", "--at-heads", "0", "--steps", "8").exit_code == 0
     names = {path.name for path in (file.path.parent / "out" / "cat").iterdir()}
     assert names == {"index.html", "heat-step8-cond.png", "heat-step8-uncond.png", "blocks-layer1-head0.png"}
@@ -235,7 +235,7 @@ def test_at_most_one_mask_of_each_file_and_one_more_are_held(file: MaskFile, mon
         return kept
 
     monkeypatch.setattr(MaskFile, "video_mask", noting)
-    look_into([file, file], MaskChoice.of([file, file]), lambda _place: None)
+    read_masks([file, file], MaskChoice.of([file, file]), lambda _place: None)
     assert most <= 3
 
 

@@ -1,4 +1,4 @@
-"""Looking at a running model: dense attention that notes at chosen steps what a mask would keep of its weights.
+"""Looking at a running model: dense attention that records at chosen steps what a mask would keep of its weights.
 
 Shapes: H heads, Nq and Nk query and key blocks, P cells along a side of a picture.
 """
@@ -7,49 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout, attention_with_block_sums, dense_attention
 from adaspa_cli.attention.mask_conversion import unpack_words
 from adaspa_cli.config.schema import MethodConfig
-from adaspa_cli.errors import ConfigError
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks import Action, FoundMask
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import pack_video, same_video_blocks, with_text
 from adaspa_cli.models.attachment import Row
+from adaspa_cli.visual.choice import Choice, check_grid
 from adaspa_cli.visual.patterns import block_pattern, line_patterns, measure, video_share
 from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size
 
 WEIGHTS = "weights"  # the picture of what no pattern has touched
-_VIEW_BYTES = 64 << 20  # of all video views of a page, before they are compressed
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What to look at.
-
-    Attributes:
-        layers, heads: of which weights are drawn; recall and LSE are noted for all.
-        steps: ascending denoising steps.
-        reference: the step, one of ``steps``, whose masks are tried on the others and on other videos.
-        pixels: cells along a side of a picture at most.
-        query: (frame, row, column) in tokens of what the video view shows first.
-    """
-
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    steps: tuple[int, ...]
-    reference: int
-    pixels: int
-    query: tuple[int, int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Noted:
+class MaskRecord:
     """One layer at one step: the mask found there, by head [H].
 
     Attributes:
@@ -84,13 +66,13 @@ class HeadPicture:
 
 
 @dataclass
-class Look:
+class AttentionProbe:
     """An :class:`~adaspa_cli.models.attachment.Attend` that looks at the first video of the conditional branch.
 
     Attributes:
-        detail: whether to draw, or only to note recalls and keep masks.
+        detail: whether to draw, or only to record recalls and keep masks.
         earlier: masks of other videos at the reference step, by number and layer.
-        noted: by (layer, step).
+        records: by (layer, step).
         pictures: by (layer, head, step).
         masks: of the reference step, by layer, on the CPU.
         across: recall [H] of each earlier video's mask at the reference step, by its number and layer.
@@ -102,11 +84,11 @@ class Look:
     choice: Choice
     backend: str
     detail: bool = True
-    earlier: Mapping[int, Mapping[int, Kept]] = field(default_factory=dict)
+    earlier: Mapping[int, Mapping[int, PackedMask]] = field(default_factory=dict)
     on_action: Callable[[Action], None] = lambda _action: None
-    noted: dict[tuple[int, int], Noted] = field(default_factory=dict)
+    records: dict[tuple[int, int], MaskRecord] = field(default_factory=dict)
     pictures: dict[tuple[int, int, int], HeadPicture] = field(default_factory=dict)
-    masks: dict[int, Kept] = field(default_factory=dict)
+    masks: dict[int, PackedMask] = field(default_factory=dict)
     across: dict[int, dict[int, list[float]]] = field(default_factory=dict)
     layout: TokenLayout | None = None
 
@@ -116,27 +98,27 @@ class Look:
 
     def __call__(self, layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend densely: q, k, v [1, H, L, D] to output [1, H, L, D]."""
-        looked_at = (row.branch, row.sample) == ("cond", 0) and self.clock.step in self.choice.steps
+        probed = (row.branch, row.sample) == ("cond", 0) and self.clock.step in self.choice.steps
         if self.layout is None:
             check_grid(row.layout, self.choice, self.method.block_size)
             self.layout = row.layout
-        self.on_action(Action.DENSE_AND_SEARCH if looked_at else Action.DENSE)
-        if not looked_at:
+        self.on_action(Action.DENSE_AND_SEARCH if probed else Action.DENSE)
+        if not probed:
             return dense_attention(q, k, v, backend=self.backend)[0]
         out, lse, sums = attention_with_block_sums(q, k, v, self.block_size, backend=self.backend)
         found = select(
             sums[0], row.layout, self.block_size, self.method.sparsity, head_adaptive=self.method.head_adaptive
         )
-        self._note(layer, row.layout, found, lse, sums[0])
+        self._record(layer, row.layout, found, lse, sums[0])
         if self.detail and layer in self.choice.layers:
             self._draw(layer, row.layout, found, q, k, lse, sums[0])
         return out
 
-    def _note(self, layer: int, layout: TokenLayout, found: FoundMask, lse: Tensor, sums: Tensor) -> None:
+    def _record(self, layer: int, layout: TokenLayout, found: FoundMask, lse: Tensor, sums: Tensor) -> None:
         """Keep the figures of a mask, and of the masks that are tried on these weights."""
         step = self.clock.step
         if step == self.choice.reference:
-            self.masks[layer] = Kept.of(found.mask, layout)
+            self.masks[layer] = PackedMask.of(found.mask, layout)
             for number, masks in self.earlier.items():
                 recall = masks[layer].recall_on(sums, layout, self.block_size)
                 if recall is not None:
@@ -145,7 +127,7 @@ class Look:
         reused = None if kept is None else kept.recall_on(sums, layout, self.block_size)
         video = slice(layout.video_start, layout.video_start + layout.video_tokens)
         assert found.recall is not None
-        self.noted[layer, step] = Noted(
+        self.records[layer, step] = MaskRecord(
             rounded(found.recall),
             rounded(found.mask.density()),
             None if reused is None else rounded(reused),
@@ -179,14 +161,14 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Kept:
+class PackedMask:
     """A mask put aside without its text: one bit a block, int32 words [H, R, S], and the tokens it was made for."""
 
     layout: TokenLayout
     words: Tensor
 
     @classmethod
-    def of(cls, mask: BlockMask, layout: TokenLayout) -> Kept:
+    def of(cls, mask: BlockMask, layout: TokenLayout) -> PackedMask:
         """Pack a mask, and bring it to the CPU."""
         return cls(layout, pack_video(mask, layout).cpu())
 
@@ -211,49 +193,32 @@ def view_of(block_sums: Tensor, kept: Tensor, video: range) -> Tensor:
     return torch.where(kept, strength, 0).to(torch.uint8)
 
 
-def check_grid(layout: TokenLayout, choice: Choice, block_size: int) -> None:
-    """Refuse a query outside the token grid, and more video views than a page can hold.
-
-    Raises:
-        ConfigError: with what is allowed.
-    """
-    grid = (layout.frames, layout.height, layout.width)
-    if choice.query is not None and any(at >= size for at, size in zip(choice.query, grid, strict=True)):
-        asked, last = (",".join(map(str, place)) for place in (choice.query, (size - 1 for size in grid)))
-        raise ConfigError(
-            f"query {asked} lies outside the video of {grid[0]} x {grid[1]} x {grid[2]} tokens",
-            hint=f"frame, row and column count from 0: at most {last}",
-        )
-    views, blocks = len(choice.layers) * len(choice.heads) * len(choice.steps), layout.blocks(block_size)
-    if views * blocks**2 > _VIEW_BYTES:
-        raise ConfigError(
-            f"{views} views of {blocks} x {blocks} blocks are too many for a page",
-            hint=f"at most {_VIEW_BYTES // blocks**2} here: fewer --at-layers, --at-heads or --at-steps",
-        )
-
-
-def check_choice(choice: Choice, layers: int, heads: int) -> None:
-    """Refuse layers and heads that the model does not have.
-
-    Raises:
-        ConfigError: with what there is.
-    """
-    for name, chosen, count in (("layer", choice.layers, layers), ("head", choice.heads, heads)):
-        unknown = [index for index in chosen if index >= count]
-        if unknown:
-            raise ConfigError(f"the model has no {name} {unknown[0]}", hint=f"its {name}s are 0 to {count - 1}")
-
-
 def rounded(values: Tensor) -> list[float]:
     """As reports round them."""
     return [round(value, 6) for value in values.tolist()]
 
 
-def spread(count: int) -> tuple[int, ...]:
-    """First, middle and last of ``count``."""
-    return tuple(sorted({0, count // 2, count - 1}))
-
-
 def mean(rows: Sequence[Sequence[float]]) -> float:
     """Mean over rows of equal length."""
     return sum(map(sum, rows)) / sum(map(len, rows))
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """All that was seen, for the pictures.
+
+    Attributes:
+        choice: what was looked at.
+        first: the look at the first video.
+        videos: (prompt, seed) of each.
+        across: of each video, by the number of one before it or its own: recall [H] of that one's masks, by layer.
+        frames: uint8 [F, H, W, 3] of the first video; None if it ended in latents.
+        facts: model, machine and versions.
+    """
+
+    choice: Choice
+    first: AttentionProbe
+    videos: list[tuple[str, int]]
+    across: list[dict[int, dict[int, list[float]]]]
+    frames: NDArray[np.uint8] | None
+    facts: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Looking into mask files: which blocks are kept, and how much the masks of steps and of files have in common.
+"""Reading mask files: which blocks are kept, and how much the masks of steps and of files have in common.
 
 Shapes: H heads, R query and key blocks without text, P cells along a side of a picture.
 """
@@ -16,7 +16,8 @@ from adaspa_cli.errors import ConfigError, MaskFileError
 from adaspa_cli.maskfiles import MaskFile
 from adaspa_cli.maskfiles.compare import check_shapes, iou
 from adaspa_cli.maskfiles.description import Entry, Place
-from adaspa_cli.visual.look import rounded, spread
+from adaspa_cli.visual.choice import spread
+from adaspa_cli.visual.probe import rounded
 from adaspa_cli.visual.weights import cell_areas, cell_size, cell_sums
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ def _shared(name: str, of_files: Sequence[tuple[T, ...]]) -> tuple[T, ...]:
 
 
 @dataclass(frozen=True)
-class MaskLook:
+class MaskReading:
     """What was seen in mask files, which are counted from 0.
 
     Attributes:
@@ -144,7 +145,7 @@ def masks_to_read(files: Sequence[MaskFile], choice: MaskChoice) -> list[tuple[i
     ]
 
 
-def look_into(files: Sequence[MaskFile], choice: MaskChoice, on_mask: Callable[[Place], None]) -> MaskLook:
+def read_masks(files: Sequence[MaskFile], choice: MaskChoice, on_mask: Callable[[Place], None]) -> MaskReading:
     """Read the masks one after the other; one of each file and one more are held at a time.
 
     Args:
@@ -153,7 +154,7 @@ def look_into(files: Sequence[MaskFile], choice: MaskChoice, on_mask: Callable[[
     Raises:
         MaskFileError: a mask is corrupt.
     """
-    seen = MaskLook(tuple(files), choice)
+    seen = MaskReading(tuple(files), choice)
     held: dict[int, tuple[Place, Tensor]] = {}  # the last mask of each file; no other name keeps one alive
     for number, place in masks_to_read(files, choice):
         layer, branch, step = place

@@ -18,15 +18,16 @@ from adaspa_cli.errors import ConfigError
 from adaspa_cli.jobs.generate import generate
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.visual import view
+from adaspa_cli.visual.choice import Choice, ProbeRequest, check_grid
 from adaspa_cli.visual.figures import colours
-from adaspa_cli.visual.look import Choice, Kept, check_grid, view_of
-from adaspa_cli.visual.run import Looked, Wanted, look, visualize
+from adaspa_cli.visual.probe import PackedMask, ProbeResult, view_of
+from adaspa_cli.visual.run import probe, visualize
 from adaspa_cli.visual.weights import cell_size, mass
 from tests.pages import Page, loads_nothing, read
 from tests.pipelines import PROMPT, Listener, cogvideox, small_run
 
 GRID = (2, 4, 6)  # tokens of 5 frames of 32 x 48
-WANTED = Wanted((0, 3), (1,), (1, 3), 1, 16, (1, 2, 3))
+ASKED = ProbeRequest((0, 3), (1,), (1, 3), 1, 16, (1, 2, 3))
 PROMPTS = [PROMPT, "a green star of quite another length rotates"]
 
 
@@ -38,7 +39,7 @@ def settings(model: Path, out: Path, **flags: Any) -> dict[str, Any]:
 def folder(hunyuan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``adaspa visualize`` leaves."""
     resolved = resolve(settings(hunyuan_folder, tmp_path_factory.mktemp("out"), prompt=PROMPTS))
-    return visualize(resolved, WANTED, Listener(), PROMPTS)
+    return visualize(resolved, ASKED, Listener(), PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_a_mask_serves_a_video_whose_blocks_hold_the_same_tokens(text: int, fits
     """Text of 11 and of 27 tokens in front leaves the video's place in its blocks of 16 alike."""
     own, other = TokenLayout(2, 8, 8, 11, "first"), TokenLayout(2, 8, 8, text, "first")
     mask = torch.rand(1, own.blocks(16), own.blocks(16), generator=torch.Generator().manual_seed(0)) < 0.3
-    kept = Kept.of(BlockMask.from_bool(mask, (16, 16)), own)
+    kept = PackedMask.of(BlockMask.from_bool(mask, (16, 16)), own)
     sums = torch.ones(1, other.blocks(16), other.blocks(16))
     recall = kept.recall_on(sums, other, (16, 16))
     assert (recall is not None) == fits
@@ -186,26 +187,26 @@ def test_the_pipeline_is_as_it_was_and_others_do_not_run_to_their_end(hunyuan_fo
     pipe = load_pipeline(resolved.config.model)
     before = [type(p) for p in pipe.transformer.attn_processors.values()]
     listener = Listener()
-    looked = look(pipe, resolved, WANTED, listener, [PROMPT])
-    assert isinstance(looked, Looked)
+    result = probe(pipe, resolved, ASKED, listener, [PROMPT])
+    assert isinstance(result, ProbeResult)
     assert [type(p) for p in pipe.transformer.attn_processors.values()] == before
     steps = [told[1] for told in listener.heard if told[0] == "step_done"]
     assert steps == [0, 1, 2, 3, 0, 1]
-    assert looked.frames is not None
-    assert looked.frames.shape == (5, 32, 48, 3)
+    assert result.frames is not None
+    assert result.frames.shape == (5, 32, 48, 3)
 
 
 def test_text_in_front_and_guidance_in_one_batch(hunyuan_folder: Path, tmp_path: Path) -> None:
     """CogVideoX: the conditional rows alone are looked at, and its video begins within a block."""
     flags = settings(hunyuan_folder, tmp_path, height=64, width=96, frames=9, decode=False)
-    wanted = Wanted((1,), (0,), (0, 2), 2, 16, (1, 3, 5))
-    looked = look(cogvideox(), resolve(flags), wanted, Listener(), [PROMPT])
-    assert set(looked.first.noted) == {(layer, step) for layer in range(2) for step in (0, 2)}
-    assert looked.first.noted[0, 0].reused is None  # before the reference step there is no mask to keep
-    layout = looked.first.layout
+    asked = ProbeRequest((1,), (0,), (0, 2), 2, 16, (1, 3, 5))
+    result = probe(cogvideox(), resolve(flags), asked, Listener(), [PROMPT])
+    assert set(result.first.records) == {(layer, step) for layer in range(2) for step in (0, 2)}
+    assert result.first.records[0, 0].reused is None  # before the reference step there is no mask to keep
+    layout = result.first.layout
     assert layout is not None
     assert layout.video_start == 226
-    picture = looked.first.pictures[1, 0, 2]
+    picture = result.first.pictures[1, 0, 2]
     cell = cell_size(layout.video_tokens, 16)
     whole, blocks = (mass(picture.means[name], layout.video_tokens, cell) for name in ("weights", "block"))
     assert blocks / whole == pytest.approx(picture.recall["block"], rel=1e-4)
@@ -214,28 +215,28 @@ def test_text_in_front_and_guidance_in_one_batch(hunyuan_folder: Path, tmp_path:
 
 def test_a_second_look_gets_a_folder_of_its_own(hunyuan_folder: Path, tmp_path: Path) -> None:
     resolved = resolve(small_run(hunyuan_folder, tmp_path, decode=False))
-    wanted = Wanted(None, None, (0,), 0, 8, None)
-    folders = [visualize(resolved, wanted, Listener(), [PROMPT]) for _ in range(2)]
+    asked = ProbeRequest(None, None, (0,), 0, 8, None)
+    folders = [visualize(resolved, asked, Listener(), [PROMPT]) for _ in range(2)]
     assert folders[1].name == f"{folders[0].name}-2"
     assert not (folders[0] / "video.mp4").exists()  # it ended in latents
     assert "<video" not in (folders[0] / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("asked", "message"),
     [
-        (Wanted((4,), None, (0,), 0, 8, None), "no layer 4"),
-        (Wanted(None, (0, 2), (0,), 0, 8, None), "no head 2"),
-        (Wanted(None, None, (0,), 0, 8, (2, 0, 0)), "query 2,0,0 lies outside the video of 2 x 4 x 6"),
-        (Wanted(None, None, (0,), 0, 8, (0, 4, 0)), "query 0,4,0 lies outside"),
+        (ProbeRequest((4,), None, (0,), 0, 8, None), "no layer 4"),
+        (ProbeRequest(None, (0, 2), (0,), 0, 8, None), "no head 2"),
+        (ProbeRequest(None, None, (0,), 0, 8, (2, 0, 0)), "query 2,0,0 lies outside the video of 2 x 4 x 6"),
+        (ProbeRequest(None, None, (0,), 0, 8, (0, 4, 0)), "query 0,4,0 lies outside"),
     ],
 )
 def test_what_is_not_there_is_refused_and_leaves_nothing(
-    hunyuan_folder: Path, tmp_path: Path, wanted: Wanted, message: str
+    hunyuan_folder: Path, tmp_path: Path, asked: ProbeRequest, message: str
 ) -> None:
     resolved = resolve(small_run(hunyuan_folder, tmp_path / "out"))
     with pytest.raises(ConfigError, match=message):
-        visualize(resolved, wanted, Listener(), [PROMPT])
+        visualize(resolved, asked, Listener(), [PROMPT])
     assert not (tmp_path / "out").exists()
 
 

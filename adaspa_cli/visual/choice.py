@@ -1,0 +1,97 @@
+"""What to look at in a running model: layers, heads, steps and a query token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaspa_cli.attention import TokenLayout
+from adaspa_cli.errors import ConfigError
+
+_VIEW_BYTES = 64 << 20  # of all video views of a page, before they are compressed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to look at.
+
+    Attributes:
+        layers, heads: of which weights are drawn; recall and LSE are recorded for all.
+        steps: ascending denoising steps.
+        reference: the step, one of ``steps``, whose masks are tried on the others and on other videos.
+        pixels: cells along a side of a picture at most.
+        query: (frame, row, column) in tokens of what the video view shows first.
+    """
+
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    steps: tuple[int, ...]
+    reference: int
+    pixels: int
+    query: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """What to look at, as far as it was said; None leaves it to the model's size."""
+
+    layers: tuple[int, ...] | None
+    heads: tuple[int, ...] | None
+    steps: tuple[int, ...]
+    reference: int
+    pixels: int
+    query: tuple[int, int, int] | None
+
+    def choose(self, layers: int, heads: int) -> Choice:
+        """Fill in the first, the middle and the last layer, and the first and the middle head.
+
+        Raises:
+            ConfigError: the model has no such layer or head.
+        """
+        choice = Choice(
+            self.layers or spread(layers),
+            self.heads or tuple(sorted({0, heads // 2})),
+            self.steps,
+            self.reference,
+            self.pixels,
+            self.query,
+        )
+        check_choice(choice, layers, heads)
+        return choice
+
+
+def check_grid(layout: TokenLayout, choice: Choice, block_size: int) -> None:
+    """Refuse a query outside the token grid, and more video views than a page can hold.
+
+    Raises:
+        ConfigError: with what is allowed.
+    """
+    grid = (layout.frames, layout.height, layout.width)
+    if choice.query is not None and any(at >= size for at, size in zip(choice.query, grid, strict=True)):
+        asked, last = (",".join(map(str, place)) for place in (choice.query, (size - 1 for size in grid)))
+        raise ConfigError(
+            f"query {asked} lies outside the video of {grid[0]} x {grid[1]} x {grid[2]} tokens",
+            hint=f"frame, row and column count from 0: at most {last}",
+        )
+    views, blocks = len(choice.layers) * len(choice.heads) * len(choice.steps), layout.blocks(block_size)
+    if views * blocks**2 > _VIEW_BYTES:
+        raise ConfigError(
+            f"{views} views of {blocks} x {blocks} blocks are too many for a page",
+            hint=f"at most {_VIEW_BYTES // blocks**2} here: fewer --at-layers, --at-heads or --at-steps",
+        )
+
+
+def check_choice(choice: Choice, layers: int, heads: int) -> None:
+    """Refuse layers and heads that the model does not have.
+
+    Raises:
+        ConfigError: with what there is.
+    """
+    for name, chosen, count in (("layer", choice.layers, layers), ("head", choice.heads, heads)):
+        unknown = [index for index in chosen if index >= count]
+        if unknown:
+            raise ConfigError(f"the model has no {name} {unknown[0]}", hint=f"its {name}s are 0 to {count - 1}")
+
+
+def spread(count: int) -> tuple[int, ...]:
+    """First, middle and last of ``count``."""
+    return tuple(sorted({0, count // 2, count - 1}))
