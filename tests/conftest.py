@@ -1,5 +1,6 @@
 """Shared fixtures: the device under test, and small random-weight pipelines in the exact diffusers format."""
 
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Triton reads this when a kernel is decorated: it must be set before any kernel module is imported.
+    # Triton reads this when a kernel is decorated. So the kernels are decorated here, before a test that takes it away.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    importlib.import_module("adaspa_kernels")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 

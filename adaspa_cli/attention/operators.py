@@ -1,6 +1,6 @@
 """The operators as torch sees them inside ``torch.compile``: opaque, with shapes known beforehand, no graph breaks.
 
-Outside of it :mod:`adaspa_cli.attention.api` calls the backends directly. Backend and kernel are chosen when the
+Outside of it :mod:`adaspa_cli.attention.api` calls them directly. Backend and kernel are chosen when the
 compiled code runs, so that what cannot run says so as it does without compilation. Forward only.
 
 Shapes: as in :mod:`adaspa_cli.attention.api`.
@@ -9,6 +9,7 @@ Shapes: as in :mod:`adaspa_cli.attention.api`.
 import torch
 from torch import Tensor
 
+from adaspa_cli.attention import checked
 from adaspa_cli.attention.block_mask import BlockMask
 from adaspa_cli.attention.layout import ceil_div
 
@@ -19,10 +20,8 @@ def block_sparse_operator(
     key_blocks: int, block_q: int, block_k: int, scale: float, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output [B, H, Lq, D], laid out as [B, Lq, H, D], and LSE [B, H, Lq], on the lists of a :class:`BlockMask`."""
-    from adaspa_cli.attention import api
-
     mask = BlockMask(counts, indices, key_blocks, (block_q, block_k))
-    out, lse = api.block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True, backend=backend)
+    out, lse = checked.sparse(q, k, v, mask, scale, backend)
     return out.transpose(1, 2).contiguous().transpose(1, 2), lse.to(_sum_dtype(q)).contiguous()
 
 
@@ -41,9 +40,7 @@ def block_sums_operator(
     q: Tensor, k: Tensor, lse: Tensor, block_q: int, block_k: int, scale: float, row_stride: int, backend: str
 ) -> Tensor:
     """Block sums W [B, H, Nq, Nk]."""
-    from adaspa_cli.attention import api
-
-    sums = api.block_sums(q, k, lse, (block_q, block_k), scale=scale, row_stride=row_stride, backend=backend)
+    sums = checked.sums(q, k, lse, (block_q, block_k), scale, row_stride, backend)
     return sums.to(_sum_dtype(q)).contiguous()
 
 
