@@ -1,0 +1,89 @@
+"""Block-sparse attention that makes up for the blocks it leaves out: pooled remainder, then probe repair.
+
+Each is optional. Without both it is the sparse operator itself.
+
+Shapes: B batch, H heads, L tokens, D head dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adaspa_cli.attention.backends import Backend
+from adaspa_cli.attention.block_mask import BlockMask
+from adaspa_cli.attention.layout import TokenLayout
+from adaspa_cli.attention.remainder import merge, pool, remainder, share
+from adaspa_cli.attention.repair import repair
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """What makes up for the blocks that a mask leaves out.
+
+    Attributes:
+        pooled: attend to a summary of each of them (:mod:`adaspa_cli.attention.remainder`).
+        probes: rows that are attended densely, and repair the others (:mod:`adaspa_cli.attention.repair`); 0 for none.
+        ridge: λ of the repair.
+    """
+
+    pooled: bool = False
+    probes: int = 0
+    ridge: float = 10.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a call knows of its own error; all float32 [B, H], on the device, None where it was not measured.
+
+    Attributes:
+        pooled: share of the attention weights that the summaries stand for, mean over the video's rows.
+        before: distance of the probes from dense attention, relative to its norm, with the remainder if there is one.
+        after: the same after the repair, each probe seen by a fit without it.
+    """
+
+    pooled: Tensor | None = None
+    before: Tensor | None = None
+    after: Tensor | None = None
+
+
+def compensated_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    layout: TokenLayout,
+    scale: float,
+    *,
+    backend: Backend,
+    compensation: Compensation,
+) -> tuple[Tensor, Tensor, Estimate]:
+    """Attend sparsely, and make up for what is left out.
+
+    Args:
+        q, k, v: [B, H, L, D].
+        mask: counts [H, Nq] or [B, H, Nq].
+        layout: of the sequence, which the mask was made for.
+        scale: factor of q k^T.
+        backend: runs the operators.
+        compensation: what makes up for what is left out.
+
+    Returns:
+        Output [B, H, L, D]; LSE [B, H, L], which with the remainder is an estimate of that of all keys, and without
+        it that of the kept keys alone; and what is known of the error.
+    """
+    out, lse = backend.sparse(q, k, v, mask, scale)
+    pooled = None
+    if compensation.pooled:
+        rest, rest_lse = remainder(q, pool(k, v, layout, mask.block_size[1]), mask, scale)
+        video = slice(layout.video_start, layout.video_start + layout.video_tokens)
+        pooled = share(lse[:, :, video], rest_lse[:, :, video]).mean(-1)
+        out, lse = merge(out, lse, rest, rest_lse)
+    if not compensation.probes:
+        return out, lse, Estimate(pooled)
+    done = repair(
+        q, k, v, out, mask, layout,
+        probes=compensation.probes, ridge=compensation.ridge, scale=scale, dense=backend.dense,
+    )  # fmt: skip
+    return done.out, lse, Estimate(pooled, done.before, done.after)
