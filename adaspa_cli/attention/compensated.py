@@ -33,6 +33,9 @@ class Compensation:
     ridge: float = 10.0
 
 
+NO_COMPENSATION = Compensation()
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What a call knows of its own error; all float32 [B, H], on the device, None where it was not measured.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from adaspa_cli.attention.compensated import Compensation
 from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
 
 
@@ -25,6 +26,22 @@ class Recording(MaskPolicy):
     def keeps_lse(self, step: int) -> bool:
         return self.method.keeps_lse(step)
 
-    def search(self, call: Call, block_sums: Tensor) -> FoundMask:
+    @property
+    def compensation(self) -> Compensation:
+        return self.method.compensation
+
+    @property
+    def search_rows(self) -> int:
+        return self.method.search_rows
+
+    @property
+    def wants_values(self) -> bool:
+        return self.method.wants_values
+
+    @property
+    def fresh_lse(self) -> bool:
+        return self.method.fresh_lse
+
+    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:
         self.on_search(call, block_sums)
-        return self.method.search(call, block_sums)
+        return self.method.search(call, block_sums, values)

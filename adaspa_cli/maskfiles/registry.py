@@ -32,7 +32,7 @@ def make_policy(config: MethodConfig, steps: int) -> MaskPolicy:
         sparsity=config.sparsity,
         search_steps=schedule,
         block_size=(config.block_size, config.block_size),
-        head_adaptive=config.head_adaptive,
+        budget="head-adaptive" if config.head_adaptive else "row",
         lse_cache=config.lse_cache,
     )
 

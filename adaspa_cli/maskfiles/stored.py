@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask
+from adaspa_cli.attention.compensated import Compensation
 from adaspa_cli.attention.mask_conversion import unpack_words
 from adaspa_cli.maskfiles.check import check_call
 from adaspa_cli.maskfiles.ranking import choose_counts, ranked_blocks
@@ -77,6 +78,14 @@ class StoredMasks(MaskPolicy):
     def block_size(self) -> tuple[int, int]:
         return self.method.block_size
 
+    @property
+    def compensation(self) -> Compensation:
+        return self.method.compensation
+
+    @property
+    def wants_values(self) -> bool:
+        return self.method.wants_values
+
     def action(self, call: Call, last_search: int | None) -> Action:
         """Load each mask at the first executed call at or after its step.
 
@@ -121,10 +130,10 @@ class StoredMasks(MaskPolicy):
         mask = BlockMask.from_bool(with_text(kept, call.layout, self.block_size), self.block_size)
         return FoundMask(mask, recall.to(device), loaded=True)
 
-    def search(self, call: Call, block_sums: Tensor) -> FoundMask:
+    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:
         """Measure the loaded mask in W; search in W instead if its recall is too low. Waits for the device."""
         if self._fell_back(call) or self.min_recall is None:
-            return self.method.search(call, block_sums)
+            return self.method.search(call, block_sums, values)
         loaded = self.load(call, block_sums.device)
         measured = mask_recall(loaded.mask.to_bool(), block_sums)
         below = not float(measured.mean()) >= self.min_recall  # also where it is not a number
@@ -138,7 +147,7 @@ class StoredMasks(MaskPolicy):
         stored = loaded.recall if loaded.recall is not None else torch.full_like(measured, torch.nan)
         searched = below and self.falls_back
         self.checks[call.layer, call.branch, call.sample] = Check(call.step, stored, measured, below, searched)
-        return self.method.search(call, block_sums) if searched else loaded
+        return self.method.search(call, block_sums, values) if searched else loaded
 
     def _fell_back(self, call: Call) -> bool:
         check = self.checks.get((call.layer, call.branch, call.sample))

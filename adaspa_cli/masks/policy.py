@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout
+from adaspa_cli.attention.compensated import NO_COMPENSATION, Compensation
 from adaspa_cli.masks.order import HeadOrder
 
 
@@ -105,12 +106,33 @@ class MaskPolicy(ABC):
                 last_search = step
         return actions
 
-    def keeps_lse(self, step: int) -> bool:  # noqa: ARG002
-        """Whether a search after ``step`` will need the LSE of the dense attention at ``step``."""
+    @property
+    def compensation(self) -> Compensation:
+        """What makes up, in the sparse calls, for the blocks that masks leave out."""
+        return NO_COMPENSATION
+
+    @property
+    def search_rows(self) -> int:
+        """Of a block's rows every so manieth is weighed in a search."""
+        return 1
+
+    @property
+    def wants_values(self) -> bool:
+        """Whether :meth:`search` looks at the mean value of each key block."""
         return False
 
-    def search(self, call: Call, block_sums: Tensor) -> FoundMask:
-        """Choose the mask of one sample from its block sums W [H, Nq, Nk]."""
+    def keeps_lse(self, step: int) -> bool:  # noqa: ARG002
+        """Whether a search after ``step`` will need the LSE of the attention at ``step``."""
+        return False
+
+    @property
+    def fresh_lse(self) -> bool:
+        """Whether sparse calls replace the LSE by that of their own output, while it is kept at all."""
+        return False
+
+    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:
+        """Choose the mask of one sample from its block sums W [H, Nq, Nk] and the mean values of its key blocks
+        [H, Nk, D], if it wants them."""
         raise NotImplementedError(f"{type(self).__name__} does not search in block sums")
 
     def load(self, call: Call, device: torch.device) -> FoundMask:

@@ -1,6 +1,14 @@
-"""When a mask is found: at a few search steps and reused in between, or at every call after warm-up."""
+"""When a mask is found: at a few search steps and reused in between, or at every call after warm-up; and how sparse."""
 
 from adaspa_cli.masks.policy import Action, Call
+
+Sparsity = float | tuple[float, ...]
+"""γ in [0, 1), share of the video blocks left out: one for all denoising steps, or one for each."""
+
+
+def sparsity_at(sparsity: Sparsity, step: int) -> float:
+    """γ at a 0-based step; after the last one that is named, that one."""
+    return sparsity[min(step, len(sparsity) - 1)] if isinstance(sparsity, tuple) else sparsity
 
 
 def search_action(call: Call, last_search: int | None, search_steps: tuple[int, ...], *, lse_cache: bool) -> Action:

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from adaspa_cli.attention import Backend, TokenLayout
+from adaspa_cli.attention.compensated import Estimate, compensated_attention
+from adaspa_cli.attention.remainder import block_means
 from adaspa_cli.caching import TokenMerging
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import StepClock
@@ -20,6 +22,7 @@ from adaspa_cli.models.attachment import Row
 
 Key = tuple[int, str, int]  # layer, branch, sample
 
+_NOT_MEASURED = Estimate()
 _SEARCHED_DENSELY = (Action.DENSE_AND_SEARCH, Action.DENSE_AND_CHECK)
 
 
@@ -33,6 +36,23 @@ class _Memory:
     found: FoundMask
     density: Tensor  # [H]
     lse: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Attended:
+    """What one call gives.
+
+    Attributes:
+        out: [1, H, L, D].
+        density: [H]; None for dense attention.
+        lse: [1, H, L], of a sparse call; with a remainder nearly that of all keys.
+        estimate: of its error, where the call knows it.
+    """
+
+    out: Tensor
+    density: Tensor | None = None
+    lse: Tensor | None = None
+    estimate: Estimate = _NOT_MEASURED
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,7 @@ class AttentionCall:
     action: Action
     density: Tensor | None  # [H]; None for dense attention
     span: Span
+    estimate: Estimate = _NOT_MEASURED  # of its own error, [1, H] each
 
 
 class AttentionEngine:
@@ -143,35 +164,37 @@ class AttentionEngine:
             if memory is not None and memory.layout != row.layout:
                 raise RunError(f"the token layout changed during the run, from {memory.layout} to {row.layout}")
             action = self._merged(self._policy.action(call, memory.last_search if memory else None))
+        if action is Action.SEARCH_AND_SPARSE and self._policy.fresh_lse and memory is not None and memory.lse is None:
+            action = Action.DENSE_AND_SEARCH  # a cache skipped the step before, whose LSE it needs
         self.on_action(action)
         if self.dense_kernel is None and action in (Action.DENSE, *_SEARCHED_DENSELY):
             # Before the clock starts: the first time, the backend measures its kernels.
             self.dense_kernel = self._backend.describe_dense(q, k)
         with Stopwatch(q.device) as watch:
-            out, density = self._attend(self._policy, action, call, memory, q, k, v)
-        self.calls.append(AttentionCall(layer, call.step, action, density, watch.span))
-        return out
+            done = self._attend(self._policy, action, call, memory, q, k, v)
+        self.calls.append(AttentionCall(layer, call.step, action, done.density, watch.span, done.estimate))
+        return done.out
 
     def _attend(
         self, policy: MaskPolicy, action: Action, call: Call, memory: _Memory | None, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run one action; returns the output and the density [H] of a call that is not dense."""
+    ) -> _Attended:
+        """Run one action."""
         scale = 1 / math.sqrt(q.shape[-1])
         if action is Action.DENSE:
-            return self._backend.dense(q, k, v, scale)[0], None
+            return _Attended(self._backend.dense(q, k, v, scale)[0])
         if action is Action.MERGED and self._merging is not None:
-            return self._merging.attend(q, k, v, scale, call.layout)
+            return _Attended(*self._merging.attend(q, k, v, scale, call.layout))
         if action in _SEARCHED_DENSELY:
-            out, lse, sums = self._backend.search(q, k, v, policy.block_size, scale)
-            self._remember(policy, call, action, policy.search(call, sums[0]), lse)
-            return out, None
+            out, lse, sums = self._backend.search(q, k, v, policy.block_size, scale, policy.search_rows)
+            self._remember(policy, call, action, _search(policy, call, sums, v), lse)
+            return _Attended(out)
         if action is Action.ESTIMATE_AND_SPARSE:
             found = policy.estimate(call, q, k, v, scale)
             if self._share_cfg_masks:
                 density = self._remember(policy, call, action, found, None).density
             else:
                 density = self._record(call, found)
-            return self._sparse(found, q, k, v, scale), density
+            return self._sparse(policy, call, found, density, q, k, v)
         if action is Action.LOAD_AND_SPARSE:
             memory = self._remember(policy, call, action, policy.load(call, q.device), None)
         if memory is None:
@@ -179,15 +202,16 @@ class AttentionEngine:
         if action is Action.SEARCH_AND_SPARSE:
             if memory.lse is None:
                 raise RunError(f"layer {call.layer} is to search at step {call.step}, but its LSE was not kept")
-            sums = self._backend.sums(q, k, memory.lse, policy.block_size, scale)
-            memory = self._remember(policy, call, action, policy.search(call, sums[0]), memory.lse)
+            sums = self._backend.sums(q, k, memory.lse, policy.block_size, scale, policy.search_rows)
+            memory = self._remember(policy, call, action, _search(policy, call, sums, v), memory.lse)
         if self._share_cfg_masks and call.branch != "cond":
-            return self._borrow(call, memory, q, k, v, scale)
-        return self._sparse(memory.found, q, k, v, scale), memory.density
+            return self._borrow(policy, call, memory, q, k, v)
+        done = self._sparse(policy, call, memory.found, memory.density, q, k, v)
+        if policy.fresh_lse:
+            memory.lse = done.lse if policy.keeps_lse(call.step) else None
+        return done
 
-    def _borrow(
-        self, call: Call, memory: _Memory, q: Tensor, k: Tensor, v: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def _borrow(self, policy: MaskPolicy, call: Call, memory: _Memory, q: Tensor, k: Tensor, v: Tensor) -> _Attended:
         """Attend sparsely with the mask of the other branch; one that was estimated is not needed any more."""
         key = (call.layer, call.branch, call.sample)
         borrowed = self._borrowed.get(key)
@@ -197,14 +221,20 @@ class AttentionEngine:
             borrowed = self._borrowed[key] = _Borrowed(memory.last_search, found, density)
         if memory.found_by is Action.ESTIMATE_AND_SPARSE:
             del self._memory[call.layer, "cond", call.sample], self._borrowed[key]
-        return self._sparse(borrowed.found, q, k, v, scale), borrowed.density
+        return self._sparse(policy, call, borrowed.found, borrowed.density, q, k, v)
 
-    def _sparse(self, found: FoundMask, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Attend sparsely in the order of tokens that the mask is made for."""
-        if found.order is None:
-            return self._backend.sparse(q, k, v, found.mask, scale)[0]
-        q, k, v = (found.order.apply(x) for x in (q, k, v))
-        return found.order.undo(self._backend.sparse(q, k, v, found.mask, scale)[0])
+    def _sparse(
+        self, policy: MaskPolicy, call: Call, found: FoundMask, density: Tensor, q: Tensor, k: Tensor, v: Tensor
+    ) -> _Attended:
+        """Attend sparsely in the order of tokens that the mask is made for, and make up for what it leaves out."""
+        scale = 1 / math.sqrt(q.shape[-1])
+        if found.order is not None:
+            q, k, v = (found.order.apply(x) for x in (q, k, v))
+            return _Attended(found.order.undo(self._backend.sparse(q, k, v, found.mask, scale)[0]), density)
+        out, lse, estimate = compensated_attention(
+            q, k, v, found.mask, call.layout, scale, backend=self._backend, compensation=policy.compensation
+        )
+        return _Attended(out, density, lse, estimate)
 
     def _remember(
         self, policy: MaskPolicy, call: Call, action: Action, found: FoundMask, lse: Tensor | None
@@ -221,6 +251,12 @@ class AttentionEngine:
         place = (call.layer, call.branch, call.sample, call.step)
         self.searches.append(Search(*place, density, found.recall, found.loaded))
         return density
+
+
+def _search(policy: MaskPolicy, call: Call, sums: Tensor, v: Tensor) -> FoundMask:
+    """The mask from block sums [1, H, Nq, Nk] and v [1, H, L, D]."""
+    values = block_means(v, policy.block_size[1])[0] if policy.wants_values else None
+    return policy.search(call, sums[0], values)
 
 
 def _action_of_a_borrower(call: Call, lent: _Memory | None) -> Action:

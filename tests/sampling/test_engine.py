@@ -158,7 +158,7 @@ def test_a_cached_search_uses_the_lse_of_the_first_search() -> None:
 def test_masks_take_little_memory() -> None:
     """Index lists as long as the head with the most blocks needs, in two bytes, and no block sums behind them."""
     layout = TokenLayout(frames=40, height=4, width=4, text_tokens=16, text_position="last")  # 41 blocks of 16
-    run = Run(AdaSpa(0.8, (0,), (BLOCK, BLOCK), head_adaptive=False))
+    run = Run(AdaSpa(0.8, (0,), (BLOCK, BLOCK), budget="row"))
     run.steps(1, row=Row("cond", 0, layout))
     (found,) = run.engine.masks().values()
     assert found.mask.indices.dtype == torch.int16
@@ -287,7 +287,7 @@ class Loading(MaskPolicy):
     def load(self, call: Call, device: torch.device) -> FoundMask:  # noqa: ARG002
         return FoundMask(self.mask.to(device), torch.full((HEADS,), 0.5), loaded=True)
 
-    def search(self, call: Call, block_sums: Tensor) -> FoundMask:
+    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:  # noqa: ARG002
         assert block_sums.shape == (HEADS, 7, 7)
         return self.load(call, block_sums.device)
 

@@ -1,39 +1,73 @@
 """AdaSpa: masks searched exactly at a few denoising steps and reused in between (arXiv 2502.21079)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
+from adaspa_cli.attention.compensated import NO_COMPENSATION, Compensation
+from adaspa_cli.masks.budget import select_by_score
+from adaspa_cli.masks.output_error import output_error
 from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.schedule import search_action, search_keeps_lse
+from adaspa_cli.masks.schedule import Sparsity, search_action, search_keeps_lse, sparsity_at
 from adaspa_cli.masks.selection import select
 
 
 @dataclass(frozen=True)
 class AdaSpa(MaskPolicy):
-    """The method's settings.
+    """The method's settings. The defaults are the paper's; the others are ``adaspa-plus``.
 
     Attributes:
         sparsity: γ in [0, 1), share of the video blocks left out.
         search_steps: T, ascending 0-based denoising steps; everything before the first is dense (warm-up).
         block_size: tokens of a (query, key) block.
-        head_adaptive: spread the sparsity over the heads by their recall, keeping its mean.
+        budget: how the kept blocks are spread over rows and heads (:mod:`adaspa_cli.masks.budget`).
         lse_cache: searches after the first take their LSE from the first and cost one pass; otherwise each of them
             repeats the two-pass search (ablation "w/o LSE cache").
+        fresh_lse: they take it from the sparse output of the step before, which knows it from the remainder.
+        selection: keep the blocks of the largest mass, or those without which the output would change most.
+        search_rows: weigh every so manieth row of a block in a search.
+        compensation: what makes up for the blocks that are left out.
     """
 
-    sparsity: float
+    sparsity: Sparsity
     search_steps: tuple[int, ...]
     block_size: tuple[int, int] = (64, 64)
-    head_adaptive: bool = True
+    budget: Literal["row", "head-adaptive", "layer"] = "head-adaptive"
     lse_cache: bool = True
+    fresh_lse: bool = False
+    selection: Literal["mass", "output-error"] = "mass"
+    search_rows: int = 1
+    compensation: Compensation = NO_COMPENSATION
+
+    @property
+    def wants_values(self) -> bool:
+        return self.selection == "output-error"
 
     def action(self, call: Call, last_search: int | None) -> Action:
         return search_action(call, last_search, self.search_steps, lse_cache=self.lse_cache)
 
     def keeps_lse(self, step: int) -> bool:
+        """A fresh LSE is that of the step right before a search: nothing is kept any longer."""
+        if self.fresh_lse:
+            return self.lse_cache and step + 1 in self.search_steps[1:]
         return search_keeps_lse(step, self.search_steps, lse_cache=self.lse_cache)
 
-    def search(self, call: Call, block_sums: Tensor) -> FoundMask:
-        """Row-wise selection with text sink; W [H, Nq, Nk] of one sample."""
-        return select(block_sums, call.layout, self.block_size, self.sparsity, head_adaptive=self.head_adaptive)
+    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:
+        """Text sink, and of the video blocks those of the largest score.
+
+        Args:
+            call: the attention call.
+            block_sums: W [H, Nq, Nk] of one sample.
+            values: mean values of the key blocks [H, Nk, D], for the selection by output error.
+        """
+        sparsity = sparsity_at(self.sparsity, call.step)
+        if not self.wants_values and self.budget != "layer":
+            adaptive = self.budget == "head-adaptive"
+            return select(block_sums, call.layout, self.block_size, sparsity, head_adaptive=adaptive)
+        scores = block_sums
+        if self.wants_values:
+            if values is None:
+                raise ValueError("the selection by output error needs the values of the key blocks")
+            scores = output_error(block_sums, values)
+        return select_by_score(block_sums, scores, call.layout, self.block_size, sparsity, self.budget)

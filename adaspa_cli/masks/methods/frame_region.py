@@ -23,7 +23,7 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.schedule import search_action, search_keeps_lse
+from adaspa_cli.masks.schedule import Sparsity, search_action, search_keeps_lse, sparsity_at
 from adaspa_cli.masks.selection import kept_blocks
 
 
@@ -38,7 +38,7 @@ class FrameRegion(MaskPolicy):
         lse_cache: searches after the first take their LSE from the first.
     """
 
-    sparsity: float
+    sparsity: Sparsity
     search_steps: tuple[int, ...]
     block: int = 64
     lse_cache: bool = True
@@ -53,11 +53,11 @@ class FrameRegion(MaskPolicy):
     def keeps_lse(self, step: int) -> bool:
         return search_keeps_lse(step, self.search_steps, lse_cache=self.lse_cache)
 
-    def search(self, call: Call, block_sums: Tensor) -> FoundMask:
+    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:  # noqa: ARG002
         """Search every region; the recall is exact."""
         layout, heads, device = call.layout, block_sums.shape[0], block_sums.device
         video = layout.video_blocks(self.block)
-        kept = kept_blocks(self.sparsity, len(video))
+        kept = kept_blocks(sparsity_at(self.sparsity, call.step), len(video))
         if kept == len(video):
             return FoundMask(full_mask(layout, heads, self.block_size, device), torch.ones(heads, device=device))
         borders = frame_borders(layout, self.block)

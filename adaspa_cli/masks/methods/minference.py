@@ -31,7 +31,7 @@ from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.masks.packing import full_mask, pack_blocks
 from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.rows import head_groups, row_weights
-from adaspa_cli.masks.schedule import estimate_action
+from adaspa_cli.masks.schedule import Sparsity, estimate_action, sparsity_at
 from adaspa_cli.masks.selection import kept_blocks
 
 
@@ -47,7 +47,7 @@ class MInference(MaskPolicy):
         judged_queries: video queries that decide between the patterns.
     """
 
-    sparsity: float
+    sparsity: Sparsity
     warmup: int
     block: int = 64
     last_queries: int = 64
@@ -64,7 +64,7 @@ class MInference(MaskPolicy):
         """Choose pattern and blocks of each head; the recall is not known."""
         layout, heads = call.layout, q.shape[1]
         video = layout.video_blocks(self.block)
-        budget = kept_blocks(self.sparsity, len(video))
+        budget = kept_blocks(sparsity_at(self.sparsity, call.step), len(video))
         if budget == len(video):
             return FoundMask(full_mask(layout, heads, self.block_size, q.device), None)
         rows = max(self.last_queries, self.judged_queries)

@@ -26,7 +26,7 @@ from adaspa_cli.masks.order import HeadOrder
 from adaspa_cli.masks.packing import pack_lists
 from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.rows import head_groups, row_weights
-from adaspa_cli.masks.schedule import estimate_action
+from adaspa_cli.masks.schedule import Sparsity, estimate_action, sparsity_at
 from adaspa_cli.masks.selection import kept_blocks
 
 
@@ -42,7 +42,7 @@ class SparseVideoGen(MaskPolicy):
         seed: with step and layer it decides which rows those are.
     """
 
-    sparsity: float
+    sparsity: Sparsity
     warmup: int
     block_size: tuple[int, int] = (64, 64)
     sampled_rows: int = 64
@@ -54,7 +54,8 @@ class SparseVideoGen(MaskPolicy):
     def estimate(self, call: Call, q: Tensor, k: Tensor, v: Tensor, scale: float) -> FoundMask:
         """Classify the heads; the recall is not known."""
         layout, device = call.layout, q.device
-        spatial, temporal = (band(layout, self.block_size, self.sparsity, device, first_frame=s) for s in (True, False))
+        sparsity = sparsity_at(self.sparsity, call.step)
+        spatial, temporal = (band(layout, self.block_size, sparsity, device, first_frame=s) for s in (True, False))
         stay = torch.arange(layout.tokens, device=device)
         forward, backward = position_major(layout, device)
         rows = self.sample(call).to(device, non_blocking=True)

@@ -117,6 +117,6 @@ def test_a_schedule_for_no_steps_is_refused(meant_for: int) -> None:
 
 def test_settings_become_a_policy() -> None:
     method = MethodConfig(sparsity=0.7, block_size=32, search_steps=(1,), head_adaptive=False, lse_cache=False)
-    assert make_policy(method, 12) == AdaSpa(0.7, (1,), (32, 32), head_adaptive=False, lse_cache=False)
+    assert make_policy(method, 12) == AdaSpa(0.7, (1,), (32, 32), budget="row", lse_cache=False)
     assert make_policy(MethodConfig(), 12) == AdaSpa(0.8, (2, 7))
     assert make_policy(MethodConfig(algorithm="full"), 12) == Full()
