@@ -118,7 +118,8 @@ def quality(prompts: list[str], config: GenerateConfig) -> dict[str, Any]:
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     pipe = load_pipeline(config.model)
-    schedule = {"search_steps": config.method.search_steps, "search_steps_for": config.method.search_steps_for}
+    searching = config.method.searching
+    schedule = {"search_steps": searching.search_steps, "search_steps_for": searching.search_steps_for}
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for prompt in prompts:
         with apply(pipe, "full"):
@@ -180,7 +181,7 @@ def main() -> None:
     record = {
         "prompts": prompts,
         "steps": config.sampling.steps,
-        "search_steps": config.method.schedule(config.sampling.steps),
+        "search_steps": config.method.searching.schedule(config.sampling.steps),
         "versions": versions(),
         "machine": machine(device),
         options.what: result,

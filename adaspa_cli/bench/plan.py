@@ -36,7 +36,7 @@ class PlannedRow:
     @property
     def untouched(self) -> bool:
         """Whether it runs as diffusers has it."""
-        return self.resolved.config.method.algorithm == "diffusers"
+        return not self.resolved.config.method.algorithm.attached
 
     @property
     def compiled(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,10 +10,11 @@ from matplotlib.axes import Axes
 
 from adaspa_cli.bench.text import TITLES
 from adaspa_cli.config import MethodConfig
+from adaspa_cli.config.flat import keys_of
 from adaspa_cli.config.names import DENSE
 from adaspa_cli.report.drawing import COLOURS, Drawing, svg
 
-_METHOD_KEYS = {f.name for f in dataclasses.fields(MethodConfig)}
+_METHOD_KEYS = {*keys_of(MethodConfig)}
 _LABELS = {
     "latency": "latency, s",
     "denoising": "denoising, s",

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from adaspa_cli.config import GenerateConfig, Resolved
+from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.maskfiles.registry import run_policy
 from adaspa_cli.masks import Action
 from adaspa_cli.models.registry import check_sampling
@@ -31,7 +32,7 @@ def warm_up(pipe: Any, resolved: Resolved, steps: int, prompt: str, seed: int) -
     few = few_steps(resolved, steps)
     config = few.config
     check_sampling(pipe, config.sampling)
-    short = config.model.random_weights and config.model.offload != "group" and config.method.cache == "none"
+    short = config.model.random_weights and config.model.offload != "group" and config.method.cache.name == "none"
     with first_blocks(pipe.transformer) if short else nullcontext(), Handle(pipe, config.method):
         sample(pipe, few, prompt, seed)
 
@@ -72,11 +73,13 @@ def _phases(config: GenerateConfig) -> set[Action]:
 
 def _with_steps(resolved: Resolved, steps: int) -> Resolved:
     config = resolved.config
-    whole = config.method.search_steps_for or config.sampling.steps
+    algorithm = config.method.algorithm
+    if isinstance(algorithm, SparseConfig):
+        algorithm = dataclasses.replace(algorithm, search_steps_for=algorithm.search_steps_for or config.sampling.steps)
     changed = dataclasses.replace(
         config,
         sampling=dataclasses.replace(config.sampling, steps=steps),
-        method=dataclasses.replace(config.method, search_steps_for=whole),
+        method=dataclasses.replace(config.method, algorithm=algorithm),
         output=dataclasses.replace(config.output, decode=False, lossless=False),
     )
     return dataclasses.replace(resolved, config=changed)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.caching.step_cache import Clock, StepCache, video_and_text
-from adaspa_cli.config.caching import CacheSettings
+from adaspa_cli.config.caches import AdaCacheConfig
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.attachment import Attachment
 
@@ -55,7 +55,7 @@ class AdaCache(StepCache):
     one, because they share the block's call; branches in passes of their own have their own.
     """
 
-    def __init__(self, settings: CacheSettings, attachment: Attachment, clock: Clock) -> None:
+    def __init__(self, settings: AdaCacheConfig, attachment: Attachment, clock: Clock) -> None:
         self._settings, self._attachment = settings, attachment
         self._memory: dict[Key, _Residual] = {}
         self._pending: list[tuple[_Residual, Tensor]] = []  # with its distance, which the device may still compute
@@ -152,7 +152,7 @@ def motion_factor(now: Tensor, before: Tensor, gap: int, reference: float) -> Te
     return (now + (now - before).abs() / gap) / reference
 
 
-def reuses(distance: float, settings: CacheSettings) -> int:
+def reuses(distance: float, settings: AdaCacheConfig) -> int:
     """The table's entry: steps for which a residual of that distance is reused. A distance that is NaN: none."""
     if math.isnan(distance):
         return 0

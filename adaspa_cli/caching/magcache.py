@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from adaspa_cli.caching.diffusers_cache import DiffusersCache
 from adaspa_cli.caching.step_cache import Clock, StepCache, video_and_text
-from adaspa_cli.config.caching import CacheSettings
+from adaspa_cli.config.caches import MagCacheConfig
 from adaspa_cli.models.attachment import Attachment
 
 
-def magcache(settings: CacheSettings, attachment: Attachment, clock: Clock) -> DiffusersCache:
+def magcache(settings: MagCacheConfig, attachment: Attachment, clock: Clock) -> DiffusersCache:
     """A step skips all blocks and adds their last residual, until the error that the ratios foretell is too large.
 
     The residual of the video tokens stays in memory, one for each guidance branch.

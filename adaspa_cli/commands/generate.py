@@ -13,7 +13,7 @@ from rich.text import Text
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
 from adaspa_cli.commands.settings import Given
-from adaspa_cli.config.names import DENSE
+from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.console import Console
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def _run(console: Console, resolved: Resolved) -> None:
     if note:
         console.note(note)
     method, steps = resolved.config.method, resolved.config.sampling.steps
-    if method.masks is None and method.algorithm not in DENSE:
-        asked, planned = list(method.search_steps), list(method.schedule(steps))
+    if method.mask_file.masks is None and isinstance(method.algorithm, SparseConfig):
+        asked, planned = list(method.algorithm.search_steps), list(method.algorithm.schedule(steps))
         if planned != asked:
             console.note(f"search steps {asked} scaled to {planned}, for {steps} steps")
 

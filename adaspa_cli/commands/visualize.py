@@ -92,7 +92,7 @@ def _run(console: Console, resolved: Resolved, looked_at: dict[str, Any]) -> Non
     from adaspa_cli.jobs.prompts import collect_prompts
 
     prompts = collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong one is refused at once
-    search = resolved.config.method.schedule(resolved.config.sampling.steps)[0]
+    search = resolved.config.method.searching.schedule(resolved.config.sampling.steps)[0]
     chosen = looked_at["steps"]
     reference = next((step for step in chosen if step >= search), chosen[-1])
     console.note("starting ...")
@@ -112,11 +112,11 @@ def _run(console: Console, resolved: Resolved, looked_at: dict[str, Any]) -> Non
 def _check_method(resolved: Resolved) -> None:
     """Refuse methods whose masks are not those that are drawn, and what leaves calls or steps out."""
     method = resolved.config.method
-    if method.algorithm != "adaspa":
+    if method.algorithm.name != "adaspa":
         raise ConfigError(f"visualize draws the masks of adaspa, not of {method.method}", hint="drop the method")
-    for key in ("cache", "merge"):
-        if getattr(method, key) != "none":
-            raise ConfigError(f"visualize looks at dense attention, without {key} '{getattr(method, key)}'")
+    for key, name in (("cache", method.cache.name), ("merge", method.merge.name)):
+        if name != "none":
+            raise ConfigError(f"visualize looks at dense attention, without {key} '{name}'")
     if resolved.config.sampling.steps_per_phase is not None:
         raise ConfigError("visualize computes every step", hint="drop steps_per_phase")
 
@@ -141,7 +141,7 @@ def _steps(text: str | None, resolved: Resolved) -> tuple[int, ...]:
         return tuple(range(count))
     chosen = parse_numbers("--at-steps", text)
     if chosen is None:
-        return tuple(sorted({0, *resolved.config.method.schedule(count), count - 1}))
+        return tuple(sorted({0, *resolved.config.method.searching.schedule(count), count - 1}))
     if chosen[-1] >= count:
         raise ConfigError(f"there is no step {chosen[-1]} of {count}", hint=f"steps are 0 to {count - 1}")
     return chosen

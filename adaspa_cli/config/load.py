@@ -5,16 +5,17 @@ Later wins: defaults < method preset < model preset < ``--config FILE`` < flags.
 
 from __future__ import annotations
 
-import dataclasses
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
+from adaspa_cli.config.fields import fit, shown, wanted
+from adaspa_cli.config.flat import Config, build, keys_of, used_keys
 from adaspa_cli.config.model_source import check_known_architecture, identify
+from adaspa_cli.config.names import CACHES, MERGES
 from adaspa_cli.config.schema import GenerateConfig, MethodConfig
 from adaspa_cli.errors import ConfigError, nearest
 
@@ -58,13 +59,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _sections() -> dict[str, type]:
-    return {f.name: get_type_hints(GenerateConfig)[f.name] for f in dataclasses.fields(GenerateConfig)}
-
-
 def key_types() -> dict[str, Any]:
     """Every key that a file may hold, with its type."""
-    return {key: hint for section in _sections().values() for key, hint in get_type_hints(section).items()}
+    return {key: known.hint for key, known in keys_of(GenerateConfig).items()}
 
 
 def presets_root() -> Path:
@@ -137,14 +134,10 @@ def check_value(key: str, value: Any, origin: str) -> Any:
     known = key_types()
     if key not in known:
         raise ConfigError(f"unknown key '{key}' in {origin}{nearest(key, known)}")
-    hint = known[key]
-    options = get_args(hint) if get_origin(hint) is types.UnionType else (hint,)
-    for option in options:
-        fits, converted = _convert(value, option)
-        if fits:
-            return converted
-    wanted = " or ".join("nothing" if o is type(None) else _type_name(o) for o in options)
-    raise ConfigError(f"{key} in {origin} must be {wanted}, got {value!r}")
+    fits, converted = fit(value, known[key])
+    if not fits:
+        raise ConfigError(f"{key} in {origin} must be {wanted(known[key])}, got {shown(value)}")
+    return converted
 
 
 def parse_steps(text: str) -> tuple[int, ...]:
@@ -159,25 +152,6 @@ def parse_steps(text: str) -> tuple[int, ...]:
         raise ConfigError(
             f"search steps must be whole numbers with commas between, got '{text}'", hint="as 10,30"
         ) from None
-
-
-def _type_name(hint: Any) -> str:
-    if get_origin(hint) is tuple:
-        items = {int: "whole numbers", float: "numbers", str: "texts"}
-        return f"a list of {items[get_args(hint)[0]]}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
-
-
-def _convert(value: Any, hint: Any) -> tuple[bool, Any]:
-    if get_origin(hint) is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        converted = [_convert(item, get_args(hint)[0]) for item in items]
-        return all(fits for fits, _ in converted), tuple(item for _, item in converted)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
-    if hint is int and isinstance(value, bool):
-        return False, None
-    return isinstance(value, hint), value
 
 
 def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, origin: str = "flag") -> Resolved:
@@ -210,14 +184,19 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, or
         (f"file {file}", from_file),
         (origin, from_flags),
     ]
-    settings = {
-        key: Setting(default, "default")
-        for section in _sections().values()
-        for key, default in ((f.name, f.default) for f in dataclasses.fields(section))
-    }
+    settings = {key: Setting(known.default, "default") for key, known in keys_of(GenerateConfig).items()}
     for origin, values in layers:
         settings.update({key: Setting(value, origin) for key, value in _exact_search(values).items()})
-    return Resolved(build(settings), settings)
+    config = _build(GenerateConfig, {key: setting.value for key, setting in settings.items()})
+    used, known = {*used_keys(config)}, keys_of(GenerateConfig)
+    return Resolved(
+        config,
+        {
+            key: setting
+            for key, setting in settings.items()
+            if key in used or not known[key].own or setting.origin != "default"
+        },
+    )
 
 
 def _exact_search(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,7 +222,7 @@ def method_config(method: str, settings: Mapping[str, Any]) -> MethodConfig:
     Raises:
         ConfigError: an unknown method or setting, or an impossible value.
     """
-    known = {f.name for f in dataclasses.fields(MethodConfig)}
+    known = keys_of(MethodConfig)
     for key in settings:
         if key not in known:
             raise ConfigError(
@@ -252,13 +231,11 @@ def method_config(method: str, settings: Mapping[str, Any]) -> MethodConfig:
     checked = {key: check_value(key, value, "the settings") for key, value in settings.items()}
     preset = load_preset("methods", method)
     _check_own_choice(method, preset, checked)
-    return MethodConfig(**{**preset, "method": method, **_exact_search(checked)})
+    defaults = {name: key.default for name, key in known.items()}
+    return _build(MethodConfig, {**defaults, **preset, "method": method, **_exact_search(checked)})
 
 
-def build(settings: Mapping[str, Setting]) -> GenerateConfig:
-    """Build the nested configuration from flat settings."""
-    sections = {
-        name: section(**{f.name: settings[f.name].value for f in dataclasses.fields(section)})
-        for name, section in _sections().items()
-    }
-    return GenerateConfig(**sections)
+def _build(section: type[Config], values: Mapping[str, Any]) -> Config:
+    if values["cache"] in MERGES and values["cache"] not in CACHES:
+        raise ConfigError(f"{values['cache']} merges tokens and is no cache", hint=f"use --method {values['cache']}")
+    return build(section, values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaspa_cli.config.names import SEARCHING
+from adaspa_cli.config.methods import SearchingConfig
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.errors import ConfigError, OutputError
 
@@ -35,16 +35,13 @@ class SearchOptions:
             ConfigError: a method that does not search, a cache that skips calls, or a ranking that is too short.
             OutputError: the file is a folder, is there already, or has another suffix.
         """
-        if method.algorithm not in SEARCHING:
-            raise ConfigError(
-                f"'{method.algorithm}' does not search for masks", hint=f"methods that do: {', '.join(SEARCHING)}"
-            )
-        if method.masks is not None:
+        searching = method.searching
+        if method.mask_file.masks is not None:
             raise ConfigError("masks from a file are not searched", hint="drop masks")
-        if method.cache != "none":
-            raise ConfigError(f"cache '{method.cache}' skips calls that are to be searched", hint="drop the cache")
+        if method.cache.name != "none":
+            raise ConfigError(f"cache '{method.cache.name}' skips calls that are to be searched", hint="drop the cache")
         if self.keep_ranking is not None:
-            self._check_ranking(self.keep_ranking, method)
+            self._check_ranking(self.keep_ranking, searching)
         if self.out.is_dir():
             raise OutputError(f"{self.out} is a folder", hint="name a file, as --out masks.safetensors")
         if self.out.suffix != ".safetensors":
@@ -52,10 +49,10 @@ class SearchOptions:
         if self.out.exists() and not self.resume:
             raise OutputError(f"{self.out} is there already", hint="choose another --out, or remove it")
 
-    def _check_ranking(self, density: float, method: MethodConfig) -> None:
-        if method.algorithm != "adaspa":
-            raise ConfigError(f"the masks of '{method.algorithm}' follow from no ranking", hint="drop --keep-ranking")
-        needed = min(1.0, (1 - method.sparsity) * (1.5 if method.head_adaptive else 1))
+    def _check_ranking(self, density: float, method: SearchingConfig) -> None:
+        if not method.ranks_blocks:
+            raise ConfigError(f"the masks of '{method.name}' follow from no ranking", hint="drop --keep-ranking")
+        needed = min(1.0, (1 - method.sparsity) * (1.5 if method.adapts_heads else 1))
         if not needed - 1e-9 <= density <= 1:
             raise ConfigError(
                 f"keep_ranking must lie in [{needed:g}, 1], got {density:g}",

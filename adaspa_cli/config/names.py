@@ -1,13 +1,14 @@
 """Names that settings may take. Free of heavy imports, so that a wrong name is refused in an instant."""
 
+from adaspa_cli.config.caches import CACHES
+from adaspa_cli.config.merging import MERGES
+from adaspa_cli.config.methods import DenseConfig, names_of
+
 BACKENDS = ("auto", "triton", "cpu", "reference")
 OFFLOADS = ("none", "model", "group")
-ALGORITHMS = ("adaspa", "full", "diffusers", "sparse-videogen", "minference", "frame-region")
-DENSE = ("full", "diffusers")  # they attend densely at every step: by our best dense path, or as diffusers does
-ESTIMATING = ("sparse-videogen", "minference")  # they find a mask anew in every call after warm-up
-SEARCHING = ("adaspa", "frame-region")  # they search masks in exact block sums, which a mask file can hold
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-CACHES = ("none", "pab", "adacache", "first-block", "magcache", "taylorseer")
-ATTENTION_CACHES = ("pab", "taylorseer")  # they skip attention inside of blocks, the others whole blocks
-MERGES = ("none", "tomesd")
 BUDGETS = ("row", "head-adaptive", "layer")
+ALGORITHMS = names_of()
+DENSE = names_of(DenseConfig)
+
+__all__ = ["ALGORITHMS", "BACKENDS", "BUDGETS", "CACHES", "DENSE", "DTYPES", "MERGES", "OFFLOADS"]

@@ -1,29 +1,42 @@
-"""What a run can be told: frozen dataclasses, each validated where it is built.
+"""What a run can be told: nested frozen dataclasses, each validated where it is built.
 
-The field names are the keys of YAML files and, with dashes, the flags of the command line. They are unique over
-all sections, so that files and flags stay flat.
+The keys of YAML files and, with dashes, the flags of the command line are the names of the fields, wherever they are
+nested (:mod:`adaspa_cli.config.flat`). They are unique over all sections, so that files and flags stay flat.
 """
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from adaspa_cli.config.caching import CacheSettings
-from adaspa_cli.config.masks import MaskFileSettings
-from adaspa_cli.config.names import ALGORITHMS, ATTENTION_CACHES, BACKENDS, DENSE, DTYPES, ESTIMATING, OFFLOADS
-from adaspa_cli.errors import ConfigError, nearest
+from adaspa_cli.config.caches import Cache, NoCache
+from adaspa_cli.config.fields import (
+    MOST_SCALE,
+    MOST_STEPS,
+    above_zero,
+    at_least,
+    check_fields,
+    from_on,
+    one_of,
+    setting,
+    shown,
+)
+from adaspa_cli.config.flat import keys_of, used_keys
+from adaspa_cli.config.mask_file import MaskFileConfig
+from adaspa_cli.config.merging import Merging, NoMerging
+from adaspa_cli.config.methods import AdaSpaConfig, Algorithm, DenseConfig, SearchingConfig, names_of
+from adaspa_cli.config.names import BACKENDS, DTYPES, OFFLOADS
+from adaspa_cli.errors import ConfigError
+
+MOST_PIXELS = 16_384  # of one side
+MOST_FRAMES = 10_000
+MOST_LAYERS = 10_000
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{key} '{value}' is unknown{nearest(value, allowed)}", hint=f"one of {', '.join(allowed)}")
-
-
-def _at_least(key: str, value: float | None, least: float) -> None:
-    if value is not None and value < least:
-        raise ConfigError(f"{key} must be at least {least}, got {value}")
+def _check_device(key: str, value: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value, re.ASCII):
+        raise ConfigError(f"{key} '{value}' is unknown", hint="auto, cpu, cuda or cuda:N")
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,7 @@ class ModelConfig:
         offload: ``model`` moves whole modules to the GPU and back, ``group`` layers.
         vae_tiling: decode in tiles, for less memory.
         vae_framewise: decode in overlapping pieces of time; None leaves it as diffusers has it.
-        flow_shift: shift of the flow-matching scheduler; None leaves the checkpoint's.
+        flow_shift: shift of the flow-matching scheduler, above 0; None leaves the checkpoint's.
         random_weights: build the model at its real size with random weights: for latency alone, nothing is downloaded.
         layers: with random weights, build that many attention layers instead of all.
         compile: run the transformer's blocks through torch.compile, all but their attention.
@@ -46,24 +59,18 @@ class ModelConfig:
 
     model: str = "tiny"
     weights: str = "bundled"
-    dtype: str = "auto"
-    device: str = "auto"
-    offload: str = "none"
+    dtype: str = setting("auto", one_of(DTYPES))
+    device: str = setting("auto", _check_device)
+    offload: str = setting("none", one_of(OFFLOADS))
     vae_tiling: bool = False
     vae_framewise: bool | None = None
-    flow_shift: float | None = None
+    flow_shift: float | None = setting(None, above_zero(MOST_SCALE))
     random_weights: bool = False
-    layers: int | None = None
+    layers: int | None = setting(None, at_least(1, MOST_LAYERS))
     compile: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("offload", self.offload, OFFLOADS)
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(f"device '{self.device}' is unknown", hint="auto, cpu, cuda or cuda:N")
-        if self.flow_shift is not None and not 0 < self.flow_shift < math.inf:
-            raise ConfigError(f"flow_shift must be above 0, got {self.flow_shift}")
-        _at_least("layers", self.layers, 1)
+        check_fields(self)
         if self.layers is not None and not self.random_weights:
             raise ConfigError(
                 "layers cuts a model that random_weights builds; a checkpoint has the layers it has",
@@ -77,102 +84,83 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class MethodConfig(CacheSettings, MaskFileSettings):
-    """How attention is thinned, with :class:`CacheSettings` what is not computed at all, and with
-    :class:`MaskFileSettings` where masks come from if they are not searched.
+class MethodConfig:
+    """How attention is thinned, what is not computed at all, and where masks come from if they are not searched.
 
     Attributes:
+        mask_file: masks from a file.
+        cache: what reuses the results of earlier steps; ``none`` computes every step.
+        merge: what merges tokens before attention.
         method: the preset's name.
-        algorithm: what the preset runs, one of ``ALGORITHMS``.
-        sparsity: γ in [0, 1), share of the video blocks left out.
-        block_size: tokens of a block, query and key alike.
-        search_steps: 0-based denoising steps at which masks are searched; before the first, attention is dense.
-            Only that matters to methods that find masks at every step.
-        search_steps_for: number of steps that ``search_steps`` is meant for. A run that ends before the last of
-            them scales them; None means that they are exact.
-        head_adaptive: spread the sparsity over the heads by their recall.
-        lse_cache: searches after the first reuse its log-sum-exp.
+        algorithm: what the preset runs.
         share_cfg_masks: with classifier-free guidance the unconditional branch uses the masks of the conditional one,
             and searches none of its own.
-        attention_backend: what runs the operators.
+        attention_backend: what runs the operators: ``auto``, ``triton``, ``cpu`` or ``reference``.
     """
 
+    mask_file: MaskFileConfig = field(default_factory=MaskFileConfig)
+    cache: Cache = field(default_factory=NoCache)
+    merge: Merging = field(default_factory=NoMerging)
     method: str = "adaspa"
-    algorithm: str = "adaspa"
-    sparsity: float = 0.8
-    block_size: int = 64
-    search_steps: tuple[int, ...] = (10, 30)
-    search_steps_for: int | None = 50
-    head_adaptive: bool = True
-    lse_cache: bool = True
+    algorithm: Algorithm = field(default_factory=AdaSpaConfig)
     share_cfg_masks: bool = False
-    attention_backend: str = "auto"
+    attention_backend: str = setting("auto", one_of(BACKENDS))
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _one_of("algorithm", self.algorithm, ALGORITHMS)
-        self.check_masks(self.algorithm)
-        _one_of("attention_backend", self.attention_backend, BACKENDS)
-        if self.algorithm == "diffusers":
+        check_fields(self)
+        if self.mask_file.masks is not None and not isinstance(self.algorithm, SearchingConfig):
+            raise ConfigError(
+                f"masks are of no use to '{self.algorithm.name}', which does not search for masks", hint=_searching()
+            )
+        if not self.algorithm.attached:
             self._check_untouched()
-        if not 0 <= self.sparsity < 1:
+        if self.share_cfg_masks and isinstance(self.algorithm, DenseConfig):
             raise ConfigError(
-                f"sparsity must lie in [0, 1), got {self.sparsity}", hint="0.8 leaves out 80 % of the blocks"
+                f"share_cfg_masks: '{self.algorithm.name}' attends densely and has no masks",
+                hint="drop --share-cfg-masks",
             )
-        _at_least("block_size", self.block_size, 1)
-        _at_least("search_steps_for", self.search_steps_for, 1)
-        if not self.search_steps or min(self.search_steps) < 0:
-            raise ConfigError(f"search_steps must be one or more steps from 0 on, got {list(self.search_steps)}")
-        if list(self.search_steps) != sorted(set(self.search_steps)):
-            raise ConfigError(f"search_steps must be ascending, got {list(self.search_steps)}")
-        if self.share_cfg_masks and self.algorithm in DENSE:
-            raise ConfigError(
-                f"share_cfg_masks: '{self.algorithm}' attends densely and has no masks", hint="drop --share-cfg-masks"
-            )
-        if self.merge != "none" and self.algorithm != "full":
-            raise ConfigError(
-                f"merge '{self.merge}' needs dense attention: the masks of '{self.algorithm}' do not fit merged tokens",
-                hint=f"use --method {self.merge}, or drop merge",
-            )
-        if self.merge != "none" and self.attention_backend != "auto":
-            raise ConfigError(
-                f"merge '{self.merge}' attends by PyTorch's kernels, not by the backend '{self.attention_backend}'",
-                hint="drop --attention-backend",
-            )
+        if not isinstance(self.merge, NoMerging):
+            self._check_merging()
+        self.cache.check_chosen()
 
     def _check_untouched(self) -> None:
         """Refuse what would be attached to a pipeline that is to run as diffusers has it."""
-        for key, nothing in (("cache", "none"), ("merge", "none"), ("attention_backend", "auto")):
-            value = getattr(self, key)
-            if value != nothing:
+        chosen = {"cache": self.cache.name, "merge": self.merge.name, "attention_backend": self.attention_backend}
+        for key, value in chosen.items():
+            if value not in ("none", "auto"):
                 raise ConfigError(
-                    f"'diffusers' runs the pipeline as it comes, without the {key} '{value}'",
+                    f"'{self.algorithm.name}' runs the pipeline as it comes, without the {key} '{value}'",
                     hint=f"drop {key}, or use --method full",
                 )
 
-    def schedule(self, steps: int) -> tuple[int, ...]:
-        """The search steps of a run of ``steps`` denoising steps.
-
-        Raises:
-            ConfigError: an exact search step lies beyond the last step.
-        """
-        last = self.search_steps[-1]
-        if last < steps:
-            return self.search_steps
-        if self.search_steps_for is None:
+    def _check_merging(self) -> None:
+        merge, algorithm = self.merge.name, self.algorithm
+        if not algorithm.merges_tokens:
             raise ConfigError(
-                f"search step {last} lies beyond the last step, which is {steps - 1}",
-                hint="choose smaller --search-steps or more --steps",
+                f"merge '{merge}' needs dense attention: the masks of '{algorithm.name}' do not fit merged tokens",
+                hint=f"use --method {merge}, or drop merge",
             )
-        scaled = {min(steps - 1, step * steps // self.search_steps_for) for step in self.search_steps}
-        return tuple(sorted(scaled))
+        if self.attention_backend != "auto":
+            raise ConfigError(
+                f"merge '{merge}' attends by PyTorch's kernels, not by the backend '{self.attention_backend}'",
+                hint="drop --attention-backend",
+            )
 
-    def mask_steps(self, steps: int) -> tuple[int, ...]:
-        """The steps at which masks are found: those of the schedule, every one from its first on, or none."""
-        if self.algorithm in DENSE:
-            return ()
-        schedule = self.schedule(steps)
-        return tuple(range(schedule[0], steps)) if self.algorithm in ESTIMATING else schedule
+    @property
+    def searching(self) -> SearchingConfig:
+        """The algorithm, which searches for masks; raises ConfigError for one that does not."""
+        if not isinstance(self.algorithm, SearchingConfig):
+            raise ConfigError(f"'{self.algorithm.name}' does not search for masks", hint=_searching())
+        return self.algorithm
+
+    def ignored(self, given: Iterable[str]) -> tuple[str, ...]:
+        """Those of the ``given`` keys that mean something to other methods, caches or mergings than these alone."""
+        used = {*used_keys(self)}
+        return tuple(key for key in given if key in keys_of(MethodConfig) and key not in used)
+
+
+def _searching() -> str:
+    return f"methods that do: {', '.join(names_of(SearchingConfig))}"
 
 
 @dataclass(frozen=True)
@@ -186,6 +174,14 @@ class PromptConfig:
 
     prompt: tuple[str, ...] = ()
     prompts: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def _check_seeds(key: str, value: tuple[int, ...]) -> None:
+    if not value or min(value) < 0 or max(value) >= 2**64:
+        raise ConfigError(f"{key} must be one or more numbers from 0 to 2^64 - 1, got {shown(value)}")
 
 
 @dataclass(frozen=True)
@@ -206,26 +202,19 @@ class SamplingConfig:
             computes all.
     """
 
-    steps: int = 50
-    height: int = 720
-    width: int = 1280
-    frames: int = 129
-    fps: int = 24
-    guidance_scale: float = 6.0
-    true_cfg_scale: float = 1.0
+    steps: int = setting(50, at_least(1, MOST_STEPS))
+    height: int = setting(720, at_least(1, MOST_PIXELS))
+    width: int = setting(1280, at_least(1, MOST_PIXELS))
+    frames: int = setting(129, at_least(1, MOST_FRAMES))
+    fps: int = setting(24, at_least(1, 1_000))
+    guidance_scale: float = setting(6.0, from_on(0, MOST_SCALE))
+    true_cfg_scale: float = setting(1.0, from_on(0, MOST_SCALE))
     negative_prompt: str | None = None
-    seed: tuple[int, ...] = (0,)
-    steps_per_phase: int | None = None
+    seed: tuple[int, ...] = setting((0,), _check_seeds)
+    steps_per_phase: int | None = setting(None, at_least(1, MOST_STEPS))
 
     def __post_init__(self) -> None:
-        for key in ("steps", "height", "width", "frames", "fps"):
-            _at_least(key, getattr(self, key), 1)
-        _at_least("steps_per_phase", self.steps_per_phase, 1)
-        if not self.seed or min(self.seed) < 0 or max(self.seed) >= 2**64:
-            raise ConfigError(f"seed must be one or more numbers from 0 to 2^64 - 1, got {list(self.seed)}")
-        for key in ("guidance_scale", "true_cfg_scale"):
-            if not math.isfinite(getattr(self, key)) or getattr(self, key) < 0:
-                raise ConfigError(f"{key} must be a number from 0 on, got {getattr(self, key)}")
+        check_fields(self)
         if self.true_cfg_scale > 1 and not self.negative_prompt:
             raise ConfigError(
                 f"true_cfg_scale {self.true_cfg_scale} needs a negative prompt", hint="add --negative-prompt TEXT"
@@ -250,6 +239,9 @@ class OutputConfig:
     lossless: bool = False
     compare_with: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class GenerateConfig:
@@ -262,18 +254,18 @@ class GenerateConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        if self.method.cache == "pab" and self.sampling.true_cfg_scale > 1:
+        cache = self.method.cache
+        if cache.single_branch and self.sampling.true_cfg_scale > 1:
             raise ConfigError(
-                "pab keeps one attention output a layer, and true_cfg_scale above 1 runs two branches a step",
+                f"{cache.name} keeps one attention output a layer, and true_cfg_scale above 1 runs two branches a step",
                 hint="use another --cache, or drop --true-cfg-scale",
             )
-        if self.model.compile and self.method.cache in ATTENTION_CACHES:
+        if self.model.compile and cache.inside_blocks:
             raise ConfigError(
-                f"compile does not go with cache '{self.method.cache}', which skips calls inside of blocks",
+                f"compile does not go with cache '{cache.name}', which skips calls inside of blocks",
                 hint="use a cache that skips whole blocks (adacache, first-block, magcache), or drop --compile",
             )
-        if self.method.algorithm not in DENSE:
-            self.method.schedule(self.sampling.steps)
+        self.method.algorithm.mask_steps(self.sampling.steps)
         if self.sampling.steps_per_phase is not None:
             self._check_steps_per_phase()
         if self.output.lossless and not self.decodes:
@@ -285,9 +277,9 @@ class GenerateConfig:
                 "steps_per_phase leaves steps out, so there is no video: it is for times with random weights",
                 hint="add --random-weights, or drop --steps-per-phase",
             )
-        if self.method.cache != "none":
+        if self.method.cache.name != "none":
             raise ConfigError(
-                f"steps_per_phase cannot foretell which steps the cache '{self.method.cache}' skips",
+                f"steps_per_phase cannot foretell which steps the cache '{self.method.cache.name}' skips",
                 hint="drop the cache, or drop --steps-per-phase",
             )
 

@@ -22,6 +22,7 @@ from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.mask_search import SearchOptions
+from adaspa_cli.config.methods import SearchingConfig
 from adaspa_cli.errors import ConfigError, OutputError, RunError
 from adaspa_cli.files.folders import check_folder
 from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT, digest
@@ -72,7 +73,7 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
     output = dataclasses.replace(resolved.config.output, decode=False, lossless=False)
     resolved = dataclasses.replace(resolved, config=dataclasses.replace(resolved.config, output=output))
     config = resolved.config
-    steps = config.method.schedule(config.sampling.steps)[: 1 if options.first_step_only else None]
+    steps = config.method.searching.schedule(config.sampling.steps)[: 1 if options.first_step_only else None]
     settings = _settings(resolved, options, steps, prompts)
     if options.out.exists():
         finished = _finished(options.out, settings)
@@ -138,8 +139,12 @@ class _Search:
         self._pipe, self._resolved, self._options = pipe, resolved, options
         self._steps, self._settings = steps, settings
         config = resolved.config
-        exact = dataclasses.replace(config.method, search_steps=steps, search_steps_for=None)
-        self._method: MaskPolicy = make_policy(exact, config.sampling.steps)
+        algorithm = config.method.algorithm
+        assert isinstance(algorithm, SearchingConfig)  # or the options would have been refused
+        exact = dataclasses.replace(algorithm, search_steps=steps, search_steps_for=None)
+        self._method: MaskPolicy = make_policy(
+            dataclasses.replace(config.method, algorithm=exact), config.sampling.steps
+        )
         self.policy = Recording(self._method, self._on_search)
         self._layout: TokenLayout | None = None
         self._branches: list[str] = []
@@ -192,18 +197,18 @@ class _Search:
 
     @property
     def _block(self) -> int:
-        return self._resolved.config.method.block_size
+        return self._resolved.config.method.searching.block_size
 
     def _ranked(self, blocks: int) -> int | None:
         """K: blocks of a row whose order is kept."""
-        keep, method = self._options.keep_ranking, self._resolved.config.method
+        keep, method = self._options.keep_ranking, self._resolved.config.method.searching
         if keep is None:
             return None
-        return max(round(keep * blocks), most_needed(method.sparsity, blocks, method.head_adaptive))
+        return max(round(keep * blocks), most_needed(method.sparsity, blocks, method.adapts_heads))
 
     def _describe(self, layout: TokenLayout, branches: tuple[str, ...]) -> Description:
         config, transformer = self._resolved.config, self._pipe.transformer.config
-        method = config.method
+        method = config.method.searching
         return Description(
             model=model_facts(self._pipe, config.model),
             layout=layout,
@@ -211,7 +216,7 @@ class _Search:
             layers=self.layers,
             heads=int(transformer.num_attention_heads),
             branches=branches,
-            method=MethodFacts(method.algorithm, float(method.sparsity), method.head_adaptive, method.lse_cache),
+            method=MethodFacts(method.name, method.sparsity, method.adapts_heads, method.lse_cache),
             steps=config.sampling.steps,
             search_steps=self._steps,
             prompts=tuple(self._settings["prompts"]),

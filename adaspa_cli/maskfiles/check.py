@@ -8,7 +8,8 @@ from typing import Any
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config.load import preset_names
-from adaspa_cli.config.schema import MethodConfig, ModelConfig
+from adaspa_cli.config.methods import SearchingConfig
+from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles.description import ModelFacts
 from adaspa_cli.maskfiles.ranking import most_needed
@@ -27,17 +28,17 @@ def model_facts(pipe: Any, model: ModelConfig) -> ModelFacts:
     return ModelFacts(model.model, model.random_weights, type(pipe).__name__, config_hash(pipe.transformer))
 
 
-def check_method(masks: MaskFile, method: MethodConfig) -> None:
+def check_method(masks: MaskFile, method: SearchingConfig) -> None:
     """Refuse masks that were searched by another method than the run's, or do not hold its sparsity.
 
     Raises:
         MaskFileError: names the field.
     """
     facts = masks.description
-    _same(masks, "algorithm", facts.method.algorithm, method.algorithm)
+    _same(masks, "algorithm", facts.method.algorithm, method.name)
     _same(masks, "block_size", facts.block_size, method.block_size, f"--block-size {facts.block_size}")
     if facts.ranked is not None:
-        needed = most_needed(method.sparsity, facts.video_blocks, method.head_adaptive)
+        needed = most_needed(method.sparsity, facts.video_blocks, method.adapts_heads)
         if needed > facts.ranked:
             raise MaskFileError(
                 f"{masks.path} does not fit the run: sparsity {method.sparsity} needs the {needed} heaviest blocks of "
@@ -48,7 +49,7 @@ def check_method(masks: MaskFile, method: MethodConfig) -> None:
     else:
         hint = f"--sparsity {facts.method.sparsity:g}; a file made with --keep-ranking serves others"
         _same(masks, "sparsity", facts.method.sparsity, method.sparsity, hint)
-        _same(masks, "head_adaptive", facts.method.head_adaptive, method.head_adaptive)
+        _same(masks, "head_adaptive", facts.method.head_adaptive, method.adapts_heads)
     exact = method.search_steps_for is None
     if exact and facts.search_steps != method.search_steps[: len(facts.search_steps)]:
         hint = "drop --search-steps: with --masks the file's are used"

@@ -1,6 +1,6 @@
 """From a method's settings to its policy."""
 
-from adaspa_cli.config.names import DENSE
+from adaspa_cli.config.methods import FrameRegionConfig, MInferenceConfig, SparseConfig, SparseVideoGenConfig
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.maskfiles.check import check_method
 from adaspa_cli.maskfiles.reader import MaskFile
@@ -19,22 +19,25 @@ def make_policy(config: MethodConfig, steps: int) -> MaskPolicy:
     Raises:
         ConfigError: a search step lies beyond the last step.
     """
-    if config.algorithm in DENSE:
+    algorithm = config.algorithm
+    if not isinstance(algorithm, SparseConfig):
         return Full()
-    schedule = config.schedule(steps)
-    if config.algorithm == "sparse-videogen":
-        return SparseVideoGen(config.sparsity, schedule[0], (config.block_size, config.block_size))
-    if config.algorithm == "minference":
-        return MInference(config.sparsity, schedule[0], config.block_size)
-    if config.algorithm == "frame-region":
-        return FrameRegion(config.sparsity, schedule, config.block_size, lse_cache=config.lse_cache)
-    return AdaSpa(
-        sparsity=config.sparsity,
-        search_steps=schedule,
-        block_size=(config.block_size, config.block_size),
-        budget="head-adaptive" if config.head_adaptive else "row",
-        lse_cache=config.lse_cache,
-    )
+    schedule, block = algorithm.schedule(steps), algorithm.block_size
+    match algorithm:
+        case SparseVideoGenConfig():
+            return SparseVideoGen(algorithm.sparsity, schedule[0], (block, block))
+        case MInferenceConfig():
+            return MInference(algorithm.sparsity, schedule[0], block)
+        case FrameRegionConfig():
+            return FrameRegion(algorithm.sparsity, schedule, block, lse_cache=algorithm.lse_cache)
+        case _:
+            return AdaSpa(
+                sparsity=algorithm.sparsity,
+                search_steps=schedule,
+                block_size=(block, block),
+                budget="head-adaptive" if algorithm.head_adaptive else "row",
+                lse_cache=algorithm.lse_cache,
+            )
 
 
 def open_masks(config: MethodConfig) -> MaskFile | None:
@@ -43,10 +46,10 @@ def open_masks(config: MethodConfig) -> MaskFile | None:
     Raises:
         MaskFileError: it cannot be read, is corrupt, or does not fit the settings.
     """
-    if config.masks is None:
+    if config.mask_file.masks is None:
         return None
-    file = MaskFile.open(config.masks)
-    check_method(file, config)
+    file = MaskFile.open(config.mask_file.masks)
+    check_method(file, config.searching)
     return file
 
 
@@ -65,10 +68,10 @@ def stored_policy(config: MethodConfig, file: MaskFile, steps: int) -> StoredMas
     facts = file.description
     return StoredMasks(
         file=file,
-        schedule=stored_schedule(facts.search_steps, facts.steps, steps, from_start=config.masks_from_start),
-        sparsity=config.sparsity,
-        head_adaptive=config.head_adaptive,
+        schedule=stored_schedule(facts.search_steps, facts.steps, steps, from_start=config.mask_file.masks_from_start),
+        sparsity=config.searching.sparsity,
+        head_adaptive=config.searching.adapts_heads,
         method=make_policy(config, steps),
-        min_recall=config.masks_min_recall,
-        falls_back=config.masks_fallback == "search",
+        min_recall=config.mask_file.masks_min_recall,
+        falls_back=config.mask_file.masks_fallback == "search",
     )

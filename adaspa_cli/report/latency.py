@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
-from adaspa_cli.config.names import DENSE
+from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.report.mask_file import mask_file_report
 from adaspa_cli.report.steps import estimate_others, run_density, step_table, untouched_steps
@@ -139,11 +139,11 @@ def _merging(handle: Handle) -> dict[str, Any] | None:
 def _search_steps(resolved: Resolved, engine: AttentionEngine) -> dict[str, Any]:
     """What was asked for, what the schedule made of it, and when masks were really searched."""
     method, steps = resolved.config.method, resolved.config.sampling.steps
-    if method.algorithm in DENSE:
+    if not isinstance(method.algorithm, SparseConfig):
         return {"asked": [], "planned": [], "done": []}
     return {
-        "asked": list(method.search_steps),
-        "planned": [] if method.masks else list(method.mask_steps(steps)),
+        "asked": list(method.algorithm.search_steps),
+        "planned": [] if method.mask_file.masks else list(method.algorithm.mask_steps(steps)),
         "done": sorted({search.step for search in engine.searches if not search.loaded}),
     }
 

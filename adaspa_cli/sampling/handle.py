@@ -9,7 +9,7 @@ from typing import Any
 from adaspa_cli.attention import check_kernel, resolve
 from adaspa_cli.caching import StepCache, TokenMerging, make_cache, make_merging
 from adaspa_cli.config.families import count_layers
-from adaspa_cli.config.names import DENSE
+from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import StepClock
@@ -58,15 +58,15 @@ class Handle:
         """
         family = family_of(pipe)
         backend = resolve(config.attention_backend, pipe._execution_device)
-        if config.algorithm not in DENSE:
+        if isinstance(config.algorithm, SparseConfig):
             dtype = None if pipe._execution_device.type == "cpu" else pipe.transformer.dtype
-            block_size = (config.block_size, config.block_size)
+            block_size = (config.algorithm.block_size, config.algorithm.block_size)
             check_kernel(backend, pipe.transformer.config.attention_head_dim, block_size, dtype)
         self.mask_file = open_masks(config)
         if self.mask_file is not None:
             check_model(self.mask_file, pipe)
-        self.merging: TokenMerging | None = make_merging(config)
-        self.attached = config.algorithm != "diffusers"
+        self.merging: TokenMerging | None = make_merging(config.merge)
+        self.attached = config.algorithm.attached
         if not self.attached:
             _check_untouched(pipe.transformer)
         self.backend = _backend_name(backend.name, self.attached, self.merging)
@@ -87,7 +87,7 @@ class Handle:
         try:
             self._attachment = family.attach(pipe, self.engine)
             self.layers = self._attachment.layers
-            self.cache = make_cache(config, pipe, self._attachment, self.clock)
+            self.cache = make_cache(config.cache, pipe, self._attachment, self.clock)
         except BaseException:
             self.remove()
             raise
@@ -144,8 +144,8 @@ def apply(pipe: Any, method: str = "adaspa", **settings: Any) -> Handle:
         pipe: a ``HunyuanVideoPipeline`` or ``CogVideoXPipeline``, on its device.
         method: a method preset: ``adaspa``, ``sparse-videogen``, ``minference``, ``frame-region``, ``full``,
             ``diffusers`` or an ablation.
-        settings: any field of :class:`~adaspa_cli.config.schema.MethodConfig`, such as ``sparsity=0.8``,
-            ``search_steps=(10, 30)`` or ``attention_backend="auto"``.
+        settings: any key of :class:`~adaspa_cli.config.schema.MethodConfig` and what is nested in it, such as
+            ``sparsity=0.8``, ``search_steps=(10, 30)`` or ``attention_backend="auto"``.
 
     Raises:
         ConfigError: an unknown method or setting, or an impossible value.

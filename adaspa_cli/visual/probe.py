@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout, attention_with_block_sums, dense_attention
 from adaspa_cli.attention.mask_conversion import unpack_words
-from adaspa_cli.config.schema import MethodConfig
+from adaspa_cli.config.methods import SearchingConfig
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks import Action, FoundMask
 from adaspa_cli.masks.recall import mask_recall
@@ -80,7 +80,7 @@ class AttentionProbe:
     """
 
     clock: StepClock
-    method: MethodConfig
+    method: SearchingConfig
     choice: Choice
     backend: str
     detail: bool = True
@@ -107,7 +107,7 @@ class AttentionProbe:
             return dense_attention(q, k, v, backend=self.backend)[0]
         out, lse, sums = attention_with_block_sums(q, k, v, self.block_size, backend=self.backend)
         found = select(
-            sums[0], row.layout, self.block_size, self.method.sparsity, head_adaptive=self.method.head_adaptive
+            sums[0], row.layout, self.block_size, self.method.sparsity, head_adaptive=self.method.adapts_heads
         )
         self._record(layer, row.layout, found, lse, sums[0])
         if self.detail and layer in self.choice.layers:

@@ -57,7 +57,7 @@ def probe(
     check_sampling(pipe, config.sampling)
     backend = resolve_backend(config.method.attention_backend, pipe._execution_device)
     dtype = None if pipe._execution_device.type == "cpu" else pipe.transformer.dtype
-    check_kernel(backend, shape.attention_head_dim, (config.method.block_size,) * 2, dtype)
+    check_kernel(backend, shape.attention_head_dim, (config.method.searching.block_size,) * 2, dtype)
     videos = [(prompt, seed) for prompt in prompts for seed in config.sampling.seed]
     masks: dict[int, dict[int, PackedMask]] = {}
     across: list[dict[int, dict[int, list[float]]]] = []
@@ -99,7 +99,9 @@ def _probe_video(
         attachment = family_of(pipe).attach(pipe, attend)
         try:
             choice = request.choose(attachment.layers, pipe.transformer.config.num_attention_heads)
-            seen = AttentionProbe(clock, resolved.config.method, choice, backend, detail, masks, observer.action)
+            seen = AttentionProbe(
+                clock, resolved.config.method.searching, choice, backend, detail, masks, observer.action
+            )
             clock.on_step_end.append(observer.step_done)
             if detail:
                 made = sample(pipe, resolved, *video)

@@ -18,7 +18,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from adaspa_cli.bench.warm_up import few_steps
-from adaspa_cli.config import MethodConfig, Resolved
+from adaspa_cli.config import Resolved
+from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks import Action
@@ -55,7 +56,7 @@ class Profiled:
 
 def profile_diffusers(pipe: Any, resolved: Resolved, prompt: str) -> Profiled:
     """Profile the pipeline by the method ``diffusers``, over two steps, whatever the method of the settings is."""
-    config = dataclasses.replace(resolved.config, method=MethodConfig(method="diffusers", algorithm="diffusers"))
+    config = dataclasses.replace(resolved.config, method=method_config("diffusers", {}))
     few = few_steps(dataclasses.replace(resolved, config=config), DIFFUSERS_STEPS)
     with Handle(pipe, config.method) as handle:
         steps, peak = _run_twice(pipe, handle.clock, few, prompt)

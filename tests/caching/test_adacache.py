@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.caching.adacache import AdaCache, motion, motion_factor, relative_distance, reuses
-from adaspa_cli.config.caching import CacheSettings
+from adaspa_cli.config.caches import AdaCacheConfig
 from adaspa_cli.models.attachment import Row
 
 FRAMES, STEPS = 3, 12
@@ -58,7 +58,7 @@ def run(*residuals: Any, rows: int = 1, **settings: Any) -> tuple[list[list[int]
         attentions=[],
         rows=[Row("cond", sample, LAYOUT) for sample in range(rows)],
     )
-    cache = AdaCache(CacheSettings(cache="adacache", **settings), attachment, clock)
+    cache = AdaCache(AdaCacheConfig(**settings), attachment, clock)
     for listener in clock.on_start:
         listener(STEPS)
     outputs = []
@@ -83,11 +83,11 @@ STILL = {"adacache_motion": False}
     [(0.0, 5), (0.0799, 5), (0.08, 4), (0.2, 3), (0.3, 2), (0.39, 1), (0.4, 0), (3.0, 0), (float("nan"), 0)],
 )
 def test_the_table_gives_the_entry_of_a_distance(distance: float, entry: int) -> None:
-    assert reuses(distance, CacheSettings()) == entry
+    assert reuses(distance, AdaCacheConfig()) == entry
 
 
 def test_a_table_may_have_one_entry() -> None:
-    settings = CacheSettings(adacache_thresholds=(), adacache_reuses=(2,))
+    settings = AdaCacheConfig(adacache_thresholds=(), adacache_reuses=(2,))
     assert reuses(0.0, settings) == reuses(9.0, settings) == 2
 
 
@@ -146,7 +146,7 @@ def test_text_residuals_are_reused_too() -> None:
     attachment: Any = SimpleNamespace(
         transformer=transformer, blocks=[block], attentions=[], rows=[Row("cond", 0, LAYOUT)]
     )
-    cache = AdaCache(CacheSettings(cache="adacache"), attachment, clock)
+    cache = AdaCache(AdaCacheConfig(), attachment, clock)
     for clock.step in range(3):
         _, text = transformer(torch.zeros(1, LAYOUT.video_tokens, 4), torch.zeros(1, 2, 4))
         assert (text == 7).all()
@@ -189,7 +189,7 @@ def test_branches_in_passes_of_their_own_have_residuals_and_schedules_of_their_o
     block = Block(clock, lambda step: planted[rows[0].branch](step))
     transformer = Transformer([block])
     attachment: Any = SimpleNamespace(transformer=transformer, blocks=[block], attentions=[], rows=rows)
-    cache = AdaCache(CacheSettings(cache="adacache", **STILL), attachment, clock)
+    cache = AdaCache(AdaCacheConfig(**STILL), attachment, clock)
     for clock.step in range(6):
         for branch, add in planted.items():
             rows[0] = Row(branch, 0, LAYOUT)

@@ -228,7 +228,7 @@ def test_help_names_the_commands() -> None:
 
 
 def test_settings_are_checked_in_python_too() -> None:
-    from adaspa_cli.config import MethodConfig
+    from adaspa_cli.config.mask_file import MaskFileConfig
 
     with pytest.raises(ConfigError, match="needs a mask file"):
-        MethodConfig(masks_from_start=True)
+        MaskFileConfig(masks_from_start=True)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from adaspa_cli.config import preset_names, resolve
+from adaspa_cli.config.caches import MagCacheConfig
 from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import ConfigError
 
@@ -18,8 +19,8 @@ def test_the_methods_are_presets() -> None:
         ("tomesd", "none", "tomesd"),
     ):
         config = resolve({"method": method}).config.method
-        assert (config.algorithm, config.cache, config.merge) == ("full", cache, merge)
-    assert resolve().config.method.cache == "none"
+        assert (config.algorithm.name, config.cache.name, config.merge.name) == ("full", cache, merge)
+    assert resolve().config.method.cache.name == "none"
 
 
 @pytest.mark.parametrize("model", preset_names("models"))
@@ -32,11 +33,11 @@ def test_a_cache_may_stand_in_a_file_and_a_flag_wins(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("cache: first-block\nfirst_block_threshold: 0.1\nmagcache_ratios: [1, 0.5]\n")
     resolved = resolve({}, file)
-    assert resolved.config.method.cache == "first-block"
-    assert resolved.config.method.magcache_ratios == (1.0, 0.5)
+    assert resolved.config.method.cache.name == "first-block"
+    assert resolved.flat()["magcache_ratios"] == [1.0, 0.5]
     assert resolved.origins()["first_block_threshold"] == f"file {file}"
     flagged = resolve({"cache": "taylorseer"}, file)
-    assert flagged.config.method.cache == "taylorseer"
+    assert flagged.config.method.cache.name == "taylorseer"
     assert flagged.origins()["cache"] == "flag"
 
 
@@ -58,7 +59,7 @@ def test_a_method_that_is_a_cache_takes_no_other(cache: str, tmp_path: Path) -> 
             given()
     with pytest.raises(ConfigError, match=message):
         method_config("pab", {"cache": cache})
-    assert method_config("pab", {"cache": "pab"}).cache == "pab"
+    assert method_config("pab", {"cache": "pab"}).cache.name == "pab"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,8 @@ def test_what_makes_no_sense_is_refused(flags: dict[str, Any], message: str) -> 
 
 def test_the_bundled_model_knows_its_ratios() -> None:
     config = resolve({"cache": "magcache"}).config
-    assert len(config.method.magcache_ratios) == config.sampling.steps
+    assert isinstance(config.method.cache, MagCacheConfig)
+    assert len(config.method.cache.magcache_ratios) == config.sampling.steps
 
 
 def test_a_value_of_another_type_is_refused(tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
 """Configuration: what wins over what, with its origin; wrong keys, types and files are refused in one line."""
 
-from dataclasses import fields
+import itertools
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from adaspa_cli.config import GenerateConfig, MethodConfig, Resolved, preset_names, resolve
+from adaspa_cli.config.caches import Cache
+from adaspa_cli.config.flat import default_of, keys_of
 from adaspa_cli.config.load import key_types, load_preset, method_config, parse_steps, read_yaml
+from adaspa_cli.config.merging import Merging
+from adaspa_cli.config.methods import AdaSpaConfig, Algorithm
 from adaspa_cli.errors import AdaspaError, ConfigError, ModelError
 
 
@@ -45,23 +50,42 @@ def test_what_a_file_leaves_out_stays(write: Any) -> None:
 def test_a_file_may_name_model_and_method(write: Any) -> None:
     resolved = resolve({}, write("model: hunyuan\nmethod: full\n"))
     assert resolved.config.model.weights == "hunyuanvideo-community/HunyuanVideo"
-    assert resolved.config.method.algorithm == "full"
+    assert resolved.config.method.algorithm.name == "full"
     assert resolved.config.sampling.frames == 129
 
 
 def test_the_configuration_holds_what_the_settings_say() -> None:
     resolved = resolve({"model": "cogvideox", "seed": [1, 2], "prompt": ["a"], "steps": 40})
     flat = resolved.flat()
-    for section in fields(GenerateConfig):
-        part = getattr(resolved.config, section.name)
-        for field in fields(part):
-            value = getattr(part, field.name)
-            assert flat[field.name] == (list(value) if isinstance(value, tuple) else value), field.name
+    held = held_by(resolved.config)
+    assert {key: flat[key] for key in held} == held
+    assert held["sparsity"] == 0.8
+    assert held["cache"] == "none"
+
+
+def held_by(config: Any) -> dict[str, Any]:
+    """What a configuration holds, by key, in plain types."""
+    found: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            assert not found.keys() & held_by(value).keys()
+            found |= held_by(value)
+            value = getattr(value, "name", None)
+        if value is not None or not is_dataclass(getattr(config, field.name)):
+            found[field.name] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def test_keys_are_unique_over_all_sections() -> None:
-    names = [field.name for section in fields(GenerateConfig) for field in fields(section.default_factory)]  # type: ignore[arg-type]
+    names = [key for section in fields(GenerateConfig) for key in keys_of(type(default_of(section)))]
     assert sorted(names) == sorted(key_types())
+
+
+def test_methods_that_share_a_key_share_its_type_and_default() -> None:
+    for choice in (Algorithm, Cache, Merging):
+        for one, other in itertools.combinations(map(keys_of, get_args(choice)), 2):
+            assert {key: one[key] for key in one.keys() & other} == {key: other[key] for key in one.keys() & other}
 
 
 @pytest.mark.parametrize(
@@ -131,9 +155,9 @@ def test_an_empty_file_says_nothing(write: Any) -> None:
 def test_single_values_stand_for_lists_of_one(write: Any) -> None:
     config = resolve({}, write("seed: 3\nsearch_steps: 1\nprompt: a circle\nsparsity: 0\n")).config
     assert config.sampling.seed == (3,)
-    assert config.method.search_steps == (1,)
+    assert config.method.searching.search_steps == (1,)
     assert config.prompts.prompt == ("a circle",)
-    assert isinstance(config.method.sparsity, float)
+    assert isinstance(config.method.searching.sparsity, float)
 
 
 @pytest.mark.parametrize(
@@ -182,39 +206,39 @@ def test_every_model_preset_loads(name: str) -> None:
 def test_every_method_preset_loads(name: str) -> None:
     resolved = resolve({"method": name})
     assert resolved.config.method.method == name
-    assert method_config(name, {}).algorithm == resolved.config.method.algorithm
+    assert type(method_config(name, {}).algorithm) is type(resolved.config.method.algorithm)
 
 
 def test_the_presets_that_are_promised_are_there() -> None:
     assert {"tiny", "hunyuan", "fasthunyuan", "cogvideox"} <= set(preset_names("models"))
     assert {"adaspa", "full", "adaspa-no-head-adaptive", "adaspa-no-lse-cache"} <= set(preset_names("methods"))
-    assert not resolve({"method": "adaspa-no-head-adaptive"}).config.method.head_adaptive
-    assert not resolve({"method": "adaspa-no-lse-cache"}).config.method.lse_cache
+    assert not resolve({"method": "adaspa-no-head-adaptive"}).config.method.searching.adapts_heads
+    assert not resolve({"method": "adaspa-no-lse-cache"}).config.method.searching.lse_cache
 
 
 def test_fasthunyuan_is_set_up_as_it_was_made() -> None:
     config = resolve({"model": "fasthunyuan"}).config
     assert config.model.flow_shift == 17.0
     assert config.sampling.steps == 6
-    assert config.method.schedule(6) == (0,)
-    assert config.method.sparsity == 0.85
+    assert config.method.searching.schedule(6) == (0,)
+    assert config.method.searching.sparsity == 0.85
 
 
 def test_search_steps_given_by_hand_are_exact(write: Any) -> None:
     for resolved in (resolve({"search_steps": (3,)}), resolve({}, write("search_steps: [3]\n"))):
-        assert resolved.config.method.search_steps_for is None
-        assert resolved.config.method.schedule(14) == (3,)
+        assert resolved.config.method.searching.search_steps_for is None
+        assert resolved.config.method.searching.schedule(14) == (3,)
     with pytest.raises(ConfigError, match="search step 30 lies beyond the last step, which is 13"):
         resolve({"search_steps": (10, 30)})
 
 
 def test_search_steps_of_a_preset_scale() -> None:
     resolved = resolve({"model": "hunyuan", "steps": 20})
-    assert resolved.config.method.schedule(20) == (4, 12)
+    assert resolved.config.method.searching.schedule(20) == (4, 12)
 
 
 def test_search_steps_do_not_matter_to_full_attention() -> None:
-    assert resolve({"method": "full", "search_steps": (10, 30)}).config.method.algorithm == "full"
+    assert resolve({"method": "full", "search_steps": (10, 30)}).config.method.algorithm.name == "full"
 
 
 @pytest.mark.parametrize(
@@ -285,10 +309,9 @@ def test_steps_that_are_no_numbers_are_refused(text: str) -> None:
 
 def test_a_method_takes_settings_from_python() -> None:
     config = method_config("adaspa", {"sparsity": 0, "search_steps": [1, 3], "attention_backend": "reference"})
-    assert config == MethodConfig(
-        sparsity=0.0, search_steps=(1, 3), search_steps_for=None, attention_backend="reference"
-    )
-    assert method_config("adaspa", {}).search_steps_for == 50
+    algorithm = AdaSpaConfig(sparsity=0.0, search_steps=(1, 3), search_steps_for=None)
+    assert config == MethodConfig(algorithm=algorithm, attention_backend="reference")
+    assert method_config("adaspa", {}).searching.search_steps_for == 50
     with pytest.raises(ConfigError, match="unknown setting 'sparsty'; did you mean 'sparsity'"):
         method_config("adaspa", {"sparsty": 0.5})
     with pytest.raises(ConfigError, match="unknown setting 'steps'"):

@@ -9,6 +9,7 @@ import torch
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config import MethodConfig, ModelConfig
+from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles import MaskFile, ModelFacts
 from adaspa_cli.maskfiles.check import check_call, check_method, check_model, check_name
@@ -30,7 +31,7 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> MaskFile:
 
 def method(**settings: Any) -> MethodConfig:
     usual: dict[str, Any] = {"sparsity": 0.75, "block_size": BLOCK, "search_steps": (2, 8), "search_steps_for": 14}
-    return MethodConfig(**usual | settings)
+    return method_config("adaspa", usual | settings)
 
 
 def policy(file: MaskFile, steps: int = 14, **settings: Any) -> StoredMasks:
@@ -102,7 +103,7 @@ def test_the_mask_of_each_place_is_loaded(masks: MaskFile) -> None:
 def test_a_ranking_gives_the_mask_of_the_run_s_sparsity(sparsity: float, head_adaptive: bool, tmp_path: Path) -> None:
     file = small_file(tmp_path / "masks.safetensors", ranked=8)
     settings = {"sparsity": sparsity, "head_adaptive": head_adaptive}
-    check_method(file, method(**settings))
+    check_method(file, method(**settings).searching)
     found = policy(file, **settings).load(call(2), CPU)
     sums = block_sums((0, "cond", 2))
     expected = select(sums, LAYOUT, (BLOCK, BLOCK), sparsity, head_adaptive=head_adaptive)
@@ -194,9 +195,9 @@ def test_masks_of_another_method_are_refused(masks: MaskFile, settings: dict[str
 
 def test_a_ranking_refuses_a_sparsity_that_it_does_not_reach(tmp_path: Path) -> None:
     file = small_file(tmp_path / "masks.safetensors", ranked=5)
-    check_method(file, method(sparsity=0.9))
+    check_method(file, method(sparsity=0.9).searching)
     with pytest.raises(MaskFileError, match=r"sparsity 0.5 needs the 9 heaviest blocks of a row, and the file ranks 5"):
-        check_method(file, method(sparsity=0.5))
+        check_method(file, method(sparsity=0.5).searching)
 
 
 @pytest.mark.parametrize(

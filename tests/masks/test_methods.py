@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.config import MethodConfig
+from adaspa_cli.config.load import method_config
 from adaspa_cli.maskfiles.registry import make_policy
 from adaspa_cli.masks import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.methods.frame_region import FrameRegion
@@ -38,10 +38,8 @@ LAYOUTS = {
 
 
 def policy(method: str, sparsity: float = 0.7, search_steps: tuple[int, ...] = (2, 4)) -> MaskPolicy:
-    config = MethodConfig(
-        algorithm=method, sparsity=sparsity, block_size=BLOCK, search_steps=search_steps, head_adaptive=False
-    )
-    return make_policy(config, 6)
+    settings = {"sparsity": sparsity, "block_size": BLOCK, "search_steps": search_steps, "head_adaptive": False}
+    return make_policy(method_config(method, settings), 6)
 
 
 def find(method: MaskPolicy, layout: TokenLayout, seed: int = 0, head_dim: int = HEAD_DIM) -> FoundMask:
@@ -67,7 +65,7 @@ def test_frame_regions_are_searched_when_adaspa_searches() -> None:
     layout = LAYOUTS["text last"]
     for cache in (True, False):
         ours, theirs = (
-            make_policy(MethodConfig(algorithm=name, search_steps=(1, 3), lse_cache=cache), 6)
+            make_policy(method_config(name, {"search_steps": (1, 3), "lse_cache": cache}), 6)
             for name in ("frame-region", "adaspa")
         )
         for step in range(6):
@@ -134,14 +132,14 @@ def test_the_recall_is_told_where_it_is_known(method: str) -> None:
 
 def test_settings_become_a_policy() -> None:
     config: dict[str, Any] = {"sparsity": 0.7, "block_size": 32, "search_steps": (1, 3), "search_steps_for": None}
-    assert make_policy(MethodConfig(algorithm="sparse-videogen", **config), 5) == SparseVideoGen(0.7, 1, (32, 32))
-    assert make_policy(MethodConfig(algorithm="minference", **config), 5) == MInference(0.7, 1, 32)
-    region = MethodConfig(algorithm="frame-region", lse_cache=False, **config)
+    assert make_policy(method_config("sparse-videogen", config), 5) == SparseVideoGen(0.7, 1, (32, 32))
+    assert make_policy(method_config("minference", config), 5) == MInference(0.7, 1, 32)
+    region = method_config("frame-region", config | {"lse_cache": False})
     assert make_policy(region, 5) == FrameRegion(0.7, (1, 3), 32, lse_cache=False)
 
 
 def test_the_steps_at_which_masks_are_found() -> None:
-    steps = {name: MethodConfig(algorithm=name, search_steps=(10, 30)).mask_steps(25) for name in (*METHODS, "full")}
+    steps = {name: method_config(name, {}).algorithm.mask_steps(25) for name in (*METHODS, "full")}
     assert steps["adaspa"] == steps["frame-region"] == (5, 15)
     assert steps["minference"] == steps["sparse-videogen"] == tuple(range(5, 25))
     assert steps["full"] == ()
@@ -166,7 +164,7 @@ class Largest(TorchDispatchMode):
 def test_a_search_at_720p_needs_little_memory_and_reads_nothing_back(method: str) -> None:
     """Tensors without data: whatever would read a value, and so wait for the device, fails."""
     layout, heads = TokenLayout(33, 45, 80, 256, "last"), 24
-    chosen = make_policy(MethodConfig(algorithm=method, search_steps=(0,)), 50)
+    chosen = make_policy(method_config(method, {"search_steps": (0,)}), 50)
     call = Call(0, 0, "cond", 0, layout)
     with FakeTensorMode():
         q, k, v = (torch.empty(1, layout.tokens, heads, 128, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))

@@ -8,6 +8,7 @@ import torch
 
 import adaspa_cli
 from adaspa_cli.config import preset_names, resolve
+from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.jobs.generate import generate
 from tests.pipelines import Listener, cogvideox, hunyuan_video, latents, small_run
 
@@ -107,9 +108,12 @@ def test_the_methods_are_presets_with_the_sparsity_and_warm_up_of_adaspa() -> No
     assert set(METHODS) <= set(preset_names("methods"))
     for model in ("hunyuan", "fasthunyuan", "cogvideox", "tiny"):
         for steps in (50, 20):
-            ours = [resolve({"model": model, "method": name, "steps": steps}).config.method for name in METHODS]
-            adaspa = resolve({"model": model, "steps": steps}).config.method
+            ours = [
+                resolve({"model": model, "method": name, "steps": steps}).config.method.algorithm for name in METHODS
+            ]
+            adaspa = resolve({"model": model, "steps": steps}).config.method.searching
             for method, name in zip(ours, METHODS, strict=True):
-                assert method.algorithm == name
+                assert isinstance(method, SparseConfig)
+                assert method.name == name
                 assert (method.sparsity, method.block_size) == (adaspa.sparsity, adaspa.block_size)
                 assert method.schedule(steps) == adaspa.schedule(steps)

@@ -133,4 +133,4 @@ def test_what_would_be_attached_is_refused(settings: dict[str, Any], message: st
 
 def test_search_steps_of_a_model_that_it_does_not_use_do_not_matter(hunyuan_folder: Path, tmp_path: Path) -> None:
     flags = small_run(hunyuan_folder, tmp_path, **UNTOUCHED, steps=2)
-    assert resolve(flags).config.method.mask_steps(2) == ()
+    assert resolve(flags).config.method.algorithm.mask_steps(2) == ()

@@ -4,6 +4,7 @@ import pytest
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config import MethodConfig
+from adaspa_cli.config.methods import AdaSpaConfig, FullConfig
 from adaspa_cli.errors import ConfigError
 from adaspa_cli.maskfiles.registry import make_policy
 from adaspa_cli.masks import Action, Call
@@ -84,39 +85,41 @@ def test_full_attention_is_dense_at_every_step() -> None:
     ],
 )
 def test_fewer_steps_than_the_last_search_scale_the_schedule(steps: int, expected: tuple[int, ...]) -> None:
-    assert MethodConfig(search_steps=(10, 30), search_steps_for=50).schedule(steps) == expected
+    assert AdaSpaConfig(search_steps=(10, 30), search_steps_for=50).schedule(steps) == expected
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(12, (2, 7)), (24, (2, 7)), (8, (2, 7)), (6, (1, 3)), (2, (0, 1))])
 def test_the_schedule_of_the_bundled_model(steps: int, expected: tuple[int, ...]) -> None:
-    assert MethodConfig(search_steps=(2, 7), search_steps_for=12).schedule(steps) == expected
+    assert AdaSpaConfig(search_steps=(2, 7), search_steps_for=12).schedule(steps) == expected
 
 
 @pytest.mark.parametrize("steps", range(1, 40))
 def test_a_scaled_schedule_ascends_and_ends_within_the_run(steps: int) -> None:
-    planned = MethodConfig(search_steps=(10, 20, 39), search_steps_for=50).schedule(steps)
+    planned = AdaSpaConfig(search_steps=(10, 20, 39), search_steps_for=50).schedule(steps)
     assert list(planned) == sorted(set(planned))
     assert planned[0] >= 0
     assert planned[-1] < steps
 
 
 def test_an_exact_search_step_beyond_the_last_step_is_refused() -> None:
-    method = MethodConfig(search_steps=(2, 12), search_steps_for=None)
+    method = AdaSpaConfig(search_steps=(2, 12), search_steps_for=None)
     assert method.schedule(13) == (2, 12)
     with pytest.raises(ConfigError, match="search step 12 lies beyond the last step, which is 11"):
         method.schedule(12)
     with pytest.raises(ConfigError, match="search step 12"):
-        make_policy(method, 12)
+        make_policy(MethodConfig(algorithm=method), 12)
 
 
 @pytest.mark.parametrize("meant_for", [0, -5])
 def test_a_schedule_for_no_steps_is_refused(meant_for: int) -> None:
     with pytest.raises(ConfigError, match="search_steps_for"):
-        MethodConfig(search_steps=(10, 30), search_steps_for=meant_for).schedule(12)
+        AdaSpaConfig(search_steps=(10, 30), search_steps_for=meant_for).schedule(12)
 
 
 def test_settings_become_a_policy() -> None:
-    method = MethodConfig(sparsity=0.7, block_size=32, search_steps=(1,), head_adaptive=False, lse_cache=False)
-    assert make_policy(method, 12) == AdaSpa(0.7, (1,), (32, 32), budget="row", lse_cache=False)
+    algorithm = AdaSpaConfig(sparsity=0.7, block_size=32, search_steps=(1,), head_adaptive=False, lse_cache=False)
+    assert make_policy(MethodConfig(algorithm=algorithm), 12) == AdaSpa(
+        0.7, (1,), (32, 32), budget="row", lse_cache=False
+    )
     assert make_policy(MethodConfig(), 12) == AdaSpa(0.8, (2, 7))
-    assert make_policy(MethodConfig(algorithm="full"), 12) == Full()
+    assert make_policy(MethodConfig(algorithm=FullConfig()), 12) == Full()

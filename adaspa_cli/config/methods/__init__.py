@@ -1,0 +1,45 @@
+"""Methods: one module with the settings of each, and the list of them.
+
+Adding a method: its settings here and in :data:`Algorithm`, its policy in ``adaspa_cli/masks/methods`` and in the list
+there, and a preset in ``configs/methods``.
+"""
+
+from typing import get_args
+
+from adaspa_cli.config.methods.adaspa import AdaSpaConfig
+from adaspa_cli.config.methods.base import (
+    AlgorithmConfig,
+    DenseConfig,
+    EstimatingConfig,
+    SearchingConfig,
+    SparseConfig,
+)
+from adaspa_cli.config.methods.diffusers import DiffusersConfig
+from adaspa_cli.config.methods.frame_region import FrameRegionConfig
+from adaspa_cli.config.methods.full import FullConfig
+from adaspa_cli.config.methods.minference import MInferenceConfig
+from adaspa_cli.config.methods.sparse_videogen import SparseVideoGenConfig
+
+Algorithm = AdaSpaConfig | FullConfig | DiffusersConfig | SparseVideoGenConfig | MInferenceConfig | FrameRegionConfig
+
+
+def names_of(kind: type[AlgorithmConfig] = AlgorithmConfig) -> tuple[str, ...]:
+    """Names of all methods of one kind."""
+    return tuple(config.name for config in get_args(Algorithm) if issubclass(config, kind))
+
+
+__all__ = [
+    "AdaSpaConfig",
+    "Algorithm",
+    "AlgorithmConfig",
+    "DenseConfig",
+    "DiffusersConfig",
+    "EstimatingConfig",
+    "FrameRegionConfig",
+    "FullConfig",
+    "MInferenceConfig",
+    "SearchingConfig",
+    "SparseConfig",
+    "SparseVideoGenConfig",
+    "names_of",
+]

@@ -1,0 +1,16 @@
+"""The settings of presets, key by key: their hash is a run's fingerprint, by which --resume knows its own videos."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adaspa_cli.config import resolve
+
+PINNED = json.loads((Path(__file__).parent / "pinned.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("preset", sorted(PINNED))
+def test_the_settings_of_a_preset_are_those_of_earlier_versions(preset: str) -> None:
+    method, model = preset.split(" on ")
+    assert resolve({"method": method, "model": model}).flat() == PINNED[preset]
