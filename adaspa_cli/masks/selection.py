@@ -61,7 +61,7 @@ def select(
         full = full_mask(layout, heads, block_size, block_sums.device)
         return FoundMask(full, torch.ones(heads, device=block_sums.device))
     candidates = candidate_counts(sparsity, len(columns), head_adaptive=head_adaptive)
-    find = _by_kernels if kernels_take(block_sums) else _by_torch
+    find = by_kernels if kernels_take(block_sums) else by_torch
     return find(block_sums, layout, block_size, candidates)
 
 
@@ -95,7 +95,7 @@ def kernels_take(block_sums: Tensor) -> bool:
     return allowed("mask selection", adaspa_kernels.selection_unavailable(block_sums))
 
 
-def _by_kernels(
+def by_kernels(
     block_sums: Tensor, layout: TokenLayout, block_size: tuple[int, int], candidates: Candidates
 ) -> FoundMask:
     """Two kernels around the choice of each head's candidate."""
@@ -127,9 +127,7 @@ def heaviest(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
     return score, position
 
 
-def _by_torch(
-    block_sums: Tensor, layout: TokenLayout, block_size: tuple[int, int], candidates: Candidates
-) -> FoundMask:
+def by_torch(block_sums: Tensor, layout: TokenLayout, block_size: tuple[int, int], candidates: Candidates) -> FoundMask:
     """Sort every row."""
     rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
     video = block_sums[:, rows.start : rows.stop, columns.start : columns.stop]

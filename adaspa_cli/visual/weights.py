@@ -14,7 +14,7 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
 
-# Weights made at once, or one row of cells: 67 MB in float32 on a GPU, and what stays in a processor's caches.
+# Weights made at once: 67 MB in float32 on a GPU, and what stays in a processor's caches.
 _ROWS_WEIGHTS, _CPU_ROWS_WEIGHTS = 1 << 24, 1 << 20
 
 Keep = Callable[[int, Tensor], Tensor]
@@ -31,12 +31,14 @@ class HeadWeights:
         q, k: [L, D] of the video tokens, float32.
         lse: natural log-sum-exp of each row [L].
         scale: factor of q k^T.
+        at_once: weights that are made at once, or one row of cells; None for what suits the device.
     """
 
     q: Tensor
     k: Tensor
     lse: Tensor
     scale: float
+    at_once: int | None = None
 
     @classmethod
     def of_head(cls, q: Tensor, k: Tensor, lse: Tensor, layout: TokenLayout, head: int) -> HeadWeights:
@@ -50,7 +52,7 @@ class HeadWeights:
 
     def rows(self, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, weights [n, L]); n is a multiple of ``multiple`` but for the last."""
-        at_once = _CPU_ROWS_WEIGHTS if self.q.device.type == "cpu" else _ROWS_WEIGHTS
+        at_once = self.at_once or (_CPU_ROWS_WEIGHTS if self.q.device.type == "cpu" else _ROWS_WEIGHTS)
         count = max(1, at_once // self.tokens // multiple) * multiple
         for start in range(0, self.tokens, count):
             part = slice(start, start + count)

@@ -114,7 +114,8 @@ def text(record: dict[str, Any], found: list[Profiled]) -> str:
     )
 
 
-def _record(resolved: Resolved, found: list[Profiled], device: torch.device, before: str) -> dict[str, Any]:
+def profile_record(resolved: Resolved, found: list[Profiled], device: torch.device, before: str) -> dict[str, Any]:
+    """What the JSON file holds."""
     config = resolved.config
     return {
         "command": shlex.join(["python", "-m", "scripts.profile_steps", *sys.argv[1:]]),
@@ -155,10 +156,10 @@ def main(given: Sequence[str] | None = None) -> int:
         _check_place(options.json)
         before = gpu_state()
         found = profiles(resolved, diffusers=not options.no_diffusers)
-        record = _record(resolved, found, device, before)
+        written = profile_record(resolved, found, device, before)
         if options.json:
-            write_json(options.json, record, replace=True)
-        print(text(record, found))
+            write_json(options.json, written, replace=True)
+        print(text(written, found))
     except AdaspaError as error:
         hint = f" ({error.hint})" if error.hint else ""
         print(f"profile_steps: {error.message}{hint}", file=sys.stderr)

@@ -93,7 +93,7 @@ def _rank(kind: str) -> tuple[int, str]:
 def check_profiler(device: torch.device) -> None:
     """Profile one mark, before anything slow begins; raises RunError where the profiler does not see it."""
     _mark(device)  # CUDA is initialised, and the kernel loaded
-    seen = [kernel.name for kernel in _record(device, lambda: _mark(device))]
+    seen = [kernel.name for kernel in record_kernels(device, lambda: _mark(device))]
     if sum(map(_is_mark, seen)) != 1:
         raise RunError(
             f"torch.profiler does not see the marks between steps on {device}; it saw {seen or 'nothing'}",
@@ -111,7 +111,7 @@ def _run_twice(pipe: Any, clock: StepClock, resolved: Resolved, prompt: str) -> 
     clock.on_start.append(lambda _steps: _mark(device))
     clock.on_step_end.append(lambda _step: _mark(device))
     latents: list[torch.Tensor] = []
-    kernels = _record(device, lambda: latents.append(sample(pipe, resolved, prompt, seed=0)))
+    kernels = record_kernels(device, lambda: latents.append(sample(pipe, resolved, prompt, seed=0)))
     peak = peak_memory(device)
     check_finite(latents[0])
     steps = windows(kernels, _is_mark)
@@ -134,7 +134,7 @@ def _is_mark(name: str) -> bool:
     return name == CPU_MARK or GPU_MARK in name
 
 
-def _record(device: torch.device, call: Callable[[], object]) -> list[Kernel]:
+def record_kernels(device: torch.device, call: Callable[[], object]) -> list[Kernel]:
     """Call, and list what ran on the device, in microseconds."""
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as recorded:

@@ -15,6 +15,7 @@ from adaspa_cli.attention.layout import ceil_div
 FACTOR, EPSILON = 2.0, 4e-6
 DTYPES = [torch.float32, torch.bfloat16]
 SCALE = 0.2
+LENGTHS = [(1, 1), (65, 63), (200, 320)]
 
 
 def tensors(dtype: torch.dtype, *, lengths: tuple[int, int], batch: int = 1, heads: int = 3) -> tuple[Tensor, ...]:
@@ -85,23 +86,21 @@ def test_sparse_attention_of_a_batch(dtype: torch.dtype, mask_batch: int | None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sparse_attention_in_several_groups(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_GROUP_BYTES", 1 << 14)
-    q, k, v = tensors(dtype, lengths=(330, 330))
+def test_sparse_attention_in_several_groups(dtype: torch.dtype) -> None:
+    """More rows of one length than a group of them takes."""
+    q, k, v = tensors(dtype, lengths=(1330, 1330))
     check_sparse(q, k, v, random_mask(q, k, (16, 16)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("group_bytes", [1 << 14, 1 << 21])
+@pytest.mark.parametrize("blocks", [21, 81])
 @pytest.mark.parametrize("gaps", [False, True])
-def test_rows_that_keep_equally_many_keys(
-    dtype: torch.dtype, group_bytes: int, gaps: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such rows are read and written in place where they follow one another; the last block is ragged."""
-    monkeypatch.setattr(cpu, "_GROUP_BYTES", group_bytes)
-    q, k, v = tensors(dtype, lengths=(330, 330))
-    order = torch.rand(3, 21, 20, generator=torch.Generator().manual_seed(2)).argsort(-1)
-    kept = torch.cat([order < 5, torch.ones(3, 21, 1, dtype=torch.bool)], dim=-1)
+def test_rows_that_keep_equally_many_keys(dtype: torch.dtype, blocks: int, gaps: bool) -> None:
+    """Such rows are read and written in place where they follow one another, many of them in several groups; the last
+    block is ragged."""
+    q, k, v = tensors(dtype, lengths=(16 * blocks - 6, 16 * blocks - 6))
+    order = torch.rand(3, blocks, blocks - 1, generator=torch.Generator().manual_seed(2)).argsort(-1)
+    kept = torch.cat([order < 5, torch.ones(3, blocks, 1, dtype=torch.bool)], dim=-1)
     kept[:, -1] = True
     if gaps:
         kept[:, 3::4] = False
@@ -152,12 +151,8 @@ def test_blocks_that_are_left_out_are_not_read(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("chunk", [1 << 20, 1 << 12])
-@pytest.mark.parametrize("lengths", [(1, 1), (65, 63), (200, 320)], ids=str)
-def test_dense_attention(
-    dtype: torch.dtype, chunk: int, lengths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cpu, "_CHUNK_SCORES", chunk)
+@pytest.mark.parametrize("lengths", [*LENGTHS, (300, 8000)], ids=str)  # the last in several chunks
+def test_dense_attention(dtype: torch.dtype, lengths: tuple[int, int]) -> None:
     q, k, v = tensors(dtype, lengths=lengths, batch=2)
     out, lse = cpu.dense_attention(q, k, v, SCALE)
     check_dense(q, k, v, out, lse)
@@ -175,18 +170,20 @@ def check_dense(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("chunk", [1 << 20, 1 << 12])
+def test_a_search_of_many_keys_is_that_of_its_queries_apart(dtype: torch.dtype) -> None:
+    """So many keys that the queries come in several chunks; 160 queries are whole blocks, and no chunk of their own."""
+    q, k, v = tensors(dtype, lengths=(300, 8000), heads=1)
+    together = cpu.attention_with_block_sums(q, k, v, (32, 64), SCALE)
+    apart = [cpu.attention_with_block_sums(x, k, v, (32, 64), SCALE) for x in (q[:, :, :160], q[:, :, 160:])]
+    for found, pieces in zip(together, zip(*apart, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.cat(pieces, dim=2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("block", [(64, 64), (16, 32)], ids=str)
-@pytest.mark.parametrize("lengths", [(1, 1), (65, 63), (200, 320)], ids=str)
-def test_search(
-    dtype: torch.dtype,
-    chunk: int,
-    block: tuple[int, int],
-    lengths: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_search(dtype: torch.dtype, block: tuple[int, int], lengths: tuple[int, int]) -> None:
     """One pass gives the dense output, its LSE, and the sums that a second pass with that LSE gives."""
-    monkeypatch.setattr(cpu, "_CHUNK_SCORES", chunk)
     q, k, v = tensors(dtype, lengths=lengths, batch=2)
     out, lse, sums = cpu.attention_with_block_sums(q, k, v, block, SCALE)
     check_dense(q, k, v, out, lse)

@@ -1,6 +1,5 @@
 """VBench as a command of its own: what it is called with, and what its results become."""
 
-import json
 import os
 import stat
 import sys
@@ -55,8 +54,3 @@ def test_a_command_that_gives_no_scores_is_quoted(tmp_path: Path, monkeypatch: p
     install(tmp_path, monkeypatch, "#!/bin/sh\necho no weights >&2\n")
     with pytest.raises(vbench.VBenchError, match="vbench gave no scores; it said: no weights"):
         vbench.score([])
-
-
-def test_the_names_of_json_results_are_those_of_vbench() -> None:
-    content = {"subject_consistency": [0.9, [{"video_path": "/x/0.mp4", "video_results": 0.9}]]}
-    assert vbench._by_video(json.loads(json.dumps(content)), 1) == [{"subject_consistency": 0.9}]

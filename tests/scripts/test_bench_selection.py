@@ -39,13 +39,13 @@ def test_both_ways_are_checked_and_timed(kind: str) -> None:
 
 
 def test_a_wrong_result_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = selection._by_kernels
+    right = selection.by_kernels
 
     def wrong(*args: object) -> FoundMask:
         found = right(*args)  # type: ignore[arg-type]
         return FoundMask(found.mask, found.recall + 0.01)
 
-    monkeypatch.setattr(selection, "_by_kernels", wrong)
+    monkeypatch.setattr(selection, "by_kernels", wrong)
     rows = [row for row in bench_selection.bench("spread", ["kernels"], 1) if row.task.startswith("select")]
     assert len(rows) == 2
     for row in rows:

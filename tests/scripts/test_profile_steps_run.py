@@ -36,8 +36,8 @@ def test_the_kind_of_a_step_is_what_its_calls_did() -> None:
 
 def test_the_profiler_sees_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     record.check_profiler(torch.device("cpu"))
-    monkeypatch.setattr(record, "_is_mark", lambda _name: False)
-    with pytest.raises(RunError, match="end of a denoising step"):
+    monkeypatch.setattr(record, "profile", Recorded([event("aten::add", DeviceType.CPU)]))
+    with pytest.raises(RunError, match=r"does not see the marks .*; it saw \['aten::add'\]"):
         record.check_profiler(torch.device("cpu"))
 
 
@@ -84,7 +84,10 @@ def test_on_a_gpu_its_own_timeline_counts(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "_sleep", lambda _cycles: called.append("mark"))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: called.append("wait"))
     gpu = torch.device("cuda", 1)
-    assert record._record(gpu, lambda: called.append("run")) == [Kernel(mark, 1.0, 2.5), Kernel("nvjet_a", 1.0, 2.5)]
+    assert record.record_kernels(gpu, lambda: called.append("run")) == [
+        Kernel(mark, 1.0, 2.5),
+        Kernel("nvjet_a", 1.0, 2.5),
+    ]
     assert recorded.activities == [ProfilerActivity.CUDA]
     assert called == ["run", "wait"]
     record.check_profiler(gpu)
@@ -107,7 +110,7 @@ def test_every_kind_of_step_is_profiled(family: str, request: pytest.FixtureRequ
         names = {kernel.name for kernel in times.kernels}
         assert "aten::linear" in names  # a transformer ran in it
         assert record.CPU_MARK not in names
-    written = json.loads(json.dumps(program._record(resolved, found, torch.device("cpu"), "unknown")))
+    written = json.loads(json.dumps(program.profile_record(resolved, found, torch.device("cpu"), "unknown")))
     kinds = [step["kind"] for run in written["runs"] for step in run["steps"]]
     assert kinds == list(chosen)
     assert all(len(step["kernels"]) == tables.TOP for run in written["runs"] for step in run["steps"])

@@ -1,5 +1,6 @@
 """Patterns and area means against brute force on the whole matrix."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,18 +10,12 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout, attention_with_block_sums
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
-from adaspa_cli.visual import patterns, weights
+from adaspa_cli.visual import patterns
 from adaspa_cli.visual.patterns import block_pattern, line_patterns, measure, video_share
 from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size, mass
 
 DENSITIES = [0.02, 0.2, 0.55]
 BLOCK = (8, 8)
-
-
-@pytest.fixture(autouse=True)
-def _few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So few weights at once that even these small matrices come in several pieces."""
-    monkeypatch.setattr(weights, "_CPU_ROWS_WEIGHTS", 1000)
 
 
 @pytest.fixture(params=["first", "last"])
@@ -37,9 +32,10 @@ def qkv(layout: TokenLayout) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.fixture
 def head(layout: TokenLayout, qkv: tuple[Tensor, Tensor, Tensor]) -> HeadWeights:
+    """With so few weights at once that even this small matrix comes in several pieces."""
     q, k, v = qkv
     _, lse, _ = attention_with_block_sums(q, k, v, BLOCK, backend="reference")
-    return HeadWeights.of_head(q, k, lse, layout, 1)
+    return dataclasses.replace(HeadWeights.of_head(q, k, lse, layout, 1), at_once=1000)
 
 
 @pytest.fixture
@@ -137,12 +133,11 @@ def test_pictures_are_exact_means_of_areas(head: HeadWeights, whole: Tensor, pix
         assert shown == pytest.approx(pattern.recall, rel=1e-5), name
 
 
-def test_long_sequences_come_in_pieces_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_long_sequences_come_in_pieces_of_bounded_size() -> None:
     tokens = 118_784
     head = HeadWeights(torch.zeros(tokens, 1), torch.zeros(tokens, 1), torch.zeros(tokens), 1.0)
     cell = cell_size(tokens, 256)
     _, rows = next(head.rows(cell))
     assert rows.shape[0] % cell == 0
     assert rows.shape == (cell, tokens)
-    assert next(head.rows())[1].numel() <= weights._CPU_ROWS_WEIGHTS
+    assert next(head.rows())[1].numel() <= 1 << 20

@@ -147,10 +147,17 @@ def test_a_query_tokens_blocks_are_painted_where_they_stand() -> None:
     assert strength.flatten().tolist() == [row[(3 + token) // 4] for token in range(16)]
     frames = np.full((2, 20, 40, 3), 100, np.uint8)
     sheet = view.paint(frames, strength, (1, 1, 2))
-    assert sheet.shape == (20, 86, 3)
-    assert sheet[15, 46 + 25].tolist() == [0, 230, 255]  # the query token
-    assert sheet[5, 15].tolist() == [216, 130, 25]  # block 1, 255: 100 to (255, 140, 0) by three quarters
-    assert (sheet[5, 5] < 60).all()  # block 0 is left out
+    shown = {
+        tuple(colour): number
+        for colour, number in zip(*np.unique(sheet.reshape(-1, 3), axis=0, return_counts=True), strict=True)
+    }
+    token = 10 * 10  # pixels of a token
+    assert shown[0, 230, 255] == token  # the query token
+    assert shown[216, 130, 25] == 4 * token  # block 1, of strength 255: 100 to (255, 140, 0) by three quarters
+    (dark,) = (number for colour, number in shown.items() if max(colour) < 60)
+    assert dark == (1 + 4) * token  # what is left out of blocks 0 and 2
+    block_1, queried = (np.argwhere((sheet == colour).all(-1)) for colour in ((216, 130, 25), (0, 230, 255)))
+    assert block_1[:, 1].max() < queried[:, 1].min(), "the query token is in the second frame, right of the first"
 
 
 def test_weights_become_strengths_by_their_root() -> None:
