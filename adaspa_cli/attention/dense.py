@@ -10,7 +10,7 @@ Shapes: B batch, H heads, L tokens, D head dimension; q, k, v [B, H, L, D], outp
 import functools
 import logging
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -85,25 +85,42 @@ def choose(device: torch.device, dtype: torch.dtype, head_dim: int, tokens: int)
     generator = torch.Generator(device).manual_seed(0)
     shape = (1, tokens, PROBE_HEADS, head_dim)
     q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=dtype).transpose(1, 2) for _ in range(3))
-    scale = head_dim**-0.5
-    truth = _efficient(q, k, v, scale)
+    return fastest(candidates(head_dim), q, k, v, gpu_milliseconds)
+
+
+def fastest(
+    kernels: Mapping[str, Dense], q: Tensor, k: Tensor, v: Tensor, time: Callable[[Callable[[], object]], float]
+) -> Choice:
+    """The fastest of the kernels that agree with the one named ``efficient``, which is among them.
+
+    Args:
+        kernels: by name; of equally fast ones the first is taken.
+        q, k, v: [1, H, L, D], to measure with.
+        time: of a launch, in milliseconds.
+
+    Raises:
+        torch.OutOfMemoryError: this says nothing of a kernel.
+    """
+    scale = q.shape[-1] ** -0.5
+    truth = kernels["efficient"](q, k, v, scale)
     milliseconds: dict[str, float] = {}
     problems: dict[str, str] = {}
-    for name, attend in candidates(head_dim).items():
+    for name, attend in kernels.items():
         try:
             found = attend(q, k, v, scale)
             if not _agrees(found, truth):
                 problems[name] = "wrong result"
                 continue
-            milliseconds[name] = _milliseconds(functools.partial(attend, q, k, v, scale))
-        except torch.OutOfMemoryError:  # says nothing of the kernel: not to be remembered
+            milliseconds[name] = time(functools.partial(attend, q, k, v, scale))
+        except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a kernel that this GPU or its own version refuses
             problems[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     limit = (1 + NEAR) * min(milliseconds.values(), default=0.0)
     kernel = next((name for name, time in milliseconds.items() if time <= limit), "efficient")
     _logger.info("dense attention by %s: %s ms, not %s", kernel, milliseconds, problems)
-    return Choice(kernel, (1, PROBE_HEADS, tokens, head_dim), milliseconds, problems)
+    batch, heads, tokens, head_dim = q.shape
+    return Choice(kernel, (batch, heads, tokens, head_dim), milliseconds, problems)
 
 
 @functools.cache
@@ -126,7 +143,7 @@ def _agrees(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> bool:
     return bool(close and (found[1] - truth[1]).abs().max() <= LSE_ERROR)
 
 
-def _milliseconds(launch: Callable[[], object]) -> float:
+def gpu_milliseconds(launch: Callable[[], object]) -> float:
     """Median of single launches, queued behind a pause, so that what a launch costs the CPU is not counted."""
     times = []
     for _ in range(PROBE_LAUNCHES):

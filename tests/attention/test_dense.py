@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,6 @@ from torch import Tensor
 from adaspa_cli.attention import dense, reference
 from adaspa_cli.attention.block_mask import BlockMask
 from adaspa_cli.attention.dense import candidates
-
-CPU = torch.device("cpu")
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -41,36 +39,25 @@ def refuses(*_: object) -> tuple[Tensor, Tensor]:
     raise RuntimeError("no kernel for this GPU\nsecond line")
 
 
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Kernels for the CPU with times that were made up; the list says what was timed."""
+QKV = tuple(torch.randn(1, 2, 256, 64, generator=torch.Generator().manual_seed(0)).half() for _ in range(3))
+
+
+def times(*milliseconds: float) -> Callable[[object], float]:
+    """A clock that says what it is told."""
+    said = iter(milliseconds)
+    return lambda _launch: next(said)
+
+
+def test_the_fastest_right_kernel_is_chosen(caplog: pytest.LogCaptureFixture) -> None:
     kernels = {
-        "slow": exact, "fast": exact, "middle": exact,
+        "slow": exact, "fast": exact, "efficient": exact,
         "wrong": wrong_output, "wrong LSE": wrong_lse, "NaN": not_a_number, "refuses": refuses,
     }  # fmt: skip
-    timed: list[str] = []
-    order = iter(["slow", "fast", "middle"])
-    times = {"slow": 3.0, "fast": 1.0, "middle": 2.0}
-
-    def milliseconds(_: object) -> float:
-        timed.append(next(order))
-        return times[timed[-1]]
-
-    monkeypatch.setattr(dense, "candidates", lambda _: kernels)
-    monkeypatch.setattr(dense, "_milliseconds", milliseconds)
-    monkeypatch.setattr(dense, "_efficient", exact)
-    dense.choose.cache_clear()
-    yield timed
-    dense.choose.cache_clear()
-
-
-def test_the_fastest_right_kernel_is_chosen_once(measured: list[str], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="adaspa_cli"):
-        choice = dense.choose(CPU, torch.float16, 64, 256)
-        assert dense.choose(CPU, torch.float16, 64, 256) is choice
+        choice = dense.fastest(kernels, *QKV, times(3.0, 1.0, 2.0))
     assert choice.kernel == "fast"  # though the first one is right too
-    assert choice.milliseconds == {"slow": 3.0, "fast": 1.0, "middle": 2.0}
-    assert measured == ["slow", "fast", "middle"]
+    assert choice.probe == (1, 2, 256, 64)
+    assert choice.milliseconds == {"slow": 3.0, "fast": 1.0, "efficient": 2.0}
     assert choice.problems == {
         "wrong": "wrong result", "wrong LSE": "wrong result", "NaN": "wrong result",
         "refuses": "RuntimeError: no kernel for this GPU",
@@ -79,36 +66,26 @@ def test_the_fastest_right_kernel_is_chosen_once(measured: list[str], caplog: py
     assert "dense attention by fast" in record.getMessage()
 
 
-def test_of_nearly_equal_times_the_order_decides(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "candidates", lambda _: {"first": exact, "second": exact, "third": exact})
-    times = iter([1.02, 1.0, 0.995])
-    monkeypatch.setattr(dense, "_milliseconds", lambda _: next(times))
-    assert dense.choose(CPU, torch.float16, 64, 512).kernel == "first"
-    assert not measured
+def test_of_nearly_equal_times_the_order_decides() -> None:
+    kernels = {"first": exact, "second": exact, "efficient": exact}
+    assert dense.fastest(kernels, *QKV, times(1.02, 1.0, 0.995)).kernel == "first"
 
 
-def test_running_out_of_memory_is_not_remembered(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_says_nothing_of_a_kernel() -> None:
     def fails(*_: object) -> tuple[Tensor, Tensor]:
         raise torch.OutOfMemoryError("too large")
 
-    monkeypatch.setattr(dense, "candidates", lambda _: {"large": fails})
     with pytest.raises(torch.OutOfMemoryError):
-        dense.choose(CPU, torch.float16, 64, 640)
-    monkeypatch.setattr(dense, "candidates", lambda _: {"slow": exact})
-    assert dense.choose(CPU, torch.float16, 64, 640).kernel == "slow"
-    assert measured == ["slow"]
+        dense.fastest({"large": fails, "efficient": exact}, *QKV, times(1.0))
 
 
-def test_without_a_right_kernel_the_reference_one_runs(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "candidates", lambda _: {"refuses": refuses})
-    choice = dense.choose(CPU, torch.float16, 64, 128)
-    assert choice.kernel == "efficient"
-    assert not choice.milliseconds
-    assert not measured
+def test_without_another_right_kernel_the_reference_one_runs() -> None:
+    choice = dense.fastest({"refuses": refuses, "efficient": exact}, *QKV, times(1.0))
+    assert (choice.kernel, choice.milliseconds) == ("efficient", {"efficient": 1.0})
 
 
 def test_a_flash_attn_that_cannot_be_imported_is_a_problem_and_no_error(
-    measured: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Such as version 2, built for another torch."""
     (tmp_path / "flash_attn").mkdir()
@@ -116,21 +93,30 @@ def test_a_flash_attn_that_cannot_be_imported_is_a_problem_and_no_error(
     for name in ("flash_attn", "flash_attn.cute"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    found = {name: kernel for name, kernel in candidates(64).items() if name == "flash-attn-4"}
-    monkeypatch.setattr(dense, "candidates", lambda _: {"slow": exact} | found)
-    choice = dense.choose(CPU, torch.float16, 64, 128)
-    assert choice.kernel == "slow"
-    assert measured == ["slow"]
+    candidates.cache_clear()
+    kernels = {"flash-attn-4": candidates(64)["flash-attn-4"], "efficient": exact}
+    candidates.cache_clear()
+    choice = dense.fastest(kernels, *QKV, times(1.0))
+    assert choice.kernel == "efficient"
     assert choice.problems == {"flash-attn-4": "ImportError: undefined symbol"}
 
 
 def test_our_own_kernel_keeps_every_block(device: torch.device) -> None:
     """Also in Triton's interpreter; a ragged last block, and more keys than queries."""
     pytest.importorskip("triton", reason="triton is not installed")
-    q, k, v = (torch.randn(1, n, 2, 64, device=device, dtype=torch.half).transpose(1, 2) for n in (130, 300, 300))
-    truth = exact(q, k, v, 0.1)
-    assert dense._agrees(dense._own(q, k, v, 0.1), truth)
-    assert not dense._agrees(dense._own(q, k[:, :, :256], v[:, :, :256], 0.1), truth)
+    own = candidates(64)["adaspa"]
+    generator = torch.Generator(device).manual_seed(0)
+    q, k, v = (
+        torch.randn(1, n, 2, 64, device=device, dtype=torch.half, generator=generator).transpose(1, 2)
+        for n in (130, 300, 300)
+    )
+
+    def cut(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        return own(q, k[:, :, :256], v[:, :, :256], scale)
+
+    choice = dense.fastest({"adaspa": own, "cut": cut, "efficient": exact}, q, k, v, times(1.0, 2.0))
+    assert choice.kernel == "adaspa"
+    assert choice.problems == {"cut": "wrong result"}
 
 
 def test_nothing_is_chosen_on_a_cpu_or_in_float32() -> None:
@@ -149,15 +135,14 @@ def test_every_kernel_there_agrees(device: torch.device, head_dim: int, lengths:
         for n in (lengths[0], lengths[1], lengths[1])
     )
     truth, true_lse = exact(q, k, v, 0.1)
-    choice = dense._choice(q, k)
-    assert "adaspa" in choice.milliseconds
-    for name in choice.milliseconds:
+    described = dense.describe(q, k)
+    assert described is not None
+    assert "adaspa" in described["milliseconds"]
+    for name in described["milliseconds"]:
         out, lse = dense.candidates(head_dim)[name](q, k, v, 0.1)
         assert (out.float() - truth.float()).norm() <= dense.OUTPUT_ERROR * truth.float().norm(), name
         assert (lse - true_lse).abs().max() <= dense.LSE_ERROR, name
     out, lse = dense.dense_attention(q, k, v, 0.1)
     assert lse.shape == q.shape[:3]
     assert out.shape == q.shape
-    described = dense.describe(q, k)
-    assert described is not None
-    assert described["kernel"] == choice.kernel
+    assert described["kernel"] in described["milliseconds"]
