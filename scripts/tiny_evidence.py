@@ -27,9 +27,9 @@ from adaspa_cli.config import GenerateConfig, resolve
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
-from adaspa_cli.models.attachment import Row
+from adaspa_cli.models.forward import Row
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.models.registry import family_of
+from adaspa_cli.models.registry import attach, family_of
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.sampling.handle import apply
 from adaspa_cli.visual.patterns import line_patterns, measure
@@ -95,7 +95,7 @@ def patterns(prompts: list[str], config: GenerateConfig) -> dict[str, Any]:
     for prompt in prompts:
         recorder = Recorder(steps, looked_at)
         recorder.clock = StepClock(pipe)
-        attachment = family_of(pipe).attach(pipe, recorder)
+        attachment = attach(pipe, recorder)
         run(pipe, prompt, config, latent=True)
         attachment.detach()
         recorder.clock.stop()

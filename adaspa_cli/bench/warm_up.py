@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,7 @@ from adaspa_cli.config import GenerateConfig, Resolved
 from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.maskfiles.registry import run_policy
 from adaspa_cli.masks import Action
-from adaspa_cli.models.registry import check_sampling
+from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.run import sample
 
@@ -33,20 +33,26 @@ def warm_up(pipe: Any, resolved: Resolved, steps: int, prompt: str, seed: int) -
     config = few.config
     check_sampling(pipe, config.sampling)
     short = config.model.random_weights and config.model.offload != "group" and config.method.cache.name == "none"
-    with first_blocks(pipe.transformer) if short else nullcontext(), Handle(pipe, config.method):
+    whole = family_of(pipe).transformers(pipe)
+    with first_blocks(whole if short else ()), Handle(pipe, config.method):
         sample(pipe, few, prompt, seed)
 
 
 @contextmanager
-def first_blocks(transformer: nn.Module) -> Iterator[None]:
-    """Cut every list of blocks of a transformer to its first two; afterwards, or after an error, it is as before."""
-    lists = {name: child for name, child in transformer.named_children() if isinstance(child, nn.ModuleList)}
+def first_blocks(transformers: Sequence[nn.Module]) -> Iterator[None]:
+    """Cut every list of blocks of transformers to its first two; afterwards, or after an error, they are as before."""
+    lists = [
+        (transformer, name, child)
+        for transformer in transformers
+        for name, child in transformer.named_children()
+        if isinstance(child, nn.ModuleList)
+    ]
     try:
-        for name, blocks in lists.items():
+        for transformer, name, blocks in lists:
             setattr(transformer, name, blocks[:2])
         yield
     finally:
-        for name, blocks in lists.items():
+        for transformer, name, blocks in lists:
             setattr(transformer, name, blocks)
 
 

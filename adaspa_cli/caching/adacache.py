@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaspa_cli.caching.step_cache import Clock, StepCache, video_and_text
+from adaspa_cli.caching.step_cache import Clock, StepCache
 from adaspa_cli.config.caches import AdaCacheConfig
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.attachment import Attachment
@@ -33,8 +33,7 @@ Key = tuple[int, tuple[tuple[str, int], ...]]  # block, rows of the batch
 class _Residual:
     """What a block added at a step, how much that moves, and for how many steps it may be reused."""
 
-    video: Tensor
-    text: Tensor
+    added: tuple[Tensor, ...]  # to the video's tokens, and to the text's where a block changes them
     step: int
     motion: Tensor | None = None
     reuses: int = 0
@@ -82,15 +81,19 @@ class AdaCache(StepCache):
         super().remove()
 
     def _cached(self, index: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        family = self._attachment.family
+
         def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                video, text = video_and_text(args, kwargs)
+                tokens = family.block_input(args, kwargs)
                 key = (index, tuple((row.branch, row.sample) for row in self._attachment.rows))
                 before = self._memory.get(key)
                 if before is not None and self._may_reuse(before):
-                    return video + before.video, text + before.text
+                    return family.joined(tuple(old + new for old, new in zip(tokens, before.added, strict=True)))
                 output = original(*args, **kwargs)
-                self._memory[key] = self._compare(output[0] - video, output[1] - text, before)
+                made = family.block_output(output)
+                added = tuple(new - old for new, old in zip(made, tokens, strict=True))
+                self._memory[key] = self._compare(added, before)
                 return output
 
             return forward
@@ -111,16 +114,16 @@ class AdaCache(StepCache):
             residual.reuses = reuses(distance, self._settings)
         self._pending.clear()
 
-    def _compare(self, video: Tensor, text: Tensor, before: _Residual | None) -> _Residual:
+    def _compare(self, added: tuple[Tensor, ...], before: _Residual | None) -> _Residual:
         """The new residual with its distance to the one before."""
-        settings, now = self._settings, _Residual(video, text, self._clock.step)
+        settings, video, now = self._settings, added[0], _Residual(added, self._clock.step)
         frames = self._attachment.rows[0].layout.frames
         if settings.adacache_motion and frames > 1:
             now.motion = motion(video, frames)
             self._measured.motions.append(now.motion)
         if before is not None:
             gap = now.step - before.step
-            distance = relative_distance(video, before.video) / gap
+            distance = relative_distance(video, before.added[0]) / gap
             self._measured.distances.append(distance)
             if now.motion is not None and before.motion is not None:
                 distance = distance * motion_factor(now.motion, before.motion, gap, settings.adacache_motion_reference)

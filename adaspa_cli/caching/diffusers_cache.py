@@ -12,31 +12,31 @@ from adaspa_cli.models.attachment import Attachment
 
 
 class DiffusersCache(StepCache):
-    """``transformer.enable_cache`` with a configuration that is made for each run.
+    """``enable_cache`` of every transformer, with a configuration that is made for each run.
 
     Switching on anew is how a run starts without results of one that an exception ended: diffusers itself forgets
     them only when a pipeline's call returns.
     """
 
     def __init__(
-        self, name: str, unit: Unit, attachment: Attachment, clock: Clock, make_config: Callable[[int], Any]
+        self, name: str, unit: Unit, attachment: Attachment, clock: Clock, make_config: Callable[[int, Any], Any]
     ) -> None:
         """
         Args:
             name: as the setting ``cache`` has it.
             unit: what the cache skips.
-            make_config: the configuration of a run of that many steps.
+            make_config: the configuration of a run of that many steps, for a transformer.
 
         Raises:
             RunError: the transformer has a cache already.
         """
-        self._transformer, self._make_config = attachment.transformer, make_config
+        self._transformers, self._make_config = attachment.transformers, make_config
         self._enabled = False
         self._refuse_others()
         super().__init__(name, unit, attachment, clock)
 
     def _refuse_others(self) -> None:
-        if self._transformer.is_cache_enabled and not self._enabled:
+        if not self._enabled and any(transformer.is_cache_enabled for transformer in self._transformers):
             raise RunError(
                 "a cache of diffusers is enabled on this transformer already",
                 hint="call pipe.transformer.disable_cache() before",
@@ -45,21 +45,23 @@ class DiffusersCache(StepCache):
     def start(self, steps: int) -> None:
         self._refuse_others()
         self.release()
-        self._transformer.enable_cache(self._make_config(steps))
         self._enabled = True
+        for transformer in self._transformers:
+            transformer.enable_cache(self._make_config(steps, transformer))
 
     def release(self) -> None:
         if self._enabled:
-            self._transformer.disable_cache()
+            for transformer in self._transformers:
+                transformer.disable_cache()
             self._enabled = False
 
 
-def attention_patterns(attachment: Attachment) -> tuple[str, ...]:
-    """Patterns that match the names of the blocks' attention modules and nothing else.
+def attention_patterns(attachment: Attachment, transformer: Any) -> tuple[str, ...]:
+    """Patterns that match the names of the blocks' attention modules in a transformer and nothing else.
 
     The patterns that diffusers has by default match the text refiner of HunyuanVideo too (PAB), and nothing at all in
     CogVideoX (TaylorSeer).
     """
     wanted = {id(attention) for attention in attachment.attentions}
-    names = (name for name, module in attachment.transformer.named_modules() if id(module) in wanted)
+    names = (name for name, module in transformer.named_modules() if id(module) in wanted)
     return tuple(f"^{re.escape(name)}$" for name in names)

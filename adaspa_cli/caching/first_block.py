@@ -18,7 +18,7 @@ def first_block_cache(settings: FirstBlockConfig, attachment: Attachment, clock:
     """
     from diffusers import FirstBlockCacheConfig
 
-    def make_config(_steps: int) -> Any:
+    def make_config(_steps: int, _transformer: Any) -> Any:
         return FirstBlockCacheConfig(threshold=settings.first_block_threshold)
 
     return DiffusersCache("first-block", "block", attachment, clock, make_config)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adaspa_cli.caching.diffusers_cache import DiffusersCache
-from adaspa_cli.caching.step_cache import Clock, StepCache, video_and_text
+from adaspa_cli.caching.step_cache import Clock, StepCache
 from adaspa_cli.config.caches import MagCacheConfig
 from adaspa_cli.models.attachment import Attachment
 
@@ -23,7 +23,7 @@ def magcache(settings: MagCacheConfig, attachment: Attachment, clock: Clock) -> 
     """
     from diffusers import MagCacheConfig
 
-    def make_config(steps: int) -> Any:
+    def make_config(steps: int, _transformer: Any) -> Any:
         return MagCacheConfig(
             threshold=settings.magcache_threshold,
             max_skip_steps=settings.magcache_max_skips,
@@ -45,6 +45,7 @@ class Calibration(StepCache):
 
     def __init__(self, attachment: Attachment, clock: Clock) -> None:
         super().__init__("magcache", "block", attachment, clock)
+        self._family = attachment.family
         self._input: Tensor | None = None
         self._norms: Tensor | None = None  # [B, N] of the step before
         self._ratios: list[Tensor] = []
@@ -62,12 +63,13 @@ class Calibration(StepCache):
 
     def _before(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.work.passes[self._clock.step] == 1:
-            self._input, _ = video_and_text(args, kwargs)
+            self._input = self._family.block_input(args, kwargs)[0]
 
-    def _after(self, _block: nn.Module, _args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def _after(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         if self._input is None:
             return
-        norms = torch.linalg.vector_norm(output[0] - self._input, dim=-1, dtype=torch.float32)
+        video = self._family.block_output(output)[0]
+        norms = torch.linalg.vector_norm(video - self._input, dim=-1, dtype=torch.float32)
         before, self._norms, self._input = self._norms, norms, None
         self._ratios.append(torch.ones(()) if before is None else (norms / before.clamp_min(1e-8)).mean())
 

@@ -23,15 +23,14 @@ class PyramidAttentionBroadcast(DiffusersCache):
         from diffusers import PyramidAttentionBroadcastConfig
 
         lower, upper = settings.pab_timesteps
-        patterns = attention_patterns(attachment)
         self._timesteps: list[float] = []
 
-        def make_config(_steps: int) -> Any:
+        def make_config(_steps: int, transformer: Any) -> Any:
             self._timesteps = pipe.scheduler.timesteps.tolist()  # once: reading them one by one waits for the device
             return PyramidAttentionBroadcastConfig(
                 spatial_attention_block_skip_range=settings.pab_range,
                 spatial_attention_timestep_skip_range=(lower, upper),
-                spatial_attention_block_identifiers=patterns,
+                spatial_attention_block_identifiers=attention_patterns(attachment, transformer),
                 current_timestep_callback=self._timestep,
             )
 

@@ -15,14 +15,15 @@ from adaspa_cli.config.caches import (
     TaylorSeerConfig,
 )
 from adaspa_cli.config.merging import Merging, TomeSdConfig
+from adaspa_cli.errors import RunError
 from adaspa_cli.models.attachment import Attachment
 
 
 def make_cache(settings: Cache, pipe: Any, attachment: Attachment, clock: Clock) -> StepCache | None:
-    """Put a cache on a transformer; None for ``none``.
+    """Put a cache on a pipeline's transformers; None for ``none``.
 
     Raises:
-        RunError: the transformer has a cache of diffusers already.
+        RunError: a transformer has a cache of diffusers already, or the cache is made for a single one.
     """
     match settings:
         case PabConfig():
@@ -42,6 +43,11 @@ def make_cache(settings: Cache, pipe: Any, attachment: Attachment, clock: Clock)
 
             return taylorseer(settings, attachment, clock)
         case MagCacheConfig():
+            if len(attachment.transformers) > 1:
+                raise RunError(
+                    "magcache's ratios are those of one transformer over all steps, and this model has two",
+                    hint="use another cache",
+                )
             from adaspa_cli.caching.magcache import Calibration, magcache
 
             calibrates = settings.magcache_calibrate

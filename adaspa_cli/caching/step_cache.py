@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.attachment import Attachment
@@ -26,20 +26,25 @@ class Clock(Protocol):
 
 
 class WorkCounter:
-    """Counts how often each of some modules of a transformer is computed, and how often it could have been.
+    """Counts how often each of the blocks or attentions is computed, and how often it could have been.
 
     It sits below whatever else wraps the modules' ``forward``, so that it sees the calls that are really made.
     """
 
-    def __init__(self, transformer: nn.Module, modules: Sequence[nn.Module], clock: Clock) -> None:
-        self._modules, self._clock = len(modules), clock
-        self._computed: Counter[int] = Counter()
-        self.passes: Counter[int] = Counter()  # forward passes of the transformer, by step
-        self._hook = transformer.register_forward_pre_hook(self._on_pass)
+    def __init__(self, attachment: Attachment, unit: Unit, clock: Clock) -> None:
+        self._clock = clock
+        self._computed: Counter[int] = Counter()  # calls by step, as all of these
+        self._possible: Counter[int] = Counter()
+        self.passes: Counter[int] = Counter()  # forward passes of a transformer
+        family = attachment.family
+        self._modules = {id(transformer): len(family.blocks(transformer)) for transformer in attachment.transformers}
+        self._hooks = [transformer.register_forward_pre_hook(self._on_pass) for transformer in attachment.transformers]
+        modules = attachment.blocks if unit == "block" else attachment.attentions
         self._overrides = [Override(module, "forward", self._counted) for module in modules]
 
-    def _on_pass(self, _module: nn.Module, _args: tuple[Any, ...]) -> None:
+    def _on_pass(self, transformer: nn.Module, _args: tuple[Any, ...]) -> None:
         self.passes[self._clock.step] += 1
+        self._possible[self._clock.step] += self._modules[id(transformer)]
 
     def _counted(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -51,6 +56,7 @@ class WorkCounter:
     def start(self) -> None:
         """Forget the run before."""
         self._computed.clear()
+        self._possible.clear()
         self.passes.clear()
 
     @property
@@ -61,23 +67,24 @@ class WorkCounter:
     @property
     def possible(self) -> int:
         """Calls that would have been made without a cache."""
-        return self.passes.total() * self._modules
+        return self._possible.total()
 
     def skipped(self, step: int | None = None) -> float | None:
         """Share of the calls of one step, or of the run, that were not made; None without a forward pass."""
         computed = self.computed if step is None else self._computed[step]
-        possible = self.possible if step is None else self.passes[step] * self._modules
+        possible = self.possible if step is None else self._possible[step]
         return (possible - computed) / possible if possible else None
 
     def stop(self) -> None:
         """Give the modules their own ``forward`` back."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         for override in self._overrides:
             override.restore()
 
 
 class StepCache:
-    """A cache at work on one transformer; the subclasses say what is reused when.
+    """A cache at work on a pipeline's transformers; the subclasses say what is reused when.
 
     A run starts with the clock's ``on_start``, also after one that was interrupted; what is kept is given back when
     the last step ends, because memory peaks in the VAE.
@@ -90,9 +97,7 @@ class StepCache:
 
     def __init__(self, name: str, unit: Unit, attachment: Attachment, clock: Clock) -> None:
         self.name, self.unit = name, unit
-        self.work = WorkCounter(
-            attachment.transformer, attachment.blocks if unit == "block" else attachment.attentions, clock
-        )
+        self.work = WorkCounter(attachment, unit, clock)
         self._clock = clock
         clock.on_start.append(self._on_start)
         clock.on_step_end.append(self._on_step_end)
@@ -115,7 +120,7 @@ class StepCache:
         return {"name": self.name, "unit": self.unit, **counts, **self.details()}
 
     def remove(self) -> None:
-        """Restore the transformer as it was. May be called twice."""
+        """Restore the transformers as they were. May be called twice."""
         self.release()
         self.work.stop()
         for listeners, listener in (
@@ -132,10 +137,3 @@ class StepCache:
     def _on_step_end(self, step: int) -> None:
         if step == self._clock.steps - 1:
             self.release()
-
-
-def video_and_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The tokens [B, N, C] and [B, T, C] among the arguments of a block, named (CogVideoX) or not."""
-    if "hidden_states" in kwargs:
-        return kwargs["hidden_states"], kwargs["encoder_hidden_states"]
-    return args[0], args[1]

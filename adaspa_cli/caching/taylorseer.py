@@ -17,15 +17,13 @@ def taylorseer(settings: TaylorSeerConfig, attachment: Attachment, clock: Clock)
     """
     from diffusers import TaylorSeerCacheConfig
 
-    patterns = list(attention_patterns(attachment))
-
-    def make_config(_steps: int) -> Any:
+    def make_config(_steps: int, transformer: Any) -> Any:
         return TaylorSeerCacheConfig(
             cache_interval=settings.taylorseer_interval,
             disable_cache_before_step=settings.taylorseer_warmup,
             max_order=settings.taylorseer_order,
-            taylor_factors_dtype=attachment.transformer.dtype,
-            cache_identifiers=patterns,
+            taylor_factors_dtype=transformer.dtype,
+            cache_identifiers=list(attention_patterns(attachment, transformer)),
         )
 
     return DiffusersCache("taylorseer", "attention", attachment, clock, make_config)

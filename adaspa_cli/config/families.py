@@ -64,6 +64,7 @@ class FamilyFacts:
         size_rule: from the configurations of the transformer and the VAE; the latter is empty where there is none.
         call_arguments: the arguments of the pipeline's call that not every family has; raises ConfigError for
             settings that the family does not have.
+        guided: whether a run has an unconditional branch beside the conditional one.
         transformers: parts of the pipeline that are transformers, in the order in which a run uses them. All but the
             first may be absent. Layers are numbered on from one to the next.
     """
@@ -74,6 +75,7 @@ class FamilyFacts:
     layer_keys: tuple[str, ...]
     size_rule: Callable[[Config, Config], SizeRule]
     call_arguments: Callable[[SamplingConfig], dict[str, Any]]
+    guided: Callable[[SamplingConfig], bool]
     transformers: tuple[str, ...] = ("transformer",)
 
     def check(self, rule: SizeRule, sampling: SamplingConfig) -> None:
@@ -128,6 +130,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         layer_keys=("num_layers", "num_single_layers"),
         size_rule=_hunyuan_video_size,
         call_arguments=_hunyuan_video_arguments,
+        guided=lambda sampling: sampling.true_cfg_scale > 1,
     ),
     FamilyFacts(
         module="adaspa_cli.models.families.cogvideox",
@@ -136,6 +139,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         layer_keys=("num_layers",),
         size_rule=_cogvideox_size,
         call_arguments=_cogvideox_arguments,
+        guided=lambda sampling: sampling.guidance_scale > 1,
     ),
 )
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.mask_search import SearchOptions
 from adaspa_cli.config.methods import SearchingConfig
@@ -36,7 +35,7 @@ from adaspa_cli.maskfiles.registry import make_policy
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.text import pack_video, same_video_blocks, sums_with_text, video_part
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.models.registry import check_sampling
+from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.report.machine import versions
 from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.memory import memory_errors
@@ -137,6 +136,7 @@ class _Search:
         settings: dict[str, Any],
     ) -> None:
         self._pipe, self._resolved, self._options = pipe, resolved, options
+        self._family = family_of(pipe)
         self._steps, self._settings = steps, settings
         config = resolved.config
         algorithm = config.method.algorithm
@@ -168,20 +168,14 @@ class _Search:
 
     def check_disk(self, jobs: int, observer: SearchObserver) -> None:
         """Estimate the sizes before anything slow begins, and refuse a disk that is too small."""
-        sampling, config = self._resolved.config.sampling, self._pipe.transformer.config
-        scale = self._pipe.vae_scale_factor_spatial * config.patch_size
-        frames = (sampling.frames - 1) // self._pipe.vae_scale_factor_temporal + 1
-        frames = ceil_div(frames, getattr(config, "patch_size_t", None) or 1)
-        layout = TokenLayout(frames, sampling.height // scale, sampling.width // scale, 1, "last")
+        sampling = self._resolved.config.sampling
+        layout = TokenLayout(*self._family.video_grid(self._pipe, sampling), text_tokens=1, text_position="last")
         if len(layout.video_blocks(self._block)) == 0:
             raise ConfigError(
                 f"{layout.video_tokens} video tokens fill no block of {self._block}",
                 hint="a larger video, or a smaller --block-size",
             )
-        guided = sampling.true_cfg_scale > 1 or (
-            type(self._pipe).__name__ == "CogVideoXPipeline" and sampling.guidance_scale > 1
-        )
-        both = guided and not self._resolved.config.method.share_cfg_masks
+        both = self._family.facts.guided(sampling) and not self._resolved.config.method.share_cfg_masks
         facts = self._describe(layout, ("cond", "uncond") if both else ("cond",))
         masks = self.layers * len(facts.branches) * len(self._steps)
         sums = 0 if jobs == 1 else masks * facts.heads * facts.video_blocks**2 * 4
@@ -207,14 +201,14 @@ class _Search:
         return max(round(keep * blocks), most_needed(method.sparsity, blocks, method.adapts_heads))
 
     def _describe(self, layout: TokenLayout, branches: tuple[str, ...]) -> Description:
-        config, transformer = self._resolved.config, self._pipe.transformer.config
+        config, family = self._resolved.config, self._family
         method = config.method.searching
         return Description(
-            model=model_facts(self._pipe, config.model),
+            model=model_facts(family.facts.pipeline, family.transformers(self._pipe), config.model),
             layout=layout,
             block_size=self._block,
             layers=self.layers,
-            heads=int(transformer.num_attention_heads),
+            heads=family.shape(self._pipe).heads,
             branches=branches,
             method=MethodFacts(method.name, method.sparsity, method.adapts_heads, method.lse_cache),
             steps=config.sampling.steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from adaspa_cli.attention import TokenLayout
@@ -17,15 +18,19 @@ from adaspa_cli.maskfiles.reader import MaskFile
 from adaspa_cli.masks.text import same_video_blocks
 
 
-def config_hash(transformer: Any) -> str:
-    """SHA-256 of a transformer's configuration, without what diffusers notes of versions and folders."""
-    settings = {key: value for key, value in dict(transformer.config).items() if not key.startswith("_")}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+def config_hash(transformers: Sequence[Any]) -> str:
+    """SHA-256 of the configuration of transformers, without what diffusers notes of versions and folders."""
+    settings: list[Any] = [
+        {key: value for key, value in dict(transformer.config).items() if not key.startswith("_")}
+        for transformer in transformers
+    ]
+    content = settings[0] if len(settings) == 1 else settings
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def model_facts(pipe: Any, model: ModelConfig) -> ModelFacts:
-    """What a mask file says of the model of a pipeline."""
-    return ModelFacts(model.model, model.random_weights, type(pipe).__name__, config_hash(pipe.transformer))
+def model_facts(pipeline: str, transformers: Sequence[Any], model: ModelConfig) -> ModelFacts:
+    """What a mask file says of a model, from the class of its pipeline and its transformers."""
+    return ModelFacts(model.model, model.random_weights, pipeline, config_hash(transformers))
 
 
 def check_method(masks: MaskFile, method: SearchingConfig) -> None:
@@ -71,15 +76,15 @@ def check_name(masks: MaskFile, model: ModelConfig) -> None:
     _same(masks, "random_weights", facts.random_weights, model.random_weights)
 
 
-def check_model(masks: MaskFile, pipe: Any) -> None:
+def check_model(masks: MaskFile, pipeline: str, transformers: Sequence[Any]) -> None:
     """Refuse masks of a model of another architecture.
 
     Raises:
         MaskFileError: names the field.
     """
     facts = masks.description.model
-    _same(masks, "pipeline", facts.pipeline, type(pipe).__name__)
-    _same(masks, "transformer config", facts.transformer[:12], config_hash(pipe.transformer)[:12])
+    _same(masks, "pipeline", facts.pipeline, pipeline)
+    _same(masks, "transformer config", facts.transformer[:12], config_hash(transformers)[:12])
 
 
 def check_call(masks: MaskFile, branch: str, layout: TokenLayout) -> None:

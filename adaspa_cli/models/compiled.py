@@ -11,7 +11,7 @@ come in a few memory layouts; another size of video makes one more set, which th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -27,14 +27,14 @@ def eager(function: Callable[P, T]) -> Callable[P, T]:
     return cast(Callable[P, T], torch.compiler.disable(function))  # type: ignore[no-untyped-call]
 
 
-def compile_blocks(transformer: Any, device: torch.device, *, backend: str = "inductor") -> None:
+def compile_blocks(blocks: Iterable[Any], device: torch.device, *, backend: str = "inductor") -> None:
     """Compile each block of a transformer in place; it happens when they are first called.
 
     A block's ``forward`` is replaced, and not the call of the module, so that what hooks and caches put round it runs
     outside of the graphs: they are different objects for each layer, and would be compiled once for each.
 
     Args:
-        transformer: on its device, without processors, hooks or caches on its blocks.
+        blocks: on their device, without processors, hooks or caches.
         device: that the blocks run on.
         backend: of torch.compile.
 
@@ -43,7 +43,7 @@ def compile_blocks(transformer: Any, device: torch.device, *, backend: str = "in
     """
     if device.type == "cpu" and backend == "inductor":
         _check_compiler()
-    for block in (*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())):
+    for block in blocks:
         block.forward = torch.compile(block.forward, backend=backend)
 
 

@@ -1,29 +1,152 @@
-"""What every model family has: one :class:`Family`, exported as ``FAMILY`` by its module in :mod:`.families`."""
+"""One model family: all that a run needs to know of it besides :mod:`adaspa_cli.config.families`.
+
+To add a family, write
+
+* an entry in :data:`adaspa_cli.config.families.FAMILIES`, which holds what is known without torch;
+* a module that the entry names. It exports ``FAMILY``, an instance of a subclass of :class:`Family`, and has a
+  processor and a subclass of :class:`~adaspa_cli.models.attachment.Attachment` that reads off a forward pass what the
+  rows of the batch are. ``hunyuan_video.py`` is an example;
+* a preset in ``configs/models``.
+
+Nothing else names a family. What the models of diffusers 0.42 do differently, and where it goes:
+
+* Wan's attention, ``WanAttention``, is no ``Attention``: it calls processors by position, and with keyword arguments
+  that nobody filtered. Give the processor exactly the original's parameters. Its query and key norms are over all heads
+  at once: call them before the heads are split, and :func:`~adaspa_cli.models.qk.prepare` without a norm for the
+  rotation.
+* Video and text attend apart (Wan, LTX): only the video's self-attention is ours. Its layout has ``text_tokens=0``, and
+  cross-attention is left alone.
+* Blocks that return the video's tokens alone: override :meth:`Family.block_input`, :meth:`Family.block_output` and
+  :meth:`Family.joined`.
+* Guidance in two passes announces its branches by ``cache_context``, which every attachment follows; names other than
+  ``cond`` and ``uncond`` go to :attr:`Family.branch_names`. Guidance as one batch is up to the attachment (CogVideoX).
+* Two transformers of which each does a part of the steps (Wan 2.2): name both in the light entry. Layers of the second
+  are numbered on from the first's.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
-from adaspa_cli.attention.layout import OrderName
-from adaspa_cli.config.families import FamilyFacts
-from adaspa_cli.models.attachment import Attachment, Attend
+import torch
+from torch import Tensor
 
+from adaspa_cli.config.families import FamilyFacts, SizeRule
+from adaspa_cli.config.schema import SamplingConfig
+from adaspa_cli.models.forward import Forward
+from adaspa_cli.models.reordering import Ends
 
-class Attach(Protocol):
-    """Puts adaspa's processors on a pipeline instance, whose video tokens then come in the named order."""
-
-    def __call__(self, pipe: Any, attend: Attend, token_order: OrderName = "raster") -> Attachment: ...
+Processor = Callable[..., Any]
+Encode = Callable[..., tuple[Any, ...]]
+Grid = tuple[int, int, int]  # frames, height, width in tokens
 
 
 @dataclass(frozen=True)
-class Family:
-    """What differs between model families.
+class Classes:
+    """Classes of diffusers that a pipeline with random weights is built from."""
+
+    pipeline: Any
+    transformer: Any
+    vae: Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Attention of a model: heads, their dimension, and the dtype that it computes in."""
+
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+
+class Family(ABC):
+    """What differs between model families. Instances have no state.
 
     Attributes:
         facts: what is known without torch.
-        attach: put adaspa's processors on a pipeline instance.
+        attention: attribute of a block that is its attention module.
+        attachment: subclass of :class:`~adaspa_cli.models.attachment.Attachment`.
+        branch_names: what ``cache_context`` calls the guidance branches, where not ``cond`` and ``uncond``.
+        absent: parts that a pipeline with random weights does without.
     """
 
     facts: FamilyFacts
-    attach: Attach
+    attention: ClassVar[str]
+    attachment: ClassVar[type[Any]]
+    branch_names: ClassVar[Mapping[str, str]] = {}
+    absent: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def blocks(self, transformer: Any) -> list[Any]:
+        """The blocks of a transformer in the order in which they run."""
+
+    @abstractmethod
+    def processor(self, layer: int, forward: Forward) -> Processor:
+        """What stands for the attention processor of a layer."""
+
+    @abstractmethod
+    def token_grid(self, config: Any, frames: int, height: int, width: int) -> Grid:
+        """The token grid of latents of a size, from the transformer's configuration."""
+
+    @abstractmethod
+    def ends(self, transformer: Any) -> Ends:
+        """Where video tokens enter and leave the blocks of a transformer."""
+
+    # --- blocks: what a step cache keeps and adds
+
+    def block_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The tokens among a block's arguments that it changes and returns: video [B, N, C], then text [B, T, C]."""
+        if "hidden_states" in kwargs:
+            return kwargs["hidden_states"], kwargs["encoder_hidden_states"]
+        return args[0], args[1]
+
+    def block_output(self, output: Any) -> tuple[Tensor, ...]:
+        """The same tokens in what a block returns."""
+        video, text = output
+        return video, text
+
+    def joined(self, tokens: tuple[Tensor, ...]) -> Any:
+        """What a block returns that made these tokens."""
+        return tokens
+
+    # --- pipelines with weights, and with random ones
+
+    def parts(self, location: str) -> dict[str, Any]:  # noqa: ARG002  most families are loaded as they were saved
+        """Parts of the pipeline at a folder or hub id that diffusers would not load rightly."""
+        return {}
+
+    @abstractmethod
+    def classes(self) -> Classes:
+        """Import and return the classes of diffusers; takes seconds."""
+
+    @abstractmethod
+    def encoder(self, pipe: Any) -> Encode:
+        """What stands for ``encode_prompt`` of a pipeline without text encoders."""
+
+    # --- the same for all
+
+    def transformers(self, pipe: Any) -> list[Any]:
+        """The transformers of a pipeline that are there, in the order of the layers' numbers."""
+        found = (getattr(pipe, name, None) for name in self.facts.transformers)
+        return [transformer for transformer in found if transformer is not None]
+
+    def shape(self, pipe: Any) -> Shape:
+        """Heads and dtype; those of a second transformer are the same."""
+        transformer = self.transformers(pipe)[0]
+        config = transformer.config
+        return Shape(int(config.num_attention_heads), int(config.attention_head_dim), transformer.dtype)
+
+    def size_rule(self, pipe: Any) -> SizeRule:
+        """The sizes of video that a pipeline makes."""
+        vae = {} if pipe.vae is None else pipe.vae.config
+        return self.facts.size_rule(self.transformers(pipe)[0].config, vae)
+
+    def video_grid(self, pipe: Any, sampling: SamplingConfig) -> Grid:
+        """The token grid of a video."""
+        scale = pipe.vae_scale_factor_spatial
+        frames = (sampling.frames - 1) // pipe.vae_scale_factor_temporal + 1
+        config = self.transformers(pipe)[0].config
+        return self.token_grid(config, frames, sampling.height // scale, sampling.width // scale)

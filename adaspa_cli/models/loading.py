@@ -14,6 +14,7 @@ from adaspa_cli.config.model_source import fetch_model_index, hub_error, read_mo
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.errors import BackendError, ConfigError, ModelError
 from adaspa_cli.models.compiled import compile_blocks
+from adaspa_cli.models.registry import family_of, heavy
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
     _configure(pipe, config)
     _place(pipe, config.offload, device)
     if config.compile:
-        compile_blocks(pipe.transformer, device)
+        family = family_of(pipe)
+        for transformer in family.transformers(pipe):
+            compile_blocks(family.blocks(transformer), device)
     return pipe
 
 
@@ -103,7 +106,6 @@ def _check_folder(folder: Path) -> None:
 
 
 def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
-    import diffusers
     from huggingface_hub.errors import HfHubHTTPError
     from safetensors import SafetensorError
 
@@ -111,9 +113,8 @@ def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
     local = Path(location).is_dir()
     try:
         index = read_model_index(Path(location)) if local else fetch_model_index(location)
-        family = facts_of(index.get("_class_name"), location).pipeline
-        extra = _tokenizer(location) if family == "HunyuanVideoPipeline" else {}
-        pipe = getattr(diffusers, family).from_pretrained(location, dtype=dtype, **extra)
+        family = heavy(facts_of(index.get("_class_name"), location))
+        pipe = family.classes().pipeline.from_pretrained(location, dtype=dtype, **family.parts(location))
     except HfHubHTTPError as error:
         raise hub_error(location, error) from error
     except SafetensorError as error:
@@ -123,19 +124,6 @@ def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
         raise ModelError(f"cannot load {location}: {reason}", hint="download it again" if local else None) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def _tokenizer(location: str) -> dict[str, Any]:
-    """HunyuanVideo's tokenizer, read as it was written.
-
-    Public checkpoints call it LlamaTokenizerFast. transformers 5 answers that name with a class that rebuilds the
-    pre-tokenizer and loses the spaces, so that the prompt template no longer has the length that is cut off.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(location, subfolder="tokenizer")
-    tokenizer.padding_side = "right"
-    return {"tokenizer": tokenizer}
 
 
 def _configure(pipe: Any, config: ModelConfig) -> None:

@@ -1,14 +1,18 @@
-"""The family of a pipeline instance, and what a family checks before a run."""
+"""The family of a pipeline, and what it checks before a run."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
+from adaspa_cli.attention.layout import OrderName
 from adaspa_cli.config import families
+from adaspa_cli.config.families import FamilyFacts
 from adaspa_cli.config.schema import SamplingConfig
 from adaspa_cli.errors import ModelError
+from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.family import Family
+from adaspa_cli.models.forward import Attend
 
 
 def family_of(pipe: Any) -> Family:
@@ -20,9 +24,26 @@ def family_of(pipe: Any) -> Family:
     names = {kind.__name__ for kind in type(pipe).__mro__}  # not isinstance: the classes take seconds to import
     for facts in families.FAMILIES:
         if facts.pipeline in names:
-            family: Family = importlib.import_module(facts.module).FAMILY
-            return family
+            return heavy(facts)
     raise ModelError(f"no adapter for {type(pipe).__name__}", hint=f"known: {families.known_pipelines()}")
+
+
+def heavy(facts: FamilyFacts) -> Family:
+    """The heavy part of a family."""
+    family: Family = importlib.import_module(facts.module).FAMILY
+    return family
+
+
+def attach(pipe: Any, attend: Attend, token_order: OrderName = "raster") -> Attachment:
+    """Put adaspa's processors on a pipeline instance, whose video tokens then come in the named order.
+
+    Raises:
+        ModelError: adaspa has no adapter for its class.
+        RunError: adaspa is applied to it already.
+    """
+    family = family_of(pipe)
+    attachment: Attachment = family.attachment(family, pipe, attend, token_order)
+    return attachment
 
 
 def check_sampling(pipe: Any, sampling: SamplingConfig) -> None:
@@ -31,5 +52,5 @@ def check_sampling(pipe: Any, sampling: SamplingConfig) -> None:
     Raises:
         ConfigError: with the nearest valid value.
     """
-    facts = family_of(pipe).facts
-    facts.check(facts.size_rule(pipe.transformer.config, {} if pipe.vae is None else pipe.vae.config), sampling)
+    family = family_of(pipe)
+    family.facts.check(family.size_rule(pipe), sampling)

@@ -10,6 +10,7 @@ Shapes: B batch, T text tokens, N video tokens, C channels, D head dimension.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,31 +21,42 @@ from adaspa_cli.masks.token_order import TokenOrder, video_order
 Rotary = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class Ends:
+    """Where video tokens enter and leave the blocks of a transformer.
+
+    Attributes:
+        embedder: gives [B, N, C], or [B, T + N, C] where text comes first.
+        projector: takes [B, N, C] after the last block.
+        rotary: gives the rotary tables; None where the caller passes them through :meth:`Reordering.rotary`.
+    """
+
+    embedder: nn.Module
+    projector: nn.Module
+    rotary: nn.Module | None = None
+
+
 class Reordering:
     """Hooks on one transformer that bring video tokens into the Hilbert order and back; :meth:`remove` takes them
     off."""
 
     def __init__(
         self,
-        embedder: nn.Module,
-        projector: nn.Module,
+        ends: Ends,
         layout: Callable[[], TokenLayout],
-        rotary: nn.Module | None = None,
     ) -> None:
         """
         Args:
-            embedder: gives [B, N, C], or [B, T + N, C] where text comes first.
-            projector: takes [B, N, C] after the last block.
+            ends: the modules between which tokens are in another order.
             layout: of the forward pass in progress.
-            rotary: gives the rotary tables; None where the caller passes them through :meth:`rotary`.
         """
         self._layout = layout
         self._hooks = [
-            embedder.register_forward_hook(self._enter),
-            projector.register_forward_hook(lambda _module, _args, out: self._leave(out)),
+            ends.embedder.register_forward_hook(self._enter),
+            ends.projector.register_forward_hook(lambda _module, _args, out: self._leave(out)),
         ]
-        if rotary is not None:
-            self._hooks.append(rotary.register_forward_hook(lambda _module, _args, tables: self.rotary(tables)))
+        if ends.rotary is not None:
+            self._hooks.append(ends.rotary.register_forward_hook(lambda _module, _args, tables: self.rotary(tables)))
 
     def rotary(self, tables: Sequence[Tensor]) -> Rotary:
         """Cosines and sines [N, D] of the tokens in the order of the layout."""

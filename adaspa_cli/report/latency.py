@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.config.methods import SparseConfig
+from adaspa_cli.models.registry import family_of
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.report.mask_file import mask_file_report
 from adaspa_cli.report.steps import estimate_others, run_density, step_table, untouched_steps
@@ -119,14 +120,14 @@ def _total(spans: Iterable[Span]) -> float:
 
 
 def _model(pipe: Any, handle: Handle, resolved: Resolved) -> dict[str, Any]:
-    config = pipe.transformer.config
+    shape = family_of(pipe).shape(pipe)
     return {
         "name": resolved.config.model.model,
         "pipeline": type(pipe).__name__,
-        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "dtype": str(shape.dtype).removeprefix("torch."),
         "layers": handle.layers,
-        "heads": config.num_attention_heads,
-        "head_dim": config.attention_head_dim,
+        "heads": shape.heads,
+        "head_dim": shape.head_dim,
     }
 
 

@@ -18,7 +18,7 @@ from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.hooks.timing import Span, Stopwatch
 from adaspa_cli.masks import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.text import fit_to_text
-from adaspa_cli.models.attachment import Row
+from adaspa_cli.models.forward import Row
 
 Key = tuple[int, str, int]  # layer, branch, sample
 

@@ -17,7 +17,7 @@ from adaspa_cli.maskfiles.check import check_model
 from adaspa_cli.maskfiles.registry import make_policy, open_masks, stored_policy
 from adaspa_cli.masks import Action, FoundMask, MaskPolicy
 from adaspa_cli.models.attachment import Attachment
-from adaspa_cli.models.registry import family_of
+from adaspa_cli.models.registry import attach, family_of
 from adaspa_cli.sampling.engine import AttentionEngine
 
 
@@ -59,16 +59,18 @@ class Handle:
         family = family_of(pipe)
         backend = resolve(config.attention_backend, pipe._execution_device)
         if isinstance(config.algorithm, SparseConfig):
-            dtype = None if pipe._execution_device.type == "cpu" else pipe.transformer.dtype
+            shape = family.shape(pipe)
+            dtype = None if pipe._execution_device.type == "cpu" else shape.dtype
             block_size = (config.algorithm.block_size, config.algorithm.block_size)
-            check_kernel(backend, pipe.transformer.config.attention_head_dim, block_size, dtype)
+            check_kernel(backend, shape.head_dim, block_size, dtype)
         self.mask_file = open_masks(config)
         if self.mask_file is not None:
-            check_model(self.mask_file, pipe)
+            check_model(self.mask_file, family.facts.pipeline, family.transformers(pipe))
         self.merging: TokenMerging | None = make_merging(config.merge)
         self.attached = config.algorithm.attached
         if not self.attached:
-            _check_untouched(pipe.transformer)
+            for transformer in family.transformers(pipe):
+                _check_untouched(transformer)
         self.backend = _backend_name(backend.name, self.attached, self.merging)
         self.clock = StepClock(pipe)
         self.engine = AttentionEngine(
@@ -78,14 +80,14 @@ class Handle:
             self.merging,
             share_cfg_masks=config.share_cfg_masks,
         )
-        self.layers = count_layers(family.facts, pipe.transformer.config)
+        self.layers = sum(count_layers(family.facts, one.config) for one in family.transformers(pipe))
         self.cache: StepCache | None = None
         self._attachment: Attachment | None = None
         if not self.attached:
             self.clock.on_start.append(lambda _steps: self.engine.on_action(Action.DENSE))
             return
         try:
-            self._attachment = family.attach(pipe, self.engine)
+            self._attachment = attach(pipe, self.engine)
             self.layers = self._attachment.layers
             self.cache = make_cache(config.cache, pipe, self._attachment, self.clock)
         except BaseException:

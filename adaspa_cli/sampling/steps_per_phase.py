@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.masks import Action
+from adaspa_cli.models.registry import family_of
 from adaspa_cli.sampling.engine import AttentionEngine
 
 
@@ -38,9 +40,14 @@ class StepsPerPhase:
             engine: says what the steps of a run do.
             clock: of the pipeline.
             number: steps of each phase that are computed.
+
+        Raises:
+            RunError: the model has two transformers, whose phases are not those of the run.
         """
-        self._transformer, self._engine, self._clock = pipe.transformer, engine, clock
-        self._override: Override | None = None
+        self._transformers, self._engine, self._clock = family_of(pipe).transformers(pipe), engine, clock
+        if len(self._transformers) > 1:
+            raise RunError("steps_per_phase needs a model with one transformer", hint="drop --steps-per-phase")
+        self._overrides: list[Override] = []
         self._zeros: Callable[[], tuple[Tensor, ...]] = tuple
         self.number = number
         self.plan: list[Action] = []
@@ -52,7 +59,7 @@ class StepsPerPhase:
         self.stop()
         self.plan = self._engine.plan(steps)
         self.computed = choose_steps(self.plan, self.number)
-        self._override = Override(self._transformer, "forward", self._wrap)
+        self._overrides = [Override(transformer, "forward", self._wrap) for transformer in self._transformers]
 
     def _wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -71,9 +78,9 @@ class StepsPerPhase:
 
     def stop(self) -> None:
         """Give the transformer its own ``forward`` back. May be called twice."""
-        if self._override is not None:
-            self._override.restore()
-            self._override = None
+        for override in self._overrides:
+            override.restore()
+        self._overrides = []
 
 
 def choose_steps(plan: Sequence[Action], number: int) -> set[int]:

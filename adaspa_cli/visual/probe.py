@@ -22,7 +22,7 @@ from adaspa_cli.masks import Action, FoundMask
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import pack_video, same_video_blocks, with_text
-from adaspa_cli.models.attachment import Row
+from adaspa_cli.models.forward import Row
 from adaspa_cli.visual.choice import Choice, check_grid
 from adaspa_cli.visual.patterns import block_pattern, line_patterns, measure, video_share
 from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size

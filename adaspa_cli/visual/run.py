@@ -17,9 +17,9 @@ from adaspa_cli.config import Resolved
 from adaspa_cli.files.folders import check_folder
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.jobs.places import video_name
-from adaspa_cli.models.attachment import Row
+from adaspa_cli.models.forward import Row
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.models.registry import check_sampling, family_of
+from adaspa_cli.models.registry import attach, check_sampling, family_of
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, sample, to_frames
@@ -53,11 +53,11 @@ def probe(
 
     Of all videos but the first only the steps up to the reference step are computed.
     """
-    config, shape = resolved.config, pipe.transformer.config
+    config, shape = resolved.config, family_of(pipe).shape(pipe)
     check_sampling(pipe, config.sampling)
     backend = resolve_backend(config.method.attention_backend, pipe._execution_device)
-    dtype = None if pipe._execution_device.type == "cpu" else pipe.transformer.dtype
-    check_kernel(backend, shape.attention_head_dim, (config.method.searching.block_size,) * 2, dtype)
+    dtype = None if pipe._execution_device.type == "cpu" else shape.dtype
+    check_kernel(backend, shape.head_dim, (config.method.searching.block_size,) * 2, dtype)
     videos = [(prompt, seed) for prompt in prompts for seed in config.sampling.seed]
     masks: dict[int, dict[int, PackedMask]] = {}
     across: list[dict[int, dict[int, list[float]]]] = []
@@ -74,7 +74,7 @@ def probe(
         masks[number] = seen[0].masks
     assert first is not None
     facts: dict[str, Any] = {"versions": versions(), "machine": machine(pipe._execution_device)}
-    facts |= {"attention_backend": backend.name, "heads": shape.num_attention_heads}
+    facts |= {"attention_backend": backend.name, "heads": shape.heads}
     return ProbeResult(first.choice, first, videos, across, frames, facts)
 
 
@@ -96,9 +96,9 @@ def _probe_video(
         return seen(layer, row, q, k, v)
 
     try:
-        attachment = family_of(pipe).attach(pipe, attend)
+        attachment = attach(pipe, attend)
         try:
-            choice = request.choose(attachment.layers, pipe.transformer.config.num_attention_heads)
+            choice = request.choose(attachment.layers, attachment.family.shape(pipe).heads)
             seen = AttentionProbe(
                 clock, resolved.config.method.searching, choice, backend, detail, masks, observer.action
             )

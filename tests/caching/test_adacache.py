@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.caching.adacache import AdaCache, motion, motion_factor, relative_distance, reuses
 from adaspa_cli.config.caches import AdaCacheConfig
-from adaspa_cli.models.attachment import Row
+from adaspa_cli.models.families.hunyuan_video import FAMILY
+from adaspa_cli.models.forward import Row
 
 FRAMES, STEPS = 3, 12
 LAYOUT = TokenLayout(FRAMES, 2, 2, text_tokens=2, text_position="last")
@@ -47,17 +48,26 @@ class Transformer(nn.Module):
         return video, text
 
 
+class Blocks(type(FAMILY)):  # type: ignore[misc]
+    """Blocks that take and return video and text, in a transformer that has nothing else."""
+
+    def blocks(self, transformer: Any) -> list[Any]:
+        return list(transformer.blocks)
+
+
+def attached(transformer: Transformer, rows: list[Row]) -> Any:
+    """What a cache reads of an attachment."""
+    return SimpleNamespace(
+        family=Blocks(), transformers=[transformer], blocks=list(transformer.blocks), attentions=[], rows=rows
+    )
+
+
 def run(*residuals: Any, rows: int = 1, **settings: Any) -> tuple[list[list[int]], list[Tensor], dict[str, Any]]:
     """Steps at which each block is computed, the outputs, and the report."""
     clock = Clock()
     blocks = [Block(clock, residual) for residual in residuals]
     transformer = Transformer(blocks)
-    attachment: Any = SimpleNamespace(
-        transformer=transformer,
-        blocks=blocks,
-        attentions=[],
-        rows=[Row("cond", sample, LAYOUT) for sample in range(rows)],
-    )
+    attachment = attached(transformer, [Row("cond", sample, LAYOUT) for sample in range(rows)])
     cache = AdaCache(AdaCacheConfig(**settings), attachment, clock)
     for listener in clock.on_start:
         listener(STEPS)
@@ -143,9 +153,7 @@ def test_text_residuals_are_reused_too() -> None:
     clock = Clock()
     block = Block(clock, growing(0.0))
     transformer = Transformer([block])
-    attachment: Any = SimpleNamespace(
-        transformer=transformer, blocks=[block], attentions=[], rows=[Row("cond", 0, LAYOUT)]
-    )
+    attachment = attached(transformer, [Row("cond", 0, LAYOUT)])
     cache = AdaCache(AdaCacheConfig(), attachment, clock)
     for clock.step in range(3):
         _, text = transformer(torch.zeros(1, LAYOUT.video_tokens, 4), torch.zeros(1, 2, 4))
@@ -188,7 +196,7 @@ def test_branches_in_passes_of_their_own_have_residuals_and_schedules_of_their_o
     planted = {"cond": lambda _step: 1.0, "uncond": lambda step: 5.0 * (-1) ** step}
     block = Block(clock, lambda step: planted[rows[0].branch](step))
     transformer = Transformer([block])
-    attachment: Any = SimpleNamespace(transformer=transformer, blocks=[block], attentions=[], rows=rows)
+    attachment = attached(transformer, rows)
     cache = AdaCache(AdaCacheConfig(**STILL), attachment, clock)
     for clock.step in range(6):
         for branch, add in planted.items():

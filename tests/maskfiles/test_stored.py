@@ -246,8 +246,11 @@ def test_masks_of_another_model_are_refused(tmp_path: Path) -> None:
     from adaspa_cli.maskfiles.check import config_hash, model_facts
 
     pipe = HunyuanVideoPipeline()
-    file = small_file(tmp_path / "masks.safetensors", model=model_facts(pipe, ModelConfig("hunyuan")))
-    check_model(file, pipe)
+    file = small_file(
+        tmp_path / "masks.safetensors",
+        model=model_facts("HunyuanVideoPipeline", [pipe.transformer], ModelConfig("hunyuan")),
+    )
+    check_model(file, "HunyuanVideoPipeline", [pipe.transformer])
     for name in ("hunyuan", "/a/folder", "org/name"):
         check_name(file, ModelConfig(name))
     with pytest.raises(MaskFileError, match="model is hunyuan in the file and fasthunyuan in the run"):
@@ -256,14 +259,14 @@ def test_masks_of_another_model_are_refused(tmp_path: Path) -> None:
         check_name(file, ModelConfig("hunyuan", random_weights=True))
     for facts, field in (
         (
-            ModelFacts("hunyuan", False, "CogVideoXPipeline", config_hash(pipe.transformer)),
+            ModelFacts("hunyuan", False, "CogVideoXPipeline", config_hash([pipe.transformer])),
             "pipeline is CogVideoXPipeline",
         ),
         (ModelFacts("hunyuan", False, "HunyuanVideoPipeline", "f" * 64), "transformer config is ffffffffffff"),
     ):
         other = small_file(tmp_path / f"{facts.pipeline}.safetensors", model=facts)
         with pytest.raises(MaskFileError, match=field):
-            check_model(other, pipe)
+            check_model(other, "HunyuanVideoPipeline", [pipe.transformer])
 
 
 def test_the_hash_of_a_configuration_leaves_out_where_it_lay() -> None:
@@ -275,5 +278,5 @@ def test_the_hash_of_a_configuration_leaves_out_where_it_lay() -> None:
     class Deeper:
         config = {"num_layers": 3}  # noqa: RUF012
 
-    assert config_hash(Transformer()) == config_hash(Other())
-    assert config_hash(Transformer()) != config_hash(Deeper())
+    assert config_hash([Transformer()]) == config_hash([Other()])
+    assert config_hash([Transformer()]) != config_hash([Deeper()])

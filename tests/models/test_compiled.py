@@ -17,6 +17,7 @@ from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.families.cogvideox import CogVideoXProcessor
 from adaspa_cli.models.families.hunyuan_video import HunyuanVideoProcessor
 from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.models.registry import family_of
 from tests.pipelines import cogvideox, hunyuan_video, latents, save
 
 CPU = torch.device("cpu")
@@ -48,6 +49,10 @@ def run(pipe: Any, prompt: str = "a red circle", method: dict[str, Any] | None =
         return latents(pipe, **({"prompt": prompt, "height": 32, "width": 48, "num_inference_steps": 3} | size))
 
 
+def blocks_of(pipe: Any) -> list[Any]:
+    return family_of(pipe).blocks(pipe.transformer)
+
+
 def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
@@ -64,7 +69,7 @@ def test_diffusers_still_sees_which_arguments_attention_takes(processor: Any) ->
 def test_all_layers_share_graphs_that_know_no_run(family: str) -> None:
     pipe = many_layers(family)
     expected = run(pipe)
-    compile_blocks(pipe.transformer, CPU, backend="aot_eager")
+    compile_blocks(blocks_of(pipe), CPU, backend="aot_eager")
     torch.testing.assert_close(run(pipe), expected)
     assert graphs() == GRAPHS[family]
     run(pipe, "another prompt, which has a text of another length")
@@ -76,7 +81,7 @@ def test_all_layers_share_graphs_that_know_no_run(family: str) -> None:
 @pytest.mark.parametrize("family", list(GRAPHS))
 def test_other_sizes_take_one_more_set_of_graphs(family: str) -> None:
     pipe = many_layers(family)
-    compile_blocks(pipe.transformer, CPU, backend="eager")
+    compile_blocks(blocks_of(pipe), CPU, backend="eager")
     run(pipe)
     for size in ({"width": 64}, {"height": 48}, {"num_frames": 17}, {"height": 64, "width": 64}):
         run(pipe, **size)
@@ -87,7 +92,7 @@ def test_other_sizes_take_one_more_set_of_graphs(family: str) -> None:
 def test_caches_of_blocks_stay_outside_of_graphs(cache: str) -> None:
     pipe, method = many_layers("hunyuan"), {"cache": cache, "first_block_threshold": 0.0}
     expected = run(pipe, method=method)
-    compile_blocks(pipe.transformer, CPU, backend="eager")
+    compile_blocks(blocks_of(pipe), CPU, backend="eager")
     torch.testing.assert_close(run(pipe, method=method), expected)
     assert graphs() == GRAPHS["hunyuan"]
 
@@ -103,7 +108,7 @@ def test_offloading_the_whole_transformer_stays_outside_of_graphs() -> None:
     pipe = many_layers("hunyuan")
     expected = run(pipe)
     pipe.transformer, _ = cpu_offload_with_hook(pipe.transformer, "cpu")
-    compile_blocks(pipe.transformer, CPU, backend="eager")
+    compile_blocks(blocks_of(pipe), CPU, backend="eager")
     torch.testing.assert_close(run(pipe), expected)
     assert graphs() == GRAPHS["hunyuan"]
 

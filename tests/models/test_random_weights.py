@@ -16,7 +16,8 @@ from adaspa_cli.config import resolve
 from adaspa_cli.config.architecture import architecture_of
 from adaspa_cli.jobs.generate import generate
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.models.random_weights import random_pipeline, text_tokens
+from adaspa_cli.models.random_text import text_tokens
+from adaspa_cli.models.random_weights import random_pipeline
 from tests.pipelines import Listener, small_run
 
 CLASSES = {

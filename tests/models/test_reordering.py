@@ -9,8 +9,8 @@ from torch import Tensor
 
 from adaspa_cli.attention import dense_attention
 from adaspa_cli.masks.token_order import sequence_order
-from adaspa_cli.models.attachment import Row
-from adaspa_cli.models.registry import family_of
+from adaspa_cli.models.forward import Row
+from adaspa_cli.models.registry import attach
 from tests.pipelines import cogvideox, hunyuan_video, latents
 
 # The same float32 sums in another order, as in tests/models/families.
@@ -43,7 +43,7 @@ class Recorder:
 
 def run(make: Make, settings: dict[str, Any], order: str) -> tuple[Tensor, Recorder]:
     pipe, recorder = make(), Recorder()
-    attachment = family_of(pipe).attach(pipe, recorder, order)  # type: ignore[arg-type]
+    attachment = attach(pipe, recorder, order)  # type: ignore[arg-type]
     made = latents(pipe, num_inference_steps=2, **settings)
     attachment.detach()
     return made, recorder
@@ -65,6 +65,6 @@ def test_dense_attention_makes_the_same_video(make: Make, settings: dict[str, An
 @pytest.mark.parametrize("make", [hunyuan_video, cogvideox])
 def test_nothing_stays_behind(make: Make) -> None:
     pipe = make()
-    family_of(pipe).attach(pipe, Recorder(), "hilbert").detach()
+    attach(pipe, Recorder(), "hilbert").detach()
     hooks = [hook for module in pipe.transformer.modules() for hook in module._forward_hooks.values()]
     assert not hooks

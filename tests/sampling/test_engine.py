@@ -17,7 +17,7 @@ from adaspa_cli.masks.methods.adaspa import AdaSpa
 from adaspa_cli.masks.methods.full import Full
 from adaspa_cli.masks.methods.sparse_videogen import SparseVideoGen
 from adaspa_cli.masks.text import fit_to_text
-from adaspa_cli.models.attachment import Row
+from adaspa_cli.models.forward import Row
 from adaspa_cli.sampling.engine import AttentionEngine
 
 LAYOUT = TokenLayout(frames=6, height=4, width=4, text_tokens=10, text_position="last")

@@ -17,13 +17,16 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import OrderName, ceil_div
 from adaspa_cli.config.families import facts_of
+from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.override import Override
-from adaspa_cli.models.attachment import Attachment, Attend, Forward, Row, join
+from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.compiled import eager
-from adaspa_cli.models.family import Family
+from adaspa_cli.models.family import Classes, Encode, Family, Grid
+from adaspa_cli.models.forward import Attend, Forward, Row, join
 from adaspa_cli.models.pinned_noise import PinnedNoise
 from adaspa_cli.models.qk import Rotation, prepare
-from adaspa_cli.models.reordering import Reordering
+from adaspa_cli.models.random_text import text_noise
+from adaspa_cli.models.reordering import Ends, Reordering
 
 
 class CogVideoXProcessor:
@@ -59,36 +62,20 @@ class CogVideoXProcessor:
 class CogVideoXAttachment(Attachment):
     """Processors on all blocks."""
 
-    def __init__(self, pipe: Any, attend: Attend, token_order: OrderName = "raster") -> None:
-        self._config = pipe.transformer.config
-        self._token_order = token_order
+    def __init__(self, family: Family, pipe: Any, attend: Attend, token_order: OrderName) -> None:
+        super().__init__(family, pipe, attend, token_order)
         self._pipe = pipe
-        self._guided = False
-        forward = Forward(attend)
-        super().__init__(
-            pipe.transformer,
-            pipe.transformer.transformer_blocks,
-            "attn1",
-            forward,
-            lambda layer: CogVideoXProcessor(layer, forward),
-            self._describe,
-        )
-        self._reordering: Reordering | None = None
-        if token_order == "hilbert":
-            # Positions that are learned, or sines, are added to the tokens where they are embedded: before they move.
-            ends = pipe.transformer.patch_embed, pipe.transformer.proj_out
-            self._reordering = Reordering(*ends, lambda: self.rows[0].layout)
+        self._branches: tuple[str, ...] | None = None  # of the run in progress
         self._timesteps = torch.empty(0)
         self._numbers: list[float] = []
-        self._overrides = [
+        self._overrides += [
             Override(pipe.scheduler, "set_timesteps", self._note_start),
             Override(pipe.scheduler, "step", self._step_without_waiting),
         ]
 
     def _note_start(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-            # Dynamic guidance changes the scale from step to step; what it is at the start decides about the batch.
-            self._guided = self._pipe.guidance_scale > 1
+            self._branches = None
             result = original(*args, **kwargs)
             self._timesteps = self._pipe.scheduler.timesteps
             self._numbers = self._timesteps.tolist()
@@ -118,29 +105,84 @@ class CogVideoXAttachment(Attachment):
 
         return step
 
-    def _describe(self, kwargs: dict[str, Any]) -> None:
-        batch, frames, _, height, width = kwargs["hidden_states"].shape
-        patch = self._config.patch_size
-        layout = TokenLayout(
-            frames=ceil_div(frames, self._config.patch_size_t or 1),
-            height=height // patch,
-            width=width // patch,
-            text_tokens=kwargs["encoder_hidden_states"].shape[1],
-            text_position="first",
-            order=self._token_order,
-        )
-        branches = ("uncond", "cond") if self._guided else ("cond",)
-        samples = batch // len(branches)
-        self._forward.rows = [Row(branch, sample, layout) for branch in branches for sample in range(samples)]
-        if self._reordering is not None and kwargs.get("image_rotary_emb") is not None:
-            kwargs["image_rotary_emb"] = self._reordering.rotary(kwargs["image_rotary_emb"])
+    def describe(self, config: Any, inputs: dict[str, Any]) -> list[Row]:
+        latents = inputs["hidden_states"]
+        batch, frames, _, *size = latents.shape
+        grid = self.family.token_grid(config, frames, *size)
+        layout = TokenLayout(*grid, inputs["encoder_hidden_states"].shape[1], "first", self.token_order)
+        if self._branches is None:
+            self._branches = ("uncond", "cond") if self._guided(latents) else ("cond",)
+        samples = batch // len(self._branches)
+        return [Row(branch, sample, layout) for branch in self._branches for sample in range(samples)]
 
-    def detach(self) -> None:
-        super().detach()
-        if self._reordering is not None:
-            self._reordering.remove()
-        for override in self._overrides:
-            override.restore()
+    def reorder_inputs(self, inputs: dict[str, Any], reordering: Reordering) -> None:
+        if inputs.get("image_rotary_emb") is not None:
+            inputs["image_rotary_emb"] = reordering.rotary(inputs["image_rotary_emb"])
+
+    def _guided(self, latents: Tensor) -> bool:
+        """Whether a batch holds both branches of guidance: its halves are then the same latents.
+
+        Two videos may begin with the same noise as well. What tells them apart is the scale that the pipeline was
+        called with; at the start, because dynamic guidance changes it from step to step. One synchronisation a run.
+
+        Raises:
+            RunError: the pipeline guides, and the batch is of another one's run.
+        """
+        first, second = latents.chunk(2) if len(latents) % 2 == 0 else (latents, latents[:0])
+        same = torch.equal(first, second)
+        scale = getattr(self._pipe, "_guidance_scale", None)  # not there before a pipeline's first call
+        if scale is None or (scale > 1 and not same):
+            raise RunError(
+                "the transformer is called by another pipeline than the one that adaspa was applied to",
+                hint="apply adaspa to the pipeline that runs",
+            )
+        return same and scale > 1
 
 
-FAMILY = Family(facts_of("CogVideoXPipeline", "CogVideoXPipeline"), CogVideoXAttachment)
+class CogVideoX(Family):
+    """CogVideoX 1.0 and 1.5, text to video."""
+
+    facts = facts_of("CogVideoXPipeline", "CogVideoX")
+    attention = "attn1"
+    attachment = CogVideoXAttachment
+    absent = ("text_encoder", "tokenizer")
+
+    def blocks(self, transformer: Any) -> list[Any]:
+        return list(transformer.transformer_blocks)
+
+    def processor(self, layer: int, forward: Forward) -> CogVideoXProcessor:
+        return CogVideoXProcessor(layer, forward)
+
+    def ends(self, transformer: Any) -> Ends:
+        # Positions that are learned, or sines, are added to the tokens where they are embedded: before they move.
+        return Ends(transformer.patch_embed, transformer.proj_out)
+
+    def token_grid(self, config: Any, frames: int, height: int, width: int) -> Grid:
+        # The last latent frames are padded to a whole patch.
+        patch = config.patch_size
+        return ceil_div(frames, config.patch_size_t or 1), height // patch, width // patch
+
+    def classes(self) -> Classes:
+        from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
+
+        return Classes(CogVideoXPipeline, CogVideoXTransformer3DModel, AutoencoderKLCogVideoX)
+
+    def encoder(self, pipe: Any) -> Encode:
+        def encode_prompt(
+            prompt: str,
+            negative_prompt: str | None = None,
+            do_classifier_free_guidance: bool = True,
+            *,
+            max_sequence_length: int = 226,
+            **_ignored: Any,
+        ) -> tuple[Tensor, Tensor | None]:
+            """Embeddings [1, T, C] of the prompt, and of the negative prompt where there is guidance."""
+            shape = (1, max_sequence_length, self.transformers(pipe)[0].config.text_embed_dim)
+            where: Any = {"device": pipe._execution_device, "dtype": self.shape(pipe).dtype}
+            negative = text_noise(negative_prompt or "", *shape, **where) if do_classifier_free_guidance else None
+            return text_noise(prompt, *shape, **where), negative
+
+        return encode_prompt
+
+
+FAMILY = CogVideoX()

@@ -8,8 +8,6 @@ Shapes: B batch, N video tokens, T text tokens with padding, H heads, D head dim
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,12 +16,13 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import OrderName
 from adaspa_cli.config.families import facts_of
-from adaspa_cli.hooks.override import Override
-from adaspa_cli.models.attachment import Attachment, Attend, Forward, Row, join, pad_tokens
+from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.compiled import eager
-from adaspa_cli.models.family import Family
+from adaspa_cli.models.family import Classes, Encode, Family, Grid
+from adaspa_cli.models.forward import Attend, Forward, Row, join, pad_tokens
 from adaspa_cli.models.qk import Norm, Rotation, prepare
-from adaspa_cli.models.reordering import Reordering
+from adaspa_cli.models.random_text import text_noise, text_tokens
+from adaspa_cli.models.reordering import Ends
 
 
 class HunyuanVideoProcessor:
@@ -89,58 +88,79 @@ class HunyuanVideoProcessor:
 class HunyuanVideoAttachment(Attachment):
     """Processors on the dual and single blocks; the token refiner's attention stays as it is."""
 
-    def __init__(self, pipe: Any, attend: Attend, token_order: OrderName = "raster") -> None:
-        self._transformer = pipe.transformer
-        self._token_order = token_order
-        self._branch = "cond"
-        forward = Forward(attend)
-        super().__init__(
-            self._transformer,
-            [*self._transformer.transformer_blocks, *self._transformer.single_transformer_blocks],
-            "attn",
-            forward,
-            lambda layer: HunyuanVideoProcessor(layer, forward),
-            self._describe,
-        )
+    def __init__(self, family: Family, pipe: Any, attend: Attend, token_order: OrderName) -> None:
+        super().__init__(family, pipe, attend, token_order)
         # The embedding gives tokens in the memory layout of channels, which the dual blocks would keep through all of
         # their elementwise work.
-        self._embedded = self._transformer.x_embedder.register_forward_hook(lambda _module, _args, x: x.contiguous())
-        self._reordering: Reordering | None = None
-        if token_order == "hilbert":
-            ends = self._transformer.x_embedder, self._transformer.proj_out
-            self._reordering = Reordering(*ends, lambda: self.rows[0].layout, self._transformer.rope)
-        # True CFG runs the branches one after the other, each inside cache_context("cond" | "uncond").
-        self._context = Override(self._transformer, "cache_context", self._note_branch)
+        self._hooks += [
+            transformer.x_embedder.register_forward_hook(lambda _module, _args, x: x.contiguous())
+            for transformer in self.transformers
+        ]
 
-    def _note_branch(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @contextlib.contextmanager
-        def cache_context(name: str, **kwargs: Any) -> Iterator[None]:
-            self._branch = name
-            try:
-                with original(name, **kwargs):
-                    yield
-            finally:
-                self._branch = "cond"
-
-        return cache_context
-
-    def _describe(self, kwargs: dict[str, Any]) -> None:
-        """Read the rows' layouts off the inputs; one synchronisation a forward pass, for the text lengths."""
-        config = self._transformer.config
-        _, _, frames, height, width = kwargs["hidden_states"].shape
-        grid = (frames // config.patch_size_t, height // config.patch_size, width // config.patch_size)
-        lengths = kwargs["encoder_attention_mask"].sum(dim=1, dtype=torch.int).tolist()
-        self._forward.rows = [
-            Row(self._branch, sample, TokenLayout(*grid, length, "last", self._token_order))
+    def describe(self, config: Any, inputs: dict[str, Any]) -> list[Row]:
+        """One synchronisation a forward pass, for the text lengths. The text of a single row serves all rows."""
+        batch, _, *size = inputs["hidden_states"].shape
+        grid = self.family.token_grid(config, *size)
+        lengths = inputs["encoder_attention_mask"].sum(dim=1, dtype=torch.int).tolist()
+        if len(lengths) == 1:
+            lengths = lengths * batch
+        return [
+            Row(self.branch, sample, TokenLayout(*grid, length, "last", self.token_order))
             for sample, length in enumerate(lengths)
         ]
 
-    def detach(self) -> None:
-        super().detach()
-        if self._reordering is not None:
-            self._reordering.remove()
-        self._embedded.remove()
-        self._context.restore()
+
+class HunyuanVideo(Family):
+    """HunyuanVideo and FastHunyuan, text to video."""
+
+    facts = facts_of("HunyuanVideoPipeline", "HunyuanVideo")
+    attention = "attn"
+    attachment = HunyuanVideoAttachment
+    absent = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+    def blocks(self, transformer: Any) -> list[Any]:
+        return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+
+    def processor(self, layer: int, forward: Forward) -> HunyuanVideoProcessor:
+        return HunyuanVideoProcessor(layer, forward)
+
+    def ends(self, transformer: Any) -> Ends:
+        return Ends(transformer.x_embedder, transformer.proj_out, transformer.rope)
+
+    def token_grid(self, config: Any, frames: int, height: int, width: int) -> Grid:
+        return frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
+
+    def parts(self, location: str) -> dict[str, Any]:
+        """The tokenizer, read as it was written.
+
+        Public checkpoints call it LlamaTokenizerFast. transformers 5 answers that name with a class that rebuilds the
+        pre-tokenizer and loses the spaces, so that the prompt template no longer has the length that is cut off.
+        """
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(location, subfolder="tokenizer")
+        tokenizer.padding_side = "right"
+        return {"tokenizer": tokenizer}
+
+    def classes(self) -> Classes:
+        from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+
+        return Classes(HunyuanVideoPipeline, HunyuanVideoTransformer3DModel, AutoencoderKLHunyuanVideo)
+
+    def encoder(self, pipe: Any) -> Encode:
+        def encode_prompt(
+            prompt: str, *, max_sequence_length: int = 256, **_ignored: Any
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            """Embeddings [1, T, C], pooled embeddings [1, P], mask [1, T]."""
+            config = self.transformers(pipe)[0].config
+            where: Any = {"device": pipe._execution_device, "dtype": self.shape(pipe).dtype}
+            embeddings = text_noise(prompt, 1, max_sequence_length, config.text_embed_dim, **where)
+            pooled = text_noise(prompt, 1, config.pooled_projection_dim, **where)
+            mask = torch.zeros(1, max_sequence_length, dtype=torch.long, device=embeddings.device)
+            mask[:, : text_tokens(prompt, max_sequence_length)] = 1
+            return embeddings, pooled, mask
+
+        return encode_prompt
 
 
-FAMILY = Family(facts_of("HunyuanVideoPipeline", "HunyuanVideoPipeline"), HunyuanVideoAttachment)
+FAMILY = HunyuanVideo()

@@ -11,7 +11,7 @@ from adaspa_cli.attention import TokenLayout, resolve
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks import Action, Call, MaskPolicy
 from adaspa_cli.masks.methods.sparse_videogen import SparseVideoGen, band, kept_tokens, position_major
-from adaspa_cli.models.attachment import Row
+from adaspa_cli.models.forward import Row
 from adaspa_cli.sampling.engine import AttentionEngine
 
 BLOCK, SIZE, CPU = 16, (16, 16), torch.device("cpu")

@@ -154,6 +154,17 @@ def test_the_branches_are_told_apart_the_right_way_round(newest: Any) -> None:
         assert torch.equal(guided[layer, "cond", 0].mask.to_bool(), unguided[layer, "cond", 0].mask.to_bool())
 
 
+def test_a_batch_that_is_not_the_pipeline_s_own_is_refused(newest: Any) -> None:
+    """Another pipeline shares transformer and scheduler: whether it guides is not this one's business."""
+    other = type(newest)(**newest.components)
+    with apply(newest, **SPARSE):
+        with pytest.raises(RunError):
+            latents(other, **GUIDED)  # newest has not run yet
+        latents(newest, **GUIDED)
+        with pytest.raises(RunError):
+            latents(other, prompt=[PROMPT, "a square"], **UNGUIDED)
+
+
 def test_without_guidance_there_is_one_branch(newest: Any) -> None:
     with apply(newest, **SPARSE) as handle:
         latents(newest, **UNGUIDED)

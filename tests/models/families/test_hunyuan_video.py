@@ -112,6 +112,35 @@ def test_true_guidance_gives_each_branch_masks_of_its_own(pipe: Any) -> None:
     assert searched == {(layer, b, step) for layer in range(4) for b in ("cond", "uncond") for step in (1, 3)}
 
 
+NOISE = torch.randn(2, 4, 3, 8, 12, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("method", ["full", "adaspa"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"prompt": [PROMPT, "a square"], "negative_prompt": "green", "true_cfg_scale": 4.0},
+        {"prompt": "a square", "negative_prompt": "green", "true_cfg_scale": 4.0, "latents": NOISE},
+        {"prompt": "a square", "latents": NOISE},
+        {"prompt": [PROMPT, "a square"], "pooled": 1},
+    ],
+    ids=["one negative prompt", "one prompt of each branch", "one prompt", "one pooled embedding"],
+)
+def test_text_of_one_row_serves_all_videos(pipe: Any, method: str, call: dict[str, Any]) -> None:
+    """diffusers broadcasts whatever has one row."""
+    call = dict(call)
+    if call.pop("pooled", None):
+        embeddings, pooled, mask = pipe.encode_prompt(call.pop("prompt"), device=torch.device("cpu"))
+        call |= {"prompt": None, "prompt_embeds": embeddings, "pooled_prompt_embeds": pooled[:1]}
+        call["prompt_attention_mask"] = mask
+    plain = latents(pipe, **call)
+    with apply(pipe, method, **({} if method == "full" else SPARSE | {"sparsity": 0.0})) as handle:
+        torch.testing.assert_close(latents(pipe, **call), plain, **TOLERANCES)
+    branches = {"cond", "uncond"} if "true_cfg_scale" in call else {"cond"}
+    if method == "adaspa":
+        assert {(branch, sample) for _, branch, sample in handle.masks()} == {(b, i) for b in branches for i in (0, 1)}
+
+
 @pytest.mark.parametrize("method", ["adaspa", "frame-region", "sparse-videogen", "minference"])
 def test_both_branches_of_true_guidance_may_share_masks(pipe: Any, method: str) -> None:
     """The prompts differ in length."""

@@ -1,0 +1,19 @@
+"""What stands for the text encoders of a pipeline with random weights: noise that depends on the prompt alone."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+
+def text_tokens(prompt: str, longest: int) -> int:
+    """About how many tokens a prompt has: four for three words, and two around them."""
+    return min(longest, len(prompt.split()) * 4 // 3 + 2)
+
+
+def text_noise(text: str, *shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Random embeddings of a shape; the same for the same text."""
+    random = torch.Generator("cpu").manual_seed(zlib.crc32(text.encode()))
+    return torch.randn(shape, generator=random).to(device, dtype)
