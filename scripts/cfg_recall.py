@@ -24,8 +24,8 @@ from adaspa_cli.commands.settings import parse_settings
 from adaspa_cli.config import Resolved, resolve
 from adaspa_cli.errors import AdaspaError, ConfigError
 from adaspa_cli.maskfiles.recording import Recording
-from adaspa_cli.maskfiles.registry import make_policy
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.text import fit_to_text
 from adaspa_cli.models.loading import load_pipeline
@@ -82,7 +82,7 @@ def compare(resolved: Resolved) -> Comparison:
     check_sampling(pipe, config.sampling)
 
     def policy(steps: int) -> MaskPolicy:
-        method = make_policy(config.method, steps)
+        method = make_policy(config.method.algorithm, steps)
         return Recording(method, comparison.listener(method))
 
     with Handle(pipe, config.method, policy=policy):

@@ -21,7 +21,6 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.mask_search import SearchOptions
-from adaspa_cli.config.methods import SearchingConfig
 from adaspa_cli.errors import ConfigError, OutputError, RunError
 from adaspa_cli.files.folders import check_folder
 from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT, digest
@@ -31,8 +30,8 @@ from adaspa_cli.maskfiles.check import model_facts
 from adaspa_cli.maskfiles.parts import MaskParts
 from adaspa_cli.maskfiles.ranking import most_needed, rank
 from adaspa_cli.maskfiles.recording import Recording
-from adaspa_cli.maskfiles.registry import make_policy
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.masks.text import pack_video, same_video_blocks, sums_with_text, video_part
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
@@ -139,12 +138,8 @@ class _Search:
         self._family = family_of(pipe)
         self._steps, self._settings = steps, settings
         config = resolved.config
-        algorithm = config.method.algorithm
-        assert isinstance(algorithm, SearchingConfig)  # or the options would have been refused
-        exact = dataclasses.replace(algorithm, search_steps=steps, search_steps_for=None)
-        self._method: MaskPolicy = make_policy(
-            dataclasses.replace(config.method, algorithm=exact), config.sampling.steps
-        )
+        exact = dataclasses.replace(config.method.searching, search_steps=steps, search_steps_for=None)
+        self._method: MaskPolicy = make_policy(exact, config.sampling.steps)
         self.policy = Recording(self._method, self._on_search)
         self._layout: TokenLayout | None = None
         self._branches: list[str] = []

@@ -14,8 +14,9 @@ from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.maskfiles.check import check_model
-from adaspa_cli.maskfiles.registry import make_policy, open_masks, stored_policy
+from adaspa_cli.maskfiles.registry import open_masks, stored_policy
 from adaspa_cli.masks import Action, FoundMask, MaskPolicy
+from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.registry import attach, family_of
 from adaspa_cli.sampling.engine import AttentionEngine
@@ -97,7 +98,7 @@ class Handle:
     def _policy_maker(self, config: MethodConfig) -> Callable[[int], MaskPolicy]:
         file = self.mask_file
         if file is None:
-            return lambda steps: make_policy(config, steps)
+            return lambda steps: make_policy(config.algorithm, steps)
         return lambda steps: stored_policy(config, file, steps)
 
     def masks(self) -> dict[tuple[int, str, int], FoundMask]:

@@ -1,6 +1,6 @@
 """What all methods share: warm-up, text sink, odd sizes, and searches that need little memory and no waiting."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,10 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config.load import method_config
-from adaspa_cli.maskfiles.registry import make_policy
+from adaspa_cli.config.methods import Algorithm
 from adaspa_cli.masks import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.methods.frame_region import FrameRegion
 from adaspa_cli.masks.methods.minference import MInference
+from adaspa_cli.masks.methods.registry import POLICIES, make_policy
 from adaspa_cli.masks.methods.sparse_videogen import SparseVideoGen
 
 BLOCK, HEADS, HEAD_DIM = 16, 3, 32
@@ -39,7 +40,7 @@ LAYOUTS = {
 
 def policy(method: str, sparsity: float = 0.7, search_steps: tuple[int, ...] = (2, 4)) -> MaskPolicy:
     settings = {"sparsity": sparsity, "block_size": BLOCK, "search_steps": search_steps, "head_adaptive": False}
-    return make_policy(method_config(method, settings), 6)
+    return make_policy(method_config(method, settings).algorithm, 6)
 
 
 def find(method: MaskPolicy, layout: TokenLayout, seed: int = 0, head_dim: int = HEAD_DIM) -> FoundMask:
@@ -65,7 +66,7 @@ def test_frame_regions_are_searched_when_adaspa_searches() -> None:
     layout = LAYOUTS["text last"]
     for cache in (True, False):
         ours, theirs = (
-            make_policy(method_config(name, {"search_steps": (1, 3), "lse_cache": cache}), 6)
+            make_policy(method_config(name, {"search_steps": (1, 3), "lse_cache": cache}).algorithm, 6)
             for name in ("frame-region", "adaspa")
         )
         for step in range(6):
@@ -130,11 +131,17 @@ def test_the_recall_is_told_where_it_is_known(method: str) -> None:
         assert found.recall.shape == (HEADS,)
 
 
+def test_every_method_has_a_policy_and_a_preset_of_its_name() -> None:
+    assert POLICIES.keys() == {*get_args(Algorithm)}
+    for config in POLICIES:
+        assert type(method_config(config.name, {}).algorithm) is config
+
+
 def test_settings_become_a_policy() -> None:
     config: dict[str, Any] = {"sparsity": 0.7, "block_size": 32, "search_steps": (1, 3), "search_steps_for": None}
-    assert make_policy(method_config("sparse-videogen", config), 5) == SparseVideoGen(0.7, 1, (32, 32))
-    assert make_policy(method_config("minference", config), 5) == MInference(0.7, 1, 32)
-    region = method_config("frame-region", config | {"lse_cache": False})
+    assert make_policy(method_config("sparse-videogen", config).algorithm, 5) == SparseVideoGen(0.7, 1, (32, 32))
+    assert make_policy(method_config("minference", config).algorithm, 5) == MInference(0.7, 1, 32)
+    region = method_config("frame-region", config | {"lse_cache": False}).algorithm
     assert make_policy(region, 5) == FrameRegion(0.7, (1, 3), 32, lse_cache=False)
 
 
@@ -164,7 +171,7 @@ class Largest(TorchDispatchMode):
 def test_a_search_at_720p_needs_little_memory_and_reads_nothing_back(method: str) -> None:
     """Tensors without data: whatever would read a value, and so wait for the device, fails."""
     layout, heads = TokenLayout(33, 45, 80, 256, "last"), 24
-    chosen = make_policy(method_config(method, {"search_steps": (0,)}), 50)
+    chosen = make_policy(method_config(method, {"search_steps": (0,)}).algorithm, 50)
     call = Call(0, 0, "cond", 0, layout)
     with FakeTensorMode():
         q, k, v = (torch.empty(1, layout.tokens, heads, 128, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))

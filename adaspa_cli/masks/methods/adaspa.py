@@ -1,11 +1,14 @@
 """AdaSpa: masks searched exactly at a few denoising steps and reused in between (arXiv 2502.21079)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from adaspa_cli.attention.compensated import NO_COMPENSATION, Compensation
+from adaspa_cli.config.methods import AdaSpaConfig
 from adaspa_cli.masks.budget import select_by_score
 from adaspa_cli.masks.output_error import output_error
 from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
@@ -39,6 +42,17 @@ class AdaSpa(MaskPolicy):
     selection: Literal["mass", "output-error"] = "mass"
     search_rows: int = 1
     compensation: Compensation = NO_COMPENSATION
+
+    @classmethod
+    def of(cls, config: AdaSpaConfig, steps: int) -> AdaSpa:
+        """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
+        return cls(
+            sparsity=config.sparsity,
+            search_steps=config.schedule(steps),
+            block_size=(config.block_size, config.block_size),
+            budget="head-adaptive" if config.head_adaptive else "row",
+            lse_cache=config.lse_cache,
+        )
 
     @property
     def wants_values(self) -> bool:

@@ -14,6 +14,8 @@ so that the shares of a row add up to k. A frame shorter than half a block may h
 Shapes: W [H, Nq, Nk] block sums, H heads, Nv video blocks, f frames, C blocks of a key frame.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
+from adaspa_cli.config.methods import FrameRegionConfig
 from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.schedule import Sparsity, search_action, search_keeps_lse, sparsity_at
@@ -42,6 +45,11 @@ class FrameRegion(MaskPolicy):
     search_steps: tuple[int, ...]
     block: int = 64
     lse_cache: bool = True
+
+    @classmethod
+    def of(cls, config: FrameRegionConfig, steps: int) -> FrameRegion:
+        """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
+        return cls(config.sparsity, config.schedule(steps), config.block_size, lse_cache=config.lse_cache)
 
     @property
     def block_size(self) -> tuple[int, int]:
@@ -99,7 +107,7 @@ class _Place:
     local: Tensor
 
     @classmethod
-    def of(cls, borders: list[int], device: torch.device) -> "_Place":
+    def of(cls, borders: list[int], device: torch.device) -> _Place:
         frames = enumerate(pairwise(borders))
         table = [(frame, a, b - a, block - a) for frame, (a, b) in frames for block in range(a, b)]
         # From the CPU without waiting for the device.

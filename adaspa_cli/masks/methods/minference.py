@@ -20,6 +20,8 @@ Shapes: H heads, h of them at a time, L tokens, D head dimension, B tokens of a 
 blocks, G groups of diagonals: group g holds the distances from g * B to g * B + B - 1, ahead and behind.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +30,7 @@ from torch.nn import functional as F
 
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.layout import ceil_div
+from adaspa_cli.config.methods import MInferenceConfig
 from adaspa_cli.masks.packing import full_mask, pack_blocks
 from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.rows import head_groups, row_weights
@@ -52,6 +55,11 @@ class MInference(MaskPolicy):
     block: int = 64
     last_queries: int = 64
     judged_queries: int = 64
+
+    @classmethod
+    def of(cls, config: MInferenceConfig, steps: int) -> MInference:
+        """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
+        return cls(config.sparsity, config.schedule(steps)[0], config.block_size)
 
     @property
     def block_size(self) -> tuple[int, int]:

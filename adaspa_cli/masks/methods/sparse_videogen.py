@@ -15,6 +15,8 @@ rows keep k: the density of the video blocks is k / Nv, exactly.
 Shapes: H heads, L tokens, D head dimension, Nv video key blocks, n sampled rows.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.layout import ceil_div
+from adaspa_cli.config.methods import SparseVideoGenConfig
 from adaspa_cli.masks.order import HeadOrder
 from adaspa_cli.masks.packing import pack_lists
 from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
@@ -47,6 +50,11 @@ class SparseVideoGen(MaskPolicy):
     block_size: tuple[int, int] = (64, 64)
     sampled_rows: int = 64
     seed: int = 0
+
+    @classmethod
+    def of(cls, config: SparseVideoGenConfig, steps: int) -> SparseVideoGen:
+        """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
+        return cls(config.sparsity, config.schedule(steps)[0], (config.block_size, config.block_size))
 
     def action(self, call: Call, last_search: int | None) -> Action:  # noqa: ARG002
         return estimate_action(call, self.warmup)

@@ -3,13 +3,12 @@
 import pytest
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.config import MethodConfig
 from adaspa_cli.config.methods import AdaSpaConfig, FullConfig
 from adaspa_cli.errors import ConfigError
-from adaspa_cli.maskfiles.registry import make_policy
 from adaspa_cli.masks import Action, Call
 from adaspa_cli.masks.methods.adaspa import AdaSpa
 from adaspa_cli.masks.methods.full import Full
+from adaspa_cli.masks.methods.registry import make_policy
 
 LAYOUT = TokenLayout(1, 8, 8, 4, "last")
 
@@ -107,7 +106,7 @@ def test_an_exact_search_step_beyond_the_last_step_is_refused() -> None:
     with pytest.raises(ConfigError, match="search step 12 lies beyond the last step, which is 11"):
         method.schedule(12)
     with pytest.raises(ConfigError, match="search step 12"):
-        make_policy(MethodConfig(algorithm=method), 12)
+        make_policy(method, 12)
 
 
 @pytest.mark.parametrize("meant_for", [0, -5])
@@ -118,8 +117,6 @@ def test_a_schedule_for_no_steps_is_refused(meant_for: int) -> None:
 
 def test_settings_become_a_policy() -> None:
     algorithm = AdaSpaConfig(sparsity=0.7, block_size=32, search_steps=(1,), head_adaptive=False, lse_cache=False)
-    assert make_policy(MethodConfig(algorithm=algorithm), 12) == AdaSpa(
-        0.7, (1,), (32, 32), budget="row", lse_cache=False
-    )
-    assert make_policy(MethodConfig(), 12) == AdaSpa(0.8, (2, 7))
-    assert make_policy(MethodConfig(algorithm=FullConfig()), 12) == Full()
+    assert make_policy(algorithm, 12) == AdaSpa(0.7, (1,), (32, 32), budget="row", lse_cache=False)
+    assert make_policy(AdaSpaConfig(), 12) == AdaSpa(0.8, (2, 7))
+    assert make_policy(FullConfig(), 12) == Full()

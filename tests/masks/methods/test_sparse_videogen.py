@@ -1,6 +1,6 @@
 """Sparse VideoGen: its two bands, the order that makes the temporal one a band, and who gets which."""
 
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -155,17 +155,14 @@ def test_the_tokens_that_rows_keep(layout: TokenLayout) -> None:
 def run(policy: MaskPolicy, layout: TokenLayout, *tensors: Tensor) -> tuple[AttentionEngine, Tensor]:
     """The engine's output of one call at step 0, on the backend that is the truth."""
 
-    class Pipe:
-        class scheduler:  # noqa: N801  the attribute that a pipeline has
-            @classmethod
-            def set_timesteps(cls, steps: int) -> None:
-                cls.timesteps = range(steps)
+    class Scheduler:
+        def set_timesteps(self, steps: int) -> None:
+            self.timesteps = range(steps)
 
-            @classmethod
-            def step(cls) -> None:
-                pass
+        def step(self) -> None:
+            pass
 
-    pipe: Any = Pipe()
+    pipe = SimpleNamespace(scheduler=Scheduler())
     engine = AttentionEngine(lambda _steps: policy, resolve("reference", CPU), StepClock(pipe))
     pipe.scheduler.set_timesteps(1)
     return engine, engine(0, Row("cond", 0, layout), *tensors)
