@@ -60,7 +60,7 @@ def run_bench(rows: Sequence[PlannedRow], observer: BenchObserver, *, warmup_ste
         if not jobs:
             continue
         config = group[0].resolved.config
-        observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
+        observer.loading(config.model.source)
         with memory_errors(config.model.offload):
             pipe = load_pipeline(config.model, decode=config.decodes)
         worker = _Worker(pipe, observer, warmup_steps)

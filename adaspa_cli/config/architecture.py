@@ -74,7 +74,7 @@ def architecture_of(model: ModelConfig) -> Architecture:
         ModelError: neither a preset nor a folder says what the architecture is, or a file of the folder is broken.
         ConfigError: more layers are asked for than there are.
     """
-    folder = BUNDLED if model.weights == "bundled" else Path(model.weights).expanduser()
+    folder = BUNDLED if model.is_bundled else Path(model.weights).expanduser()
     if folder.is_dir():
         found = _of_folder(folder)
     else:

@@ -82,6 +82,16 @@ class ModelConfig:
                 hint="use --offload model, or drop --compile",
             )
 
+    @property
+    def is_bundled(self) -> bool:
+        """Whether the weights are those that come with adaspa."""
+        return self.weights == "bundled"
+
+    @property
+    def source(self) -> str:
+        """What is loaded, for people: folder or hub id of the checkpoint, or the bundled model's name."""
+        return self.model if self.is_bundled else self.weights
+
 
 @dataclass(frozen=True)
 class MethodConfig:

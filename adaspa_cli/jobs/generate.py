@@ -55,7 +55,7 @@ def generate(
         return
     config = resolved.config
     _check_masks(config)
-    observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
+    observer.loading(config.model.source)
     with memory_errors(config.model.offload):
         pipe = load_pipeline(config.model, decode=config.decodes)
         with session(pipe, resolved, observer) as at_work:

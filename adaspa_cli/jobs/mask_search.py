@@ -78,7 +78,7 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
         observer.skipped(options.out)
         return finished
     jobs = [(prompt, seed) for prompt in prompts for seed in config.sampling.seed]
-    observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
+    observer.loading(config.model.source)
     with memory_errors(config.model.offload):
         pipe = load_pipeline(config.model, decode=False)
         check_sampling(pipe, config.sampling)

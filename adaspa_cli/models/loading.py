@@ -85,7 +85,7 @@ def _random(config: ModelConfig, dtype: torch.dtype, device: torch.device, decod
 
 def _load(config: ModelConfig, dtype: torch.dtype) -> Any:
     """Load what ``config.weights`` names."""
-    location = str(BUNDLED) if config.weights == "bundled" else config.weights
+    location = str(BUNDLED) if config.is_bundled else config.weights
     local = Path(location).expanduser()
     if local.is_dir():
         location = str(local)

@@ -38,7 +38,7 @@ def visualize(resolved: Resolved, request: ProbeRequest, observer: Observer, pro
     """
     config = resolved.config
     check_folder(config.output.out)
-    observer.loading(config.model.weights if config.model.weights != "bundled" else config.model.model)
+    observer.loading(config.model.source)
     with memory_errors(config.model.offload):
         pipe = load_pipeline(config.model, decode=config.decodes)
         result = probe(pipe, resolved, request, observer, prompts)
