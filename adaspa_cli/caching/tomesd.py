@@ -23,7 +23,7 @@ from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
 
 # Similarities that are held at once: all sources against all destinations would take gigabytes.
-_CHUNK_SIMILARITIES = 1 << 25
+CHUNK_SIMILARITIES = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def plan_merge(k: Tensor, layout: TokenLayout, ratio: float, grid: tuple[int, ..
     tokens, start = layout.tokens, layout.text_tokens if layout.text_position == "first" else 0
     sources, destinations = (part + start for part in _split(layout, grid, k.device))
     directions = F.normalize(k[0].mean(0, dtype=torch.float32), dim=-1).to(k.dtype)  # [L, D]
-    similarity, match = _best_match(directions[sources], directions[destinations])
+    similarity, match = best_match(directions[sources], directions[destinations])
     best = similarity.topk(min(len(sources), round(ratio * layout.video_tokens))).indices
     merged, into = sources[best], destinations[match[best]]
 
@@ -127,9 +127,12 @@ def _split(layout: TokenLayout, grid: tuple[int, ...], device: torch.device) -> 
     return order[:-destinations], order[-destinations:]
 
 
-def _best_match(sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
-    """For each source the similarity and the index of its most similar destination; directions [n, D]."""
-    chunk = max(1, _CHUNK_SIMILARITIES // len(destinations))
+def best_match(sources: Tensor, destinations: Tensor, at_once: int = CHUNK_SIMILARITIES) -> tuple[Tensor, Tensor]:
+    """For each source the similarity and the index of its most similar destination; directions [n, D].
+
+    So many similarities ``at_once``, or those of one source.
+    """
+    chunk = max(1, at_once // len(destinations))
     parts = [(part @ destinations.T).max(-1) for part in torch.split(sources, chunk)]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 

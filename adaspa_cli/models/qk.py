@@ -15,7 +15,6 @@ from torch import Tensor
 
 Norm = Any  # a module over the last dimension
 
-_KERNEL_DEVICE = "cuda"
 _CPU_TOKENS = 1024  # of a piece that is normalised and rotated at once
 
 
@@ -41,7 +40,7 @@ class Rotation:
 
 def prepare(norm: Norm | None, x: Tensor, rotation: Rotation | None, out: Tensor) -> None:
     """Normalise x [B, L, H, D], rotate it, and write it to ``out`` of the same shape, which may be x."""
-    arguments = _kernel_arguments(norm, x)
+    arguments = kernel_arguments(norm, x)
     if arguments is not None:
         import adaspa_kernels
 
@@ -73,8 +72,8 @@ def _rotate(x: Tensor, rotation: Rotation, start: int) -> Tensor:
     return turned.to(x.dtype)
 
 
-def _kernel_arguments(norm: Norm | None, x: Tensor) -> dict[str, Any] | None:
-    """The kernel's arguments for a norm over D; None where it cannot stand for PyTorch.
+def kernel_arguments(norm: Norm | None, x: Tensor, *, on: str = "cuda") -> dict[str, Any] | None:
+    """The kernel's arguments for a norm over D; None where it cannot stand for PyTorch, as elsewhere than ``on``.
 
     A norm that somebody has hooked, or whose weights are elsewhere until it is called (offloading), is called.
     """
@@ -83,12 +82,7 @@ def _kernel_arguments(norm: Norm | None, x: Tensor) -> dict[str, Any] | None:
     import adaspa_kernels
 
     head_dim = x.shape[-1]
-    if (
-        x.device.type != _KERNEL_DEVICE
-        or adaspa_kernels.unavailable(x.device)
-        or head_dim & (head_dim - 1)
-        or x.stride(-1) != 1
-    ):
+    if x.device.type != on or adaspa_kernels.unavailable(x.device) or head_dim & (head_dim - 1) or x.stride(-1) != 1:
         return None
     if norm is None:
         return {}

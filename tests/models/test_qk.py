@@ -1,13 +1,14 @@
 """Queries and keys are normalised and rotated as diffusers does it, by PyTorch and, on a GPU, by the kernel."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb, get_1d_rotary_pos_embed
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor
 
-from adaspa_cli.models import qk
-from adaspa_cli.models.qk import Rotation, prepare
+from adaspa_cli.models.qk import Rotation, kernel_arguments, prepare
 
 HEAD_DIM = 64
 
@@ -30,16 +31,25 @@ def expected_of(x: Tensor, norm: torch.nn.Module | None, rotary: tuple[Tensor, T
 
 @pytest.mark.parametrize(
     ("before", "video", "after"),
-    [(0, 1, 0), (0, 100, 28), (0, 128, 5), (0, 300, 100), (5, 60, 0), (64, 64, 0), (100, 300, 0), (130, 10, 3)],
+    [
+        (0, 1, 0),
+        (5, 60, 0),
+        (30, 10, 3),
+        (0, 1600, 448),
+        (0, 2048, 80),
+        (80, 960, 0),
+        (1024, 1024, 0),
+        (1600, 4800, 0),
+        (2080, 160, 48),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["rms", "layer", None])
 def test_as_diffusers_does(
-    dtype: torch.dtype, kind: str | None, before: int, video: int, after: int, monkeypatch: pytest.MonkeyPatch,
-    device: torch.device,
-) -> None:  # fmt: skip
-    """In pieces that begin and end anywhere, of a strided view that is left as it was, and in place."""
-    monkeypatch.setattr(qk, "_CPU_TOKENS", 64)
+    dtype: torch.dtype, kind: str | None, before: int, video: int, after: int, device: torch.device
+) -> None:
+    """Also more than a piece of it, which begin and end anywhere, of a strided view that is left as it was, and in
+    place."""
     random = torch.Generator().manual_seed(video)
     wide = torch.randn(2, before + video + after, 3, HEAD_DIM + 16, generator=random).to(device, dtype)
     x, norm = wide[..., 8 : HEAD_DIM + 8], None if kind is None else norm_of(kind).to(device, dtype)
@@ -71,23 +81,25 @@ def test_the_kernel_stands_for_known_norms_alone(monkeypatch: pytest.MonkeyPatch
     """A hooked norm is called, and one whose weights are elsewhere."""
     import adaspa_kernels
 
+    def arguments(norm: torch.nn.Module | None, x: torch.Tensor) -> dict[str, Any] | None:
+        return kernel_arguments(norm, x, on="meta")
+
     monkeypatch.setattr(adaspa_kernels, "unavailable", lambda _device: None)
     x = torch.empty(1, 2, 3, HEAD_DIM, device="meta")
-    monkeypatch.setattr(qk, "_KERNEL_DEVICE", "meta")
     here = norm_of("rms").to("meta")
-    found = qk._kernel_arguments(here, x)
+    found = arguments(here, x)
     assert found is not None
     assert (found["norm"], found["eps"], found["bias"]) == ("rms", 1e-6, None)
     assert found["weight"] is here.weight
-    assert qk._kernel_arguments(None, x) == {}
-    assert qk._kernel_arguments(norm_of("layer").to("meta"), x)["norm"] == "layer"  # type: ignore[index]
-    assert qk._kernel_arguments(torch.nn.Identity(), x) is None
-    assert qk._kernel_arguments(norm_of("rms"), x) is None
-    assert qk._kernel_arguments(None, x[..., :48]) is None
-    assert qk._kernel_arguments(None, x.transpose(2, 3)) is None
+    assert arguments(None, x) == {}
+    assert arguments(norm_of("layer").to("meta"), x)["norm"] == "layer"  # type: ignore[index]
+    assert arguments(torch.nn.Identity(), x) is None
+    assert arguments(norm_of("rms"), x) is None
+    assert arguments(None, x[..., :48]) is None
+    assert arguments(None, x.transpose(2, 3)) is None
     here.register_forward_hook(lambda *_: None)
-    assert qk._kernel_arguments(here, x) is None
+    assert arguments(here, x) is None
 
 
 def test_a_cpu_needs_no_kernel() -> None:
-    assert qk._kernel_arguments(norm_of("rms"), torch.zeros(1, 2, 3, HEAD_DIM)) is None
+    assert kernel_arguments(norm_of("rms"), torch.zeros(1, 2, 3, HEAD_DIM)) is None
