@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from adaspa_cli.config.yaml_text import parse_yaml
 from adaspa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,8 +74,8 @@ def parse_settings(given: Iterable[str]) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"--set takes KEY=VALUE, got '{text}'", hint="as --set steps=20")
         try:
-            found[key.strip().replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            found[key.strip().replace("-", "_")] = parse_yaml(value, "it")
+        except ConfigError:
             raise ConfigError(
                 f"--set {key}: '{value}' is not a YAML value", hint="lists are written [10, 30]"
             ) from None

@@ -17,6 +17,7 @@ from adaspa_cli.config.flat import Config, build, keys_of, used_keys
 from adaspa_cli.config.model_source import check_known_architecture, identify
 from adaspa_cli.config.names import CACHES, MERGES
 from adaspa_cli.config.schema import GenerateConfig, MethodConfig
+from adaspa_cli.config.yaml_text import parse_yaml
 from adaspa_cli.errors import ConfigError, nearest
 
 ARCHITECTURE = "architecture"  # of a model preset: no setting, but what random weights are built from
@@ -107,12 +108,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: unreadable, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"cannot read {path}: {reason}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = parse_yaml(text, str(path))
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -150,7 +150,7 @@ def parse_steps(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(
-            f"search steps must be whole numbers with commas between, got '{text}'", hint="as 10,30"
+            f"search steps must be whole numbers with commas between, got {shown(text)}", hint="as 10,30"
         ) from None
 
 

@@ -1,16 +1,20 @@
 """Configuration: what wins over what, with its origin; wrong keys, types and files are refused in one line."""
 
 import itertools
+import math
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 
-from adaspa_cli.config import GenerateConfig, MethodConfig, Resolved, preset_names, resolve
+from adaspa_cli.config import GenerateConfig, MethodConfig, Resolved, SamplingConfig, preset_names, resolve
 from adaspa_cli.config.caches import Cache
-from adaspa_cli.config.flat import default_of, keys_of
-from adaspa_cli.config.load import key_types, load_preset, method_config, parse_steps, read_yaml
+from adaspa_cli.config.fields import options_of
+from adaspa_cli.config.flat import build, default_of, keys_of
+from adaspa_cli.config.load import check_values, key_types, load_preset, method_config, parse_steps, read_yaml
 from adaspa_cli.config.merging import Merging
 from adaspa_cli.config.methods import AdaSpaConfig, Algorithm
 from adaspa_cli.errors import AdaspaError, ConfigError, ModelError
@@ -24,6 +28,14 @@ def write(tmp_path: Path) -> Any:
         return path
 
     return write_file
+
+
+def is_list(hint: Any) -> bool:
+    return get_origin(hint) is tuple
+
+
+def scalars(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint)[:1] if is_list(hint) else options_of(hint)
 
 
 def value_and_origin(resolved: Resolved, key: str) -> tuple[Any, str]:
@@ -128,6 +140,19 @@ def test_a_value_of_another_type_is_refused(write: Any, line: str, message: str)
         ("- steps\n- frames\n", "must hold 'key: value' lines, not a list"),
         ("just text\n", "must hold 'key: value' lines, not a str"),
         ("out: !!python/object/apply:os.getcwd []\n", "is not YAML"),
+        ("out: 2024-13-45\n", "is not YAML: month must be in 1..12"),
+        ("steps: " + "9" * 5_000 + "\n", "is not YAML"),
+        ("out: " + "[" * 5_000 + "\n", "is nested too deeply"),
+        ("? [a]\n: b\n", "is not YAML"),
+        ("steps: 5\nframes: 9\nsteps: 6\n", r"has the key 'steps' twice \(line 3\)"),
+        ("steps: {a: 1, a: 2}\n", "has the key 'a' twice"),
+        ("steps: {a: 1}\n", "must be a whole number, got {'a': 1}"),
+        ("steps: " + "[" * 5 + "1" + "]" * 5 + "\n", "must be a whole number"),
+        ("prompt: [[a, b]]\n", "must be a list of texts"),
+        ("steps: .nan\n", "must be a whole number, got nan"),
+        ("sparsity: .inf\n", "sparsity must lie in"),
+        ("guidance_scale: .nan\n", "guidance_scale must be a number from 0 on, got nan"),
+        ("seed: [0, " + "9" * 30 + "]\n", "seed must be one or more numbers from 0 to"),
     ],
 )
 def test_bad_yaml_is_refused_in_one_line(write: Any, text: str, message: str) -> None:
@@ -289,6 +314,48 @@ def test_an_unknown_preset_names_the_nearest_and_lists_all(kind: str, given: str
 def test_impossible_values_are_refused(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve(flags)
+
+
+def build_with(given: dict[str, Any]) -> GenerateConfig:
+    """As :func:`resolve` does, without presets, which take long to read."""
+    defaults = {key: known.default for key, known in keys_of(GenerateConfig).items()}
+    return build(GenerateConfig, defaults | check_values(given, "a file"))
+
+
+@pytest.mark.parametrize("key", [key for key, hint in key_types().items() if {int, float} & {*scalars(hint)}])
+def test_every_number_has_bounds(key: str) -> None:
+    """Also where the value would be of no use; before torch is there, see below."""
+    hint = key_types()[key]
+    scalar = next(iter({int, float} & {*scalars(hint)}))
+    wrong: list[Any] = [10**20, -(10**20), 10**400, math.inf, -math.inf, math.nan] + [2.5] * (scalar is int)
+    for value in wrong:
+        with pytest.raises(ConfigError, match=key) as caught:
+            build_with({key: [value] * 3 if is_list(hint) else value, "random_weights": True})
+        assert "\n" not in caught.value.message
+        assert len(caught.value.message) < 250
+
+
+def test_a_program_is_told_too() -> None:
+    with pytest.raises(ConfigError, match=r"steps must be a whole number, got 2\.5"):
+        SamplingConfig(steps=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="sparsity must lie in"):
+        AdaSpaConfig(sparsity=math.nan)
+    with pytest.raises(ConfigError, match="block_size must be at most 1024, got 100000"):
+        method_config("adaspa", {"block_size": 100_000})
+
+
+def test_absurd_values_are_refused_before_anything_heavy_is_imported() -> None:
+    program = (
+        "import sys\n"
+        "from adaspa_cli.config import resolve\n"
+        "from adaspa_cli.errors import ConfigError\n"
+        "for flags in ({'steps': 10**20}, {'block_size': 100_000}, {'frames': 10**6}, {'sparsity': float('nan')}):\n"
+        "    try:\n        resolve(flags)\n"
+        "    except ConfigError:\n        continue\n"
+        "    sys.exit('taken: ' + str(flags))\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'numpy')))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_flag_of_another_type_is_refused_with_its_name() -> None:
