@@ -36,6 +36,7 @@ from torch import Tensor
 
 from adaspa_cli.config.families import FamilyFacts, SizeRule
 from adaspa_cli.config.schema import SamplingConfig
+from adaspa_cli.errors import RunError
 from adaspa_cli.models.forward import Forward
 from adaspa_cli.models.reordering import Ends
 
@@ -91,9 +92,13 @@ class Family(ABC):
     def token_grid(self, config: Any, frames: int, height: int, width: int) -> Grid:
         """The token grid of latents of a size, from the transformer's configuration."""
 
-    @abstractmethod
-    def ends(self, transformer: Any) -> Ends:
-        """Where video tokens enter and leave the blocks of a transformer."""
+    def ends(self, transformer: Any) -> Ends:  # noqa: ARG002
+        """Where video tokens enter and leave the blocks of a transformer.
+
+        Raises:
+            RunError: the family's tokens come in one order alone.
+        """
+        raise RunError(f"the tokens of {self.facts.pipeline} cannot be put into another order")
 
     # --- blocks: what a step cache keeps and adds
 
