@@ -23,7 +23,7 @@ from adaspa_cli.attention import TokenLayout
 from adaspa_cli.commands.settings import parse_settings
 from adaspa_cli.config import Resolved, resolve
 from adaspa_cli.errors import AdaspaError, ConfigError
-from adaspa_cli.maskfiles.recording import Recording
+from adaspa_cli.maskfiles.search import Recording
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.masks.recall import mask_recall

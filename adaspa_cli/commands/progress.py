@@ -59,7 +59,7 @@ class BenchProgress(ProgressObserver):
 
 
 class SearchProgress(ProgressObserver):
-    """A :class:`~adaspa_cli.jobs.mask_search.SearchObserver`."""
+    """A :class:`~adaspa_cli.jobs.search_masks.SearchObserver`."""
 
     def estimated(self, file_bytes: int, sums_bytes: int) -> None:
         sums = f", and {_size(sums_bytes)} of block sums beside it until the search is over" if sums_bytes else ""

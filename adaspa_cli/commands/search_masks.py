@@ -91,7 +91,7 @@ def _run(console: Console, resolved: Resolved, searched: SearchOptions) -> None:
     console.note("starting ...")
 
     from adaspa_cli.commands.progress import SearchProgress
-    from adaspa_cli.jobs.mask_search import search_masks
+    from adaspa_cli.jobs.search_masks import search_masks
     from adaspa_cli.models.loading import choose_device
     from adaspa_cli.sampling.memory import peak_memory
 

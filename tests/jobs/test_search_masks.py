@@ -15,9 +15,9 @@ from adaspa_cli.config import resolve
 from adaspa_cli.config.mask_search import SearchOptions
 from adaspa_cli.errors import AdaspaError, ConfigError, MaskFileError, OutputError, RunError
 from adaspa_cli.files.videos import read_frames
-from adaspa_cli.jobs import mask_search
+from adaspa_cli.jobs import search_masks as job
 from adaspa_cli.jobs.generate import generate
-from adaspa_cli.jobs.mask_search import search_masks
+from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.maskfiles import MaskFile
 from adaspa_cli.maskfiles.parts import MaskParts
 from adaspa_cli.masks import Action
@@ -314,7 +314,7 @@ def test_sizes_are_estimated_before_the_search(hunyuan_folder: Path, tmp_path: P
 def test_a_disk_that_is_too_small_is_refused_before_the_search(
     hunyuan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mask_search.shutil, "disk_usage", lambda _folder: SimpleNamespace(free=1000))
+    monkeypatch.setattr(job.shutil, "disk_usage", lambda _folder: SimpleNamespace(free=1000))
     listener = Listener()
     with pytest.raises(OutputError, match="and the search needs about"):
         search(hunyuan_folder, tmp_path / "masks.safetensors", listener)
@@ -350,14 +350,14 @@ def test_a_mask_file_has_its_suffix(hunyuan_folder: Path, tmp_path: Path) -> Non
 def test_weights_that_are_no_numbers_make_no_masks(
     hunyuan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = mask_search.load_pipeline
+    load = job.load_pipeline
 
     def broken(*arguments: Any, **options: Any) -> Any:
         pipe = load(*arguments, **options)
         pipe.transformer.transformer_blocks[1].attn.to_q.weight.data.fill_(torch.nan)
         return pipe
 
-    monkeypatch.setattr(mask_search, "load_pipeline", broken)
+    monkeypatch.setattr(job, "load_pipeline", broken)
     with pytest.raises(RunError, match="are not finite, so they have no mask"):
         search(hunyuan_folder, tmp_path / "masks.safetensors")
     assert not (tmp_path / "masks.safetensors").exists()

@@ -1,0 +1,196 @@
+"""``search-masks``: run as far as the last search step, and keep the masks of all layers in one file.
+
+With several prompts and seeds they are chosen from the average; :mod:`adaspa_cli.maskfiles.search` has the memory that
+this takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from adaspa_cli.attention import TokenLayout
+from adaspa_cli.config import Resolved
+from adaspa_cli.config.mask_search import SearchOptions
+from adaspa_cli.errors import ConfigError, OutputError
+from adaspa_cli.files.folders import check_folder
+from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT, digest
+from adaspa_cli.jobs.generate import JobObserver
+from adaspa_cli.maskfiles import Description, MaskFile, MethodFacts
+from adaspa_cli.maskfiles.check import model_facts
+from adaspa_cli.maskfiles.parts import MaskParts
+from adaspa_cli.maskfiles.ranking import most_needed
+from adaspa_cli.maskfiles.search import MaskSearch
+from adaspa_cli.masks.methods.registry import make_policy
+from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.models.registry import check_sampling, family_of
+from adaspa_cli.report.machine import versions
+from adaspa_cli.sampling.handle import Handle
+from adaspa_cli.sampling.memory import memory_errors
+from adaspa_cli.sampling.run import sample
+
+_NO_MATTER = (*NOT_IN_FINGERPRINT, "fps", "decode", "lossless", "vae_tiling", "vae_framewise")
+
+
+class SearchObserver(JobObserver, Protocol):
+    """Is told how a search goes on."""
+
+    def estimated(self, file_bytes: int, sums_bytes: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is searched.
+
+    Attributes:
+        resolved: the settings, of a run that ends in latents.
+        options: what to keep, and where.
+        prompts: each is searched with each seed.
+        steps: that are searched.
+    """
+
+    resolved: Resolved
+    options: SearchOptions
+    prompts: list[str]
+    steps: tuple[int, ...]
+
+    @property
+    def videos(self) -> list[tuple[str, int]]:
+        """Prompt and seed of each."""
+        return [(prompt, seed) for prompt in self.prompts for seed in self.resolved.config.sampling.seed]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides what is in the file."""
+        return {key: value for key, value in self.resolved.flat().items() if key not in _NO_MATTER} | {
+            "prompts": self.prompts,
+            "seeds": list(self.resolved.config.sampling.seed),
+            "steps searched": list(self.steps),
+            "keep_ranking": self.options.keep_ranking,
+            "keep_sums": self.options.keep_sums,
+        }
+
+
+def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str], observer: SearchObserver) -> MaskFile:
+    """Search, and write the mask file; returns it.
+
+    Args:
+        resolved: the settings of a run that would make videos of the prompts.
+        options: what to keep, and where.
+        prompts: each is searched with each seed.
+        observer: is told how it goes on.
+
+    Raises:
+        AdaspaError: see :meth:`~adaspa_cli.config.mask_search.SearchOptions.check`,
+            :func:`~adaspa_cli.models.loading.load_pipeline`, and below.
+        OutputError: the disk is too small, or the unfinished search that is there is another one.
+        RunError: the block sums are no numbers.
+    """
+    options.check(resolved.config.method)
+    if resolved.config.sampling.steps_per_phase is not None:
+        raise ConfigError("search-masks computes every step up to its last search", hint="drop steps_per_phase")
+    check_folder(str(options.out.parent))
+    output = dataclasses.replace(resolved.config.output, decode=False, lossless=False)
+    resolved = dataclasses.replace(resolved, config=dataclasses.replace(resolved.config, output=output))
+    steps = resolved.config.method.searching.schedule(resolved.config.sampling.steps)
+    job = _Job(resolved, options, prompts, steps[: 1 if options.first_step_only else None])
+    if options.out.exists():
+        finished = _finished(options.out, digest(job.settings))
+        observer.skipped(options.out)
+        return finished
+    model = resolved.config.model
+    observer.loading(model.source)
+    with memory_errors(model.offload):
+        pipe = load_pipeline(model, decode=False)
+        check_sampling(pipe, resolved.config.sampling)
+        search = _search(pipe, job, observer)
+    search.finish(options.out)
+    return MaskFile.open(options.out)
+
+
+def _finished(out: Path, settings: str) -> MaskFile:
+    """The file of a search that is over; raises OutputError if it was another one."""
+    found = MaskFile.open(out)
+    if found.description.settings != settings:
+        raise OutputError(
+            f"{out} is there already, from a search with other settings",
+            hint=f"choose another --out; adaspa masks info {out} shows what it is",
+        )
+    return found
+
+
+def _search(pipe: Any, job: _Job, observer: SearchObserver) -> MaskSearch:
+    """Run the videos that are still to be searched."""
+    config, videos = job.resolved.config, job.videos
+    exact = dataclasses.replace(config.method.searching, search_steps=job.steps, search_steps_for=None)
+
+    def stop_after(step: int) -> None:
+        """End the run after the last search step, in the way that diffusers offers."""
+        if step >= job.steps[-1]:
+            pipe._interrupt = True
+
+    with Handle(pipe, config.method, policy=lambda _steps: search.policy) as handle:
+        handle.engine.on_action = observer.action
+        handle.clock.on_step_end += [observer.step_done, stop_after]
+        describe = partial(_describe, pipe, job, handle.layers)
+        grid = family_of(pipe).video_grid(pipe, config.sampling)
+        _check_disk(job, describe(TokenLayout(*grid, text_tokens=1, text_position="last")), observer)
+        parts = MaskParts(job.options.out, job.settings, resume=job.options.resume)
+        search = MaskSearch(make_policy(exact, config.sampling.steps), parts, len(videos), describe)
+        observer.started(len(videos) - search.done, job.steps[-1] + 1, handle.backend)
+        for number in range(search.done, len(videos)):
+            observer.video(number, *videos[number])
+            sample(pipe, job.resolved, *videos[number])
+            search.video_done()
+    return search
+
+
+def _describe(pipe: Any, job: _Job, layers: int, layout: TokenLayout) -> Description:
+    """The file, as far as it is known before the search."""
+    config, family = job.resolved.config, family_of(pipe)
+    method = config.method.searching
+    blocks, ranked = len(layout.video_blocks(method.block_size)), job.options.keep_ranking
+    if ranked is not None:
+        ranked = max(round(ranked * blocks), most_needed(method.sparsity, blocks, method.adapts_heads))
+    both = family.facts.guided(config.sampling) and not config.method.share_cfg_masks
+    return Description(
+        model=model_facts(family.facts.pipeline, family.transformers(pipe), config.model),
+        layout=layout,
+        block_size=method.block_size,
+        layers=layers,
+        heads=family.shape(pipe).heads,
+        branches=("cond", "uncond") if both else ("cond",),
+        method=MethodFacts(method.name, method.sparsity, method.adapts_heads, method.lse_cache),
+        steps=config.sampling.steps,
+        search_steps=job.steps,
+        prompts=tuple(job.prompts),
+        seeds=config.sampling.seed,
+        ranked=ranked,
+        keeps_sums=job.options.keep_sums,
+        settings=digest(job.settings),
+        versions=versions(),
+    )
+
+
+def _check_disk(job: _Job, facts: Description, observer: SearchObserver) -> None:
+    """Tell the sizes before anything slow begins, and refuse a disk that is too small."""
+    if not facts.video_blocks:
+        raise ConfigError(
+            f"{facts.layout.video_tokens} video tokens fill no block of {facts.block_size}",
+            hint="a larger video, or a smaller --block-size",
+        )
+    masks = facts.layers * len(facts.branches) * len(facts.search_steps)
+    sums = 0 if len(job.videos) == 1 else masks * facts.heads * facts.video_blocks**2 * 4
+    observer.estimated(facts.data_bytes, sums)
+    needed = 2 * facts.data_bytes + sums  # the parts stay until the file is whole
+    folder = next(path for path in job.options.out.absolute().parents if path.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            f"{folder} has {free / 1e9:.1f} GB left, and the search needs about {needed / 1e9:.1f} GB",
+            hint="another --out, a smaller --keep-ranking, or a single prompt and seed, which need no sums on disk",
+        )

@@ -1,0 +1,159 @@
+"""A search over videos: their block sums are averaged, and the masks chosen from the average.
+
+Sums are added up on disk, so memory holds block sums (4 bytes a block) of one layer at a time, whatever the numbers
+of layers and videos: on the device those found, those stored and their sum, and one copy on the CPU. With the masks
+that the run itself uses from step to step that is all. A single video needs no sums on disk.
+
+Shapes: H heads, R query and C key blocks without text, W [H, Nq, Nk] block sums.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adaspa_cli.attention import TokenLayout
+from adaspa_cli.attention.compensated import Compensation
+from adaspa_cli.errors import RunError
+from adaspa_cli.maskfiles.description import Description
+from adaspa_cli.maskfiles.parts import MaskParts
+from adaspa_cli.maskfiles.ranking import rank
+from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.text import pack_video, same_video_blocks, sums_with_text, video_part
+
+
+@dataclass(frozen=True)
+class Recording(MaskPolicy):
+    """Does what ``method`` does, and shows the block sums W [H, Nq, Nk] of each search before its mask is chosen."""
+
+    method: MaskPolicy
+    on_search: Callable[[Call, Tensor], None]
+
+    @property
+    def block_size(self) -> tuple[int, int]:
+        return self.method.block_size
+
+    def action(self, call: Call, last_search: int | None) -> Action:
+        return self.method.action(call, last_search)
+
+    def keeps_lse(self, step: int) -> bool:
+        return self.method.keeps_lse(step)
+
+    @property
+    def compensation(self) -> Compensation:
+        return self.method.compensation
+
+    @property
+    def search_rows(self) -> int:
+        return self.method.search_rows
+
+    @property
+    def wants_values(self) -> bool:
+        return self.method.wants_values
+
+    @property
+    def fresh_lse(self) -> bool:
+        return self.method.fresh_lse
+
+    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:
+        self.on_search(call, block_sums)
+        return self.method.search(call, block_sums, values)
+
+
+class MaskSearch:
+    """One search over some videos.
+
+    Attributes:
+        policy: of a run that searches: what it finds is taken in here.
+    """
+
+    def __init__(
+        self, method: MaskPolicy, parts: MaskParts, videos: int, describe: Callable[[TokenLayout], Description]
+    ) -> None:
+        """
+        Args:
+            method: chooses the masks.
+            parts: the work folder, with the videos that are done.
+            videos: of the whole search.
+            describe: the file, without its branches and entries, from the layout of the first video.
+        """
+        self.policy = Recording(method, self.take_in)
+        self._method, self._parts, self._videos, self._describe = method, parts, videos, describe
+        self._facts: Description | None = None
+        self._branches: list[str] = []
+
+    @property
+    def done(self) -> int:
+        """Videos whose searches are over: the number of the one that is being made."""
+        return self._parts.done
+
+    def video_done(self) -> None:
+        """A video's searches are over.
+
+        Raises:
+            RunError: there was none.
+        """
+        if self._facts is None:
+            raise RunError("no attention call was searched")
+        self._parts.video_done(self._facts.layout, self._branches)
+
+    def take_in(self, call: Call, block_sums: Tensor) -> None:
+        """Take in W of one layer, branch and step.
+
+        Raises:
+            RunError: the block sums are no numbers, or the text moves the video's blocks.
+            OutputError: the disk is full.
+        """
+        if not torch.isfinite(block_sums).all():
+            raise RunError(f"the attention weights of layer {call.layer} are not finite, so they have no mask")
+        self._facts = facts = self._facts or self._describe(self._parts.layout or call.layout)
+        if not same_video_blocks(call.layout, facts.layout, self.policy.block_size):
+            raise RunError(f"the prompts do not leave the same blocks to the video: {call.layout} and {facts.layout}")
+        if call.branch not in self._branches:
+            self._branches.append(call.branch)
+        place = (call.layer, call.branch, call.step)
+        if self._parts.has_mask(place):
+            return  # found before an interruption
+        video = video_part(block_sums, call.layout, self.policy.block_size)
+        text = block_sums.sum((-1, -2)) - video.sum((-1, -2))
+        if self.done < self._videos - 1:
+            self._parts.add(place, self.done, video, text)
+            return
+        video, text = (x / self._videos for x in self._parts.sum(place, self.done, video, text))
+        found = self._method.search(
+            dataclasses.replace(call, layout=facts.layout),
+            sums_with_text(video, text, facts.layout, self.policy.block_size),
+        )
+        if found.recall is None:
+            raise RunError(f"the search in layer {call.layer} gave no recall")
+        self._parts.write_mask(place, found.mask.density(), found.recall, _tensors(facts, found, video, text))
+
+    def finish(self, out: Path) -> None:
+        """Join the parts to the file.
+
+        Raises:
+            RunError: there was no video.
+            OutputError: it cannot be written.
+        """
+        if self._parts.layout is None:
+            raise RunError("the search holds no video")
+        facts = self._describe(self._parts.layout)
+        self._parts.join(out, dataclasses.replace(facts, branches=tuple(self._parts.branches)))
+
+
+def _tensors(facts: Description, found: FoundMask, video: Tensor, text: Tensor) -> dict[str, Tensor]:
+    """What the file keeps of one mask, by kind, as :meth:`Description.kinds` has it."""
+    tensors: dict[str, Tensor] = {}
+    if facts.ranked is None:
+        tensors["bits"] = pack_video(found.mask, facts.layout)
+    else:
+        ranking = rank(video, text, facts.ranked)
+        tensors |= {"ranking": ranking.order, "recall_by_rank": ranking.recall_by_rank}
+    if facts.keeps_sums:
+        tensors |= {"sums": video.to(torch.float16), "text": text}
+    return tensors
