@@ -20,6 +20,7 @@ from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.timeline import Timeline
 from adaspa_cli.masks import Action
 from adaspa_cli.models.registry import check_sampling, family_of
+from adaspa_cli.models.seeded_noise import seeded_steps
 from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.memory import peak_memory, reset_peak_memory
 from adaspa_cli.sampling.steps_per_phase import StepsPerPhase
@@ -129,7 +130,8 @@ def session(pipe: Any, resolved: Resolved, observer: Observer) -> Iterator[Sessi
 def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tensor:
     """Sample one video: frames [1, F, 3, H, W] in [0, 1], or latents if the run does not decode."""
     sampling = resolved.config.sampling
-    with torch.inference_mode():
+    generator = torch.Generator("cpu").manual_seed(seed)
+    with torch.inference_mode(), seeded_steps(pipe.scheduler, generator):
         video: torch.Tensor = pipe(
             prompt=prompt,
             negative_prompt=sampling.negative_prompt,
@@ -137,7 +139,7 @@ def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tenso
             width=sampling.width,
             num_frames=sampling.frames,
             num_inference_steps=sampling.steps,
-            generator=torch.Generator("cpu").manual_seed(seed),
+            generator=generator,
             output_type="pt" if resolved.config.decodes else "latent",
             **family_of(pipe).facts.call_arguments(sampling),
         ).frames
