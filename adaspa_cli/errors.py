@@ -48,6 +48,10 @@ class RunError(AdaspaError):
     """Something failed while running."""
 
 
+class DiskFullError(RunError):
+    """A result cannot be written because the disk is full."""
+
+
 class OutOfMemoryError(RunError):
     """The memory does not suffice for what was asked. Exit code 2: smaller settings help."""
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of
+from adaspa_cli.files.claims import hold
 from adaspa_cli.files.videos import read_frames
 from adaspa_cli.files.whole import write_json
 from adaspa_cli.jobs.places import lossless_path
@@ -62,11 +63,12 @@ def _measure_against_dense(pairs: list[Pair], rows: Sequence[PlannedRow], note: 
     for name, measurement in reasons.items():
         note(f"{name} is n/a: {measurement.reason}")
     for job, dense in todo:
-        found, more = reasons, None
-        if _lacks(job, dense, [name for name in METRICS if name not in reasons]):
-            video, reference = (read_frames(lossless_path(run.place)) for run in (job, dense))
-            found, more = metrics.compare(video, reference), {"identical_frames": _identical(video, reference)}
-        _write(job, dense, found, more)
+        with hold(job.place.with_name(f".{job.place.stem}.quality.claim")):
+            found, more = reasons, None
+            if _lacks(job, dense, [name for name in METRICS if name not in reasons]):  # nor was it measured meanwhile
+                video, reference = (read_frames(lossless_path(run.place)) for run in (job, dense))
+                found, more = metrics.compare(video, reference), {"identical_frames": _identical(video, reference)}
+            _write(job, dense, found, more)
 
 
 def _identical(video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> int:

@@ -1,6 +1,7 @@
 """Makes the runs of a bench that are not complete, so that a machine whose speed drifts slows all rows alike.
 
-A run that fails leaves a file with the reason in its place, and the bench goes on.
+A run that fails leaves a file with the reason in its place, and the bench goes on. Each run is claimed before it is
+made, so several processes share the work of one bench.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +19,11 @@ import torch
 from adaspa_cli.bench.plan import PlannedRow
 from adaspa_cli.bench.warm_up import warm_up
 from adaspa_cli.config import ModelConfig
-from adaspa_cli.errors import AdaspaError, OutOfMemoryError, UsageError
+from adaspa_cli.errors import AdaspaError, DiskFullError, OutOfMemoryError, UsageError
 from adaspa_cli.files.folders import prepare_folder
 from adaspa_cli.files.whole import write_json
-from adaspa_cli.jobs.generate import make
+from adaspa_cli.jobs.generate import claim, in_turn, make
+from adaspa_cli.jobs.places import ClaimedPlace
 from adaspa_cli.jobs.plan import Job
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.sampling.memory import memory_errors
@@ -39,8 +42,9 @@ def failure_path(job: Job) -> Path:
     return job.place.with_name(f"{job.place.stem}.failure.json")
 
 
-def run_bench(rows: Sequence[PlannedRow], observer: BenchObserver, *, warmup_steps: int = 0) -> None:
-    """Make what is missing, prompt by prompt and seed by seed, with all rows in turn.
+def run_bench(rows: Sequence[PlannedRow], observer: BenchObserver, *, warmup_steps: int = 0) -> int:
+    """Make what is missing, prompt by prompt and seed by seed, with all rows in turn; returns how many runs other
+    processes were at.
 
     Args:
         warmup_steps: denoising steps that each row runs first, unmeasured, so that kernels are compiled; more, where
@@ -48,28 +52,34 @@ def run_bench(rows: Sequence[PlannedRow], observer: BenchObserver, *, warmup_ste
 
     Raises:
         ModelError: the checkpoint cannot be loaded. What fails later is recorded, and the next run begins.
+        DiskFullError: the disk is full.
     """
     todo = [(row, job) for row in rows for job in row.jobs if not job.complete]
     steps = sum(row.resolved.config.sampling.steps for row, _ in todo)
     observer.planned(len(todo), sum(len(row.jobs) for row in rows) - len(todo), steps)
-    number = 0
+    left, number = 0, 0
+    tried = _Tried([job for _, job in todo])
     for group in _groups(rows):
         # Prompt by prompt and seed by seed: the first jobs of all rows, then the second ones.
         turns = zip(*([(row, job) for job in row.jobs] for row in group), strict=True)
         jobs = [(row, job) for turn in turns for row, job in turn if not job.complete]
-        if not jobs:
+        if not any(tried.is_open(job) for _, job in jobs):
+            left += len(jobs)
             continue
         config = group[0].resolved.config
         observer.loading(config.model.source)
         with memory_errors(config.model.offload):
             pipe = load_pipeline(config.model, decode=config.decodes)
         worker = _Worker(pipe, observer, warmup_steps)
-        for row, job in jobs:
-            observer.video(number, f"{row.row.name}: {job.prompt}", job.seed)
-            worker.attempt(row, job)
-            number += 1
+        left += len(jobs)
+        with closing(in_turn(jobs, lambda pair: tried.claim(pair[1]))) as claims:
+            for (row, job), claimed in claims:
+                observer.video(number, f"{row.row.name}: {job.prompt}", job.seed)
+                worker.attempt(row, job, claimed)
+                number, left = number + 1, left - 1
         del pipe, worker
         _free_memory()
+    return left
 
 
 def _groups(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
@@ -97,6 +107,38 @@ class _Failure:
         return cls(f"{type(error).__name__}: {' '.join(str(error).split())}", None, hopeless=False)
 
 
+class _Tried:
+    """Which runs other processes have tried since this one began: what failed there is not tried again here."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._before = {job.place: _modified(failure_path(job)) for job in jobs}
+
+    def claim(self, job: Job) -> ClaimedPlace | None:
+        """Claim a run; None if another process is making it, or has made or tried it."""
+        claimed = claim(job, resume=True)
+        if claimed is not None and _modified(failure_path(job)) != self._before[job.place]:
+            claimed.give_back()
+            return None
+        return claimed
+
+    def is_open(self, job: Job) -> bool:
+        """Whether a run could be claimed; makes no folder."""
+        if not job.place.parent.is_dir():
+            return True
+        claimed = self.claim(job)
+        if claimed is not None:
+            claimed.give_back()
+        return claimed is not None
+
+
+def _modified(path: Path) -> int | None:
+    """When a file was written; None if it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
 class _Worker:
     """Makes runs with one pipeline, and remembers which rows are warm and which are hopeless."""
 
@@ -105,13 +147,13 @@ class _Worker:
         self._warm: set[str] = set()
         self._hopeless: dict[str, _Failure] = {}
 
-    def attempt(self, row: PlannedRow, job: Job) -> None:
+    def attempt(self, row: PlannedRow, job: Job, claimed: ClaimedPlace) -> None:
         """Make a run; if it fails, record why. A row that cannot run at all is tried once."""
         name = row.row.name
         if name in self._hopeless:
             _record(row, job, dataclasses.replace(self._hopeless[name], tried=False))
             return
-        failure = self._try(row, job)
+        failure = self._try(row, job, claimed)
         if failure is None:
             failure_path(job).unlink(missing_ok=True)
             return
@@ -122,12 +164,14 @@ class _Worker:
         self._pipe.maybe_free_model_hooks()
         _free_memory()
 
-    def _try(self, row: PlannedRow, job: Job) -> _Failure | None:
+    def _try(self, row: PlannedRow, job: Job, claimed: ClaimedPlace) -> _Failure | None:
         try:
             with memory_errors(row.resolved.config.model.offload):
                 self._warm_up(row, job)
                 with session(self._pipe, row.resolved, self._observer) as at_work:
-                    make(at_work, job)
+                    make(at_work, job, claimed)
+        except DiskFullError:
+            raise  # the next run would fill it as well
         except Exception as error:
             return _Failure.of(error)
         return None

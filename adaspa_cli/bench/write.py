@@ -12,6 +12,7 @@ from adaspa_cli.bench.plan import PlannedRow, current
 from adaspa_cli.bench.spec import BenchSpec
 from adaspa_cli.bench.tables import bench_tables
 from adaspa_cli.bench.text import markdown, rows_csv
+from adaspa_cli.files.claims import hold
 from adaspa_cli.files.folders import prepare_folder
 from adaspa_cli.files.whole import write_json, write_text
 
@@ -27,6 +28,8 @@ def write_bench(
 ) -> dict[str, Any]:
     """Measure what is there, and write the tables of it; returns what ``bench.json`` holds.
 
+    Of several processes one does so at a time, and the last one's tables hold all runs.
+
     Args:
         paper: tables of the paper, see :func:`~adaspa_cli.bench.paper.load_tables`.
         note: is told what goes on.
@@ -36,11 +39,12 @@ def write_bench(
         OutputError: a file cannot be written or a video cannot be read.
     """
     prepare_folder(str(out))
-    rows = [current(row, spec) for row in planned]
-    measure_bench(rows, note)
-    bench = bench_tables(spec, rows, out, paper, times=times)
-    write_json(out / "bench.json", bench, replace=True)
-    write_text(out / "bench.md", markdown(bench), replace=True)
-    write_text(out / "rows.csv", rows_csv(bench), replace=True)
-    write_text(out / "bench.html", page(bench, out), replace=True)
+    with hold(out / ".tables.claim", lambda: note("another process is writing the tables; waiting for it")):
+        rows = [current(row, spec) for row in planned]
+        measure_bench(rows, note)
+        bench = bench_tables(spec, rows, out, paper, times=times)
+        write_json(out / "bench.json", bench, replace=True)
+        write_text(out / "bench.md", markdown(bench), replace=True)
+        write_text(out / "rows.csv", rows_csv(bench), replace=True)
+        write_text(out / "bench.html", page(bench, out), replace=True)
     return bench

@@ -154,7 +154,9 @@ def _run(console: Console, spec: BenchSpec, task: _Task, *, plan_only: bool) -> 
         from adaspa_cli.bench.runner import run_bench
 
         with console.progress() as progress:
-            run_bench(planned, BenchProgress(console, progress), warmup_steps=spec.warmup_steps)
+            left = run_bench(planned, BenchProgress(console, progress), warmup_steps=spec.warmup_steps)
+        if left:
+            console.note(f"{left} runs were left to other processes; the last of them writes the tables of all runs")
     if task.share is not None:
         return _end_part(console, spec, planned, task.share, task.out)
     result = write_bench(spec, planned, task.out, paper, console.note, times=task.times)

@@ -77,10 +77,11 @@ def _run(console: Console, resolved: Resolved) -> None:
 def _show(console: Console, folder: Path, reports: list[dict[str, Any]]) -> None:
     from adaspa_cli.report.steps import estimated_note
 
-    names = [report["video"]["file"] for report in reports]
-    videos = [name and str(folder / name) for name in names]
+    made = [report["video"]["file"] or report.get("latents") for report in reports]
+    paths = [name and str(folder / name) for name in made]
+    videos = [path if report["video"]["file"] else None for path, report in zip(paths, reports, strict=True)]
     data = [{"video": video, "report": report} for video, report in zip(videos, reports, strict=True)]
-    lines = [Text(video, no_wrap=True, overflow="ignore") for video in videos if video]
+    lines = [Text(path, no_wrap=True, overflow="ignore") for path in paths if path]
     said = [note for report in reports for note in (report.get("random_weights"), estimated_note(report))]
     lines += [Text(note) for note in dict.fromkeys(said) if note]
     lines += [Text(note) for note in map(_mask_note, reports) if note]

@@ -45,6 +45,9 @@ class ProgressObserver:
     def skipped(self, video: Path) -> None:
         self._console.note(f"complete already: {video}")
 
+    def elsewhere(self, video: Path) -> None:
+        self._console.note(f"another process is making it: {video}")
+
 
 class BenchProgress(ProgressObserver):
     """A :class:`~adaspa_cli.bench.runner.BenchObserver`: one bar over all runs that are left."""

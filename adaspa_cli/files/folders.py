@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 from adaspa_cli.errors import OutputError
-from adaspa_cli.files.whole import PARTIAL
+from adaspa_cli.files.whole import PARTIAL, cannot_write
+
+_HINT = "choose another folder with --out"
 
 
 def check_folder(out: str) -> Path:
@@ -19,12 +21,10 @@ def check_folder(out: str) -> Path:
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:
-        raise OutputError(
-            f"cannot write to {folder}: {error.strerror}", hint="choose another folder with --out"
-        ) from error
+        raise cannot_write(f"to {folder}", error, hint=_HINT) from error
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "is not a folder" if not existing.is_dir() else "is not writable"
-        raise OutputError(f"cannot write to {folder}: {existing} {reason}", hint="choose another folder with --out")
+        raise OutputError(f"cannot write to {folder}: {existing} {reason}", hint=_HINT)
     return folder
 
 
@@ -33,6 +33,7 @@ def prepare_folder(out: str) -> Path:
 
     Raises:
         OutputError: it cannot.
+        DiskFullError: the disk is full.
     """
     folder = Path(out).expanduser()
     try:
@@ -41,7 +42,5 @@ def prepare_folder(out: str) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OutputError(
-            f"cannot write to {folder}: {error.strerror}", hint="choose another folder with --out"
-        ) from error
+        raise cannot_write(f"to {folder}", error, hint=_HINT) from error
     return folder

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adaspa_cli.errors import OutputError
+from adaspa_cli.errors import AdaspaError, DiskFullError, OutputError
 
 PARTIAL = ".partial"  # in the name of every file that is not whole yet
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_FULL = ("No space left on device", "Disk quota exceeded", "os error 28")  # as libraries in C and Rust say it
 
 
 @contextlib.contextmanager
@@ -27,11 +30,44 @@ def whole_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
     partial = path.with_name(f"{path.stem}{PARTIAL}{os.getpid()}{path.suffix}")
     try:
         yield partial
-        if not replace:
-            path.touch(exist_ok=False)  # a rename alone would replace what is there
-        partial.replace(path)
+        if replace:
+            partial.replace(path)
+        else:
+            _name(partial, path)
     finally:  # Ctrl-C too must not leave a broken file
         partial.unlink(missing_ok=True)
+
+
+def _name(partial: Path, path: Path) -> None:
+    """Give a file its name unless there is one of that name: a rename alone would replace it."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        path.touch(exist_ok=False)  # a file system without links
+        try:
+            partial.replace(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def cannot_write(path: Path | str, error: Exception, *, hint: str | None = None) -> AdaspaError:
+    """What to raise where a file cannot be written: DiskFullError or OutputError, in one line.
+
+    Args:
+        path: the file, or other words after "cannot write".
+        hint: what to try next, unless the disk is full.
+    """
+    reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]  # ffmpeg says much
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(said in reason for said in _FULL)
+    if full:
+        return DiskFullError(
+            f"cannot write {path}: the disk is full",
+            hint="make room there or choose another --out; what is complete is kept, and --resume goes on from it",
+        )
+    return OutputError(f"cannot write {path}: {reason}", hint=hint)
 
 
 def write_json(path: Path, content: dict[str, Any], *, replace: bool = False) -> None:
@@ -39,6 +75,7 @@ def write_json(path: Path, content: dict[str, Any], *, replace: bool = False) ->
 
     Raises:
         OutputError: the file cannot be written.
+        DiskFullError: the disk is full.
     """
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", replace=replace)
 
@@ -48,9 +85,10 @@ def write_text(path: Path, text: str, *, replace: bool = False) -> None:
 
     Raises:
         OutputError: the file cannot be written.
+        DiskFullError: the disk is full.
     """
     try:
         with whole_file(path, replace=replace) as partial:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
+        raise cannot_write(path, error) from error

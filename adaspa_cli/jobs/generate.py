@@ -1,40 +1,45 @@
-"""Every prompt with every seed through one pipeline: a video and a report each, written whole."""
+"""Every prompt with every seed through one pipeline: a video and a report each.
+
+The name of each video is claimed before it is computed, so several processes may write to one folder. Those that run
+with ``resume`` share the work: none makes what another is making.
+"""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from adaspa_cli.config import GenerateConfig, Resolved
-from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.files.folders import prepare_folder
-from adaspa_cli.files.videos import write_lossless, write_video
-from adaspa_cli.files.whole import write_json, write_text
-from adaspa_cli.jobs.places import find_place, lossless_path, page_path, report_path, video_name
+from adaspa_cli.jobs.places import ClaimedPlace, claim_place, report_path, video_name
 from adaspa_cli.jobs.plan import Job, plan
 from adaspa_cli.jobs.prompts import collect_prompts
+from adaspa_cli.jobs.write import write_result
 from adaspa_cli.maskfiles.check import check_name
 from adaspa_cli.maskfiles.registry import open_masks
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.report.latency import latency_report
-from adaspa_cli.report.page import page
 from adaspa_cli.sampling.memory import memory_errors
-from adaspa_cli.sampling.run import Observer, RunResult, Session, session
+from adaspa_cli.sampling.run import Observer, Session, session
+
+Item = TypeVar("Item")
 
 
 class JobObserver(Observer, Protocol):
     """Is told how jobs go on."""
 
     def skipped(self, video: Path) -> None: ...
+    def elsewhere(self, video: Path) -> None: ...
 
 
 def generate(
     resolved: Resolved, observer: JobObserver, prompts: Sequence[str] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Make the videos of a run, and yield the report of each as it is complete (also of those skipped).
+
+    With ``resume`` those that another process is making are left to it.
 
     Args:
         prompts: what :func:`collect_prompts` gave, if it was called before: a pipe can be read only once.
@@ -44,25 +49,43 @@ def generate(
             below.
         RunError: the model made numbers that are no picture.
         OutOfMemoryError: the device's memory does not suffice.
+        DiskFullError: the disk is full; nothing of the last video is left.
     """
-    jobs = plan(resolved, collect_prompts(resolved.config.prompts) if prompts is None else prompts)
-    todo = [job for job in jobs if not job.complete]
-    for job in jobs:
-        if job.complete:
-            observer.skipped(job.place)
-            yield json.loads(report_path(job.place).read_text(encoding="utf-8"))
+    config = resolved.config
+    prompts = collect_prompts(config.prompts) if prompts is None else prompts
+    jobs = plan(resolved, prompts)
+    todo = [number for number, job in enumerate(jobs) if not job.complete]
+    yield from _there(jobs, observer)
     if not todo:
         return
-    config = resolved.config
     _check_masks(config)
     observer.loading(config.model.source)
+    made: set[int] = set()
     with memory_errors(config.model.offload):
         pipe = load_pipeline(config.model, decode=config.decodes)
         with session(pipe, resolved, observer) as at_work:
             observer.started(len(todo), config.sampling.steps, at_work.handle.backend)
-            for number, job in enumerate(todo):
-                observer.video(number, job.prompt, job.seed)
-                yield make(at_work, job)
+            with closing(in_turn(todo, lambda number: claim(jobs[number], resume=config.output.resume))) as claims:
+                for number, claimed in claims:
+                    job = jobs[number]
+                    observer.video(len(made), job.prompt, job.seed)
+                    made.add(number)
+                    yield make(at_work, job, claimed)
+    if len(made) < len(todo):
+        now = plan(resolved, prompts)
+        passed = [now[number] for number in todo if number not in made]
+        yield from _there(passed, observer)
+        for job in passed:
+            if not job.complete:
+                observer.elsewhere(job.place)
+
+
+def _there(jobs: Sequence[Job], observer: JobObserver) -> Iterator[dict[str, Any]]:
+    """The reports of those that are complete."""
+    for job in jobs:
+        if job.complete:
+            observer.skipped(job.place)
+            yield json.loads(report_path(job.place).read_text(encoding="utf-8"))
 
 
 def _check_masks(config: GenerateConfig) -> None:
@@ -74,31 +97,45 @@ def _check_masks(config: GenerateConfig) -> None:
             pass
 
 
-def make(at_work: Session, job: Job) -> dict[str, Any]:
+def claim(job: Job, *, resume: bool) -> ClaimedPlace | None:
+    """Claim the place of a job; see :func:`~adaspa_cli.jobs.places.claim_place`."""
+    prepare_folder(str(job.place.parent))
+    return claim_place(job.place, video_name(job.prompt, job.seed), job.fingerprint, resume=resume)
+
+
+def in_turn(
+    items: Sequence[Item], claim: Callable[[Item], ClaimedPlace | None]
+) -> Generator[tuple[Item, ClaimedPlace]]:
+    """Claim one item after another; each is held until the next is asked for.
+
+    What cannot be claimed comes again at the end: the process that was at it may have been interrupted.
+    """
+    left, claimed_any = list(items), True
+    while left and claimed_any:
+        passed, claimed_any = [], False
+        for item in left:
+            place = claim(item)
+            if place is None:
+                passed.append(item)
+                continue
+            with place:
+                yield item, place
+            claimed_any = True
+        left = passed
+
+
+def make(at_work: Session, job: Job, claimed: ClaimedPlace) -> dict[str, Any]:
     """Make one video, write it and its report; return the report.
 
     Raises:
         AdaspaError: see :meth:`~adaspa_cli.sampling.run.Session.run`.
         OutputError: a file cannot be written.
+        DiskFullError: the disk is full; nothing of this video is left.
     """
-    prepare_folder(str(job.place.parent))
-    return _write(at_work.run(job.prompt, job.seed), job)
-
-
-def _write(result: RunResult, job: Job) -> dict[str, Any]:
-    """Write the files of a video, the report last: what has a report is complete."""
-    config = result.session.resolved.config
-    begin = time.perf_counter()
-    # The place that was free when the run was planned may be taken by another process by now.
-    place, _ = find_place(job.place.parent, video_name(job.prompt, job.seed), job.fingerprint, resume=False)
-    video = None if result.frames is None else place
-    if result.frames is not None:
-        write_video(place, result.frames, config.sampling.fps, random_weights_note(config.model))
-        if config.output.lossless:
-            write_lossless(lossless_path(place), result.frames, config.sampling.fps)
-    writing = time.perf_counter() - begin
-    report = latency_report(result, video=video, fingerprint=job.fingerprint, writing=writing)
-    # A report that was left without its JSON is of no complete video: its page gives way.
-    write_text(page_path(place), page(report, video, job.compared), replace=True)
-    write_json(report_path(place), report)
-    return report
+    result = at_work.run(job.prompt, job.seed)
+    if claimed.is_free():
+        return write_result(result, job, claimed)
+    other = claim(job, resume=False)  # a program that heeds no claims took the name: what was computed is not lost
+    assert other is not None
+    with other:
+        return write_result(result, job, other)

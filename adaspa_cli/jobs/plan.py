@@ -53,7 +53,6 @@ def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
             video_name(prompt, seed),
             fingerprint,
             resume=config.output.resume,
-            decodes=config.decodes,
             taken=taken,
         )
         taken.add(place)

@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-def latency_report(result: RunResult, *, video: Path | None, fingerprint: str, writing: float) -> dict[str, Any]:
+def latency_report(
+    result: RunResult, *, video: Path | None, latents: Path | None, fingerprint: str, writing: float
+) -> dict[str, Any]:
     """Assemble the report of a run before the next one begins; all times in seconds.
 
     Args:
         result: of the run.
         video: its file; None for a run that ended in latents.
+        latents: their file; None where they were decoded, or are worth nothing.
         fingerprint: of its settings.
         writing: seconds that it took to write the video.
 
@@ -77,6 +80,7 @@ def latency_report(result: RunResult, *, video: Path | None, fingerprint: str, w
             "width": sampling.width,
             "fps": sampling.fps,
         },
+        "latents": None if latents is None else latents.name,
         "seconds": {
             "total": total - _total(timeline.steps) + denoising if estimated else total,
             "text_encoding": _total(timeline.text),

@@ -1,6 +1,8 @@
 """Video files: what players read, and frames that come back."""
 
+import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from adaspa_cli.errors import OutputError
+from adaspa_cli.errors import DiskFullError, OutputError
 from adaspa_cli.files.videos import read_frames, write_lossless, write_video
 
 
@@ -72,3 +74,15 @@ def test_frames_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot read") as caught:
         read_frames(tmp_path / "x.mkv")
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("write", [write_video, write_lossless])
+def test_a_disk_that_is_full_is_said_and_nothing_is_left(
+    tmp_path: Path, write: Callable[[Path, NDArray[np.uint8], int], None]
+) -> None:
+    """ffmpeg writes to the partial file, which is a device that is always full."""
+    (tmp_path / f"x.partial{os.getpid()}.mkv").symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match="the disk is full") as told:
+        write(tmp_path / "x.mkv", gradient(), 8)
+    assert "\n" not in told.value.message
+    assert list(tmp_path.iterdir()) == []

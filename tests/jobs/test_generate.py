@@ -156,11 +156,11 @@ def test_ctrl_c_keeps_what_is_complete_and_leaves_nothing_half_done(hunyuan_fold
 def test_ctrl_c_while_the_video_is_written_leaves_nothing(
     hunyuan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(path: Path, *_: Any, **__: Any) -> None:
-        Path(path).write_bytes(b"half")
+    def interrupted(command: list[str], **_: Any) -> None:
+        Path(command[-1]).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("imageio.v2.mimwrite", interrupted)
+    monkeypatch.setattr("adaspa_cli.files.videos.subprocess.run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make(hunyuan_folder, tmp_path)
     assert files(tmp_path) == set()

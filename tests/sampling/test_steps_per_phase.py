@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 from adaspa_cli.app import app
 from adaspa_cli.config import Resolved, resolve
 from adaspa_cli.errors import ConfigError, RunError
-from adaspa_cli.jobs.generate import generate, make
-from adaspa_cli.jobs.plan import plan
+from adaspa_cli.jobs.generate import claim, generate, make
+from adaspa_cli.jobs.plan import Job, plan
 from adaspa_cli.masks import Action
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.report.page import page, time_parts
 from adaspa_cli.report.steps import estimate_others
-from adaspa_cli.sampling.run import session
+from adaspa_cli.sampling.run import Session, session
 from adaspa_cli.sampling.steps_per_phase import choose_steps
 from tests.pages import read
 from tests.pipelines import PROMPT, Listener, small_run
@@ -48,6 +48,14 @@ def settings(folder: Path, out: Path, **flags: Any) -> Resolved:
     return resolve(small_run(folder, out, **{"random_weights": True, "steps": 12, **size, **flags}))
 
 
+def made(at_work: Session, job: Job) -> dict[str, Any]:
+    """The report of a job."""
+    claimed = claim(job, resume=False)
+    assert claimed is not None
+    with claimed:
+        return make(at_work, job, claimed)
+
+
 @pytest.mark.parametrize("family", ["hunyuan", "cogvideox"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_so_many_steps_of_each_phase_are_computed(
@@ -64,7 +72,7 @@ def test_so_many_steps_of_each_phase_are_computed(
     (job,) = plan(resolved, [PROMPT])
     with session(pipe, resolved, Listener()) as at_work:
         handle = at_work.handle
-        report = make(at_work, job)
+        report = made(at_work, job)
     assert blocks == sorted(computed)
     assert "forward" not in vars(pipe.transformer)
     assert [step["phase"] for step in report["steps"]] == phases
@@ -149,12 +157,12 @@ def test_the_transformer_is_whole_again_after_an_error_and_for_the_next_run(
     pipe = load_pipeline(resolved.config.model, decode=False)
     (job,) = plan(resolved, [PROMPT])
     with pytest.raises(RunError, match="stop"), session(pipe, resolved, Fail()) as at_work:
-        make(at_work, job)
+        made(at_work, job)
     assert "forward" not in vars(pipe.transformer)
     with session(pipe, resolved, Listener()) as at_work:
-        first = make(at_work, job)
+        first = made(at_work, job)
         pipe.transformer.__dict__.pop("forward", None)  # as offloading does when a pipeline's call returns
-        second = make(at_work, job)
+        second = made(at_work, job)
     assert first["estimated"] == second["estimated"] == {"computed_steps": 5, "of": 12, "steps_per_phase": 1}
 
 
@@ -238,7 +246,7 @@ def test_zeros_have_the_shape_of_what_the_transformer_answers(hunyuan_folder: Pa
     pipe.transformer.register_forward_hook(lambda _module, _args, out: answers.append(out[0]))
     (job,) = plan(resolved, [PROMPT])
     with session(pipe, resolved, Listener()) as at_work:
-        make(at_work, job)
+        made(at_work, job)
     first, second, *others = answers
     assert min(first.abs().max(), second.abs().max()) > 0
     assert len(others) == 2

@@ -1,0 +1,78 @@
+"""Writes what a run has made: the video or its latents, the page, and the report as the last."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from adaspa_cli.config.architecture import random_weights_note
+from adaspa_cli.files.videos import write_lossless, write_video
+from adaspa_cli.files.whole import cannot_write, whole_file, write_json, write_text
+from adaspa_cli.jobs.places import ClaimedPlace, latents_path, lossless_path, page_path, report_path
+from adaspa_cli.jobs.plan import Job
+from adaspa_cli.report.latency import latency_report
+from adaspa_cli.report.page import page
+from adaspa_cli.sampling.run import RunResult
+
+
+def write_result(result: RunResult, job: Job, claimed: ClaimedPlace) -> dict[str, Any]:
+    """Write the files of a video and return its report; after an error none of them is left.
+
+    Raises:
+        OutputError: a file cannot be written.
+        DiskFullError: the disk is full.
+    """
+    claimed.clear()
+    written: list[Path] = []
+    try:
+        return _write(result, job, claimed.video, written)
+    except BaseException:  # Ctrl-C too must not leave a video without its report
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _write(result: RunResult, job: Job, place: Path, written: list[Path]) -> dict[str, Any]:
+    """Write the files; ``written`` grows by each that is there."""
+    config = result.session.resolved.config
+    begin = time.perf_counter()
+    video = latents = None
+    if result.frames is not None:
+        video = place
+        write_video(video, result.frames, config.sampling.fps, random_weights_note(config.model))
+        written.append(video)
+        if config.output.lossless:
+            write_lossless(lossless_path(place), result.frames, config.sampling.fps)
+            written.append(lossless_path(place))
+    elif not config.model.random_weights:  # those have no latents worth keeping
+        latents = latents_path(place)
+        write_latents(latents, result, job.fingerprint)
+        written.append(latents)
+    writing = time.perf_counter() - begin
+    report = latency_report(result, video=video, latents=latents, fingerprint=job.fingerprint, writing=writing)
+    # A page that was left without its report is of no complete video, and gives way.
+    write_text(page_path(place), page(report, video, job.compared), replace=True)
+    written.append(page_path(place))
+    write_json(report_path(place), report)
+    return report
+
+
+def write_latents(path: Path, result: RunResult, fingerprint: str) -> None:
+    """Write the latents of a run as the tensor ``latents``, with what they were made of as metadata.
+
+    Raises:
+        OutputError: the file cannot be written.
+        DiskFullError: the disk is full.
+    """
+    assert result.latents is not None
+    facts = {"format": "1", "kind": "adaspa latents", "fingerprint": fingerprint}
+    facts |= {"model": result.session.resolved.config.model.model, "prompt": result.prompt, "seed": str(result.seed)}
+    try:
+        with whole_file(path) as partial:
+            save_file({"latents": result.latents.cpu().contiguous()}, partial, facts)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(path, error) from error

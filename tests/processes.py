@@ -1,0 +1,17 @@
+"""Real processes that share a folder, as forks of the test: they have all modules loaded."""
+
+import multiprocessing
+from collections.abc import Callable
+from typing import Any
+
+_FORK = multiprocessing.get_context("fork")
+
+
+def at_once(*targets: Callable[[], Any]) -> list[int]:
+    """Run all at one time; returns their exit codes, negative for a signal."""
+    processes = [_FORK.Process(target=target) for target in targets]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    return [process.exitcode if process.exitcode is not None else 999 for process in processes]
