@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from adaspa_cli.version import __version__
 
+TYPE_CHECKING = False  # not imported: until __main__ has taken over Ctrl-C, each import is time without it
 if TYPE_CHECKING:
+    from typing import Any
+
     from adaspa_cli.sampling.handle import Handle, apply
 
 __all__ = ["Handle", "__version__", "apply"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +12,8 @@ from adaspa_cli.commands.generate import generate
 from adaspa_cli.commands.masks import masks_app
 from adaspa_cli.commands.search_masks import search_masks
 from adaspa_cli.commands.visualize import visualize
+from adaspa_cli.console import Console, prepare_streams
+from adaspa_cli.errors import UsageError
 from adaspa_cli.version import __version__
 
 app = typer.Typer(
@@ -42,6 +45,23 @@ def root(
     """Options that come before a command."""
 
 
-def main() -> None:
-    """Entry point of the ``adaspa`` command."""
-    app()
+def main() -> int:
+    """Run the command of ``sys.argv``, and say in one line what is wrong with its arguments; returns the exit code."""
+    prepare_streams()
+    try:
+        return app(standalone_mode=False) or 0
+    except typer.Abort:
+        return 1
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what Typer raises for wrong arguments: not a public class
+            raise
+        return _refuse(error)
+
+
+def _refuse(error: Any) -> int:
+    """Say what is wrong with the arguments, in the form of all errors."""
+    if type(error).__name__ != "NoArgsIsHelpError":  # the help is shown then
+        path = error.ctx.command_path if getattr(error, "ctx", None) else "adaspa"
+        text = " ".join(error.format_message().split()).rstrip(".")
+        Console(as_json="--json" in sys.argv).error(UsageError(text, hint=f"{path} --help"))
+    return UsageError.exit_code

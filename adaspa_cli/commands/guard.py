@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import typer
 
+from adaspa_cli import interrupts
 from adaspa_cli.console import Console
 from adaspa_cli.errors import AdaspaError, RunError
 
-INTERRUPTED = 130
 KEPT = "interrupted; complete videos are kept, and --resume goes on where this stopped"
 
 
@@ -23,15 +23,23 @@ def guard(console: Console, interrupted: str = KEPT) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        console.note(interrupted)
-        raise typer.Exit(INTERRUPTED) from None
-    except AdaspaError as error:
-        console.error(error)
-        raise typer.Exit(error.exit_code) from None
+        interrupts.check()
     except (typer.Exit, typer.Abort):
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        raise typer.Exit(_told(console, error, interrupted)) from None
+    finally:
+        interrupts.over()
+
+
+def _told(console: Console, error: Exception | KeyboardInterrupt, interrupted: str) -> int:
+    """Say what ended the command; returns its exit code."""
+    if isinstance(error, KeyboardInterrupt) or interrupts.pressed():  # an interrupted import may fail in any way
+        interrupts.over()
+        console.interrupted(interrupted)
+        return interrupts.EXIT_CODE
+    if not isinstance(error, AdaspaError):
         text = " ".join(str(error).split()) or type(error).__name__
-        console.error(RunError(f"{type(error).__name__}: {text}", hint="--debug shows where it happened"))
-        raise typer.Exit(RunError.exit_code) from None
+        error = RunError(f"{type(error).__name__}: {text}", hint="--debug shows where it happened")
+    console.error(error)
+    return error.exit_code

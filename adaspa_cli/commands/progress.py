@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 from rich.progress import Progress, TaskID
 
+from adaspa_cli import interrupts
 from adaspa_cli.console import Console
+from adaspa_cli.errors import shortened
 from adaspa_cli.masks import Action
+
+_EVERY = 30.0  # seconds between lines where no bar is seen
 
 
 class ProgressObserver:
-    """An :class:`~adaspa_cli.jobs.generate.JobObserver` that shows what it is told."""
+    """A :class:`~adaspa_cli.jobs.generate.JobObserver` that shows what it is told.
 
-    def __init__(self, console: Console, progress: Progress) -> None:
-        self._console, self._progress = console, progress
+    Where no bar can be seen it writes a line for each video, and one now and then with the step and the time left.
+    It also raises an interrupt that was swallowed in what it hears of.
+
+    Args:
+        clock: the time in seconds.
+    """
+
+    def __init__(self, console: Console, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._progress, self._clock = console, progress, clock
         self._task: TaskID = progress.add_task("loading", total=None, phase="")
         self._videos = 0
+        self._place = ""
+        self._said = clock()
 
     def loading(self, model: str) -> None:
+        interrupts.check()
         self._progress.update(self._task, description=f"loading {model}")
+        self._line(f"loading {model}")
 
     def started(self, videos: int, steps: int, backend: str | None) -> None:
         self._videos = videos
@@ -27,19 +45,24 @@ class ProgressObserver:
         self._console.note(f"attention backend: {backend}" if backend else "attention as diffusers has it")
 
     def video(self, number: int, prompt: str, seed: int) -> None:
-        short = prompt if len(prompt) <= 24 else prompt[:23] + "…"
-        place = f"[{number + 1}/{self._videos}] " if self._videos > 1 else ""
-        self._progress.update(self._task, description=f"{place}{short}", phase="text")
-        if self._progress.disable:
-            self._console.note(f"{place}{prompt} (seed {seed})")
+        interrupts.check()
+        self._place = f"[{number + 1}/{self._videos}] " if self._videos > 1 else ""
+        self._progress.update(self._task, description=f"{self._place}{shortened(prompt, 24)}", phase="text")
+        self._line(f"{self._place}{shortened(prompt)} (seed {seed})")
 
     def action(self, action: Action) -> None:
         self._progress.update(self._task, phase=action.value)
 
     def step_done(self, step: int) -> None:  # noqa: ARG002
+        interrupts.check()
         self._progress.advance(self._task)
+        if self._clock() - self._said >= _EVERY:
+            (task,) = self._progress.tasks
+            left = "" if task.time_remaining is None else f", {timedelta(seconds=int(task.time_remaining))} left"
+            self._line(f"{self._place}step {int(task.completed)} of {int(task.total or 0)}{left}")
 
     def decoding(self) -> None:
+        interrupts.check()
         self._progress.update(self._task, phase="decoding")
 
     def skipped(self, video: Path) -> None:
@@ -47,6 +70,11 @@ class ProgressObserver:
 
     def elsewhere(self, video: Path) -> None:
         self._console.note(f"another process is making it: {video}")
+
+    def _line(self, text: str) -> None:
+        if not self._console.live:
+            self._console.note(text)
+            self._said = self._clock()
 
 
 class BenchProgress(ProgressObserver):
@@ -58,6 +86,7 @@ class BenchProgress(ProgressObserver):
         self._console.note(f"{runs} runs to make, {complete} are complete")
 
     def failed(self, row: str, reason: str) -> None:
+        interrupts.check()
         self._console.note(f"failed: {row}: {reason}")
 
 

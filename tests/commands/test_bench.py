@@ -186,7 +186,7 @@ def test_help_and_wrong_arguments_import_nothing_heavy(arguments: list[str]) -> 
     script = (
         "import sys\n"
         "from adaspa_cli.app import main\n"
-        "try:\n    main()\n"
+        "try:\n    sys.exit(main())\n"
         "finally:\n    print([name for name in ('torch', 'diffusers', 'matplotlib') if name in sys.modules])\n"
     )
     command = [sys.executable, "-c", script, "bench", *arguments]

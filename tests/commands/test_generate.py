@@ -248,7 +248,7 @@ def test_help_and_wrong_arguments_import_nothing_heavy(arguments: list[str], cod
     script = (
         "import sys\n"
         "from adaspa_cli.app import main\n"
-        "try:\n    main()\n"
+        "try:\n    sys.exit(main())\n"
         f"finally:\n    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
