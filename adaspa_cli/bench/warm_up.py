@@ -11,7 +11,7 @@ from torch import nn
 
 from adaspa_cli.config import GenerateConfig, Resolved
 from adaspa_cli.config.methods import SparseConfig
-from adaspa_cli.maskfiles.registry import run_policy
+from adaspa_cli.maskfiles.stored import run_policy
 from adaspa_cli.masks import Action
 from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.sampling.handle import Handle

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from adaspa_cli.config import Resolved
-from adaspa_cli.maskfiles.registry import open_masks
+from adaspa_cli.maskfiles.check import open_masks
 
 # What does not change what a video looks like, and its prompt and seed, which count by themselves.
 NOT_IN_FINGERPRINT = ("prompt", "prompts", "seed", "out", "resume", "compare_with")

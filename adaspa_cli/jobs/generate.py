@@ -18,8 +18,7 @@ from adaspa_cli.jobs.places import ClaimedPlace, claim_place, report_path, video
 from adaspa_cli.jobs.plan import Job, plan
 from adaspa_cli.jobs.prompts import collect_prompts
 from adaspa_cli.jobs.write import write_result
-from adaspa_cli.maskfiles.check import check_name
-from adaspa_cli.maskfiles.registry import open_masks
+from adaspa_cli.maskfiles.check import check_name, open_masks
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, Session, session

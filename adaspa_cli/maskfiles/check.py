@@ -10,7 +10,7 @@ from typing import Any
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config.load import preset_names
 from adaspa_cli.config.methods import SearchingConfig
-from adaspa_cli.config.schema import ModelConfig
+from adaspa_cli.config.schema import MethodConfig, ModelConfig
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles.description import ModelFacts
 from adaspa_cli.maskfiles.ranking import most_needed
@@ -31,6 +31,19 @@ def config_hash(transformers: Sequence[Any]) -> str:
 def model_facts(pipeline: str, transformers: Sequence[Any], model: ModelConfig) -> ModelFacts:
     """What a mask file says of a model, from the class of its pipeline and its transformers."""
     return ModelFacts(model.model, model.random_weights, pipeline, config_hash(transformers))
+
+
+def open_masks(config: MethodConfig) -> MaskFile | None:
+    """The mask file that a method's settings name, checked against them; None if they name none.
+
+    Raises:
+        MaskFileError: it cannot be read, is corrupt, or does not fit the settings.
+    """
+    if config.mask_file.masks is None:
+        return None
+    file = MaskFile.open(config.mask_file.masks)
+    check_method(file, config.searching)
+    return file
 
 
 def check_method(masks: MaskFile, method: SearchingConfig) -> None:

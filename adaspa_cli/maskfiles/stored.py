@@ -19,9 +19,11 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask
 from adaspa_cli.attention.compensated import Compensation
 from adaspa_cli.attention.mask_conversion import unpack_words
-from adaspa_cli.maskfiles.check import check_call
+from adaspa_cli.config.schema import MethodConfig
+from adaspa_cli.maskfiles.check import check_call, open_masks
 from adaspa_cli.maskfiles.ranking import choose_counts, ranked_blocks
 from adaspa_cli.maskfiles.reader import MaskFile
+from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.text import with_text
@@ -167,3 +169,27 @@ def stored_schedule(
     if from_start:
         schedule[0] = (0, schedule[0][1])
     return tuple(schedule)
+
+
+def run_policy(config: MethodConfig, steps: int) -> MaskPolicy:
+    """Return the policy of a run with ``steps`` denoising steps, with masks from a file if the settings name one.
+
+    Raises:
+        ConfigError, MaskFileError: as :func:`~adaspa_cli.masks.methods.registry.make_policy` and :func:`open_masks`.
+    """
+    file = open_masks(config)
+    return make_policy(config.algorithm, steps) if file is None else stored_policy(config, file, steps)
+
+
+def stored_policy(config: MethodConfig, file: MaskFile, steps: int) -> StoredMasks:
+    """Return the policy of a run with ``steps`` denoising steps that takes its masks from a file."""
+    facts = file.description
+    return StoredMasks(
+        file=file,
+        schedule=stored_schedule(facts.search_steps, facts.steps, steps, from_start=config.mask_file.masks_from_start),
+        sparsity=config.searching.sparsity,
+        head_adaptive=config.searching.adapts_heads,
+        method=make_policy(config.algorithm, steps),
+        min_recall=config.mask_file.masks_min_recall,
+        falls_back=config.mask_file.masks_fallback == "search",
+    )

@@ -13,8 +13,8 @@ from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import StepClock
-from adaspa_cli.maskfiles.check import check_model
-from adaspa_cli.maskfiles.registry import open_masks, stored_policy
+from adaspa_cli.maskfiles.check import check_model, open_masks
+from adaspa_cli.maskfiles.stored import stored_policy
 from adaspa_cli.masks import Action, FoundMask, MaskPolicy
 from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.models.attachment import Attachment

@@ -9,7 +9,7 @@ import pytest
 from adaspa_cli.bench import runner
 from adaspa_cli.bench.warm_up import few_steps, first_blocks, warm_up
 from adaspa_cli.config import resolve
-from adaspa_cli.maskfiles.registry import run_policy
+from adaspa_cli.maskfiles.stored import run_policy
 from adaspa_cli.sampling.handle import Handle
 from tests.bench.benches import PROMPTS, make, settings, small_bench
 from tests.pipelines import PROMPT, cogvideox, hunyuan_video, small_run

@@ -1,6 +1,5 @@
 """search-masks: what is searched and averaged, how far it runs, and what an interruption leaves; then runs with it."""
 
-import gc
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,6 @@ from adaspa_cli.jobs import search_masks as job
 from adaspa_cli.jobs.generate import generate
 from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.maskfiles import MaskFile
-from adaspa_cli.maskfiles.parts import MaskParts
 from adaspa_cli.masks import Action
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import sums_with_text, video_part
@@ -280,27 +278,6 @@ def test_another_search_does_not_go_on_with_this_one(hunyuan_folder: Path, tmp_p
     (tmp_path / "masks.safetensors.search" / "state.json").write_text("{")
     with pytest.raises(OutputError, match=r"cannot read .*state.json"):
         search(hunyuan_folder, out, prompts=(PROMPT, OTHER), resume=True)
-
-
-def test_memory_holds_the_sums_of_one_layer(
-    hunyuan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The bound of the module, in the last of the layers: what was found, what was stored, and their sum."""
-    original, seen = MaskParts.sum, []
-
-    def watched(self: MaskParts, place: Any, number: int, video: Any, text: Any) -> Any:
-        result = original(self, place, number, video, text)
-        if place[0] != 3:
-            return result
-        sizes = {(2, 19, 19), (2, 18, 18)}
-        tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor and tuple(x.shape) in sizes]
-        seen.append(len({x.untyped_storage().data_ptr() for x in tensors if x.dtype == torch.float32}))
-        return result
-
-    monkeypatch.setattr(MaskParts, "sum", watched)
-    search(hunyuan_folder, tmp_path / "masks.safetensors", prompts=(PROMPT, OTHER))
-    assert len(seen) == 2 * 2, "the last layer, at two steps of two videos"
-    assert max(seen) <= 3
 
 
 def test_sizes_are_estimated_before_the_search(hunyuan_folder: Path, tmp_path: Path) -> None:

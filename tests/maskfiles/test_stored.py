@@ -12,9 +12,8 @@ from adaspa_cli.config import MethodConfig, ModelConfig
 from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles import MaskFile, ModelFacts
-from adaspa_cli.maskfiles.check import check_call, check_method, check_model, check_name
-from adaspa_cli.maskfiles.registry import open_masks, stored_policy
-from adaspa_cli.maskfiles.stored import StoredMasks, stored_schedule
+from adaspa_cli.maskfiles.check import check_call, check_method, check_model, check_name, open_masks
+from adaspa_cli.maskfiles.stored import StoredMasks, stored_policy, stored_schedule
 from adaspa_cli.masks import Action, Call
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
