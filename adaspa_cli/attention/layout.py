@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-OrderName = Literal["raster", "hilbert"]
+from adaspa_cli.config.names import OrderName as OrderName
 
 
 def ceil_div(a: int, b: int) -> int:

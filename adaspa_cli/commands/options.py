@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from adaspa_cli.config.names import BACKENDS, CACHES, DTYPES, OFFLOADS
+from adaspa_cli.config.methods.adaspa import BUDGETS
+from adaspa_cli.config.names import BACKENDS, CACHES, DTYPES, OFFLOADS, TOKEN_ORDERS
 
 WHAT, METHOD, SAMPLING, MACHINE, OUTPUT = "What to show", "Method", "Sampling", "Model and machine", "Output"
 
@@ -72,16 +73,28 @@ METHOD_NAME = _flag(
     "--method",
     str,
     METHOD,
-    "adaspa, sparse-videogen, minference, frame-region, full, diffusers, or another of configs/methods.",
+    "adaspa, adaspa-plus, sparse-videogen, minference, frame-region, full, diffusers, or another of configs/methods.",
     default="adaspa",
 )
-SPARSITY = _flag("--sparsity", float, METHOD, "Share of the video blocks left out, 0 to 1.")
+SPARSITY = _flag(
+    "--sparsity",
+    str,
+    METHOD,
+    "Share of the video blocks left out, 0 to 1; or by step, as 0:0.5,8%:0.7,20%:0.95.",
+    metavar="SPARSITY",
+)
 SEARCH_STEPS = _flag(
     "--search-steps", str, METHOD, "Steps at which masks are searched, as 10,30.", metavar="STEPS"
 )  # read by Given
 BLOCK_SIZE = _flag("--block-size", int, METHOD, "Tokens of a block.")
 HEAD_ADAPTIVE = _flag("--head-adaptive/--no-head-adaptive", bool, METHOD, "Spread the sparsity over the heads.")
 LSE_CACHE = _flag("--lse-cache/--no-lse-cache", bool, METHOD, "Later searches reuse the first one's LSE.")
+TOKEN_ORDER = _flag("--token-order", str, METHOD, ", ".join(TOKEN_ORDERS) + ": order of the video's tokens.")
+SELECTION = _flag("--selection", str, METHOD, "mass or output-error: which blocks are kept.")
+BUDGET = _flag("--budget", str, METHOD, ", ".join(BUDGETS) + ": how kept blocks are spread.")
+REMAINDER = _flag("--remainder", str, METHOD, "drop, or pooled: attend to a summary of what is left out.")
+REPAIR = _flag("--repair", str, METHOD, "none, or probes: repair all rows by a few that attend densely.")
+PROBES = _flag("--probes", int, METHOD, "Number of those rows.")
 SHARE_CFG_MASKS = _flag(
     "--share-cfg-masks/--no-share-cfg-masks", bool, METHOD, "Both branches of guidance use one's masks."
 )
@@ -150,6 +163,7 @@ SET = _flag(
 GENERATE = (
     *(PROMPT, PROMPTS, NEGATIVE_PROMPT, SEED),
     *(METHOD_NAME, SPARSITY, SEARCH_STEPS, BLOCK_SIZE, HEAD_ADAPTIVE, LSE_CACHE, SHARE_CFG_MASKS),
+    *(TOKEN_ORDER, SELECTION, BUDGET, REMAINDER, REPAIR, PROBES),
     *(MASKS, MASKS_FROM_START, MASKS_MIN_RECALL, MASKS_FALLBACK, CACHE),
     *(STEPS, STEPS_PER_PHASE, HEIGHT, WIDTH, FRAMES, FPS, GUIDANCE_SCALE, TRUE_CFG_SCALE, FLOW_SHIFT),
     *(MODEL, WEIGHTS, DTYPE, DEVICE, ATTENTION_BACKEND, RANDOM_WEIGHTS, LAYERS, COMPILE, OFFLOAD),

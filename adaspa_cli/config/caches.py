@@ -28,6 +28,11 @@ class CacheConfig:
     inside_blocks: ClassVar[bool] = False
     single_branch: ClassVar[bool] = False
 
+    @property
+    def needs_raster(self) -> bool:
+        """Whether it looks at the tokens of one frame and the next, and so needs them frame by frame."""
+        return False
+
     def __post_init__(self) -> None:
         check_fields(self)
 
@@ -100,6 +105,10 @@ class AdaCacheConfig(CacheConfig):
                 f"got {shown(reuses)}"
             )
         from_on(0, MOST_STEPS)("adacache_reuses", max(reuses))
+
+    @property
+    def needs_raster(self) -> bool:
+        return self.adacache_motion
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class Key:
-    """The type and the default of a key; an own one is listed only where it is used or set."""
+    """The type and the default of a key; see :func:`~adaspa_cli.config.fields.setting` for own and late ones."""
 
     hint: Any
     default: Any
     own: bool = False
+    late: bool = False
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
@@ -41,7 +42,7 @@ def keys_of(section: type) -> Mapping[str, Key]:
     for field in dataclasses.fields(section):
         hint = hints[field.name]
         if is_plain(hint):
-            keys[field.name] = Key(hint, field.default, bool(field.metadata.get("own")))
+            keys[field.name] = Key(hint, field.default, *(bool(field.metadata.get(flag)) for flag in ("own", "late")))
             continue
         options = options_of(hint)
         if len(options) > 1:

@@ -16,6 +16,7 @@ from adaspa_cli.config.fields import fit, shown, wanted
 from adaspa_cli.config.flat import Config, build, keys_of, used_keys
 from adaspa_cli.config.model_source import check_known_architecture, identify
 from adaspa_cli.config.names import CACHES, MERGES
+from adaspa_cli.config.ramp import SparsityRamp
 from adaspa_cli.config.schema import GenerateConfig, MethodConfig
 from adaspa_cli.config.yaml_text import parse_yaml
 from adaspa_cli.errors import ConfigError, nearest
@@ -39,8 +40,13 @@ class Resolved:
     settings: Mapping[str, Setting]
 
     def flat(self) -> dict[str, Any]:
-        """Key to value, in plain types."""
-        return {key: _plain(setting.value) for key, setting in self.settings.items()}
+        """Key to value, in plain types; without late keys that have their default."""
+        known = keys_of(GenerateConfig)
+        return {
+            key: _plain(setting.value)
+            for key, setting in self.settings.items()
+            if not known[key].late or setting.value != known[key].default
+        }
 
     def origins(self) -> dict[str, str]:
         """Key to origin."""
@@ -122,7 +128,21 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def check_values(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Return all values in the types that their keys have; raises as :func:`check_value` does."""
+    values = expand_ramp(values, f"sparsity in {origin}")
     return {key: check_value(key, value, origin) for key, value in values.items()}
+
+
+def expand_ramp(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Split a sparsity by step into its last sparsity and the ramp.
+
+    Raises:
+        ConfigError: as :meth:`~adaspa_cli.config.ramp.SparsityRamp.parse`.
+    """
+    if not isinstance(values.get("sparsity"), Mapping | str):
+        return dict(values)
+    ramp = SparsityRamp.parse(values["sparsity"], origin)
+    split = {"sparsity": ramp.starts[-1].sparsity} | ({} if ramp.constant else {"sparsity_ramp": str(ramp)})
+    return {**values, **split}
 
 
 def check_value(key: str, value: Any, origin: str) -> Any:
@@ -168,7 +188,8 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, or
     """
     from_file = read_yaml(file) if file else {}
     from_flags = {
-        key: check_value(key, value, f"flag --{key.replace('_', '-')}") for key, value in (flags or {}).items()
+        key: check_value(key, value, f"flag --{key.replace('_', '-')}")
+        for key, value in expand_ramp(flags or {}, "sparsity").items()
     }
     named = {"method": "adaspa", "model": "tiny"} | from_file | from_flags
     _check_own_choice(named["method"], load_preset("methods", named["method"]), from_file | from_flags)
@@ -185,7 +206,9 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, or
         (origin, from_flags),
     ]
     settings = {key: Setting(known.default, "default") for key, known in keys_of(GenerateConfig).items()}
-    for origin, values in layers:
+    for origin, values in _with_one_ramp(layers):
+        if "sparsity" in values:  # one for the whole run, unless the same source has a ramp
+            settings["sparsity_ramp"] = Setting(None, "default")
         settings.update({key: Setting(value, origin) for key, value in _exact_search(values).items()})
     config = _build(GenerateConfig, {key: setting.value for key, setting in settings.items()})
     used, known = {*used_keys(config)}, keys_of(GenerateConfig)
@@ -197,6 +220,14 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, or
             if key in used or not known[key].own or setting.origin != "default"
         },
     )
+
+
+def _with_one_ramp(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """A model's preset knows how sparse a method of one sparsity may be, and leaves the ramp of a method's preset."""
+    method, (origin, model), *others = layers
+    if "sparsity_ramp" in method[1]:
+        model = {key: value for key, value in model.items() if key != "sparsity"}
+    return [method, (origin, model), *others]
 
 
 def _exact_search(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,10 +259,12 @@ def method_config(method: str, settings: Mapping[str, Any]) -> MethodConfig:
             raise ConfigError(
                 f"unknown setting '{key}'{nearest(key, known)}", hint=f"known: {', '.join(sorted(known))}"
             )
-    checked = {key: check_value(key, value, "the settings") for key, value in settings.items()}
+    checked = check_values(settings, "the settings")
     preset = load_preset("methods", method)
     _check_own_choice(method, preset, checked)
     defaults = {name: key.default for name, key in known.items()}
+    if "sparsity" in checked:
+        checked.setdefault("sparsity_ramp", None)
     return _build(MethodConfig, {**defaults, **preset, "method": method, **_exact_search(checked)})
 
 

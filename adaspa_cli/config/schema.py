@@ -26,7 +26,7 @@ from adaspa_cli.config.flat import keys_of, used_keys
 from adaspa_cli.config.mask_file import MaskFileConfig
 from adaspa_cli.config.merging import Merging, NoMerging
 from adaspa_cli.config.methods import AdaSpaConfig, Algorithm, DenseConfig, SearchingConfig, names_of
-from adaspa_cli.config.names import BACKENDS, DTYPES, OFFLOADS
+from adaspa_cli.config.names import BACKENDS, DTYPES, OFFLOADS, TOKEN_ORDERS, OrderName
 from adaspa_cli.errors import ConfigError
 
 MOST_PIXELS = 16_384  # of one side
@@ -105,6 +105,8 @@ class MethodConfig:
         algorithm: what the preset runs.
         share_cfg_masks: with classifier-free guidance the unconditional branch uses the masks of the conditional one,
             and searches none of its own.
+        token_order: order of the video's tokens in the sequence: ``raster``, as models have them, or ``hilbert``, along
+            a space-filling curve, so that blocks are compact pieces of the video.
         attention_backend: what runs the operators: ``auto``, ``triton``, ``cpu`` or ``reference``.
     """
 
@@ -115,9 +117,12 @@ class MethodConfig:
     algorithm: Algorithm = field(default_factory=AdaSpaConfig)
     share_cfg_masks: bool = False
     attention_backend: str = setting("auto", one_of(BACKENDS))
+    token_order: str = setting("raster", one_of(TOKEN_ORDERS), late=True)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.token_order != "raster":
+            self._check_order()
         if self.mask_file.masks is not None and not isinstance(self.algorithm, SearchingConfig):
             raise ConfigError(
                 f"masks are of no use to '{self.algorithm.name}', which does not search for masks", hint=_searching()
@@ -143,6 +148,18 @@ class MethodConfig:
                     hint=f"drop {key}, or use --method full",
                 )
 
+    def _check_order(self) -> None:
+        """Refuse what needs the tokens frame by frame."""
+        chosen = {"merge": self.merge.name, "cache": self.cache.name if self.cache.needs_raster else "none"}
+        needing = [f"{key} '{value}'" for key, value in chosen.items() if value != "none"]
+        if not self.algorithm.any_order:
+            needing.insert(0, f"method '{self.algorithm.name}'")
+        if needing:
+            raise ConfigError(
+                f"{needing[0]} needs the tokens frame by frame, not in token_order '{self.token_order}'",
+                hint="drop --token-order, or use --token-order raster",
+            )
+
     def _check_merging(self) -> None:
         merge, algorithm = self.merge.name, self.algorithm
         if not algorithm.merges_tokens:
@@ -155,6 +172,11 @@ class MethodConfig:
                 f"merge '{merge}' attends by PyTorch's kernels, not by the backend '{self.attention_backend}'",
                 hint="drop --attention-backend",
             )
+
+    @property
+    def order(self) -> OrderName:
+        """The token order, one of those that its rule allows."""
+        return "hilbert" if self.token_order == "hilbert" else "raster"
 
     @property
     def searching(self) -> SearchingConfig:

@@ -51,7 +51,9 @@ def check_method(masks: MaskFile, method: SearchingConfig) -> None:
 
     Raises:
         MaskFileError: names the field.
+        ConfigError: no mask file can hold what the method asks for.
     """
+    method.check_mask_file()
     facts = masks.description
     _same(masks, "algorithm", facts.method.algorithm, method.name)
     _same(masks, "block_size", facts.block_size, method.block_size, f"--block-size {facts.block_size}")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
-from adaspa_cli.config.names import BUDGETS
+from adaspa_cli.config.methods.adaspa import BUDGETS
 from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import FoundMask
 from adaspa_cli.masks.selection import adapt_counts, candidate_counts, heaviest, kept_blocks

@@ -88,7 +88,7 @@ class Handle:
             self.clock.on_start.append(lambda _steps: self.engine.on_action(Action.DENSE))
             return
         try:
-            self._attachment = attach(pipe, self.engine)
+            self._attachment = attach(pipe, self.engine, config.order)
             self.layers = self._attachment.layers
             self.cache = make_cache(config.cache, pipe, self._attachment, self.clock)
         except BaseException:

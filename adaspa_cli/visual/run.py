@@ -13,7 +13,9 @@ from torch import Tensor
 
 from adaspa_cli.attention import check_kernel
 from adaspa_cli.attention import resolve as resolve_backend
-from adaspa_cli.config import Resolved
+from adaspa_cli.config import MethodConfig, Resolved
+from adaspa_cli.config.methods import AdaSpaConfig
+from adaspa_cli.errors import ConfigError
 from adaspa_cli.files.folders import check_folder
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.jobs.places import video_name
@@ -37,6 +39,7 @@ def visualize(resolved: Resolved, request: ProbeRequest, observer: Observer, pro
         AdaspaError: see :func:`~adaspa_cli.jobs.generate.generate`.
     """
     config = resolved.config
+    _check_method(config.method)
     check_folder(config.output.out)
     observer.loading(config.model.source)
     with memory_errors(config.model.offload):
@@ -44,6 +47,17 @@ def visualize(resolved: Resolved, request: ProbeRequest, observer: Observer, pro
         result = probe(pipe, resolved, request, observer, prompts)
     name = video_name(*result.videos[0])
     return whole_folder(config.output.out, name, lambda folder: write_pictures(result, resolved, folder))
+
+
+def _check_method(method: MethodConfig) -> None:
+    """Pictures show the masks that AdaSpa finds by mass, of tokens frame by frame."""
+    searching = method.searching
+    searching.check_mask_file()
+    if method.order != "raster" or (not searching.ranks_blocks and isinstance(searching, AdaSpaConfig)):
+        raise ConfigError(
+            f"visualize shows masks of tokens in raster order, chosen by their mass, which '{method.method}' has not",
+            hint="use --method adaspa",
+        )
 
 
 def probe(

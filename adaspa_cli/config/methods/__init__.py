@@ -18,9 +18,18 @@ from adaspa_cli.config.methods.diffusers import DiffusersConfig
 from adaspa_cli.config.methods.frame_region import FrameRegionConfig
 from adaspa_cli.config.methods.full import FullConfig
 from adaspa_cli.config.methods.minference import MInferenceConfig
+from adaspa_cli.config.methods.sol_attn import SolAttnConfig
 from adaspa_cli.config.methods.sparse_videogen import SparseVideoGenConfig
 
-Algorithm = AdaSpaConfig | FullConfig | DiffusersConfig | SparseVideoGenConfig | MInferenceConfig | FrameRegionConfig
+Algorithm = (
+    AdaSpaConfig
+    | FullConfig
+    | DiffusersConfig
+    | SparseVideoGenConfig
+    | MInferenceConfig
+    | FrameRegionConfig
+    | SolAttnConfig
+)
 
 
 def names_of(kind: type[AlgorithmConfig] = AlgorithmConfig) -> tuple[str, ...]:
@@ -39,6 +48,7 @@ __all__ = [
     "FullConfig",
     "MInferenceConfig",
     "SearchingConfig",
+    "SolAttnConfig",
     "SparseConfig",
     "SparseVideoGenConfig",
     "names_of",

@@ -1,26 +1,80 @@
-"""Settings of AdaSpa (arXiv 2502.21079)."""
+"""Settings of AdaSpa (arXiv 2502.21079), and of what goes beyond it: adaspa-plus."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from adaspa_cli.config.fields import MOST_SCALE, above_zero, at_least, one_of, setting, shown
 from adaspa_cli.config.methods.base import SearchingConfig
+from adaspa_cli.errors import ConfigError
+
+BUDGETS = ("row", "head-adaptive", "layer")
+SEARCH_ROWS = (1, 2, 4, 8, 16)
+MOST_PROBES = 4096
+
+Budget = Literal["row", "head-adaptive", "layer"]
+
+
+def _check_search_rows(key: str, value: int) -> None:
+    if value not in SEARCH_ROWS:
+        raise ConfigError(f"{key} must be one of {', '.join(map(str, SEARCH_ROWS))}, got {shown(value)}")
 
 
 @dataclass(frozen=True)
 class AdaSpaConfig(SearchingConfig):
-    """The heaviest blocks of every row, searched exactly at a few steps.
+    """The heaviest blocks of every row, searched exactly at a few steps; and what may be added to it.
 
     Attributes:
         head_adaptive: spread the sparsity over the heads by their recall.
+        budget: how the kept blocks are spread: ``row``, ``head-adaptive``, or ``layer``, one budget for all heads and
+            rows; None is one of the first two, as ``head_adaptive`` says.
+        selection: keep the blocks of the largest ``mass``, or by ``output-error`` those without which the output would
+            change most.
+        remainder: ``drop`` what is left out, or attend to its ``pooled`` keys and values, one for each block.
+        repair: ``probes`` attends densely from a few rows, and repairs all others by what these lacked.
+        probes: number of those rows, spread evenly over the video.
+        repair_ridge: strength λ of the ridge regression that the repair is.
+        search_rows: weigh every so manieth row of a block in a search, and a search costs as much less.
+        lse: where searches after the first take the log-sum-exp from: ``cached`` at the first search, or ``fresh``,
+            from the sparse output of the step before, which knows it from the pooled remainder.
     """
 
     name: ClassVar[str] = "adaspa"
-    ranks_blocks: ClassVar[bool] = True
+    any_order: ClassVar[bool] = True
 
     head_adaptive: bool = True
+    budget: str | None = setting(None, one_of(BUDGETS), late=True)
+    selection: str = setting("mass", one_of(("mass", "output-error")), late=True)
+    remainder: str = setting("drop", one_of(("drop", "pooled")), late=True)
+    repair: str = setting("none", one_of(("none", "probes")), late=True)
+    probes: int = setting(64, at_least(2, MOST_PROBES), late=True)
+    repair_ridge: float = setting(10.0, above_zero(MOST_SCALE), late=True)
+    search_rows: int = setting(1, _check_search_rows, late=True)
+    lse: str = setting("cached", one_of(("cached", "fresh")), late=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block_size % self.search_rows:
+            raise ConfigError(
+                f"search_rows must divide block_size, and {self.search_rows} does not divide {self.block_size}",
+                hint="1 weighs every row",
+            )
+        if self.lse == "fresh" and (self.remainder == "drop" or not self.lse_cache):
+            what = "remainder 'pooled', which gives it" if self.remainder == "drop" else "lse_cache"
+            raise ConfigError(f"lse 'fresh' needs {what}", hint="add --remainder pooled, or use --lse cached")
+
+    @property
+    def spreading(self) -> Budget:
+        """How the kept blocks are spread."""
+        if self.budget is None:
+            return "head-adaptive" if self.head_adaptive else "row"
+        return self.budget  # type: ignore[return-value]  # checked by its rule
+
+    @property
+    def ranks_blocks(self) -> bool:
+        return self.selection == "mass" and self.budget != "layer"
 
     @property
     def adapts_heads(self) -> bool:
-        return self.head_adaptive
+        return self.spreading == "head-adaptive"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from adaspa_cli.config.fields import MOST_STEPS, at_least, check_fields, setting, shown, within
+from adaspa_cli.config.ramp import SparsityRamp
 from adaspa_cli.errors import ConfigError
 
 MOST_BLOCK_SIZE = 1024  # tokens: the largest block that any backend takes
@@ -19,11 +20,13 @@ class AlgorithmConfig:
         name: what ``algorithm`` calls it.
         attached: whether attention is ours; if not, nothing else may be attached to the pipeline either.
         merges_tokens: whether tokens may be merged before its attention.
+        any_order: whether it works whatever the order of the tokens; else they come frame by frame.
     """
 
     name: ClassVar[str]
     attached: ClassVar[bool] = True
     merges_tokens: ClassVar[bool] = False
+    any_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -54,12 +57,18 @@ def _check_search_steps(key: str, value: tuple[int, ...]) -> None:
         raise ConfigError(f"{key} must lie below {MOST_STEPS}, got {shown(value)}")
 
 
+def _check_ramp(key: str, value: str) -> None:
+    SparsityRamp.parse(value, key)
+
+
 @dataclass(frozen=True)
 class SparseConfig(AlgorithmConfig):
     """A method that attends to some blocks only.
 
     Attributes:
-        sparsity: γ in [0, 1), share of the video blocks left out.
+        sparsity: γ in [0, 1), share of the video blocks left out; the last one of a ramp.
+        sparsity_ramp: γ by step (:mod:`adaspa_cli.config.ramp`); None is one for all. Masks are then searched from the
+            first step on at which γ is above 0, and where it changes, besides the later ones of ``search_steps``.
         block_size: tokens of a block, query and key alike.
         search_steps: 0-based denoising steps at which masks are searched; before the first, attention is dense.
             Only that matters to methods that find masks at every step.
@@ -68,16 +77,34 @@ class SparseConfig(AlgorithmConfig):
     """
 
     sparsity: float = setting(0.8, within("[0, 1)", lambda value: 0 <= value < 1, "0.8 leaves out 80 % of the blocks"))
+    sparsity_ramp: str | None = setting(None, _check_ramp, late=True)
     block_size: int = setting(64, at_least(1, MOST_BLOCK_SIZE))
     search_steps: tuple[int, ...] = setting((10, 30), _check_search_steps)
     search_steps_for: int | None = setting(50, at_least(1, MOST_STEPS))
+
+    def sparsity_by_step(self, steps: int) -> float | tuple[float, ...]:
+        """γ of a run of ``steps`` denoising steps: one for all of them, or one for each."""
+        if self.sparsity_ramp is None:
+            return self.sparsity
+        ramp = SparsityRamp.parse(self.sparsity_ramp)
+        return tuple(ramp.at(step, steps) for step in range(steps))
 
     def schedule(self, steps: int) -> tuple[int, ...]:
         """The search steps of a run of ``steps`` denoising steps.
 
         Raises:
-            ConfigError: an exact search step lies beyond the last step.
+            ConfigError: an exact search step lies beyond the last step, or the ramp leaves out nothing at any step.
         """
+        own, sparsity = self._own_schedule(steps), self.sparsity_by_step(steps)
+        if not isinstance(sparsity, tuple):
+            return own
+        first = next((step for step, value in enumerate(sparsity) if value), None)
+        if first is None:
+            raise ConfigError(f"sparsity_ramp {self.sparsity_ramp} leaves out nothing in {steps} steps")
+        changes = (step for step in range(first + 1, steps) if sparsity[step] != sparsity[step - 1])
+        return tuple(sorted({first, *changes, *(step for step in own if step > first)}))
+
+    def _own_schedule(self, steps: int) -> tuple[int, ...]:
         last = self.search_steps[-1]
         if last < steps:
             return self.search_steps
@@ -95,13 +122,20 @@ class SearchingConfig(SparseConfig):
     """A method that searches masks in exact block sums at the search steps; a mask file can hold them.
 
     Attributes:
-        ranks_blocks: whether a mask keeps the heaviest blocks of each row, so that it follows from their order.
         lse_cache: searches after the first reuse its log-sum-exp.
     """
 
-    ranks_blocks: ClassVar[bool] = False
-
     lse_cache: bool = True
+
+    @property
+    def ranks_blocks(self) -> bool:
+        """Whether a mask keeps the heaviest blocks of each row, so that it follows from their order."""
+        return False
+
+    def check_mask_file(self) -> None:
+        """Raise ConfigError for what a mask file cannot hold."""
+        if self.sparsity_ramp is not None:
+            raise ConfigError("a mask file holds masks of one sparsity, not of a ramp", hint="add --sparsity 0.9")
 
     @property
     def adapts_heads(self) -> bool:

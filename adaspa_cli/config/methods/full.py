@@ -14,3 +14,4 @@ class FullConfig(DenseConfig):
 
     name: ClassVar[str] = "full"
     merges_tokens: ClassVar[bool] = True
+    any_order: ClassVar[bool] = True

@@ -47,11 +47,19 @@ class AdaSpa(MaskPolicy):
     def of(cls, config: AdaSpaConfig, steps: int) -> AdaSpa:
         """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
         return cls(
-            sparsity=config.sparsity,
+            sparsity=config.sparsity_by_step(steps),
             search_steps=config.schedule(steps),
             block_size=(config.block_size, config.block_size),
-            budget="head-adaptive" if config.head_adaptive else "row",
+            budget=config.spreading,
             lse_cache=config.lse_cache,
+            fresh_lse=config.lse == "fresh",
+            selection="output-error" if config.selection == "output-error" else "mass",
+            search_rows=config.search_rows,
+            compensation=Compensation(
+                pooled=config.remainder == "pooled",
+                probes=config.probes if config.repair == "probes" else 0,
+                ridge=config.repair_ridge,
+            ),
         )
 
     @property

@@ -49,7 +49,9 @@ class FrameRegion(MaskPolicy):
     @classmethod
     def of(cls, config: FrameRegionConfig, steps: int) -> FrameRegion:
         """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
-        return cls(config.sparsity, config.schedule(steps), config.block_size, lse_cache=config.lse_cache)
+        return cls(
+            config.sparsity_by_step(steps), config.schedule(steps), config.block_size, lse_cache=config.lse_cache
+        )
 
     @property
     def block_size(self) -> tuple[int, int]:

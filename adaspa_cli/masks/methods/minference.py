@@ -59,7 +59,7 @@ class MInference(MaskPolicy):
     @classmethod
     def of(cls, config: MInferenceConfig, steps: int) -> MInference:
         """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
-        return cls(config.sparsity, config.schedule(steps)[0], config.block_size)
+        return cls(config.sparsity_by_step(steps), config.schedule(steps)[0], config.block_size)
 
     @property
     def block_size(self) -> tuple[int, int]:

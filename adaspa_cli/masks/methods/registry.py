@@ -10,12 +10,14 @@ from adaspa_cli.config.methods import (
     FrameRegionConfig,
     FullConfig,
     MInferenceConfig,
+    SolAttnConfig,
     SparseVideoGenConfig,
 )
 from adaspa_cli.masks.methods.adaspa import AdaSpa
 from adaspa_cli.masks.methods.frame_region import FrameRegion
 from adaspa_cli.masks.methods.full import Full
 from adaspa_cli.masks.methods.minference import MInference
+from adaspa_cli.masks.methods.sol_attn import SolAttn
 from adaspa_cli.masks.methods.sparse_videogen import SparseVideoGen
 from adaspa_cli.masks.policy import MaskPolicy
 
@@ -26,6 +28,7 @@ POLICIES: Mapping[type[AlgorithmConfig], Callable[[Any, int], MaskPolicy]] = {
     SparseVideoGenConfig: SparseVideoGen.of,
     MInferenceConfig: MInference.of,
     FrameRegionConfig: FrameRegion.of,
+    SolAttnConfig: SolAttn.of,
 }
 
 

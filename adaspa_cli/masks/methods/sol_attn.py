@@ -2,11 +2,13 @@
 
 At every call after warm-up each query block and each key block is pooled to its mean. A row keeps the video blocks
 whose product q̄ k̄ᵀ exceeds the mean of the row by τ standard deviations, at least the largest. There is no search and
-no attention weight is looked at; what is left out comes in through the pooled remainder. τ is the γ-quantile of a normal
-distribution, which keeps 1 - γ of the blocks if scores are distributed so; the achieved density says what it was.
+no attention weight is looked at; what is left out comes in through the pooled remainder. τ is the γ-quantile of a
+normal distribution, which keeps 1 - γ of the blocks if scores are distributed so; the achieved density is reported.
 
 Shapes: H heads, R query blocks and C key blocks without text, D head dimension.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from adaspa_cli.attention.compensated import Compensation
 from adaspa_cli.attention.remainder import block_means
+from adaspa_cli.config.methods import SolAttnConfig
 from adaspa_cli.masks.packing import full_mask, pack_blocks
 from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.schedule import Sparsity, estimate_action, sparsity_at
@@ -33,6 +36,11 @@ class SolAttn(MaskPolicy):
     sparsity: Sparsity
     warmup: int
     block: int = 64
+
+    @classmethod
+    def of(cls, config: SolAttnConfig, steps: int) -> SolAttn:
+        """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
+        return cls(config.sparsity_by_step(steps), config.schedule(steps)[0], config.block_size)
 
     @property
     def block_size(self) -> tuple[int, int]:

@@ -54,7 +54,7 @@ class SparseVideoGen(MaskPolicy):
     @classmethod
     def of(cls, config: SparseVideoGenConfig, steps: int) -> SparseVideoGen:
         """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
-        return cls(config.sparsity, config.schedule(steps)[0], (config.block_size, config.block_size))
+        return cls(config.sparsity_by_step(steps), config.schedule(steps)[0], (config.block_size, config.block_size))
 
     def action(self, call: Call, last_search: int | None) -> Action:  # noqa: ARG002
         return estimate_action(call, self.warmup)

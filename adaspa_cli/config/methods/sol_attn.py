@@ -1,0 +1,16 @@
+"""Settings of the rule of Sol-Attn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from adaspa_cli.config.methods.base import EstimatingConfig
+
+
+@dataclass(frozen=True)
+class SolAttnConfig(EstimatingConfig):
+    """Blocks whose pooled score stands out of its row, at every step after warm-up, and a summary of all others."""
+
+    name: ClassVar[str] = "sol-attn"
+    any_order: ClassVar[bool] = True

@@ -1,0 +1,162 @@
+"""Settings of adaspa-plus, and sparsity by step: what is read from where, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaspa_cli.attention.compensated import Compensation
+from adaspa_cli.config import resolve
+from adaspa_cli.config.load import load_preset, method_config
+from adaspa_cli.config.mask_search import SearchOptions
+from adaspa_cli.config.methods import AdaSpaConfig
+from adaspa_cli.errors import ConfigError
+from adaspa_cli.masks.methods.adaspa import AdaSpa
+from adaspa_cli.masks.methods.registry import make_policy
+
+RAMP = "0:0.5,14%:0.6,21%:0.7,28%:0.8,35%:0.95"
+BY_STEP = (0.5, 0.5, 0.6, 0.7, 0.8, *[0.95] * 9)
+
+
+def method(**settings: Any) -> Any:
+    return resolve({"model": "tiny", **settings}).config.method
+
+
+def test_the_preset_sets_every_piece() -> None:
+    plus = method(method="adaspa-plus")
+    assert plus.token_order == "hilbert"
+    policy = make_policy(plus.algorithm, 14)
+    assert policy == AdaSpa(
+        sparsity=BY_STEP,
+        search_steps=(0, 2, 3, 4, 5, 8),
+        budget="layer",
+        fresh_lse=True,
+        selection="output-error",
+        search_rows=8,
+        compensation=Compensation(pooled=True, probes=64, ridge=10.0),
+    )
+
+
+@pytest.mark.parametrize("model", ["hunyuan", "fasthunyuan", "cogvideox"])
+def test_the_ramp_is_of_the_run_whatever_the_model(model: str) -> None:
+    config = resolve({"method": "adaspa-plus", "model": model}).config
+    assert config.method.algorithm.sparsity_ramp == RAMP
+    steps = config.sampling.steps
+    schedule = config.method.algorithm.schedule(steps)
+    assert schedule[0] == 0
+    assert config.method.algorithm.sparsity_by_step(steps)[-1] == 0.95
+    assert schedule[-1] < steps
+
+
+def test_each_piece_may_be_added_to_adaspa() -> None:
+    for settings, changed in (
+        ({"remainder": "pooled"}, {"compensation": Compensation(pooled=True)}),
+        ({"repair": "probes", "probes": 32}, {"compensation": Compensation(probes=32)}),
+        ({"selection": "output-error"}, {"selection": "output-error"}),
+        ({"budget": "layer"}, {"budget": "layer"}),
+        ({"head_adaptive": False}, {"budget": "row"}),
+        ({"search_rows": 4}, {"search_rows": 4}),
+    ):
+        assert make_policy(method(**settings).algorithm, 14) == AdaSpa(0.8, (2, 8), **changed)  # type: ignore[arg-type]
+
+
+def test_settings_of_adaspa_are_listed_where_they_are_set_alone() -> None:
+    listed = resolve({"model": "tiny"}).flat()
+    for key in ("token_order", "selection", "budget", "remainder", "repair", "lse", "sparsity_ramp"):
+        assert key not in listed
+    listed = resolve({"model": "tiny", "method": "adaspa-plus"}).flat()
+    assert (listed["sparsity"], listed["sparsity_ramp"], listed["repair"]) == (0.95, RAMP, "probes")
+
+
+@pytest.mark.parametrize("text", ["0:0.5,3:0.9", "0.9"])
+def test_a_flag_or_a_file_replaces_the_ramp_of_a_preset(text: str, tmp_path: Path) -> None:
+    ramp = "0:0.5,3:0.9" if ":" in text else None
+    (tmp_path / "run.yaml").write_text(f"sparsity: {'{0: 0.5, 3: 0.9}' if ramp else 0.9}\n")
+    for resolved in (
+        resolve({"method": "adaspa-plus", "sparsity": text}),
+        resolve({"method": "adaspa-plus"}, tmp_path / "run.yaml"),
+    ):
+        algorithm = resolved.config.method.algorithm
+        assert (algorithm.sparsity, algorithm.sparsity_ramp) == (0.9, ramp)  # type: ignore[union-attr]
+    applied = method_config("adaspa-plus", {"sparsity": 0.9 if ramp is None else {0: 0.5, 3: 0.9}}).algorithm
+    assert (applied.sparsity, applied.sparsity_ramp) == (0.9, ramp)  # type: ignore[union-attr]
+
+
+def test_what_is_printed_reads_back(tmp_path: Path) -> None:
+    resolved = resolve({"method": "adaspa-plus", "sparsity": "0:0.2,50%:0.9"})
+    (tmp_path / "printed.yaml").write_text(resolved.as_yaml())
+    assert resolve({}, tmp_path / "printed.yaml").config.method == resolved.config.method
+
+
+def test_one_sparsity_has_the_searches_of_its_model() -> None:
+    assert make_policy(method(method="adaspa-plus", sparsity=0.9).algorithm, 14) == AdaSpa(
+        sparsity=0.9,
+        search_steps=(2, 8),
+        budget="layer",
+        fresh_lse=True,
+        selection="output-error",
+        search_rows=8,
+        compensation=Compensation(pooled=True, probes=64, ridge=10.0),
+    )
+
+
+def test_a_ramp_from_nothing_begins_dense() -> None:
+    config = AdaSpaConfig(sparsity=0.9, sparsity_ramp="0:0,3:0.5,5:0.9", search_steps=(2, 8), search_steps_for=14)
+    assert config.schedule(14) == (3, 5, 8)
+    with pytest.raises(ConfigError, match="leaves out nothing"):
+        config.schedule(3)
+
+
+@pytest.mark.parametrize("name", ["minference", "sparse-videogen", "frame-region", "sol-attn"])
+def test_every_method_takes_a_ramp(name: str) -> None:
+    policy = make_policy(method(method=name, sparsity={0: 0.5, 7: 0.9}).algorithm, 14)
+    assert policy.sparsity == (0.5,) * 7 + (0.9,) * 7  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lse": "fresh"}, "lse 'fresh' needs remainder 'pooled'"),
+        ({"lse": "fresh", "remainder": "pooled", "lse_cache": False}, "lse 'fresh' needs lse_cache"),
+        ({"search_rows": 3}, "search_rows must be one of 1, 2, 4, 8, 16"),
+        ({"search_rows": 16, "block_size": 24}, "search_rows must divide block_size"),
+        ({"budget": "head"}, "budget 'head' is unknown"),
+        ({"remainder": "keep"}, "remainder 'keep' is unknown"),
+        ({"probes": 1}, "probes must be at least 2"),
+        ({"repair_ridge": 0.0}, "repair_ridge must be above 0"),
+        ({"sparsity": "0.5:0.1"}, "not at '0.5'"),
+        ({"sparsity": {0: 2}}, r"must lie in \[0, 1\)"),
+        ({"sparsity": "most"}, "sparsity must be a number, got 'most'"),
+        ({"token_order": "spiral"}, "token_order 'spiral' is unknown"),
+        ({"token_order": "hilbert", "method": "minference"}, "method 'minference' needs the tokens frame by frame"),
+        ({"token_order": "hilbert", "method": "frame-region"}, "method 'frame-region' needs the tokens frame by frame"),
+        ({"token_order": "hilbert", "method": "sparse-videogen"}, "method 'sparse-videogen' needs the tokens"),
+        ({"token_order": "hilbert", "method": "diffusers"}, "method 'diffusers' needs the tokens"),
+        ({"token_order": "hilbert", "method": "tomesd"}, "merge 'tomesd' needs the tokens frame by frame"),
+        ({"token_order": "hilbert", "method": "adacache"}, "cache 'adacache' needs the tokens frame by frame"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        method(**settings)
+
+
+def test_full_attention_and_adacache_without_motion_take_any_order() -> None:
+    assert method(method="full", token_order="hilbert").order == "hilbert"
+    assert method(method="adacache", token_order="hilbert", adacache_motion=False).order == "hilbert"
+
+
+def test_a_mask_file_holds_masks_by_mass_of_one_sparsity(tmp_path: Path) -> None:
+    options = SearchOptions(tmp_path / "masks.safetensors")
+    with pytest.raises(ConfigError, match="masks of one sparsity, not of a ramp"):
+        options.check(method(method="adaspa-plus", selection="mass"))
+    with pytest.raises(ConfigError, match="averages attention weights"):
+        options.check(method(method="adaspa-plus", sparsity=0.9))
+    options.check(method(method="adaspa-plus", sparsity=0.9, selection="mass"))
+    ranking = SearchOptions(tmp_path / "masks.safetensors", keep_ranking=0.5)
+    with pytest.raises(ConfigError, match="follow from no ranking"):
+        ranking.check(method(method="adaspa-plus", sparsity=0.9, selection="mass"))
+
+
+def test_the_preset_is_read_by_the_same_rules() -> None:
+    assert load_preset("methods", "adaspa-plus")["sparsity"] == 0.95
