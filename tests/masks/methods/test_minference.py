@@ -135,12 +135,15 @@ def test_each_head_takes_the_pattern_that_suits_it() -> None:
     assert not torch.equal(together[0], together[1])
 
 
-def test_heads_in_groups_give_what_all_at_once_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_in_groups_give_what_all_at_once_give() -> None:
+    """All rows are looked at; where more are asked for than there are, each head is a group of its own."""
     layout = LAYOUTS["straddling, text last"]
-    logits = torch.cat([with_columns(layout, (3, 11)), with_blocks(layout, random_blocks(layout, 6))])
-    whole = estimate(logits, layout, 0.8).mask.to_bool()
-    monkeypatch.setattr("adaspa_cli.masks.rows._GROUP_WEIGHTS", 1)
-    assert torch.equal(estimate(logits, layout, 0.8).mask.to_bool(), whole)
+    q, k = planted(torch.cat([with_columns(layout, (3, 11)), with_blocks(layout, random_blocks(layout, 6))]))
+    whole, single = (
+        MInference(0.8, 0, BLOCK, last_queries=rows).estimate(Call(0, 0, "cond", 0, layout), q, k, k, 1.0)
+        for rows in (layout.video_tokens, 1 << 17)
+    )
+    assert torch.equal(single.mask.to_bool(), whole.mask.to_bool())
 
 
 @layouts
