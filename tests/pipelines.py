@@ -16,6 +16,7 @@ from diffusers import (
 )
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
+from adaspa_cli.hooks import clock
 from scripts.train_tiny.text import TextConfig, build_text
 
 HEIGHT, WIDTH, FRAMES = 64, 96, 9
@@ -130,6 +131,18 @@ def latents(pipe: Any, **settings: Any) -> torch.Tensor:
     }
     with torch.inference_mode():
         return pipe(**(call | settings)).frames
+
+
+def masks_at_end(handle: Any) -> dict[tuple[int, str, int], Any]:
+    """The masks of a handle's last run as they were at its end: filled when a run ends."""
+    masks: dict[tuple[int, str, int], Any] = {}
+
+    def read() -> None:
+        masks.clear()
+        masks.update(handle.masks())
+
+    handle.clock.listen(clock.Listener(clock.Order.READERS, end=read))
+    return masks
 
 
 def small_run(folder: Path, out: Path, **flags: Any) -> dict[str, Any]:

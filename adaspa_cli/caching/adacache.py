@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaspa_cli.caching.step_cache import Clock, StepCache
+from adaspa_cli.caching.step_cache import StepCache
 from adaspa_cli.config.caches import AdaCacheConfig
+from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.attachment import Attachment
 
@@ -54,7 +55,7 @@ class AdaCache(StepCache):
     one, because they share the block's call; branches in passes of their own have their own.
     """
 
-    def __init__(self, settings: AdaCacheConfig, attachment: Attachment, clock: Clock) -> None:
+    def __init__(self, settings: AdaCacheConfig, attachment: Attachment, clock: StepClock) -> None:
         self._settings, self._attachment = settings, attachment
         self._memory: dict[Key, _Residual] = {}
         self._pending: list[tuple[_Residual, Tensor]] = []  # with its distance, which the device may still compute

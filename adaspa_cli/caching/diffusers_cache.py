@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from adaspa_cli.caching.step_cache import Clock, StepCache, Unit
+from adaspa_cli.caching.step_cache import StepCache, Unit
 from adaspa_cli.errors import RunError
+from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.models.attachment import Attachment
 
 
@@ -19,7 +20,7 @@ class DiffusersCache(StepCache):
     """
 
     def __init__(
-        self, name: str, unit: Unit, attachment: Attachment, clock: Clock, make_config: Callable[[int, Any], Any]
+        self, name: str, unit: Unit, attachment: Attachment, clock: StepClock, make_config: Callable[[int, Any], Any]
     ) -> None:
         """
         Args:
@@ -43,6 +44,12 @@ class DiffusersCache(StepCache):
             )
 
     def start(self, steps: int) -> None:
+        if self._clock.first:
+            raise RunError(
+                f"the cache '{self.name}' cannot follow a run that leaves out the scheduler's first "
+                f"{self._clock.first} timesteps, as video-to-video does",
+                hint="a strength of 1, or no cache",
+            )
         self._refuse_others()
         self.release()
         self._enabled = True

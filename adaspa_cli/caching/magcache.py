@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from adaspa_cli.caching.diffusers_cache import DiffusersCache
-from adaspa_cli.caching.step_cache import Clock, StepCache
+from adaspa_cli.caching.step_cache import StepCache
 from adaspa_cli.config.caches import MagCacheConfig
+from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.models.attachment import Attachment
 
 
-def magcache(settings: MagCacheConfig, attachment: Attachment, clock: Clock) -> DiffusersCache:
+def magcache(settings: MagCacheConfig, attachment: Attachment, clock: StepClock) -> DiffusersCache:
     """A step skips all blocks and adds their last residual, until the error that the ratios foretell is too large.
 
     The residual of the video tokens stays in memory, one for each guidance branch.
@@ -43,7 +44,7 @@ class Calibration(StepCache):
     conditional one counts.
     """
 
-    def __init__(self, attachment: Attachment, clock: Clock) -> None:
+    def __init__(self, attachment: Attachment, clock: StepClock) -> None:
         super().__init__("magcache", "block", attachment, clock)
         self._family = attachment.family
         self._input: Tensor | None = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from adaspa_cli.caching.diffusers_cache import DiffusersCache, attention_patterns
-from adaspa_cli.caching.step_cache import Clock
 from adaspa_cli.config.caches import PabConfig
 from adaspa_cli.errors import RunError
+from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.models.attachment import Attachment
 
 
@@ -19,7 +19,7 @@ class PyramidAttentionBroadcast(DiffusersCache):
     text counts as spatial attention, as diffusers has it.
     """
 
-    def __init__(self, settings: PabConfig, pipe: Any, attachment: Attachment, clock: Clock) -> None:
+    def __init__(self, settings: PabConfig, pipe: Any, attachment: Attachment, clock: StepClock) -> None:
         from diffusers import PyramidAttentionBroadcastConfig
 
         lower, upper = settings.pab_timesteps

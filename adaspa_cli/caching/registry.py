@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adaspa_cli.caching.step_cache import Clock, StepCache
+from adaspa_cli.caching.step_cache import StepCache
 from adaspa_cli.caching.tomesd import TokenMerging
 from adaspa_cli.config.caches import (
     AdaCacheConfig,
@@ -16,10 +16,11 @@ from adaspa_cli.config.caches import (
 )
 from adaspa_cli.config.merging import Merging, TomeSdConfig
 from adaspa_cli.errors import RunError
+from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.models.attachment import Attachment
 
 
-def make_cache(settings: Cache, pipe: Any, attachment: Attachment, clock: Clock) -> StepCache | None:
+def make_cache(settings: Cache, pipe: Any, attachment: Attachment, clock: StepClock) -> StepCache | None:
     """Put a cache on a pipeline's transformers; None for ``none``.
 
     Raises:

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import nn
 
+from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.attachment import Attachment
 
 Unit = Literal["attention", "block"]
-
-
-class Clock(Protocol):
-    """Tells the denoising step of a pipeline, and when a run starts and a step ends."""
-
-    step: int
-    on_start: list[Callable[[int], None]]
-    on_step_end: list[Callable[[int], None]]
-
-    @property
-    def steps(self) -> int: ...
 
 
 class WorkCounter:
@@ -31,7 +21,7 @@ class WorkCounter:
     It sits below whatever else wraps the modules' ``forward``, so that it sees the calls that are really made.
     """
 
-    def __init__(self, attachment: Attachment, unit: Unit, clock: Clock) -> None:
+    def __init__(self, attachment: Attachment, unit: Unit, clock: StepClock) -> None:
         self._clock = clock
         self._computed: Counter[int] = Counter()  # calls by step, as all of these
         self._possible: Counter[int] = Counter()
@@ -86,8 +76,7 @@ class WorkCounter:
 class StepCache:
     """A cache at work on a pipeline's transformers; the subclasses say what is reused when.
 
-    A run starts with the clock's ``on_start``, also after one that was interrupted; what is kept is given back when
-    the last step ends, because memory peaks in the VAE.
+    What is kept is given back at the run's end, because memory peaks in the VAE.
 
     Attributes:
         name: as the setting ``cache`` has it.
@@ -95,12 +84,12 @@ class StepCache:
         work: how much of it was.
     """
 
-    def __init__(self, name: str, unit: Unit, attachment: Attachment, clock: Clock) -> None:
+    def __init__(self, name: str, unit: Unit, attachment: Attachment, clock: StepClock) -> None:
         self.name, self.unit = name, unit
         self.work = WorkCounter(attachment, unit, clock)
         self._clock = clock
-        clock.on_start.append(self._on_start)
-        clock.on_step_end.append(self._on_step_end)
+        self._listener = Listener(Order.CACHE, start=self._on_start, end=self.release)
+        clock.listen(self._listener)
 
     def start(self, steps: int) -> None:
         """Begin a run of that many denoising steps: nothing of an earlier one is left."""
@@ -123,17 +112,8 @@ class StepCache:
         """Restore the transformers as they were. May be called twice."""
         self.release()
         self.work.stop()
-        for listeners, listener in (
-            (self._clock.on_start, self._on_start),
-            (self._clock.on_step_end, self._on_step_end),
-        ):
-            if listener in listeners:
-                listeners.remove(listener)
+        self._clock.ignore(self._listener)
 
     def _on_start(self, steps: int) -> None:
         self.work.start()
         self.start(steps)
-
-    def _on_step_end(self, step: int) -> None:
-        if step == self._clock.steps - 1:
-            self.release()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from adaspa_cli.caching.diffusers_cache import DiffusersCache, attention_patterns
-from adaspa_cli.caching.step_cache import Clock
 from adaspa_cli.config.caches import TaylorSeerConfig
+from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.models.attachment import Attachment
 
 
-def taylorseer(settings: TaylorSeerConfig, attachment: Attachment, clock: Clock) -> DiffusersCache:
+def taylorseer(settings: TaylorSeerConfig, attachment: Attachment, clock: StepClock) -> DiffusersCache:
     """A Taylor series of order ``taylorseer_order`` through the steps that were computed gives the ones between.
 
     ``order + 1`` outputs a layer stay in memory, in the transformer's dtype. Guidance branches have their own.

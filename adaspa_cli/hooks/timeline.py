@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.hooks.timing import Span, Stopwatch, now
 
@@ -30,8 +30,7 @@ class Timeline:
         self._overrides = [Override(pipe, "encode_prompt", self._timed(lambda: self.text))]
         if pipe.vae is not None:
             self._overrides.append(Override(pipe.vae, "decode", self._timed(lambda: self.decode, on_decode)))
-        clock.on_start.append(self._begin)
-        clock.on_step_end.append(self._end_step)
+        clock.listen(Listener(Order.TIMES, start=self._begin, step_end=self._end_step))
 
     def _timed(
         self, spans: Callable[[], list[Span]], announce: Callable[[], None] = lambda: None

@@ -18,6 +18,7 @@ from adaspa_cli.config import Resolved
 from adaspa_cli.config.mask_search import SearchOptions
 from adaspa_cli.errors import ConfigError, OutputError
 from adaspa_cli.files.folders import check_folder
+from adaspa_cli.hooks.clock import Listener, Order
 from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT, digest
 from adaspa_cli.jobs.generate import JobObserver
 from adaspa_cli.maskfiles import Description, MaskFile, MethodFacts
@@ -135,7 +136,8 @@ def _search(pipe: Any, job: _Job, observer: SearchObserver) -> MaskSearch:
 
     with Handle(pipe, config.method, policy=lambda _steps: search.policy) as handle:
         handle.engine.on_action = observer.action
-        handle.clock.on_step_end += [observer.step_done, stop_after]
+        for told in (observer.step_done, stop_after):
+            handle.clock.listen(Listener(Order.OBSERVERS, step_end=told))
         describe = partial(_describe, pipe, job, handle.layers)
         grid = family_of(pipe).video_grid(pipe, config.sampling)
         _check_disk(job, describe(TokenLayout(*grid, text_tokens=1, text_position="last")), observer)

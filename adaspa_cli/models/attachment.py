@@ -111,6 +111,10 @@ class Attachment:
         for reordering in self.reorderings[:1]:
             self.reorder_inputs(kwargs, reordering)
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Attachment:
+        """A hook on a copied transformer does not take the pipeline with it."""
+        return self
+
     def detach(self) -> None:
         """Restore every processor that is still ours, and remove hooks and overrides."""
         for hook in self._hooks:

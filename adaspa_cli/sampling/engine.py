@@ -14,7 +14,7 @@ from adaspa_cli.attention.compensated import Estimate, compensated_attention
 from adaspa_cli.attention.remainder import block_means
 from adaspa_cli.caching import TokenMerging
 from adaspa_cli.errors import RunError
-from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.hooks.timing import Span, Stopwatch
 from adaspa_cli.masks import Action, Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.text import fit_to_text
@@ -105,7 +105,7 @@ class AttentionEngine:
         Args:
             make_policy: the policy of a run with that many denoising steps.
             backend: runs the operators.
-            clock: of the pipeline; a start of it forgets the run before.
+            clock: of the pipeline; records of a run are kept until the next starts, masks and LSE until it ends.
             merging: merges tokens before every dense attention.
             share_cfg_masks: the unconditional branch uses the masks of the conditional one, which attends before it.
         """
@@ -119,10 +119,10 @@ class AttentionEngine:
         self.searches: list[Search] = []
         self.dense_kernel: dict[str, Any] | None = None  # what runs dense attention, where the backend chose
         self.on_action: Callable[[Action], None] = lambda _action: None
-        clock.on_start.append(self.start)
+        clock.listen(Listener(Order.ENGINE, start=self.start, end=self.forget_masks))
 
     def start(self, steps: int) -> None:
-        """Begin a run: forget masks, LSE and records of the one before."""
+        """Begin a run: forget the records of the one before, and masks if this one begins a second time."""
         self._policy = self._make_policy(steps)
         self.forget_masks()
         self.calls, self.searches = [], []
@@ -140,6 +140,10 @@ class AttentionEngine:
         """Give the memory of masks and LSE back; the records stay."""
         self._memory.clear()
         self._borrowed.clear()
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> AttentionEngine:
+        """Processors on a copy of the transformer do not take the masks with them; the clock refuses their calls."""
+        return self
 
     @property
     def policy(self) -> MaskPolicy | None:

@@ -12,7 +12,7 @@ from adaspa_cli.config.families import count_layers
 from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.errors import RunError
-from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.maskfiles.check import check_model, open_masks
 from adaspa_cli.maskfiles.stored import stored_policy
 from adaspa_cli.masks import Action, FoundMask, MaskPolicy
@@ -73,7 +73,7 @@ class Handle:
             for transformer in family.transformers(pipe):
                 _check_untouched(transformer)
         self.backend = _backend_name(backend.name, self.attached, self.merging)
-        self.clock = StepClock(pipe)
+        self.clock = StepClock(pipe, family.facts.transformers)
         self.engine = AttentionEngine(
             policy or self._policy_maker(config),
             backend,
@@ -85,9 +85,11 @@ class Handle:
         self.cache: StepCache | None = None
         self._attachment: Attachment | None = None
         if not self.attached:
-            self.clock.on_start.append(lambda _steps: self.engine.on_action(Action.DENSE))
+            self.clock.listen(Listener(Order.ENGINE, start=lambda _steps: self.engine.on_action(Action.DENSE)))
             return
         try:
+            for transformer in family.transformers(pipe):
+                self.clock.watch(transformer)
             self._attachment = attach(pipe, self.engine, config.order)
             self.layers = self._attachment.layers
             self.cache = make_cache(config.cache, pipe, self._attachment, self.clock)
@@ -102,7 +104,7 @@ class Handle:
         return lambda steps: stored_policy(config, file, steps)
 
     def masks(self) -> dict[tuple[int, str, int], FoundMask]:
-        """The masks in use, by (layer, guidance branch, sample)."""
+        """The masks in use, by (layer, guidance branch, sample); none outside a run, see :class:`Order`.READERS."""
         return self.engine.masks()
 
     def remove(self) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from adaspa_cli.config import Resolved
 from adaspa_cli.errors import RunError
+from adaspa_cli.hooks.clock import Listener, Order
 from adaspa_cli.hooks.timeline import Timeline
 from adaspa_cli.masks import Action
 from adaspa_cli.models.registry import check_sampling, family_of
@@ -75,15 +76,10 @@ class Session:
     def __init__(self, pipe: Any, resolved: Resolved, handle: Handle, observer: Observer) -> None:
         self.pipe, self.resolved, self.handle = pipe, resolved, handle
         handle.engine.on_action = observer.action
-        handle.clock.on_step_end.append(observer.step_done)
-
-        def decoding() -> None:
-            handle.engine.forget_masks()  # memory peaks in the VAE, which has no use for them
-            observer.decoding()
-
+        handle.clock.listen(Listener(Order.OBSERVERS, step_end=observer.step_done))
         number = resolved.config.sampling.steps_per_phase
         self.chosen = None if number is None else StepsPerPhase(pipe, handle.engine, handle.clock, number)
-        self.timeline = Timeline(pipe, handle.clock, decoding)
+        self.timeline = Timeline(pipe, handle.clock, observer.decoding)
 
     def run(self, prompt: str, seed: int) -> RunResult:
         """Make one video.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.errors import RunError
-from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.masks import Action
 from adaspa_cli.models.registry import family_of
@@ -52,8 +52,7 @@ class StepsPerPhase:
         self.number = number
         self.plan: list[Action] = []
         self.computed: set[int] = set()
-        clock.on_start.append(self._begin)
-        clock.on_step_end.append(self._end_step)
+        clock.listen(Listener(Order.CHOICE, start=self._begin, end=self.stop))
 
     def _begin(self, steps: int) -> None:
         self.stop()
@@ -71,10 +70,6 @@ class StepsPerPhase:
             return outputs
 
         return forward
-
-    def _end_step(self, step: int) -> None:
-        if step == len(self.plan) - 1:
-            self.stop()
 
     def stop(self) -> None:
         """Give the transformer its own ``forward`` back. May be called twice."""

@@ -17,7 +17,7 @@ from adaspa_cli.config import MethodConfig, Resolved
 from adaspa_cli.config.methods import AdaSpaConfig
 from adaspa_cli.errors import ConfigError
 from adaspa_cli.files.folders import check_folder
-from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.jobs.places import video_name
 from adaspa_cli.models.forward import Row
 from adaspa_cli.models.loading import load_pipeline
@@ -116,7 +116,7 @@ def _probe_video(
             seen = AttentionProbe(
                 clock, resolved.config.method.searching, choice, backend, detail, masks, observer.action
             )
-            clock.on_step_end.append(observer.step_done)
+            clock.listen(Listener(Order.OBSERVERS, step_end=observer.step_done))
             if detail:
                 made = sample(pipe, resolved, *video)
                 return seen, to_frames(made) if resolved.config.decodes else None
@@ -125,7 +125,7 @@ def _probe_video(
                 # What diffusers has for its users' callbacks; each call of the pipeline begins with False.
                 pipe._interrupt = step >= request.reference
 
-            clock.on_step_end.append(stop)
+            clock.listen(Listener(Order.OBSERVERS, step_end=stop))
             output = dataclasses.replace(resolved.config.output, decode=False, lossless=False)
             latents = Resolved(dataclasses.replace(resolved.config, output=output), resolved.settings)
             sample(pipe, latents, *video)

@@ -21,7 +21,7 @@ from adaspa_cli.bench.warm_up import few_steps
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import RunError
-from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.masks import Action
 from adaspa_cli.models.registry import check_sampling
 from adaspa_cli.sampling.engine import AttentionCall
@@ -108,8 +108,7 @@ def _run_twice(pipe: Any, clock: StepClock, resolved: Resolved, prompt: str) -> 
     device = pipe._execution_device
     sample(pipe, resolved, prompt, seed=0)
     reset_peak_memory(device)
-    clock.on_start.append(lambda _steps: _mark(device))
-    clock.on_step_end.append(lambda _step: _mark(device))
+    clock.listen(Listener(Order.TIMES, start=lambda _steps: _mark(device), step_end=lambda _step: _mark(device)))
     latents: list[torch.Tensor] = []
     kernels = record_kernels(device, lambda: latents.append(sample(pipe, resolved, prompt, seed=0)))
     peak = peak_memory(device)

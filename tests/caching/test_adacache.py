@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.caching.adacache import AdaCache, motion, motion_factor, relative_distance, reuses
 from adaspa_cli.config.caches import AdaCacheConfig
+from adaspa_cli.hooks.clock import Listener
 from adaspa_cli.models.families.hunyuan_video import FAMILY
 from adaspa_cli.models.forward import Row
 
@@ -20,8 +21,13 @@ LAYOUT = TokenLayout(FRAMES, 2, 2, text_tokens=2, text_position="last")
 class Clock:
     def __init__(self) -> None:
         self.step, self.steps = 0, STEPS
-        self.on_start: list[Any] = []
-        self.on_step_end: list[Any] = []
+        self.listeners: list[Listener] = []
+
+    def listen(self, listener: Listener) -> None:
+        self.listeners.append(listener)
+
+    def ignore(self, listener: Listener) -> None:
+        self.listeners.remove(listener)
 
 
 class Block(nn.Module):
@@ -64,13 +70,13 @@ def attached(transformer: Transformer, rows: list[Row]) -> Any:
 
 def run(*residuals: Any, rows: int = 1, **settings: Any) -> tuple[list[list[int]], list[Tensor], dict[str, Any]]:
     """Steps at which each block is computed, the outputs, and the report."""
-    clock = Clock()
+    clock: Any = Clock()
     blocks = [Block(clock, residual) for residual in residuals]
     transformer = Transformer(blocks)
     attachment = attached(transformer, [Row("cond", sample, LAYOUT) for sample in range(rows)])
     cache = AdaCache(AdaCacheConfig(**settings), attachment, clock)
-    for listener in clock.on_start:
-        listener(STEPS)
+    for listener in clock.listeners:
+        listener.start(STEPS)
     outputs = []
     for step in range(STEPS):
         clock.step = step
@@ -150,7 +156,7 @@ def test_blocks_have_schedules_of_their_own() -> None:
 
 
 def test_text_residuals_are_reused_too() -> None:
-    clock = Clock()
+    clock: Any = Clock()
     block = Block(clock, growing(0.0))
     transformer = Transformer([block])
     attachment = attached(transformer, [Row("cond", 0, LAYOUT)])

@@ -1,13 +1,14 @@
 """The step clock: counts what the scheduler does, and leaves it as it was."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 from adaspa_cli.errors import RunError
-from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.hooks.clock import Listener, Order, StepClock
 
 
 class Pipe:
@@ -48,8 +49,7 @@ def test_listeners_hear_of_starts_and_of_each_step_by_its_number(pipe: Pipe) -> 
     clock = StepClock(pipe)
     starts: list[int] = []
     ends: list[int] = []
-    clock.on_start.append(starts.append)
-    clock.on_step_end.append(ends.append)
+    clock.listen(Listener(Order.OBSERVERS, starts.append, ends.append))
     pipe.scheduler.set_timesteps(4)
     advance(pipe, 4)
     assert starts == [4]
@@ -115,3 +115,125 @@ def test_the_shift_may_change_the_number_of_timesteps_but_not_the_count() -> Non
     clock = StepClock(pipe)
     pipe.scheduler.set_timesteps(sigmas=[1.0, 0.5])
     assert clock.steps == 2
+
+
+def test_a_run_ends_with_its_last_step(pipe: Pipe) -> None:
+    clock = StepClock(pipe)
+    ends: list[int] = []
+    clock.listen(Listener(Order.OBSERVERS, end=lambda: ends.append(clock.step)))
+    pipe.scheduler.set_timesteps(3)
+    advance(pipe, 2)
+    assert (clock.steps, ends) == (3, [])
+    advance(pipe, 1)
+    assert ends == [3]
+    with pytest.raises(RunError, match="outside a run"):
+        _ = clock.steps
+
+
+def test_a_run_that_did_not_come_to_its_end_ends_before_the_next(pipe: Pipe) -> None:
+    clock = StepClock(pipe)
+    heard: list[str] = []
+    clock.listen(Listener(Order.OBSERVERS, start=lambda _steps: heard.append("start"), end=lambda: heard.append("end")))
+    pipe.scheduler.set_timesteps(3)
+    pipe.scheduler.set_timesteps(3)
+    clock.stop()
+    clock.stop()
+    assert heard == ["start", "end", "start", "end"]
+
+
+def test_listeners_hear_in_their_order_whoever_came_first(pipe: Pipe) -> None:
+    clock = StepClock(pipe)
+    heard: list[tuple[str, Order]] = []
+    listeners = [
+        Listener(
+            order,
+            lambda _steps, order=order: heard.append(("start", order)),
+            lambda _step, order=order: heard.append(("step", order)),
+            lambda order=order: heard.append(("end", order)),
+        )
+        for order in reversed(Order)
+    ]
+    for listener in listeners:
+        clock.listen(listener)
+    pipe.scheduler.set_timesteps(1)
+    advance(pipe, 1)
+    assert heard == [(event, order) for event in ("start", "step", "end") for order in Order]
+    heard.clear()
+    clock.ignore(listeners[0])
+    clock.ignore(listeners[0])
+    pipe.scheduler.set_timesteps(1)
+    assert [order for _, order in heard] == list(Order)[:-1]
+
+
+def test_a_scheduler_of_second_order_ends_with_its_last_timestep() -> None:
+    pipe = Pipe(FlowMatchHeunDiscreteScheduler())
+    clock = StepClock(pipe)
+    pipe.scheduler.set_timesteps(3)
+    assert clock.steps == 5
+    advance(pipe, 4)
+    assert clock.steps == 5
+    advance(pipe, 1)
+    with pytest.raises(RunError, match="outside a run"):
+        _ = clock.steps
+
+
+class Net(torch.nn.Module):
+    def forward(self, timestep: torch.Tensor) -> torch.Tensor:
+        return timestep
+
+
+def watched(pipe: Any) -> tuple[StepClock, Net]:
+    pipe.transformer = Net()
+    clock = StepClock(pipe)
+    clock.watch(pipe.transformer)
+    return clock, pipe.transformer
+
+
+@pytest.mark.parametrize("convert", [lambda t: t, lambda t: t.expand(2), lambda t: t.expand(2).to(torch.bfloat16)])
+def test_a_run_of_the_last_timesteps_is_counted_from_its_first_call(pipe: Pipe, convert: Any) -> None:
+    clock, net = watched(pipe)
+    starts: list[int] = []
+    clock.listen(Listener(Order.OBSERVERS, start=starts.append))
+    pipe.scheduler.set_timesteps(5)
+    for timestep in pipe.scheduler.timesteps[2:]:
+        for _branch in range(2):
+            net(timestep=convert(timestep))
+        assert (clock.steps, clock.first) == (3, 2)
+        pipe.scheduler.step(torch.zeros(1, 1), timestep, torch.zeros(1, 1))
+    assert starts == [5, 3]
+    with pytest.raises(RunError, match="outside a run"):
+        net(timestep=pipe.scheduler.timesteps[-1])
+
+
+def test_a_call_at_another_timestep_is_refused(pipe: Pipe) -> None:
+    """A run that an exception ended, or that is in progress, does not serve others."""
+    _, net = watched(pipe)
+    pipe.scheduler.set_timesteps(5)
+    for timestep in pipe.scheduler.timesteps[:2]:
+        net(timestep=timestep)
+        pipe.scheduler.step(torch.zeros(1, 1), timestep, torch.zeros(1, 1))
+    with pytest.raises(RunError, match="outside step 3 of 5"):
+        net(timestep=pipe.scheduler.timesteps[0].clone())
+    pipe.scheduler.set_timesteps(5)
+    with pytest.raises(RunError, match="none of the scheduler's"):
+        net(timestep=torch.tensor(1234.5))
+
+
+def test_a_copy_of_a_watched_transformer_is_refused(pipe: Pipe) -> None:
+    clock, net = watched(pipe)
+    pipe.scheduler.set_timesteps(5)
+    copied = copy.deepcopy(net)
+    with pytest.raises(RunError, match="is a copy of one that adaspa was applied to"):
+        copied(timestep=pipe.scheduler.timesteps[0])
+    clock.stop()
+    net(timestep=torch.zeros(1))
+    assert not net._forward_pre_hooks
+
+
+def test_a_replaced_transformer_is_told_at_the_next_run(pipe: Pipe) -> None:
+    _, net = watched(pipe)
+    before = pipe.scheduler.timesteps
+    pipe.transformer = torch.compile(net, backend="eager")  # type: ignore[attr-defined]
+    with pytest.raises(RunError, match="the transformer was replaced after adaspa was applied"):
+        pipe.scheduler.set_timesteps(3)
+    assert pipe.scheduler.timesteps is before

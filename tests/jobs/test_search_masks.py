@@ -21,7 +21,7 @@ from adaspa_cli.maskfiles import MaskFile
 from adaspa_cli.masks import Action
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import sums_with_text, video_part
-from tests.pipelines import PROMPT, Listener, hunyuan_video, latents, small_run
+from tests.pipelines import PROMPT, Listener, hunyuan_video, latents, masks_at_end, small_run
 
 SIZE = {"height": 64, "width": 96, "frames": 9}  # 288 video tokens: 18 blocks of 16
 OTHER = "two red squares move slowly to the right"
@@ -59,8 +59,9 @@ def test_the_masks_are_those_of_a_run(hunyuan_folder: Path, tmp_path: Path) -> N
     pipe = hunyuan_video()
     settings = {"block_size": 16, "sparsity": 0.5, "attention_backend": "reference"}
     with adaspa_cli.apply(pipe, search_steps=(1, 3), **settings) as handle:
+        masks = masks_at_end(handle)
         latents(pipe)
-        for (layer, branch, _), found in handle.masks().items():
+        for (layer, branch, _), found in masks.items():
             entry = file.entry((layer, branch, 3))
             assert torch.equal(
                 file.video_mask(entry.place), video_part(found.mask.to_bool(), file.description.layout, (16, 16))

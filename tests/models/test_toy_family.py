@@ -18,7 +18,7 @@ from adaspa_cli.masks import Action
 from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.registry import check_sampling, family_of
 from tests.models.toy_family import BOUNDARY, FACTS, FAMILY, SCHEDULER, TRANSFORMER, toy
-from tests.pipelines import PROMPT, Listener, latents, small_run
+from tests.pipelines import PROMPT, Listener, latents, masks_at_end, small_run
 
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}  # the same float32 sums in another order, as in tests/models/families
 SPARSE: dict[str, Any] = {
@@ -61,13 +61,14 @@ def test_the_toy_is_what_it_is_meant_to_be(pipe: Any) -> None:
 def test_attached_makes_the_same_video(pipe: Any, guidance: dict[str, Any], method: dict[str, Any]) -> None:
     plain = run(pipe, **guidance)
     with apply(pipe, **method) as handle:
+        masks = masks_at_end(handle)
         assert handle.layers == 4
         torch.testing.assert_close(run(pipe, **guidance), plain, **TOLERANCES)
     branches = {"cond", "uncond"} if guidance is GUIDED else {"cond"}
     done = {(call.step, call.layer) for call in handle.engine.calls}
     assert done == {(step, layer) for step in range(4) for layer in (FIRST if step < 2 else SECOND)}
     if method is EXACT:
-        assert set(handle.masks()) == {(layer, branch, 0) for layer in range(4) for branch in branches}
+        assert set(masks) == {(layer, branch, 0) for layer in range(4) for branch in branches}
 
 
 def test_the_second_transformer_searches_masks_of_its_own(pipe: Any) -> None:

@@ -34,7 +34,7 @@ def compensated(step: int, mask: object) -> tuple[Tensor, Tensor]:
 def test_sparse_calls_make_up_for_what_their_mask_leaves_out() -> None:
     run = Run(plus(1, fresh_lse=False))
     outputs = run.steps(4)
-    (found,) = run.engine.masks().values()
+    (found,) = run.masks.values()
     for step in (2, 3):
         assert torch.equal(outputs[step], compensated(step, found.mask)[0])
     for step in (0, 1):
@@ -44,7 +44,7 @@ def test_sparse_calls_make_up_for_what_their_mask_leaves_out() -> None:
 def test_a_search_looks_at_the_values() -> None:
     run = Run(plus(1, fresh_lse=False))
     run.steps(2)
-    (found,) = run.engine.masks().values()
+    (found,) = run.masks.values()
     q, k, v = tensors(1)
     sums = BACKEND.search(q, k, v, (BLOCK, BLOCK), SCALE)[2][0]
     scores = output_error(sums, block_means(v, BLOCK)[0])
@@ -55,10 +55,10 @@ def test_a_search_looks_at_the_values() -> None:
 def test_a_later_search_takes_the_lse_of_the_step_before() -> None:
     run = Run(plus(1, 4))
     run.steps(5)
-    (found,) = run.engine.masks().values()
+    (found,) = run.masks.values()
     first = Run(plus(1))
     first.steps(2)
-    (earlier,) = first.engine.masks().values()
+    (earlier,) = first.masks.values()
     lse = compensated(3, earlier.mask)[1]
     q, k, v = tensors(4)
     sums = BACKEND.sums(q, k, lse, (BLOCK, BLOCK), SCALE)[0]
@@ -125,7 +125,7 @@ def test_each_sparse_call_records_what_it_knows_of_its_error() -> None:
 def test_a_search_weighs_every_nth_row(stride: int) -> None:
     run = Run(plus(0, 1, search_rows=stride))
     run.steps(2)
-    (found,) = run.engine.masks().values()
+    (found,) = run.masks.values()
     q, k, v = tensors(1)
     lse = dense_attention(*tensors(0), backend="reference")[1]
     sums = BACKEND.sums(q, k, lse, (BLOCK, BLOCK), SCALE, stride)[0]
@@ -147,5 +147,5 @@ def test_a_borrowed_mask_is_compensated_as_well() -> None:
     for step in range(2):
         outputs = [run.attend(row=Row(branch, 0, LAYOUT), seed=step) for branch in ("cond", "uncond")]
         run.scheduler.step()
-    (found,) = run.engine.masks().values()
+    (found,) = run.masks.values()
     assert torch.equal(outputs[1], compensated(1, found.mask)[0])

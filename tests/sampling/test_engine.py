@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout, block_sparse_attention, dense_attention, resolve
 from adaspa_cli.errors import RunError
-from adaspa_cli.hooks.clock import StepClock
+from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.masks import Action, Call, FoundMask, HeadOrder, MaskPolicy
 from adaspa_cli.masks.methods.adaspa import AdaSpa
 from adaspa_cli.masks.methods.full import Full
@@ -43,6 +43,13 @@ class Run:
         clock = StepClock(self)
         backend = resolve("reference", torch.device("cpu"))
         self.engine = AttentionEngine(lambda _steps: policy, backend, clock, **settings)
+        # As the last run left them at its end.
+        self.masks: dict[Any, FoundMask] = {}
+        self.memory: list[Any] = []
+        clock.listen(Listener(Order.READERS, end=self._read))
+
+    def _read(self) -> None:
+        self.masks, self.memory = self.engine.masks(), list(self.engine._memory.values())
 
     def attend(self, *, layer: int = 0, row: Row = ROW, seed: int = 0) -> Tensor:
         return self.engine(layer, row, *tensors(seed, row.layout))
@@ -96,7 +103,7 @@ def test_dense_steps_are_exact_also_while_searching() -> None:
 def test_sparse_steps_use_the_mask_that_was_found() -> None:
     run = Run(adaspa(1))
     outputs = run.steps(4)
-    (found,) = run.engine.masks().values()
+    (found,) = run.masks.values()
     assert not found.mask.to_bool().all()
     for step in (2, 3):
         assert torch.equal(outputs[step], block_sparse_attention(*tensors(step), found.mask, backend="reference"))
@@ -105,14 +112,14 @@ def test_sparse_steps_use_the_mask_that_was_found() -> None:
 def test_a_cached_search_uses_its_new_mask_at_once() -> None:
     run = Run(adaspa(1, 3))
     outputs = run.steps(4)
-    (found,) = run.engine.masks().values()
+    (found,) = run.masks.values()
     assert torch.equal(outputs[3], block_sparse_attention(*tensors(3), found.mask, backend="reference"))
 
 
 def test_the_records_of_a_search_are_those_of_its_mask() -> None:
     run = Run(adaspa(1))
     run.steps(3)
-    (search,), (found,) = run.engine.searches, run.engine.masks().values()
+    (search,), (found,) = run.engine.searches, run.masks.values()
     assert (search.layer, search.branch, search.sample, search.step) == (0, "cond", 0, 1)
     assert torch.equal(search.density, found.mask.to_bool().float().mean((-1, -2)))
     assert torch.equal(search.recall, found.recall)
@@ -131,20 +138,16 @@ def test_density_is_recorded_where_attention_is_sparse() -> None:
         assert torch.equal(density, expected)
 
 
-def memory(run: Run) -> list[Any]:
-    return list(run.engine._memory.values())
-
-
 def test_the_lse_is_dropped_when_no_later_search_needs_it() -> None:
     run = Run(adaspa(1, 3))
     run.steps(2)
-    assert [entry.lse is not None for entry in memory(run)] == [True]
+    assert [entry.lse is not None for entry in run.memory] == [True]
     run.steps(4)
-    assert [entry.lse is not None for entry in memory(run)] == [False]
+    assert [entry.lse is not None for entry in run.memory] == [False]
     for policy in (adaspa(1), adaspa(1, 3, lse_cache=False)):
         run = Run(policy)
         run.steps(2)
-        assert [entry.lse is not None for entry in memory(run)] == [False]
+        assert [entry.lse is not None for entry in run.memory] == [False]
 
 
 def test_a_cached_search_uses_the_lse_of_the_first_search() -> None:
@@ -152,7 +155,7 @@ def test_a_cached_search_uses_the_lse_of_the_first_search() -> None:
     run = Run(adaspa(0, 1, 2))
     run.steps(2)
     first = dense_attention(*tensors(0), backend="reference")[1]
-    assert torch.equal(memory(run)[0].lse, first)
+    assert torch.equal(run.memory[0].lse, first)
 
 
 def test_masks_take_little_memory() -> None:
@@ -160,7 +163,7 @@ def test_masks_take_little_memory() -> None:
     layout = TokenLayout(frames=40, height=4, width=4, text_tokens=16, text_position="last")  # 41 blocks of 16
     run = Run(AdaSpa(0.8, (0,), (BLOCK, BLOCK), budget="row"))
     run.steps(1, row=Row("cond", 0, layout))
-    (found,) = run.engine.masks().values()
+    (found,) = run.masks.values()
     assert found.mask.indices.dtype == torch.int16
     assert found.mask.indices.shape == (HEADS, 41, 8 + 1)
     assert found.mask.nbytes == HEADS * 41 * (4 + 2 * 9)
@@ -183,8 +186,8 @@ def test_layers_branches_and_samples_have_masks_of_their_own() -> None:
 def test_a_new_run_forgets_everything() -> None:
     run = Run(adaspa(1))
     run.steps(3)
-    run.scheduler.set_timesteps(3)
     assert run.engine.masks() == {}
+    run.scheduler.set_timesteps(3)
     assert run.engine.calls == []
     assert run.engine.searches == []
     run.attend()
@@ -194,7 +197,7 @@ def test_a_new_run_forgets_everything() -> None:
 def test_full_attention_keeps_nothing() -> None:
     run = Run(Full())
     run.steps(3)
-    assert run.engine.masks() == {}
+    assert run.masks == {}
     assert run.engine.searches == []
     assert [call.density for call in run.engine.calls] == [None] * 3
 
@@ -253,7 +256,7 @@ def test_an_estimated_mask_is_used_in_its_order_and_the_output_comes_back_in_the
 def test_an_estimated_mask_is_recorded_and_not_kept() -> None:
     run = Run(Reordering())
     run.steps(3)
-    assert run.engine.masks() == {}
+    assert run.masks == {}
     assert [(search.step, search.recall) for search in run.engine.searches] == [(1, None), (2, None)]
     for call, search in zip(run.engine.calls[1:], run.engine.searches, strict=True):
         assert call.action is Action.ESTIMATE_AND_SPARSE
@@ -307,7 +310,7 @@ def test_loaded_masks_are_used_at_once_or_after_a_dense_check(checks: bool) -> N
     assert torch.equal(search.density, mask.density())
     densities = [call.density is not None for call in run.engine.calls]
     assert densities == [False, not checks, True]
-    assert [entry.lse for entry in memory(run)] == [None]
+    assert [entry.lse for entry in run.memory] == [None]
 
 
 # --- masks that the branches of guidance share
@@ -341,7 +344,7 @@ def test_the_unconditional_branch_searches_nothing_and_uses_the_other_s_masks(ls
     ]
     assert torch.equal(done[1][2], dense_attention(*tensors(101, OTHER.layout), backend="reference")[0])
     assert [(search.branch, search.step) for search in run.engine.searches] == [("cond", 1), ("cond", 3)]
-    (found,) = run.engine.masks().values()
+    (found,) = run.masks.values()
     mask = fit_to_text(found, LAYOUT, OTHER.layout).mask
     expected = block_sparse_attention(*tensors(104, OTHER.layout), mask, backend="reference")
     assert torch.equal(done[4][2], expected)
@@ -353,7 +356,7 @@ def test_the_unconditional_branch_searches_nothing_and_uses_the_other_s_masks(ls
 def test_a_mask_that_is_searched_again_is_shared_at_once() -> None:
     run = Run(adaspa(0, 2), share_cfg_masks=True)
     out = both_branches(run, 3)[2][2]
-    (found,) = run.engine.masks().values()
+    (found,) = run.masks.values()
     mask = fit_to_text(found, LAYOUT, OTHER.layout).mask
     assert torch.equal(out, block_sparse_attention(*tensors(102, OTHER.layout), mask, backend="reference"))
 
@@ -386,7 +389,7 @@ def test_an_estimated_mask_is_shared_and_given_back(monkeypatch: pytest.MonkeyPa
     run = Run(SparseVideoGen(0.5, 1, (BLOCK, BLOCK)), share_cfg_masks=True)
     done = both_branches(run, 3)
     assert [actions for *actions, _ in done[1:]] == [[Action.ESTIMATE_AND_SPARSE, Action.SPARSE]] * 2
-    assert run.engine.masks() == {}
+    assert run.masks == {}
     assert [mask() for mask in made] == [None, None]
     assert [search.branch for search in run.engine.searches] == ["cond", "cond"]
 

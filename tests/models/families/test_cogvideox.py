@@ -11,7 +11,7 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, FasterCache
 from adaspa_cli import apply
 from adaspa_cli.errors import RunError
 from adaspa_cli.masks import Action
-from tests.pipelines import PROMPT, cogvideox, latents
+from tests.pipelines import PROMPT, cogvideox, latents, masks_at_end
 
 # The same float32 sums in another order: latents of size 8 differed by 2e-5 on one machine, and other machines have
 # other orders. A fifth of the blocks left out changes them by more than 2e-3.
@@ -99,8 +99,9 @@ def test_sparse_attention_leaves_something_out(pipe: Any) -> None:
 def test_dynamic_guidance_changes_nothing(newest: Any) -> None:
     plain = latents(newest, use_dynamic_cfg=True, **GUIDED)
     with apply(newest, **(SPARSE | {"sparsity": 0.0})) as handle:
+        masks = masks_at_end(handle)
         torch.testing.assert_close(latents(newest, use_dynamic_cfg=True, **GUIDED), plain, **TOLERANCES)
-    assert {(branch, sample) for _, branch, sample in handle.masks()} == {("cond", 0), ("uncond", 0)}
+    assert {(branch, sample) for _, branch, sample in masks} == {("cond", 0), ("uncond", 0)}
 
 
 def test_the_newer_scheduler_works_as_well(newest: Any) -> None:
@@ -121,8 +122,8 @@ def test_other_head_dimensions(head_dim: int) -> None:
 
 def test_guidance_gives_each_branch_masks_of_its_own(pipe: Any) -> None:
     with apply(pipe, **SPARSE) as handle:
+        masks = masks_at_end(handle)
         latents(pipe, negative_prompt="green squares at rest", **GUIDED)
-    masks = handle.masks()
     assert set(masks) == {(layer, branch, 0) for layer in range(2) for branch in ("cond", "uncond")}
     chosen = [[masks[layer, b, 0].mask.to_bool() for layer in range(2)] for b in ("cond", "uncond")]
     assert any(not torch.equal(cond, uncond) for cond, uncond in zip(*chosen, strict=True))
@@ -133,8 +134,9 @@ def test_both_branches_may_share_masks(pipe: Any) -> None:
     with apply(pipe, **(SPARSE | {"sparsity": 0.0, "share_cfg_masks": True})):
         torch.testing.assert_close(latents(pipe, **GUIDED), plain, **TOLERANCES)
     with apply(pipe, **(SPARSE | {"share_cfg_masks": True})) as handle:
+        masks = masks_at_end(handle)
         latents(pipe, negative_prompt="green squares at rest", **GUIDED)
-    assert set(handle.masks()) == {(layer, "cond", 0) for layer in range(2)}
+    assert set(masks) == {(layer, "cond", 0) for layer in range(2)}
     first = handle.engine.searches[0].step
     assert [call.action for call in handle.engine.calls if (call.step, call.layer) == (first, 0)] == [
         Action.DENSE_AND_SEARCH,
@@ -146,10 +148,11 @@ def test_the_branches_are_told_apart_the_right_way_round(newest: Any) -> None:
     """The first step's input does not depend on guidance: the conditional masks are those of an unguided run."""
     settings = SPARSE | {"search_steps": (0,)}
     with apply(newest, **settings) as handle:
+        masks = masks_at_end(handle)
         latents(newest, negative_prompt="green squares at rest", **GUIDED)
-        guided = handle.masks()
+        guided = dict(masks)
         latents(newest, **UNGUIDED)
-        unguided = handle.masks()
+        unguided = dict(masks)
     for layer in range(2):
         assert torch.equal(guided[layer, "cond", 0].mask.to_bool(), unguided[layer, "cond", 0].mask.to_bool())
 
@@ -167,8 +170,9 @@ def test_a_batch_that_is_not_the_pipeline_s_own_is_refused(newest: Any) -> None:
 
 def test_without_guidance_there_is_one_branch(newest: Any) -> None:
     with apply(newest, **SPARSE) as handle:
+        masks = masks_at_end(handle)
         latents(newest, **UNGUIDED)
-    assert set(handle.masks()) == {(layer, "cond", 0) for layer in range(2)}
+    assert set(masks) == {(layer, "cond", 0) for layer in range(2)}
 
 
 @pytest.mark.parametrize("guidance", [GUIDED, UNGUIDED], ids=["guided", "unguided"])
@@ -177,9 +181,10 @@ def test_a_batch_makes_the_same_videos(newest: Any, guidance: dict[str, Any]) ->
     call = {"prompt": [PROMPT, "a square"]}
     plain = latents(newest, **call, **guidance)
     with apply(newest, **(SPARSE | {"sparsity": 0.0})) as handle:
+        masks = masks_at_end(handle)
         torch.testing.assert_close(latents(newest, **call, **guidance), plain, **TOLERANCES)
     branches = {"cond", "uncond"} if guidance == GUIDED else {"cond"}
-    assert set(handle.masks()) == {(layer, b, sample) for layer in range(2) for b in branches for sample in range(2)}
+    assert set(masks) == {(layer, b, sample) for layer in range(2) for b in branches for sample in range(2)}
 
 
 @pytest.mark.parametrize("guidance", [GUIDED, UNGUIDED], ids=["guided", "unguided"])
@@ -190,10 +195,11 @@ def test_a_video_does_not_depend_on_what_else_is_in_its_batch(
     """With one seed both rows begin with the same noise, as the halves of a guided batch do."""
     prompts = [PROMPT, "a square"]
     with apply(newest, **(SPARSE | {"search_steps": (0, 2)})) as handle:
+        masks = masks_at_end(handle)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         together = latents(newest, prompt=prompts, generator=generators, **guidance)
-        assert {sample for _, _, sample in handle.masks()} == {0, 1}
-        assert {branch for _, branch, _ in handle.masks()} == ({"cond", "uncond"} if guidance == GUIDED else {"cond"})
+        assert {sample for _, _, sample in masks} == {0, 1}
+        assert {branch for _, branch, _ in masks} == ({"cond", "uncond"} if guidance == GUIDED else {"cond"})
         for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             alone = latents(newest, prompt=prompt, generator=torch.Generator().manual_seed(seed), **guidance)
             torch.testing.assert_close(together[row : row + 1], alone, **TOLERANCES)
@@ -201,10 +207,11 @@ def test_a_video_does_not_depend_on_what_else_is_in_its_batch(
 
 def test_padded_text_is_attended_to_and_part_of_the_masks(pipe: Any) -> None:
     with apply(pipe, **SPARSE) as handle:
+        masks = masks_at_end(handle)
         latents(pipe)
     # 226 text positions; 3 latent frames of 4 x 6 tokens, which 1.5 pads to 4 and joins in pairs.
     video = 2 * 24 if pipe.transformer.config.patch_size_t else 3 * 24
-    for found in handle.masks().values():
+    for found in masks.values():
         assert found.mask.key_blocks == -(-(226 + video) // 16)
         assert found.mask.to_bool()[:, :15].all()
         assert found.mask.to_bool()[:, :, :15].all()
@@ -244,9 +251,10 @@ def test_a_run_after_an_exception_starts_fresh(newest: Any) -> None:
 
 def test_a_run_of_another_size_starts_fresh(newest: Any) -> None:
     with apply(newest, **SPARSE) as handle:
+        masks = masks_at_end(handle)
         latents(newest)
         latents(newest, height=32, width=48)
-    assert {found.mask.key_blocks for found in handle.masks().values()} == {-(-(226 + 2 * 6) // 16)}
+    assert {found.mask.key_blocks for found in masks.values()} == {-(-(226 + 2 * 6) // 16)}
 
 
 def test_two_pipelines_know_nothing_of_each_other(newest: Any) -> None:
