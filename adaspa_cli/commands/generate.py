@@ -56,9 +56,12 @@ def _run(console: Console, resolved: Resolved) -> None:
         if planned != asked:
             console.note(f"search steps {asked} scaled to {planned}, for {steps} steps")
 
+    from adaspa_cli.config.model_source import check_available
     from adaspa_cli.jobs.prompts import collect_prompts
 
     prompts = collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong one is refused at once
+    if not (resolved.config.output.resume or resolved.config.model.random_weights):
+        check_available(resolved.config.model.weights)  # what is complete needs no model
     console.note("starting ...")
 
     from adaspa_cli.commands.progress import ProgressObserver

@@ -81,10 +81,13 @@ def search_masks(
 
 def _run(console: Console, resolved: Resolved, searched: SearchOptions) -> None:
     from adaspa_cli.config.architecture import random_weights_note
+    from adaspa_cli.config.model_source import check_available
     from adaspa_cli.jobs.prompts import collect_prompts
 
     searched.check(resolved.config.method)
     prompts = collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong one is refused at once
+    if not (searched.resume or resolved.config.model.random_weights):
+        check_available(resolved.config.model.weights)  # what is complete needs no model
     note = random_weights_note(resolved.config.model)
     if note:
         console.note(note)

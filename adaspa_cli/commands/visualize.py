@@ -89,9 +89,12 @@ def visualize(
 
 
 def _run(console: Console, resolved: Resolved, looked_at: dict[str, Any]) -> None:
+    from adaspa_cli.config.model_source import check_available
     from adaspa_cli.jobs.prompts import collect_prompts
 
     prompts = collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong one is refused at once
+    if not resolved.config.model.random_weights:
+        check_available(resolved.config.model.weights)
     search = resolved.config.method.searching.schedule(resolved.config.sampling.steps)[0]
     chosen = looked_at["steps"]
     reference = next((step for step in chosen if step >= search), chosen[-1])

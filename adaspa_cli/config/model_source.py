@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from adaspa_cli.config.families import facts_of
 from adaspa_cli.errors import ModelError, nearest
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PATIENCE = 3.0  # seconds that the hub has to answer
 
 
 @dataclass(frozen=True)
@@ -95,19 +98,55 @@ def _preset_of(index: dict[str, Any], model: str) -> str:
 
 
 def fetch_model_index(hub_id: str) -> dict[str, Any]:
-    """Fetch ``model_index.json`` from the hub, or from its cache."""
+    """Fetch ``model_index.json`` from the hub, or from its cache where the hub does not answer.
+
+    Raises:
+        ModelError: neither has it.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        path = hf_hub_download(hub_id, "model_index.json")
+        path = hf_hub_download(hub_id, "model_index.json", local_files_only=not hub_answers())
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise hub_error(hub_id, error) from error
     return read_model_index(Path(path).parent)
 
 
+def check_available(weights: str) -> None:
+    """Refuse a hub id that neither the hub nor its cache has, before anything heavy is imported.
+
+    Raises:
+        ModelError: see :func:`fetch_model_index`.
+    """
+    if _HUB_ID.fullmatch(weights) and not Path(weights).is_dir():
+        fetch_model_index(weights)
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be asked: it answers within seconds, and offline mode (HF_HUB_OFFLINE) is off.
+
+    Asked before anything is fetched: the hub's client would retry for half a minute, and print that.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.is_offline_mode():
+        return False
+    answers: list[Any] = []
+
+    def ask() -> None:
+        with suppress(Exception):  # whatever goes wrong, there is no answer
+            answers.append(get_session().head(constants.ENDPOINT, timeout=_PATIENCE))
+
+    asking = Thread(target=ask, daemon=True)  # a name server that is silent keeps it longer than any timeout
+    asking.start()
+    asking.join(_PATIENCE)
+    return bool(answers)
+
+
 def hub_error(hub_id: str, error: Exception) -> ModelError:
     """Turn what the hub's client raises into one line."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if isinstance(error, GatedRepoError):
@@ -116,7 +155,8 @@ def hub_error(hub_id: str, error: Exception) -> ModelError:
         return ModelError(
             f"{hub_id} does not exist on the hub, or is private", hint="check the name, or `hf auth login`"
         )
+    network = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "check the network"
     return ModelError(
         f"cannot fetch {hub_id}: the hub cannot be reached and the cache does not hold it",
-        hint="check the network, or name a local folder with --model",
+        hint=f"{network}, or name a local folder with --model; HF_HUB_OFFLINE=1 asks the cache alone",
     )

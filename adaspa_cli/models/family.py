@@ -119,7 +119,7 @@ class Family(ABC):
 
     # --- pipelines with weights, and with random ones
 
-    def parts(self, location: str) -> dict[str, Any]:  # noqa: ARG002  most families are loaded as they were saved
+    def parts(self, location: str, *, local_files_only: bool) -> dict[str, Any]:  # noqa: ARG002  most have none
         """Parts of the pipeline at a folder or hub id that diffusers would not load rightly."""
         return {}
 

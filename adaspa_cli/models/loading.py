@@ -10,11 +10,12 @@ import torch
 
 from adaspa_cli.config.architecture import BUNDLED, architecture_of
 from adaspa_cli.config.families import facts_of
-from adaspa_cli.config.model_source import fetch_model_index, hub_error, read_model_index
+from adaspa_cli.config.model_source import fetch_model_index, hub_answers, hub_error, read_model_index
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.errors import BackendError, ConfigError, ModelError
 from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.registry import family_of, heavy
+from adaspa_cli.models.weight_files import variant_of
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,15 @@ def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
     try:
         index = read_model_index(Path(location)) if local else fetch_model_index(location)
         family = heavy(facts_of(index.get("_class_name"), location))
-        pipe = family.classes().pipeline.from_pretrained(location, dtype=dtype, **family.parts(location))
+        cached = local or not hub_answers()
+        variant = variant_of(_files(location, cached=cached), dtype, location)
+        pipe = family.classes().pipeline.from_pretrained(
+            location,
+            dtype=dtype,
+            variant=variant,
+            local_files_only=cached,
+            **family.parts(location, local_files_only=cached),
+        )
     except HfHubHTTPError as error:
         raise hub_error(location, error) from error
     except SafetensorError as error:
@@ -126,11 +135,24 @@ def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
     return pipe
 
 
+def _files(location: str, *, cached: bool) -> list[str]:
+    """Paths of a checkpoint's files: those in a folder or in the hub's cache, or those that the hub has."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    folder = Path(location)
+    if not folder.is_dir():
+        if not cached:
+            return list(list_repo_files(location))
+        folder = Path(snapshot_download(location, local_files_only=True))
+    return [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
+
+
 def _configure(pipe: Any, config: ModelConfig) -> None:
-    if config.flow_shift is not None and "shift" not in pipe.scheduler.config:
-        raise ConfigError(f"--flow-shift: the scheduler of this model, {type(pipe.scheduler).__name__}, has none")
     if config.flow_shift is not None:
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=config.flow_shift)
+        key = next((key for key in ("shift", "flow_shift") if key in pipe.scheduler.config), None)
+        if key is None:
+            raise ConfigError(f"--flow-shift: the scheduler of this model, {type(pipe.scheduler).__name__}, has none")
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{key: config.flow_shift})
     if pipe.vae is None:
         return
     if config.vae_framewise is not None and not hasattr(pipe.vae, "use_framewise_decoding"):

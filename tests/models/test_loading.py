@@ -1,7 +1,10 @@
 """Loading: what is there is loaded as it was saved, what is not there or broken gives one line."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from transformers import T5Tokenizer
 from adaspa_cli.config import ModelConfig, resolve
 from adaspa_cli.errors import AdaspaError, BackendError, ConfigError, ModelError
 from adaspa_cli.models.loading import BUNDLED, choose_device, choose_dtype, load_pipeline
-from tests.pipelines import PROMPT, cogvideox, hunyuan_video, latents
+from tests.pipelines import PROMPT, cogvideox, hunyuan_video, latents, save
 
 CPU = torch.device("cpu")
 
@@ -218,6 +221,56 @@ def test_a_missing_part_is_named(hunyuan_folder: Path, copy: Callable[[Path], Pa
 
 
 PARTS = ["transformer", "vae", "text_encoder", "text_encoder_2"]
+
+
+@pytest.mark.parametrize("parts", [PARTS, ["transformer", "vae"]], ids=["all parts", "some"])
+def test_weights_that_are_there_as_a_variant_only(tmp_path: Path, parts: list[str]) -> None:
+    """As many published checkpoints of half the size."""
+    pipe = hunyuan_video()
+    folder = save(pipe, tmp_path / "model")
+    for part in parts:
+        weights_of(folder, part).unlink()
+        getattr(pipe, part).save_pretrained(folder / part, variant="fp16")
+    assert torch.equal(latents(load_pipeline(local(folder))), latents(pipe))
+
+
+OFFLINE = """
+import sys
+from adaspa_cli.config import resolve
+from adaspa_cli.models.loading import load_pipeline
+pipe = load_pipeline(resolve({"model": sys.argv[1], "device": "cpu", "dtype": "float32"}).config.model)
+print(type(pipe).__name__, pipe.transformer.dtype)
+"""
+
+
+def without_network(home: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python where nothing listens at the hub's address, and the hub's client does not know it."""
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(home), "PYTHONPATH": ":".join(sys.path)}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def test_the_hub_is_asked_once_where_it_does_not_answer(tmp_path: Path) -> None:
+    """Its client would try six times, and print each."""
+    for model in ("nobody/no-such-model", "hunyuan"):
+        made = without_network(tmp_path, "-m", "adaspa_cli", "generate", "--model", model, "--prompt", "x")
+        assert made.returncode == 2
+        said = [line for line in made.stderr.splitlines() if not line.startswith("search steps")]
+        assert len(said) == 2
+        assert said[0].startswith("error: cannot fetch ")
+        assert "HF_HUB_OFFLINE" in said[1]
+
+
+def test_a_cached_checkpoint_is_loaded_without_network(hunyuan_folder: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--nobody--model"
+    shutil.copytree(hunyuan_folder, repository / "snapshots" / "0")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0")
+    made = without_network(tmp_path, "-c", OFFLINE, "nobody/model")
+    assert made.stdout.split() == ["HunyuanVideoPipeline", "torch.float32"], made.stderr
+    assert made.stderr == ""
 
 
 def weights_of(folder: Path, part: str) -> Path:

@@ -130,7 +130,7 @@ class HunyuanVideo(Family):
     def token_grid(self, config: Any, frames: int, height: int, width: int) -> Grid:
         return frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
 
-    def parts(self, location: str) -> dict[str, Any]:
+    def parts(self, location: str, *, local_files_only: bool) -> dict[str, Any]:
         """The tokenizer, read as it was written.
 
         Public checkpoints call it LlamaTokenizerFast. transformers 5 answers that name with a class that rebuilds the
@@ -138,7 +138,9 @@ class HunyuanVideo(Family):
         """
         from transformers import PreTrainedTokenizerFast
 
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(location, subfolder="tokenizer")
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            location, subfolder="tokenizer", local_files_only=local_files_only
+        )
         tokenizer.padding_side = "right"
         return {"tokenizer": tokenizer}
 
