@@ -37,9 +37,9 @@ _ALIGNED = 32
 class _Softmax:
     """Scores and their softmax in buffers that all chunks of a call reuse: fresh pages cost more than arithmetic."""
 
-    def __init__(self, dtype: torch.dtype, scale: float) -> None:
+    def __init__(self, like: Tensor, scale: float) -> None:
         self._factor = scale * LOG2_E
-        self._wide, self._narrow = torch.empty(0), torch.empty(0, dtype=dtype)
+        self._wide, self._narrow = _empty(like, 0), like.new_empty(0)
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
         """q k^T without the scale, in float32: [n, M, D] and [n, S, D] to [n, M, S]."""
@@ -47,7 +47,7 @@ class _Softmax:
         size = math.prod(shape)
         if size > len(self._narrow):
             self._narrow = q.new_empty(size)
-            self._wide = self._narrow if q.dtype == torch.float32 else torch.empty(size)
+            self._wide = self._narrow if q.dtype == torch.float32 else _empty(q, size)
         scores = _multiply(q, k.mT, self._narrow[:size].view(shape))
         return scores if q.dtype == torch.float32 else self._wide[:size].view(shape).copy_(scores)
 
@@ -92,8 +92,8 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tens
         out, lse = _flash(q, k, v, scale)
         return _token_major(out), lse
     queries, keys, values = _flat(q, 1), _flat(k, _ALIGNED), _flat(v, _ALIGNED)
-    out, lse = torch.empty_like(queries), torch.empty(queries.shape[:2])
-    softmax = _Softmax(q.dtype, scale)
+    out, lse = torch.empty_like(queries), _empty(queries, *queries.shape[:2])
+    softmax = _Softmax(q, scale)
     for head in range(len(queries)):
         _dense_products(softmax, queries[head], keys[head], values[head], k.shape[2], out[head], lse[head])
     return _token_major(out.view(q.shape)), lse.view(q.shape[:3])
@@ -112,8 +112,8 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, sca
     queries = _flat(q, block_q)
     keys, values = _flat(k, block_k), _flat(v, block_k)
     rows = queries.view(-1, block_q, head_dim)
-    out, lse = torch.zeros_like(rows), torch.full(rows.shape[:2], -torch.inf)
-    softmax = _Softmax(q.dtype, scale) if _uses_products(q.dtype) else None
+    out, lse = torch.zeros_like(rows), _empty(rows, *rows.shape[:2]).fill_(-torch.inf)
+    softmax = _Softmax(q, scale) if _uses_products(q.dtype) else None
 
     counts = mask.counts.expand(batch, heads, -1).reshape(-1)
     indices = mask.indices.expand(batch, heads, -1, -1).flatten(0, -2)
@@ -149,7 +149,7 @@ def block_sums(
         q[:, :, ::row_stride], k, lse[:, :, ::row_stride], (block_size[0] // row_stride, block_size[1]), scale
     )
     if row_stride > 1:
-        real = torch.full((sums.shape[2], 1), block_size[0])
+        real = torch.full((sums.shape[2], 1), block_size[0], dtype=torch.float32, device=q.device)
         real[-1] -= sums.shape[2] * block_size[0] - q.shape[2]
         sums *= real / -(-real // row_stride)
     return sums
@@ -164,11 +164,11 @@ def _exact_block_sums(q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, 
     block_q, block_k = block_size
     queries, keys = _flat(q, block_q), _flat(k, block_k)
     key_blocks = keys.shape[1] // block_k
-    sums = torch.empty(len(queries), queries.shape[1] // block_q, key_blocks)
+    sums = _empty(queries, len(queries), queries.shape[1] // block_q, key_blocks)
     # +inf makes a row weigh nothing, be it past the end or without keys.
     shift = F.pad(lse.float() * LOG2_E, (0, queries.shape[1] - q.shape[2]), value=torch.inf)
     shift = torch.where(shift == -torch.inf, torch.inf, shift).view(len(queries), -1, 1)
-    softmax = _Softmax(q.dtype, scale)
+    softmax = _Softmax(q, scale)
     for head, start, stop in _chunks(queries, keys, block_q):
         rows = slice(start, stop)
         weights, _ = softmax.exponentials(
@@ -203,9 +203,9 @@ def _fused_search(
     block_q, block_k = block_size
     queries, keys, values = _flat(q, block_q), _flat(k, block_k), _flat(v, block_k)
     key_blocks = keys.shape[1] // block_k
-    out, lse = torch.empty_like(queries), torch.empty(queries.shape[:2])
-    sums = torch.empty(len(queries), queries.shape[1] // block_q, key_blocks)
-    softmax = _Softmax(q.dtype, scale)
+    out, lse = torch.empty_like(queries), _empty(queries, *queries.shape[:2])
+    sums = _empty(queries, len(queries), queries.shape[1] // block_q, key_blocks)
+    softmax = _Softmax(q, scale)
     for head, start, stop in _chunks(queries, keys, block_q):
         weights, shift = softmax.exponentials(queries[None, head, start:stop], keys[None, head], k.shape[2])
         per_block = weights.view(stop - start, key_blocks, block_k).sum(-1)
@@ -219,6 +219,11 @@ def _fused_search(
     out = out.view(*q.shape[:2], -1, q.shape[3])[:, :, : q.shape[2]]
     lse = lse.view(*q.shape[:2], -1)[:, :, : q.shape[2]].contiguous()
     return _token_major(out), lse, sums.view(*q.shape[:2], -1, key_blocks)
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    """A float32 buffer where ``like`` is, whatever torch's defaults are."""
+    return like.new_empty(shape, dtype=torch.float32)
 
 
 def _uses_products(dtype: torch.dtype) -> bool:
@@ -280,7 +285,7 @@ def _full_rows(
         keys, values = k[None, None, :tokens], v[None, None, :tokens]
         result, row_lse = (x[0, 0] for x in _flash(q[None, None], keys, values, scale))
     else:
-        result, row_lse = torch.empty_like(q), torch.empty(len(q))
+        result, row_lse = torch.empty_like(q), _empty(q, len(q))
         _dense_products(softmax, q, k, v, tokens, result, row_lse)
     out[chosen] = result.view(len(chosen), *out.shape[1:])
     lse[chosen] = row_lse.view(len(chosen), -1)

@@ -48,7 +48,7 @@ def block_sums(
     weights = torch.exp(scores(q, k, scale) - torch.where(lse == -torch.inf, torch.inf, lse)[..., None])
     if row_stride > 1:
         row = torch.arange(q.shape[-2], device=q.device)
-        real = (q.shape[-2] - row // block_q * block_q).clamp(max=block_q)
+        real = (q.shape[-2] - row // block_q * block_q).clamp(max=block_q).to(weights.dtype)
         worth = real / -(-real // row_stride) * (row % block_q % row_stride == 0)
         weights = weights * worth[:, None]
     rows, columns = ceil_div(q.shape[-2], block_q), ceil_div(k.shape[-2], block_k)

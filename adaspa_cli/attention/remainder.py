@@ -87,7 +87,7 @@ def remainder(q: Tensor, summaries: BlockSummaries, mask: BlockMask, scale: floa
     batch, heads, tokens, head_dim = q.shape
     blocks = summaries.keys.shape[2]
     out = q.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)  # as models flatten it
-    lse = torch.full((batch, heads, tokens), -torch.inf, device=q.device)
+    lse = torch.full((batch, heads, tokens), -torch.inf, dtype=torch.float32, device=q.device)
     if not blocks:
         return out.zero_(), lse
     kept = mask.to_bool()[..., summaries.first : summaries.first + blocks]

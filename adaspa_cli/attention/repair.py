@@ -139,7 +139,7 @@ class _Fit:
         least = deviation.square().mean(-1, keepdim=True).sqrt_().mul_(_LEAST_DEVIATION)
         factor = 1 / deviation.maximum(least).clamp_(min=1e-20)
         features = features * factor
-        identity = torch.eye(probes, device=x.device)
+        identity = torch.eye(probes, dtype=x.dtype, device=x.device)
         # In the dual form, [M, M]. The plain cholesky would wait for the device to say whether it worked.
         lower = torch.linalg.cholesky_ex(features @ features.mT + ridge * identity)[0]
         half = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)

@@ -72,7 +72,7 @@ class Calibration(StepCache):
         video = self._family.block_output(output)[0]
         norms = torch.linalg.vector_norm(video - self._input, dim=-1, dtype=torch.float32)
         before, self._norms, self._input = self._norms, norms, None
-        self._ratios.append(torch.ones(()) if before is None else (norms / before.clamp_min(1e-8)).mean())
+        self._ratios.append(norms.new_ones(()) if before is None else (norms / before.clamp_min(1e-8)).mean())
 
     def details(self) -> dict[str, Any]:
         return {"calibration": True, "ratios": [round(float(ratio), 5) for ratio in self._ratios]}

@@ -90,7 +90,7 @@ class TokenMerging:
         self._video_tokens += layout.video_tokens
         out = _proportional_attention(plan.merge(q), plan.merge(k), plan.merge(v), plan.sizes, scale)
         density = (len(plan.kept) / layout.tokens) ** 2
-        return plan.unmerge(out), torch.full((q.shape[1],), density, device=q.device)
+        return plan.unmerge(out), torch.full((q.shape[1],), density, dtype=torch.float32, device=q.device)
 
 
 def plan_merge(k: Tensor, layout: TokenLayout, ratio: float, grid: tuple[int, ...]) -> Merge:
@@ -113,7 +113,8 @@ def plan_merge(k: Tensor, layout: TokenLayout, ratio: float, grid: tuple[int, ..
     kept = leaves.argsort(stable=True)[: tokens - len(merged)]
     place = torch.zeros_like(position).index_copy_(0, kept, position[: len(kept)])
     target = place.index_copy(0, merged, place[into])
-    sizes = torch.zeros(len(kept), device=k.device).index_add_(0, target, torch.ones(tokens, device=k.device))
+    sizes = torch.zeros(len(kept), dtype=torch.float32, device=k.device)
+    sizes.index_add_(0, target, torch.ones_like(target, dtype=torch.float32))
     return Merge(kept, target, merged, sizes)
 
 

@@ -98,13 +98,14 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
     count = torch.count_nonzero
     counts = [(count(a & b), count(a | b)) for a, b in zip(first, second, strict=True)]
     both, either = (torch.stack(found) for found in zip(*counts, strict=True))
-    return torch.where(either > 0, both / either, 1.0)
+    return torch.where(either > 0, both.float() / either, 1.0)
 
 
 def _overlap(first: MaskFile, second: MaskFile, layer: int, branch: str, steps: tuple[int, int]) -> Overlap:
     places = [(layer, branch, step) for step in steps]
     masks = [file.video_mask(place) for file, place in zip((first, second), places, strict=True)]
-    recalls = [torch.tensor(file.entry(place).recall) for file, place in zip((first, second), places, strict=True)]
+    entries = [file.entry(place) for file, place in zip((first, second), places, strict=True)]
+    recalls = [torch.tensor(entry.recall, dtype=torch.float32, device="cpu") for entry in entries]
     return Overlap(
         layer,
         branch,

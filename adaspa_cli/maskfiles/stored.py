@@ -123,7 +123,7 @@ class StoredMasks(MaskPolicy):
         blocks = self.file.description.video_blocks
         if self.file.description.ranked is None:
             kept = unpack_words(self.file.read(place, "bits").to(device), blocks)
-            recall = torch.tensor(self.file.entry(place).recall)
+            recall = torch.tensor(self.file.entry(place).recall, dtype=torch.float32, device="cpu")
         else:
             ranking = self.file.ranking(place)
             counts = choose_counts(ranking, self.sparsity, blocks, self.head_adaptive)

@@ -58,7 +58,7 @@ def select_by_score(
     heads = len(block_sums)
     if sparsity == 0 or not rows or not columns:
         full = full_mask(layout, heads, block_size, block_sums.device)
-        return FoundMask(full, torch.ones(heads, device=block_sums.device))
+        return FoundMask(full, block_sums.new_ones(heads))
     video, video_scores = (x[:, rows.start : rows.stop, columns.start : columns.stop] for x in (block_sums, scores))
     base = kept_blocks(sparsity, len(columns))
     candidates = candidate_counts(sparsity, len(columns), head_adaptive=budget == "head-adaptive")

@@ -59,7 +59,7 @@ def select(
     heads = block_sums.shape[0]
     if sparsity == 0 or not rows or not columns:
         full = full_mask(layout, heads, block_size, block_sums.device)
-        return FoundMask(full, torch.ones(heads, device=block_sums.device))
+        return FoundMask(full, block_sums.new_ones(heads))
     candidates = candidate_counts(sparsity, len(columns), head_adaptive=head_adaptive)
     find = by_kernels if kernels_take(block_sums) else by_torch
     return find(block_sums, layout, block_size, candidates)

@@ -92,7 +92,7 @@ def sums_with_text(video: Tensor, text: Tensor, layout: TokenLayout, block_size:
     The mass of all blocks with text stands in one of them: they are kept together, so only their sum matters.
     """
     rows, columns = (layout.blocks(size) for size in block_size)
-    sums = torch.zeros(video.shape[0], rows, columns, device=video.device)
+    sums = torch.zeros(video.shape[0], rows, columns, dtype=torch.float32, device=video.device)
     video_part(sums, layout, block_size).copy_(video)
     places = [layout.text_blocks(size) for size in block_size]
     if all(places):

@@ -61,7 +61,8 @@ def sequence_order(layout: TokenLayout, device: torch.device | str = "cpu") -> T
 
 @functools.lru_cache(_CACHED_ORDERS)
 def _video_order(frames: int, height: int, width: int, device: torch.device) -> TokenOrder:
-    frame, row, column = torch.meshgrid(*(torch.arange(size) for size in (frames, height, width)), indexing="ij")
+    places = (torch.arange(size, device="cpu") for size in (frames, height, width))
+    frame, row, column = torch.meshgrid(*places, indexing="ij")
     bits = max(1, (max(frames, height, width) - 1).bit_length())
     forward = torch.argsort(hilbert_index(frame, row, column, bits).flatten())
     return TokenOrder(forward.to(device), torch.argsort(forward).to(device))

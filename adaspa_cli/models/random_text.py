@@ -16,4 +16,4 @@ def text_tokens(prompt: str, longest: int) -> int:
 def text_noise(text: str, *shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Random embeddings of a shape; the same for the same text."""
     random = torch.Generator("cpu").manual_seed(zlib.crc32(text.encode()))
-    return torch.randn(shape, generator=random).to(device, dtype)
+    return torch.randn(shape, generator=random, dtype=torch.float32, device="cpu").to(device, dtype)

@@ -69,7 +69,7 @@ class FrameRegion(MaskPolicy):
         video = layout.video_blocks(self.block)
         kept = kept_blocks(sparsity_at(self.sparsity, call.step), len(video))
         if kept == len(video):
-            return FoundMask(full_mask(layout, heads, self.block_size, device), torch.ones(heads, device=device))
+            return FoundMask(full_mask(layout, heads, self.block_size, device), block_sums.new_ones(heads))
         borders = frame_borders(layout, self.block)
         place = _Place.of(borders, device)
         sums = block_sums[:, video.start : video.stop, video.start : video.stop]
@@ -113,7 +113,7 @@ class _Place:
         frames = enumerate(pairwise(borders))
         table = [(frame, a, b - a, block - a) for frame, (a, b) in frames for block in range(a, b)]
         # From the CPU without waiting for the device.
-        return cls(*torch.tensor(table).T.contiguous().to(device, non_blocking=True))
+        return cls(*torch.tensor(table, dtype=torch.int64, device="cpu").T.contiguous().to(device, non_blocking=True))
 
     def on_diagonals(self) -> Tensor:
         """[Nv, Nv]: the key block of each row on the diagonal that a column's place stands for."""

@@ -79,8 +79,8 @@ class SparseVideoGen(MaskPolicy):
         """Places [n] of the query rows, video tokens, drawn anew for each step and layer; on the CPU, to be alike on
         all devices."""
         # The generator reads 32 bits of its seed: no place for step and layer above them.
-        random = torch.Generator().manual_seed(((self.seed * 1009 + call.step) * 1009 + call.layer) % 2**32)
-        drawn = torch.randint(call.layout.video_tokens, (self.sampled_rows,), generator=random)
+        random = torch.Generator("cpu").manual_seed(((self.seed * 1009 + call.step) * 1009 + call.layer) % 2**32)
+        drawn = torch.randint(call.layout.video_tokens, (self.sampled_rows,), generator=random, device="cpu")
         return drawn + call.layout.video_start
 
 

@@ -66,7 +66,7 @@ class CogVideoXAttachment(Attachment):
         super().__init__(family, pipe, attend, token_order)
         self._pipe = pipe
         self._branches: tuple[str, ...] | None = None  # of the run in progress
-        self._timesteps = torch.empty(0)
+        self._timesteps = torch.empty(0, dtype=torch.float32, device="cpu")
         self._numbers: list[float] = []
         self._overrides += [
             Override(pipe.scheduler, "set_timesteps", self._note_start),
