@@ -15,7 +15,7 @@ from adaspa_cli.maskfiles.compare import iou
 from tests.pipelines import cogvideox, hunyuan_video, latents
 
 SPARSE = {"block_size": 16, "search_steps": (1, 2), "search_steps_for": None, "sparsity": 0.6}
-METHODS = ("full", "tomesd", "adaspa-no-lse-cache", *names_of(SparseConfig))
+METHODS = ("full", "tomesd", "adaspa-no-lse-cache", "adaspa-plus", *names_of(SparseConfig))
 CACHES = ("first-block", "magcache", "taylorseer")
 
 
