@@ -38,14 +38,16 @@ NO_COMPENSATION = Compensation()
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a call knows of its own error; all float32 [B, H], on the device, None where it was not measured.
+    """What a call knows of its own error; float32 [B, H], on the device, None where it was not measured.
 
     Attributes:
+        work: what making up for left-out blocks cost, as a share of dense attention: summaries and probes over tokens.
         pooled: share of the attention weights that the summaries stand for, mean over the video's rows.
         before: distance of the probes from dense attention, relative to its norm, with the remainder if there is one.
         after: the same after the repair, each probe seen by a fit without it.
     """
 
+    work: float = 0.0
     pooled: Tensor | None = None
     before: Tensor | None = None
     after: Tensor | None = None
@@ -77,16 +79,18 @@ def compensated_attention(
         it that of the kept keys alone; and what is known of the error.
     """
     out, lse = backend.sparse(q, k, v, mask, scale)
-    pooled = None
+    pooled, work = None, min(compensation.probes, layout.video_tokens) / layout.tokens
     if compensation.pooled:
-        rest, rest_lse = remainder(q, pool(k, v, layout, mask.block_size[1]), mask, scale)
+        summaries = pool(k, v, layout, mask.block_size[1])
+        work += len(summaries.log_tokens) / layout.tokens
+        rest, rest_lse = remainder(q, summaries, mask, scale)
         video = slice(layout.video_start, layout.video_start + layout.video_tokens)
         pooled = share(lse[:, :, video], rest_lse[:, :, video]).mean(-1)
         out, lse = merge(out, lse, rest, rest_lse)
     if not compensation.probes:
-        return out, lse, Estimate(pooled)
+        return out, lse, Estimate(work, pooled)
     done = repair(
         q, k, v, out, mask, layout,
         probes=compensation.probes, ridge=compensation.ridge, scale=scale, dense=backend.dense,
     )  # fmt: skip
-    return done.out, lse, Estimate(pooled, done.before, done.after)
+    return done.out, lse, Estimate(work, pooled, done.before, done.after)

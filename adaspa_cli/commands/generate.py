@@ -54,7 +54,11 @@ def _run(console: Console, resolved: Resolved) -> None:
     if method.mask_file.masks is None and isinstance(method.algorithm, SparseConfig):
         asked, planned = list(method.algorithm.search_steps), list(method.algorithm.schedule(steps))
         if planned != asked:
-            console.note(f"search steps {asked} scaled to {planned}, for {steps} steps")
+            ramp = method.algorithm.sparsity_ramp
+            why = (
+                f"scaled to {planned}, for {steps} steps" if ramp is None else f"become {planned}, with a sparsity ramp"
+            )
+            console.note(f"search steps {asked} {why}")
 
     from adaspa_cli.config.model_source import check_available
     from adaspa_cli.jobs.prompts import collect_prompts
@@ -78,6 +82,7 @@ def _run(console: Console, resolved: Resolved) -> None:
 
 
 def _show(console: Console, folder: Path, reports: list[dict[str, Any]]) -> None:
+    from adaspa_cli.report.compensation import error_note
     from adaspa_cli.report.steps import estimated_note
 
     made = [report["video"]["file"] or report.get("latents") for report in reports]
@@ -88,6 +93,7 @@ def _show(console: Console, folder: Path, reports: list[dict[str, Any]]) -> None
     said = [note for report in reports for note in (report.get("random_weights"), estimated_note(report))]
     lines += [Text(note) for note in dict.fromkeys(said) if note]
     lines += [Text(note) for note in map(_mask_note, reports) if note]
+    lines += [Text(note) for note in map(error_note, reports) if note]
     console.result(data, Group(*lines, _table(reports)))
 
 

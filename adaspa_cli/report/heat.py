@@ -63,6 +63,19 @@ def heats(searches: Sequence[Mapping[str, Any]]) -> list[Heat]:
     return found
 
 
+def error_heats(compensation: Mapping[str, Any] | None) -> list[Heat]:
+    """Maps of what the summaries stand for and of the error after the repair, a layer a row and a step a column."""
+    if compensation is None:
+        return []
+    names = {"pooled": "Pooled share", "after": "Error after repair"}
+    found = []
+    for figure, name in names.items():
+        rows = [(entry["layer"], entry[figure]) for entry in compensation["layers"]]
+        if all(value is not None for _, row in rows for value in row):
+            found.append(heat(name, f"steps {compensation['steps'][0]} to {compensation['steps'][-1]}", rows))
+    return found
+
+
 def _mean(rows: Sequence[Sequence[float]]) -> list[float]:
     """Mean by head."""
     return [statistics.fmean(values) for values in zip(*rows, strict=True)]

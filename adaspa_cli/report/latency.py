@@ -12,6 +12,7 @@ from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.models.registry import family_of
+from adaspa_cli.report.compensation import compensation_report
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.report.mask_file import mask_file_report
 from adaspa_cli.report.steps import estimate_others, run_density, step_table, untouched_steps
@@ -44,6 +45,8 @@ def latency_report(
 
     ``skipped`` is the share of blocks or of attention calls that a cache left out; densities are those of the calls
     that were made.
+
+    ``compensation`` is what made up for left-out blocks, see :mod:`adaspa_cli.report.compensation`.
 
     ``dense_attention`` says which kernel ran dense attention and what the others took, where there was a choice.
 
@@ -93,6 +96,7 @@ def latency_report(
         "density": _density(handle, steps, estimated),
         "steps": steps,
         "searches": search_table(engine),
+        "compensation": compensation_report(engine.calls),
         "mask_file": mask_file_report(engine.policy),
         "peak_memory": result.peak,
     }

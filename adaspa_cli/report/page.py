@@ -9,7 +9,8 @@ from typing import Any
 
 from adaspa_cli.config.names import DENSE
 from adaspa_cli.report.compare import Compared
-from adaspa_cli.report.heat import heats
+from adaspa_cli.report.compensation import error_note
+from adaspa_cli.report.heat import error_heats, heats
 from adaspa_cli.report.machine import machine_line
 from adaspa_cli.report.media import data_uri
 from adaspa_cli.report.steps import estimated_note
@@ -71,6 +72,8 @@ def page(report: dict[str, Any], video: Path | None, compared: Compared | None =
         phases=PHASES,
         rest=_REST,
         heats=heats(report["searches"]),
+        error_heats=error_heats(report.get("compensation")),
+        error=error_note(report),
         settings={key: setting for key, setting in report["settings"].items() if setting["value"] is not None},
     )
 

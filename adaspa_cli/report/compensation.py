@@ -1,0 +1,72 @@
+"""What made up for left-out blocks, for the report: its cost, and each call's own estimate of its error.
+
+Nothing dense is run for it: the probe rows of a repaired call say how far the others are from dense attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from adaspa_cli.sampling.engine import AttentionCall
+
+FIGURES = ("pooled", "before", "after")
+
+
+def compensation_report(calls: Sequence[AttentionCall]) -> dict[str, Any] | None:
+    """The entry ``compensation`` of a report; None where nothing was made up for. Waits for the device.
+
+    - ``work``: what it cost, as a share of dense attention, mean over all calls; no part of ``density``.
+    - ``pooled``: share of the attention weights that summaries stand for, mean over the calls that had any.
+    - ``before`` and ``after`` the repair: distance of the probe rows from dense attention relative to its norm, root
+      mean square over the repaired calls and their heads. None without a repair.
+    - ``steps``: those with such calls; ``layers``: the figures of each of them by these steps, of all heads.
+    """
+    made_up = [call for call in calls if call.estimate.work]
+    if not made_up:
+        return None
+    steps = sorted({call.step for call in made_up})
+    by_place = {figure: _by_place(made_up, figure) for figure in FIGURES}
+    layers: list[dict[str, Any]] = []
+    for layer in sorted({call.layer for call in made_up}):
+        row = {figure: [_mean(figure, by_place[figure].get((layer, step))) for step in steps] for figure in FIGURES}
+        layers.append({"layer": layer, **row})
+    whole = {figure: _mean(figure, [x for heads in by_place[figure].values() for x in heads]) for figure in FIGURES}
+    return {"work": sum(call.estimate.work for call in made_up) / len(calls), **whole, "steps": steps, "layers": layers}
+
+
+def _by_place(calls: Sequence[AttentionCall], figure: str) -> dict[tuple[int, int], list[list[float]]]:
+    """The figure's values of all heads of each call, by layer and step."""
+    measured = {index: getattr(call.estimate, figure) for index, call in enumerate(calls)}
+    known = {index: value.float().flatten() for index, value in measured.items() if value is not None}
+    found: dict[tuple[int, int], list[list[float]]] = defaultdict(list)
+    rows = torch.stack(list(known.values())).tolist() if known else []  # one wait for all of them
+    for index, heads in zip(known, rows, strict=True):
+        found[calls[index].layer, calls[index].step].append(heads)
+    return found
+
+
+def _mean(figure: str, calls: Sequence[Sequence[float]] | None) -> float | None:
+    """Of all heads of some calls: of errors the root mean square, of shares the mean."""
+    if not calls:
+        return None
+    values = [value for heads in calls for value in heads]
+    mean = fmean(values) if figure == "pooled" else math.sqrt(fmean(value**2 for value in values))
+    return round(mean, 6)
+
+
+def error_note(report: Mapping[str, Any]) -> str | None:
+    """What the probes of a run say of its error, in one line; None where there were none."""
+    found = report.get("compensation")
+    if not found or found["after"] is None:
+        return None
+    return (
+        f"attention error about {found['after']:.1%} (before repair {found['before']:.1%}), "
+        "estimated on the probe rows of every sparse call"
+    )
