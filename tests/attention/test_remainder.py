@@ -1,5 +1,6 @@
 """The pooled remainder against a softmax that is written out key by key in float64."""
 
+import itertools
 import math
 
 import pytest
@@ -77,13 +78,18 @@ def test_a_row_that_keeps_every_block_has_no_remainder() -> None:
         assert bool((out[exact] == 0).all())
 
 
-def test_many_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    layout = LAYOUTS["text first, ragged"]
+def test_a_long_sequence_has_the_remainder_of_each_head_apart() -> None:
+    """So long that all heads together come in several chunks, one head alone in one."""
+    layout = TokenLayout(8, 16, 16, 20, "first")
     q, k, v = tensors(layout)
-    summaries, mask = pool(k, v, layout, BLOCK), random_mask(layout)
-    whole = remainder(q, summaries, mask, SCALE)
-    monkeypatch.setattr("adaspa_cli.attention.remainder._CHUNK_SCORES", {"cpu": 1})
-    torch.testing.assert_close(remainder(q, summaries, mask, SCALE), whole)
+    mask = random_mask(layout)
+    out, lse = remainder(q, pool(k, v, layout, BLOCK), mask, SCALE)
+    for sample, head in itertools.product(range(2), range(3)):
+        here = (slice(sample, sample + 1), slice(head, head + 1))
+        alone = BlockMask(mask.counts[here[1]], mask.indices[here[1]], mask.key_blocks, mask.block_size)
+        own_out, own_lse = remainder(q[here], pool(k[here], v[here], layout, BLOCK), alone, SCALE)
+        torch.testing.assert_close(out[here], own_out)
+        torch.testing.assert_close(lse[here], own_lse)
 
 
 def test_bfloat16_is_as_near_as_its_rounding() -> None:
