@@ -44,7 +44,7 @@ class Profiled:
     Attributes:
         run: what ran.
         steps: by kind of step, the number of the step and its times; the last step of the kind.
-        peak: bytes, as :func:`~adaspa_cli.report.machine.peak_memory` gives them.
+        peak: bytes, as :func:`~adaspa_cli.sampling.memory.peak_memory` gives them.
         dense_kernel: what ran dense attention, where adaspa's backend chose.
     """
 

@@ -1,0 +1,45 @@
+"""What pages and docstrings name is there: files, scripts, and the library's modules and names."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("adaspa_cli", "kernels", "scripts", "tests")
+TEXTS = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    *(path for folder in FOLDERS for ending in ("py", "md") for path in (ROOT / folder).rglob(f"*.{ending}")),
+]
+
+
+def _module(name: str) -> Path | None:
+    """The file of a module or of a package, by its dotted name."""
+    place = ROOT.joinpath("kernels" if name.startswith("adaspa_kernels") else "", *name.split("."))
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+
+
+def _is_there(reference: str) -> bool:
+    """Whether the longest module at the start of a reference has the name that follows it."""
+    name, rest = reference, ""
+    while name and _module(name) is None:
+        name, _, rest = name.rpartition(".")
+    found = _module(name) if name else None
+    return found is not None and (not rest or re.search(rf"\b{rest}\b", found.read_text(encoding="utf-8")) is not None)
+
+
+@pytest.mark.parametrize("folder", ["docs", *FOLDERS])
+def test_what_is_named_is_there(folder: str) -> None:
+    texts = [path for path in TEXTS if path.is_relative_to(ROOT / folder) or (folder == "docs" and path.parent == ROOT)]
+    assert texts
+    lost = []
+    for path in texts:
+        text = path.read_text(encoding="utf-8")
+        files = re.findall(r"(?<![\w/.-])(?:adaspa_cli|scripts|tests|docs)/[\w./-]*\w\.(?:py|md|json|png|yaml)\b", text)
+        scripts = re.findall(r"python -m (scripts\.\w+)", text)
+        references = re.findall(r":`~?(adaspa_(?:cli|kernels)\.[\w.]+)`", text)
+        unknown = [name for name in files if not (ROOT / name).exists()]
+        unknown += [name for name in (*scripts, *references) if not _is_there(name)]
+        lost += [f"{path.relative_to(ROOT)}: {name}" for name in unknown]
+    assert lost == []
