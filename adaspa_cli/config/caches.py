@@ -36,6 +36,11 @@ class CacheConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Keys that mean nothing beside the others."""
+        return ()
+
     def check_chosen(self) -> None:
         """Raise ConfigError if this cache is chosen, and lacks what it needs."""
 
@@ -59,7 +64,7 @@ class PabConfig(CacheConfig):
     """Pyramid Attention Broadcast (arXiv 2408.12588).
 
     Attributes:
-        pab_range: attention is computed once in so many denoising steps, as long as the timestep lies in
+        pab_range: attention is computed at one of this many denoising steps, while the timestep lies in
             ``pab_timesteps``.
         pab_timesteps: lower and upper end (both excluded) of the scheduler's timesteps, 1000 (noise) to 0 (video).
     """
@@ -84,7 +89,8 @@ class AdaCacheConfig(CacheConfig):
 
     Attributes:
         adacache_thresholds: ascending distances that divide the entries of ``adacache_reuses``.
-        adacache_reuses: steps for which a block's residual is reused, by distance; one entry more than thresholds.
+        adacache_reuses: number of denoising steps for which a block's residual is reused, by distance; one entry more
+            than ``adacache_thresholds``.
         adacache_motion: scale the distance by the motion between the residual's latent frames.
         adacache_motion_reference: motion that leaves the distance as it is.
     """
@@ -109,6 +115,10 @@ class AdaCacheConfig(CacheConfig):
     @property
     def needs_raster(self) -> bool:
         return self.adacache_motion
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        return () if self.adacache_motion else ("adacache_motion_reference",)
 
 
 @dataclass(frozen=True)
@@ -137,9 +147,9 @@ class MagCacheConfig(CacheConfig):
     Attributes:
         magcache_ratios: magnitude of the residual of all blocks at each step over that at the step before. They
             belong to a checkpoint and its schedule; a run of another number of steps takes the nearest of them.
-        magcache_calibrate: skip nothing and measure ``magcache_ratios``; the report holds them.
+        magcache_calibrate: skip nothing and measure ``magcache_ratios``, which the report then holds.
         magcache_threshold: estimated relative error up to which steps are skipped.
-        magcache_max_skips: steps that may be skipped one after the other.
+        magcache_max_skips: number of consecutive steps that may be skipped.
         magcache_retention: share of the first steps, 0 to 1, that are never skipped.
     """
 
@@ -150,6 +160,12 @@ class MagCacheConfig(CacheConfig):
     magcache_threshold: float = setting(0.06, from_on(0, MOST_SCALE))
     magcache_max_skips: int = setting(3, from_on(0, MOST_STEPS))
     magcache_retention: float = setting(0.2, from_on(0, 1))
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        if not self.magcache_calibrate:
+            return ()
+        return "magcache_ratios", "magcache_threshold", "magcache_max_skips", "magcache_retention"
 
     def check_chosen(self) -> None:
         if not self.magcache_ratios and not self.magcache_calibrate:
@@ -165,8 +181,8 @@ class TaylorSeerConfig(CacheConfig):
     """TaylorSeer (arXiv 2503.06923).
 
     Attributes:
-        taylorseer_interval: attention is computed once in so many denoising steps and extrapolated in between.
-        taylorseer_warmup: first steps that are always computed.
+        taylorseer_interval: attention is computed at one of this many denoising steps, and extrapolated at the others.
+        taylorseer_warmup: number of steps at the start that are always computed.
         taylorseer_order: order of the Taylor series.
     """
 

@@ -22,15 +22,13 @@ MOST_STEPS = 10_000  # denoising steps, and all that counts them
 MOST_SCALE = 1_000.0  # guidance, thresholds and ratios: far above all that is of use, far below what overflows
 
 
-def setting(default: Any, rule: Rule | None = None, *, own: bool = False, late: bool = False) -> Any:
+def setting(default: Any, rule: Rule | None = None, *, late: bool = False) -> Any:
     """A dataclass field with a default and a rule for its values; None passes where the type allows it.
 
-    An ``own`` field of a method, cache or merging is listed only where that one is chosen or the field is set. A
-    ``late`` one is part of a run's fingerprint only where it is set. So a new field changes no fingerprint of runs
-    without it.
+    A ``late`` field, one of a later version, is part of a run's fingerprint only where it is set: so it changes no
+    fingerprint of runs without it.
     """
-    flags = {"own": own, "late": late}
-    return dataclasses.field(default=default, metadata=flags | ({} if rule is None else {"rule": rule}))
+    return dataclasses.field(default=default, metadata={"late": late} | ({} if rule is None else {"rule": rule}))
 
 
 def shown(value: Any) -> str:

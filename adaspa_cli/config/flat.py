@@ -21,11 +21,10 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class Key:
-    """The type and the default of a key; see :func:`~adaspa_cli.config.fields.setting` for own and late ones."""
+    """The type and the default of a key; see :func:`~adaspa_cli.config.fields.setting` for late ones."""
 
     hint: Any
     default: Any
-    own: bool = False
     late: bool = False
 
 
@@ -42,7 +41,7 @@ def keys_of(section: type) -> Mapping[str, Key]:
     for field in dataclasses.fields(section):
         hint = hints[field.name]
         if is_plain(hint):
-            keys[field.name] = Key(hint, field.default, *(bool(field.metadata.get(flag)) for flag in ("own", "late")))
+            keys[field.name] = Key(hint, field.default, bool(field.metadata.get("late")))
             continue
         options = options_of(hint)
         if len(options) > 1:
@@ -76,7 +75,10 @@ def build(section: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def used_keys(config: Any) -> tuple[str, ...]:
-    """The keys of a built dataclass that mean something to it: of a choice, those of the chosen one alone."""
+    """The keys of a built dataclass that mean something to it: of a choice, those of the chosen one alone.
+
+    A dataclass whose settings make others of its own meaningless names these in ``idle``.
+    """
     keys: list[str] = []
     hints = get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -85,4 +87,4 @@ def used_keys(config: Any) -> tuple[str, ...]:
             keys.append(field.name)
         if nested:
             keys += used_keys(getattr(config, field.name))
-    return tuple(keys)
+    return tuple(key for key in keys if key not in getattr(config, "idle", ()))

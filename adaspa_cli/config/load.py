@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from adaspa_cli.config.fields import fit, shown, wanted
-from adaspa_cli.config.flat import Config, build, keys_of, used_keys
+from adaspa_cli.config.flat import Config, build, keys_of
 from adaspa_cli.config.model_source import check_known_architecture, identify
 from adaspa_cli.config.names import CACHES, MERGES
 from adaspa_cli.config.ramp import SparsityRamp
@@ -211,15 +211,7 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, or
             settings["sparsity_ramp"] = Setting(None, "default")
         settings.update({key: Setting(value, origin) for key, value in _exact_search(values).items()})
     config = _build(GenerateConfig, {key: setting.value for key, setting in settings.items()})
-    used, known = {*used_keys(config)}, keys_of(GenerateConfig)
-    return Resolved(
-        config,
-        {
-            key: setting
-            for key, setting in settings.items()
-            if key in used or not known[key].own or setting.origin != "default"
-        },
-    )
+    return Resolved(config, settings)
 
 
 def _with_one_ramp(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:

@@ -15,13 +15,13 @@ class MaskFileConfig:
     """Masks from a file instead of a search.
 
     Attributes:
-        masks: path of the mask file; None searches. Its search steps, scaled to the run's steps, say when its masks
-            begin to hold.
-        masks_from_start: use its first masks from step 0 on, without the dense warm-up.
-        masks_min_recall: recall in (0, 1] below which a layer falls back. It is measured on the run's own attention
-            when the first mask begins to hold, which is then a dense step; None measures nothing.
-        masks_fallback: what happens in layers whose mean recall is lower: ``search`` searches them anew, ``warn`` uses
-            the loaded mask.
+        masks: path of the mask file; None searches. The search steps in the file, scaled to the steps of the run, are
+            the steps from which its masks are used.
+        masks_from_start: use the first masks of the file from step 0 on, without the dense warm-up.
+        masks_min_recall: mean recall of a layer, in (0, 1], below which it falls back. Recall is measured on the run's
+            own attention at the first step with a mask, which is then dense; None measures nothing.
+        masks_fallback: what a layer below ``masks_min_recall`` does: ``search`` searches its masks in this run,
+            ``warn`` uses the loaded masks.
     """
 
     masks: str | None = None
@@ -34,3 +34,8 @@ class MaskFileConfig:
         if self.masks is None and (self.masks_from_start or self.masks_min_recall is not None):
             key = "masks_from_start" if self.masks_from_start else "masks_min_recall"
             raise ConfigError(f"{key} needs a mask file", hint="add --masks FILE; adaspa search-masks makes one")
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Keys that mean nothing beside the others."""
+        return ("masks_fallback",) if self.masks_min_recall is None else ()

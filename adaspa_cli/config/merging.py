@@ -40,8 +40,8 @@ class TomeSdConfig(MergeConfig):
     """Token merging (arXiv 2303.17604).
 
     Attributes:
-        tome_ratio: share of the video tokens that are merged into others, 0 to the share that is off the grid.
-        tome_grid: every so many latent frames, rows and columns stands a token that others may be merged into.
+        tome_ratio: share of the video tokens that are merged into others, from 0 to the share that is off the grid.
+        tome_grid: strides, in tokens, of the tokens that others are merged into: over frames, rows and columns.
     """
 
     name: ClassVar[str] = "tomesd"

@@ -44,17 +44,19 @@ class ModelConfig:
     """Which checkpoint, and how it is held in memory.
 
     Attributes:
-        model: a preset's name, a local folder or a hub id.
+        model: name of a model preset, a local folder, or a hub id (``org/name``).
         weights: folder or hub id of the checkpoint; ``bundled`` is the model that comes with adaspa.
-        dtype: ``auto`` is bfloat16 on a GPU and on processors with bfloat16 products, float32 on others.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        offload: ``model`` moves whole modules to the GPU and back, ``group`` layers.
-        vae_tiling: decode in tiles, for less memory.
-        vae_framewise: decode in overlapping pieces of time; None leaves it as diffusers has it.
-        flow_shift: shift of the flow-matching scheduler, above 0; None leaves the checkpoint's.
-        random_weights: build the model at its real size with random weights: for latency alone, nothing is downloaded.
-        layers: with random weights, build that many attention layers instead of all.
-        compile: run the transformer's blocks through torch.compile, all but their attention.
+        dtype: dtype of the weights and of the computation. ``auto`` is bfloat16 on a GPU and on processors with
+            bfloat16 products, float32 on others.
+        device: ``auto`` (the first GPU, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+        offload: what is moved to the GPU only while it runs: ``none``, ``model`` (whole modules) or ``group`` (layers).
+        vae_tiling: decode in spatial tiles, which takes less memory.
+        vae_framewise: decode in overlapping pieces of time; None keeps the default of diffusers.
+        flow_shift: shift of the flow-matching scheduler, above 0; None keeps the checkpoint's.
+        random_weights: build the model at its real size with random weights. Nothing is downloaded, and only the times
+            mean something.
+        layers: with ``random_weights``, number of attention layers to build; None builds all.
+        compile: run the transformer's blocks through torch.compile, except their attention.
     """
 
     model: str = "tiny"
@@ -95,19 +97,20 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """How attention is thinned, what is not computed at all, and where masks come from if they are not searched.
+    """How attention is computed, which work is skipped, and where masks come from.
 
     Attributes:
-        mask_file: masks from a file.
-        cache: what reuses the results of earlier steps; ``none`` computes every step.
-        merge: what merges tokens before attention.
-        method: the preset's name.
-        algorithm: what the preset runs.
-        share_cfg_masks: with classifier-free guidance the unconditional branch uses the masks of the conditional one,
-            and searches none of its own.
+        mask_file: masks from a file instead of a search.
+        cache: what reuses the results of earlier denoising steps; ``none`` computes every step.
+        merge: what merges tokens before attention; ``none`` merges nothing.
+        method: name of the method preset.
+        algorithm: the method that the preset runs.
+        share_cfg_masks: with classifier-free guidance the unconditional branch uses the masks of the conditional
+            branch, and searches none of its own.
         token_order: order of the video's tokens in the sequence: ``raster``, as models have them, or ``hilbert``, along
             a space-filling curve, so that blocks are compact pieces of the video.
-        attention_backend: what runs the operators: ``auto``, ``triton``, ``cpu`` or ``reference``.
+        attention_backend: what runs the operators: ``auto`` (Triton on a GPU, plain PyTorch on a CPU), ``triton``,
+            ``cpu``, or ``reference``, which is slow and meant for comparisons.
     """
 
     mask_file: MaskFileConfig = field(default_factory=MaskFileConfig)
@@ -197,11 +200,11 @@ def _searching() -> str:
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """What to show.
+    """What the videos show.
 
     Attributes:
-        prompt: texts, one video each (and each seed).
-        prompts: file with one prompt a line; empty lines and lines that begin with ``#`` are left out.
+        prompt: prompts; each gives one video for each seed.
+        prompts: file with one prompt a line. Empty lines and lines that begin with ``#`` are left out.
     """
 
     prompt: tuple[str, ...] = ()
@@ -218,20 +221,21 @@ def _check_seeds(key: str, value: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """What is drawn.
+    """What is sampled.
 
     Attributes:
-        steps: denoising steps.
-        height, width: pixels.
-        frames: pictures of the video.
-        fps: pictures per second of the file.
-        guidance_scale: guidance of the model (embedded for HunyuanVideo, classifier-free for CogVideoX).
+        steps: number of denoising steps.
+        height: height of the video in pixels.
+        width: width of the video in pixels.
+        frames: number of frames.
+        fps: frames per second of the video file.
+        guidance_scale: guidance of the model: embedded for HunyuanVideo, classifier-free for CogVideoX.
         true_cfg_scale: HunyuanVideo: classifier-free guidance in two passes; above 1 it needs a negative prompt.
         negative_prompt: what the video should not show.
-        seed: seed of the noise; several make several videos of each prompt.
-        steps_per_phase: with random weights, compute of each phase (dense, search, sparse, ...) only so many steps,
-            the first step besides, and every search; the others count as the median of those of their phase. None
-            computes all.
+        seed: seeds of the noise; each gives one video of each prompt.
+        steps_per_phase: with ``random_weights``, number of steps to compute of each phase (dense, search, sparse, ...),
+            besides the first step and every search. The other steps count as the median of those of their phase. None
+            computes all steps.
     """
 
     steps: int = setting(50, at_least(1, MOST_STEPS))
@@ -255,14 +259,14 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """Where results go.
+    """Where results are written.
 
     Attributes:
-        out: folder; made if it is not there.
-        resume: skip what is already complete there with the same settings.
-        decode: turn the latents into a video; None means yes, unless the weights are random.
-        lossless: write the frames once more as they are, for measurements, beside the video.
-        compare_with: reports of runs that are shown beside this one's video, on the page of its report.
+        out: folder; it is made if it does not exist.
+        resume: skip videos that are complete in the folder with the same settings.
+        decode: turn the latents into a video; None decodes unless the weights are random.
+        lossless: write the frames without loss beside the video as well, for measurements.
+        compare_with: paths of reports of other runs, which this run's report page shows beside its video.
     """
 
     out: str = "videos"
@@ -277,7 +281,15 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Everything about a run."""
+    """Everything about a run.
+
+    Attributes:
+        prompts: what the videos show.
+        model: which checkpoint.
+        method: how attention is computed.
+        sampling: what is sampled.
+        output: where results are written.
+    """
 
     prompts: PromptConfig = field(default_factory=PromptConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -65,6 +65,11 @@ class AdaSpaConfig(SearchingConfig):
             raise ConfigError(f"lse 'fresh' needs {what}", hint="add --remainder pooled, or use --lse cached")
 
     @property
+    def idle(self) -> tuple[str, ...]:
+        repair = () if self.repair == "probes" else ("probes", "repair_ridge")
+        return repair if self.budget is None else ("head_adaptive", *repair)
+
+    @property
     def spreading(self) -> Budget:
         """How the kept blocks are spread."""
         if self.budget is None:

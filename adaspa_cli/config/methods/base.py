@@ -31,6 +31,11 @@ class AlgorithmConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Keys that mean nothing beside the others."""
+        return ()
+
     def mask_steps(self, steps: int) -> tuple[int, ...]:
         """The denoising steps, of ``steps``, at which masks are found.
 
@@ -122,7 +127,7 @@ class SearchingConfig(SparseConfig):
     """A method that searches masks in exact block sums at the search steps; a mask file can hold them.
 
     Attributes:
-        lse_cache: searches after the first reuse its log-sum-exp.
+        lse_cache: searches after the first reuse the log-sum-exp of the first, and take one pass instead of two.
     """
 
     lse_cache: bool = True

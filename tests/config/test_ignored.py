@@ -1,0 +1,32 @@
+"""Which of the given settings mean nothing to the method, cache and merging that were chosen."""
+
+from typing import Any
+
+import pytest
+
+from adaspa_cli.config.load import method_config
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "ignored"),
+    [
+        ("full", {"sparsity": 0.5, "lse_cache": False}, ("sparsity", "lse_cache")),
+        ("tomesd", {"sparsity": 0.5, "tome_ratio": 0.25}, ("sparsity",)),
+        ("diffusers", {"block_size": 32}, ("block_size",)),
+        ("adaspa", {"sparsity": 0.5, "search_steps": [1], "pab_range": 3}, ("pab_range",)),
+        ("adaspa", {"cache": "first-block", "first_block_threshold": 0.1, "pab_range": 3}, ("pab_range",)),
+        ("adaspa", {"cache": "none", "merge": "none", "attention_backend": "reference"}, ()),
+        ("frame-region", {"head_adaptive": True, "lse_cache": True}, ("head_adaptive",)),
+        ("minference", {"lse_cache": True, "search_steps": [2], "search_steps_for": 4}, ("lse_cache",)),
+        ("adacache", {"adacache_motion": False, "adacache_motion_reference": 0.5}, ("adacache_motion_reference",)),
+        ("magcache-calibration", {"magcache_threshold": 0.5}, ("magcache_threshold",)),
+        ("adaspa", {"masks_fallback": "warn"}, ("masks_fallback",)),
+        ("adaspa", {"masks": "a.safetensors", "masks_min_recall": 0.5, "masks_fallback": "warn"}, ()),
+    ],
+)
+def test_what_a_method_has_no_use_for(method: str, settings: dict[str, Any], ignored: tuple[str, ...]) -> None:
+    assert method_config(method, settings).ignored(settings) == ignored
+
+
+def test_settings_of_other_sections_are_not_the_method_s_to_judge() -> None:
+    assert method_config("full", {}).ignored(["steps", "sparsity", "out", "method"]) == ("sparsity",)
