@@ -17,7 +17,6 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import OrderName, ceil_div
 from adaspa_cli.config.families import facts_of
-from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.compiled import eager
@@ -66,16 +65,26 @@ class CogVideoXAttachment(Attachment):
         super().__init__(family, pipe, attend, token_order)
         self._pipe = pipe
         self._branches: tuple[str, ...] | None = None  # of the run in progress
+        self._called = self._own_run = False  # whether the pipeline was called, and the run is that call's
         self._timesteps = torch.empty(0, dtype=torch.float32, device="cpu")
         self._numbers: list[float] = []
         self._overrides += [
+            Override(pipe, "check_inputs", self._note_call),
             Override(pipe.scheduler, "set_timesteps", self._note_start),
             Override(pipe.scheduler, "step", self._step_without_waiting),
         ]
 
+    def _note_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def check_inputs(*args: Any, **kwargs: Any) -> Any:
+            self._called = True  # it is what a call begins with
+            return original(*args, **kwargs)
+
+        return check_inputs
+
     def _note_start(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def set_timesteps(*args: Any, **kwargs: Any) -> Any:
             self._branches = None
+            self._own_run, self._called = self._called, False
             result = original(*args, **kwargs)
             self._timesteps = self._pipe.scheduler.timesteps
             self._numbers = self._timesteps.tolist()
@@ -122,21 +131,12 @@ class CogVideoXAttachment(Attachment):
     def _guided(self, latents: Tensor) -> bool:
         """Whether a batch holds both branches of guidance: its halves are then the same latents.
 
-        Two videos may begin with the same noise as well. What tells them apart is the scale that the pipeline was
-        called with; at the start, because dynamic guidance changes it from step to step. One synchronisation a run.
-
-        Raises:
-            RunError: the pipeline guides, and the batch is of another one's run.
+        Two videos may begin with the same noise as well. The pipeline knows; another one that shares its parts is taken
+        to guide. Asked at the start, because dynamic guidance changes the scale; one synchronisation a run.
         """
-        first, second = latents.chunk(2) if len(latents) % 2 == 0 else (latents, latents[:0])
-        same = torch.equal(first, second)
-        scale = getattr(self._pipe, "_guidance_scale", None)  # not there before a pipeline's first call
-        if scale is None or (scale > 1 and not same):
-            raise RunError(
-                "the transformer is called by another pipeline than the one that adaspa was applied to",
-                hint="apply adaspa to the pipeline that runs",
-            )
-        return same and scale > 1
+        if len(latents) % 2 or not torch.equal(*latents.chunk(2)):
+            return False
+        return not self._own_run or self._pipe.guidance_scale > 1
 
 
 class CogVideoX(Family):

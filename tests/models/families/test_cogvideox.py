@@ -157,15 +157,22 @@ def test_the_branches_are_told_apart_the_right_way_round(newest: Any) -> None:
         assert torch.equal(guided[layer, "cond", 0].mask.to_bool(), unguided[layer, "cond", 0].mask.to_bool())
 
 
-def test_a_batch_that_is_not_the_pipeline_s_own_is_refused(newest: Any) -> None:
-    """Another pipeline shares transformer and scheduler: whether it guides is not this one's business."""
+@pytest.mark.parametrize("before", [None, UNGUIDED, GUIDED], ids=["first run", "after unguided", "after guided"])
+def test_a_second_pipeline_on_the_same_parts_has_its_own_branches(newest: Any, before: dict[str, Any] | None) -> None:
+    """Its guidance is read off the batch, not asked of the pipeline that adaspa was applied to."""
     other = type(newest)(**newest.components)
-    with apply(newest, **SPARSE):
-        with pytest.raises(RunError):
-            latents(other, **GUIDED)  # newest has not run yet
-        latents(newest, **GUIDED)
-        with pytest.raises(RunError):
-            latents(other, prompt=[PROMPT, "a square"], **UNGUIDED)
+    runs: list[tuple[dict[str, Any], set[tuple[str, int]]]] = [
+        (GUIDED, {("cond", 0), ("uncond", 0)}),
+        (UNGUIDED, {("cond", 0)}),
+        (UNGUIDED | {"prompt": [PROMPT, "a square"]}, {("cond", 0), ("cond", 1)}),
+    ]
+    plain = [latents(other, **call) for call, _ in runs]
+    with apply(newest, **(SPARSE | {"sparsity": 0.0})) as handle:
+        for (call, rows), expected in zip(runs, plain, strict=True):
+            if before is not None:
+                latents(newest, **before)
+            torch.testing.assert_close(latents(other, **call), expected, **TOLERANCES)
+            assert {(search.branch, search.sample) for search in handle.engine.searches} == rows
 
 
 def test_without_guidance_there_is_one_branch(newest: Any) -> None:
