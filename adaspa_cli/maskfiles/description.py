@@ -207,8 +207,15 @@ class Description:
         return None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain types, which :meth:`from_json` takes."""
-        return dataclasses.asdict(self)
+        """Plain types, which :meth:`from_json` takes.
+
+        The order of the tokens is younger than the format: it is left out where it is that of older files, so that
+        they are what they were to the last byte.
+        """
+        content = dataclasses.asdict(self)
+        if self.layout.order == "raster":
+            del content["layout"]["order"]
+        return content
 
     @classmethod
     def from_json(cls, content: Any) -> Description:
@@ -229,7 +236,6 @@ def _build(kind: type[T], content: Any, where: str) -> T:
     if not isinstance(content, dict):
         raise ValueError(f"{where} is not an object")
     hints = get_type_hints(kind)
-    # The order of the tokens is younger than the format: files without it are in raster order.
     content = ({"order": "raster"} if kind is TokenLayout else {}) | content
     if set(content) != set(hints):
         raise ValueError(f"{where} has other fields: {', '.join(sorted(set(content) ^ set(hints)))[:200]}")

@@ -1,5 +1,7 @@
 """A mask file gives back what was written, with the memory of one mask, and is what its format says."""
 
+import dataclasses
+import hashlib
 import json
 import math
 import weakref
@@ -12,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.maskfiles import Description, MaskFile, MethodFacts, writer
+from adaspa_cli.maskfiles import Description, Entry, MaskFile, MethodFacts, writer
+from adaspa_cli.maskfiles.header import encode
 from adaspa_cli.maskfiles.ranking import choose_counts, ranked_blocks
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import video_part
@@ -157,3 +160,21 @@ def test_a_part_of_another_shape_makes_no_file(tmp_path: Path) -> None:
 def test_an_impossible_description_is_named(changed: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         Description.from_json(json.loads(json.dumps(description(**changed).as_json())))
+
+
+@pytest.mark.parametrize(
+    ("layout", "digest"),
+    [
+        (LAYOUT, "aa284da5cd7d65f0876c2c9dd757e44dbde38b2d554bd6d251be922d9e4512fc"),
+        (dataclasses.replace(LAYOUT, order="hilbert"), None),
+    ],
+    ids=["raster", "hilbert"],
+)
+def test_the_header_is_to_the_byte_that_of_the_first_files(layout: TokenLayout, digest: str | None) -> None:
+    """So that files written before can be read: a reader makes the header anew and compares. What is younger than the
+    format is there only where it is another than it was then."""
+    facts = description(layout=layout)
+    entries = tuple(Entry(*place, (0.5, 0.25), (0.75, 0.5), {"bits": "0" * 64}) for place in facts.places())
+    raw = encode(dataclasses.replace(facts, entries=entries))
+    assert (digest is None) or hashlib.sha256(raw).hexdigest() == digest
+    assert (b"order" in raw) == (layout.order != "raster")
