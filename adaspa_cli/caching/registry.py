@@ -11,6 +11,7 @@ from adaspa_cli.config.caches import (
     Cache,
     FirstBlockConfig,
     MagCacheConfig,
+    NoCache,
     PabConfig,
     TaylorSeerConfig,
 )
@@ -53,7 +54,7 @@ def make_cache(settings: Cache, pipe: Any, attachment: Attachment, clock: StepCl
 
             calibrates = settings.magcache_calibrate
             return Calibration(attachment, clock) if calibrates else magcache(settings, attachment, clock)
-        case _:
+        case NoCache():
             return None
 
 

@@ -14,18 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from adaspa_cli.config.fields import check_name, is_plain, options_of
+from adaspa_cli.config.fields import Rule, check_name, is_plain, options_of
 
 Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
 class Key:
-    """The type and the default of a key; see :func:`~adaspa_cli.config.fields.setting` for late ones."""
+    """The type, the default and the rule of a key; see :func:`~adaspa_cli.config.fields.setting` for late ones."""
 
     hint: Any
     default: Any
     late: bool = False
+    rule: Rule | None = None
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
@@ -41,7 +42,7 @@ def keys_of(section: type) -> Mapping[str, Key]:
     for field in dataclasses.fields(section):
         hint = hints[field.name]
         if is_plain(hint):
-            keys[field.name] = Key(hint, field.default, bool(field.metadata.get("late")))
+            keys[field.name] = Key(hint, field.default, bool(field.metadata.get("late")), field.metadata.get("rule"))
             continue
         options = options_of(hint)
         if len(options) > 1:

@@ -149,14 +149,17 @@ def check_value(key: str, value: Any, origin: str) -> Any:
     """Return ``value`` in the type that ``key`` has.
 
     Raises:
-        ConfigError: the key is unknown, or the value is of another type.
+        ConfigError: the key is unknown, or does not take the value.
     """
-    known = key_types()
+    known = keys_of(GenerateConfig)
     if key not in known:
         raise ConfigError(f"unknown key '{key}' in {origin}{nearest(key, known)}")
-    fits, converted = fit(value, known[key])
+    hint, rule = known[key].hint, known[key].rule
+    fits, converted = fit(value, hint)
     if not fits:
-        raise ConfigError(f"{key} in {origin} must be {wanted(known[key])}, got {shown(value)}")
+        raise ConfigError(f"{key} in {origin} must be {wanted(hint)}, got {shown(value)}")
+    if converted is not None and rule is not None:
+        rule(key, converted)
     return converted
 
 

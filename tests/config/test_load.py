@@ -346,6 +346,15 @@ def test_a_program_is_told_too() -> None:
         method_config("adaspa", {"block_size": 100_000})
 
 
+def test_an_absurd_value_is_refused_before_a_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(_: str) -> Any:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("adaspa_cli.config.model_source.fetch_model_index", ask)
+    with pytest.raises(ConfigError, match="steps must be at most 10000"):
+        resolve({"model": "some/model", "steps": 20_000})
+
+
 def test_absurd_values_are_refused_before_anything_heavy_is_imported() -> None:
     program = (
         "import sys\n"
