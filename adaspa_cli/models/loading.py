@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from adaspa_cli.errors import BackendError, ConfigError, ModelError
 from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.registry import family_of, heavy
 from adaspa_cli.models.weight_files import variant_of
-
-logger = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:

@@ -100,3 +100,4 @@ def test_weights_that_are_no_numbers_have_no_mask(tmp_path: Path) -> None:
         search.video_done()
     with pytest.raises(RunError, match="the search holds no video"):
         search.finish(tmp_path / "masks.safetensors")
+    assert not (tmp_path / "masks.safetensors").exists()
