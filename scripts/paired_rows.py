@@ -1,0 +1,93 @@
+"""Rows of a bench against one of them, video by video: paired differences with their standard errors.
+
+    python -m scripts.paired_rows tiny-plus --against "adaspa sparsity={sparsity}"
+
+Needs the bench's ``bench.json`` and the reports and qualities of its runs. *Work* is the mean density of all attention
+calls, dense ones counted as 1, and what summaries and probes cost. *Error* is the runs' own estimate of their attention
+error after repair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaspa_cli.bench.spec import Row
+
+Place = tuple[str, int]  # prompt, seed
+
+
+@dataclass(frozen=True)
+class Video:
+    """PSNR against the dense video, the work of attention, and the error that the run estimated."""
+
+    psnr: float
+    work: float
+    error: float | None
+
+
+def videos(folder: Path) -> dict[Place, Video]:
+    """The measured videos of a row's folder."""
+    found = {}
+    for path in sorted(folder.glob("*.quality.json")):
+        psnr = json.loads(path.read_text())["metrics"].get("psnr", {}).get("value")
+        report = json.loads(path.with_name(path.name.replace(".quality.json", ".report.json")).read_text())
+        made_up = report.get("compensation") or {"work": 0.0, "after": None}
+        if psnr is not None:
+            work = report["density"] + made_up["work"]
+            found[report["prompt"], report["seed"]] = Video(psnr, work, made_up["after"])
+    return found
+
+
+def paired(mine: Mapping[Place, Video], yours: Mapping[Place, Video]) -> tuple[float, float, int] | None:
+    """Mean difference in dB, its standard error, and of how many videos; None of fewer than two."""
+    both = [mine[place].psnr - yours[place].psnr for place in mine if place in yours]
+    if len(both) < 2:
+        return None
+    return statistics.fmean(both), statistics.stdev(both) / math.sqrt(len(both)), len(both)
+
+
+def table(bench: Path, against: str) -> list[str]:
+    """Lines of Markdown; ``against`` may hold settings of a row in braces."""
+    rows = json.loads((bench / "bench.json").read_text())["rows"]
+    by_name = {row["name"]: videos(bench / "runs" / Row(row["name"], {}, "").folder) for row in rows}
+    lines = [
+        "| row | work | PSNR dB | against | difference dB | videos | error |",
+        "|---|---:|---:|---|---:|---:|---:|",
+    ]
+    for row in rows:
+        mine, other = by_name[row["name"]], against.format_map(row["settings"])
+        if not mine:
+            continue
+        difference = paired(mine, by_name.get(other, {})) if other != row["name"] else None
+        errors = [video.error for video in mine.values() if video.error is not None]
+        shown = [
+            row["name"],
+            f"{statistics.fmean(video.work for video in mine.values()):.3f}",
+            f"{statistics.fmean(video.psnr for video in mine.values()):.2f}",
+            other if difference else "–",
+            f"{difference[0]:+.2f} ± {difference[1]:.2f}" if difference else "–",
+            str(len(mine)),
+            f"{statistics.fmean(errors):.1%}" if errors else "–",
+        ]
+        lines.append(f"| {' | '.join(shown)} |")
+    return lines
+
+
+def main(arguments: list[str]) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("bench", type=Path, help="folder of the bench")
+    parser.add_argument("--against", default="adaspa sparsity={sparsity}", help="name of the row to compare with")
+    chosen = parser.parse_args(arguments)
+    print("\n".join(table(chosen.bench, chosen.against)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
