@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.mask_search import SearchOptions
-from adaspa_cli.errors import ConfigError, OutputError
+from adaspa_cli.errors import ConfigError, OutputError, RunError
 from adaspa_cli.files.folders import check_folder
 from adaspa_cli.hooks.clock import Listener, Order
 from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT, digest
@@ -89,7 +89,7 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
         AdaspaError: see :meth:`~adaspa_cli.config.mask_search.SearchOptions.check`,
             :func:`~adaspa_cli.models.loading.load_pipeline`, and below.
         OutputError: the disk is too small, or the unfinished search that is there is another one.
-        RunError: the block sums are no numbers.
+        RunError: the block sums are no numbers, or the model has two transformers.
     """
     options.check(resolved.config.method)
     if resolved.config.sampling.steps_per_phase is not None:
@@ -108,6 +108,11 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
     with memory_errors(model.offload):
         pipe = load_pipeline(model, decode=False)
         check_sampling(pipe, resolved.config.sampling)
+        if len(family_of(pipe).transformers(pipe)) > 1:
+            raise RunError(
+                "masks are searched for a model with one transformer: a second one has other search steps",
+                hint="adaspa generate searches masks as it goes",
+            )
         search = _search(pipe, job, observer)
     search.finish(options.out)
     return MaskFile.open(options.out)

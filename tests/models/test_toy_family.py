@@ -12,8 +12,10 @@ from torch import Tensor
 from adaspa_cli import apply
 from adaspa_cli.bench.warm_up import first_blocks
 from adaspa_cli.config import families, resolve
+from adaspa_cli.config.mask_search import SearchOptions
 from adaspa_cli.errors import ConfigError, RunError
 from adaspa_cli.jobs.generate import generate
+from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.masks import Action
 from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.registry import check_sampling, family_of
@@ -215,6 +217,13 @@ def test_random_weights_make_a_report(folder: Path, tmp_path: Path, layers: int 
     assert report["model"]["heads"] == 2
     assert {search["branch"] for search in report["searches"]} == {"cond", "uncond"}
     assert {search["layer"] for search in report["searches"]} == set(range(sum(counts)))
+
+
+def test_a_mask_file_is_of_one_transformer(folder: Path, tmp_path: Path) -> None:
+    resolved = resolve(small_run(folder, tmp_path / "out", random_weights=True))
+    with pytest.raises(RunError, match="a model with one transformer"):
+        search_masks(resolved, SearchOptions(tmp_path / "masks.safetensors"), [PROMPT], Listener())
+    assert not list(tmp_path.glob("masks*"))
 
 
 def test_steps_per_phase_needs_one_transformer(folder: Path, tmp_path: Path) -> None:
