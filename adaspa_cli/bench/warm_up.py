@@ -12,7 +12,7 @@ from torch import nn
 from adaspa_cli.config import GenerateConfig, Resolved
 from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.maskfiles.stored import run_policy
-from adaspa_cli.masks import Action
+from adaspa_cli.masks import CallPlan
 from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.run import sample
@@ -71,10 +71,10 @@ def few_steps(resolved: Resolved, least: int) -> Resolved:
     return few
 
 
-def _phases(config: GenerateConfig) -> set[Action]:
+def _phases(config: GenerateConfig) -> set[CallPlan]:
     """What the attention calls of a run do."""
     steps = config.sampling.steps
-    return set(run_policy(config.method, steps).plan(steps))
+    return set(run_policy(config.method, steps).plan(range(steps)))
 
 
 def _with_steps(resolved: Resolved, steps: int) -> Resolved:

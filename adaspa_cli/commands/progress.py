@@ -12,7 +12,6 @@ from rich.progress import Progress, TaskID
 from adaspa_cli import interrupts
 from adaspa_cli.console import Console
 from adaspa_cli.errors import shortened
-from adaspa_cli.masks import Action
 
 _EVERY = 30.0  # seconds between lines where no bar is seen
 
@@ -50,8 +49,8 @@ class ProgressObserver:
         self._progress.update(self._task, description=f"{self._place}{shortened(prompt, 24)}", phase="text")
         self._line(f"{self._place}{shortened(prompt)} (seed {seed})")
 
-    def action(self, action: Action) -> None:
-        self._progress.update(self._task, phase=action.value)
+    def phase(self, phase: str) -> None:
+        self._progress.update(self._task, phase=phase)
 
     def step_done(self, step: int) -> None:  # noqa: ARG002
         interrupts.check()

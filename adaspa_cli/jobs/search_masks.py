@@ -140,7 +140,7 @@ def _search(pipe: Any, job: _Job, observer: SearchObserver) -> MaskSearch:
             pipe._interrupt = True
 
     with Handle(pipe, config.method, policy=lambda _steps: search.policy) as handle:
-        handle.engine.on_action = observer.action
+        handle.engine.on_call = lambda plan: observer.phase(plan.phase)
         for told in (observer.step_done, stop_after):
             handle.clock.listen(Listener(Order.OBSERVERS, step_end=told))
         describe = partial(_describe, pipe, job, handle.layers)

@@ -23,7 +23,8 @@ from adaspa_cli.errors import RunError
 from adaspa_cli.maskfiles.description import Description
 from adaspa_cli.maskfiles.parts import MaskParts
 from adaspa_cli.maskfiles.ranking import rank
-from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.plan import CallPlan
+from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.text import pack_video, same_video_blocks, sums_with_text, video_part
 
 
@@ -38,8 +39,8 @@ class Recording(MaskPolicy):
     def block_size(self) -> tuple[int, int]:
         return self.method.block_size
 
-    def action(self, call: Call, last_search: int | None) -> Action:
-        return self.method.action(call, last_search)
+    def decide(self, call: Call, last_search: int | None) -> CallPlan:
+        return self.method.decide(call, last_search)
 
     def keeps_lse(self, step: int) -> bool:
         return self.method.keeps_lse(step)

@@ -24,7 +24,8 @@ from adaspa_cli.maskfiles.check import check_call, open_masks
 from adaspa_cli.maskfiles.ranking import choose_counts, ranked_blocks
 from adaspa_cli.maskfiles.reader import MaskFile
 from adaspa_cli.masks.methods.registry import make_policy
-from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.plan import CHECK, DENSE, LOAD, SEARCH, SPARSE, CallPlan
+from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.text import with_text
 
@@ -88,7 +89,7 @@ class StoredMasks(MaskPolicy):
     def wants_values(self) -> bool:
         return self.method.wants_values
 
-    def action(self, call: Call, last_search: int | None) -> Action:
+    def decide(self, call: Call, last_search: int | None) -> CallPlan:
         """Load each mask at the first executed call at or after its step.
 
         A layer that fell back searches there anew, in two passes: for a few layers no LSE is kept.
@@ -99,14 +100,14 @@ class StoredMasks(MaskPolicy):
         check_call(self.file, call.branch, call.layout)
         due = [step for step, _ in self.schedule if step <= call.step]
         if not due:
-            return Action.DENSE
+            return DENSE
         if last_search is not None and last_search >= due[-1]:
-            return Action.SPARSE
+            return SPARSE
         if self._fell_back(call):
-            return Action.DENSE_AND_SEARCH
+            return SEARCH
         if last_search is None and self.min_recall is not None:
-            return Action.DENSE_AND_CHECK
-        return Action.LOAD_AND_SPARSE
+            return CHECK
+        return LOAD
 
     def example(self) -> Call:
         facts = self.file.description

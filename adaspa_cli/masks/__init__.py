@@ -1,6 +1,7 @@
 """Who attends to whom: one module per method, pure torch."""
 
 from adaspa_cli.masks.order import HeadOrder
-from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.plan import CallPlan
+from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
 
-__all__ = ["Action", "Call", "FoundMask", "HeadOrder", "MaskPolicy"]
+__all__ = ["Call", "CallPlan", "FoundMask", "HeadOrder", "MaskPolicy"]

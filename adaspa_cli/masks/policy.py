@@ -2,8 +2,8 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
@@ -11,29 +11,7 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.compensated import NO_COMPENSATION, Compensation
 from adaspa_cli.masks.order import HeadOrder
-
-
-class Action(Enum):
-    """What one attention call does. The value is its phase in reports and on the progress bar."""
-
-    DENSE = "dense"
-    MERGED = "merged"  # dense on merged tokens
-    DENSE_AND_SEARCH = "search"
-    SEARCH_AND_SPARSE = "cached search"
-    SPARSE = "sparse"
-    ESTIMATE_AND_SPARSE = "estimate"
-    DENSE_AND_CHECK = "mask check"  # dense, and the recall of a loaded mask is measured
-    LOAD_AND_SPARSE = "loaded masks"
-
-    @property
-    def gives_mask(self) -> bool:
-        """Whether later calls reuse the mask that the call finds or loads."""
-        return self in (
-            Action.DENSE_AND_SEARCH,
-            Action.SEARCH_AND_SPARSE,
-            Action.DENSE_AND_CHECK,
-            Action.LOAD_AND_SPARSE,
-        )
+from adaspa_cli.masks.plan import CallPlan
 
 
 @dataclass(frozen=True)
@@ -75,7 +53,7 @@ class FoundMask:
 class MaskPolicy(ABC):
     """A method. It holds settings alone; the masks and the LSE of a run are kept by the run.
 
-    A method implements the way of finding masks that its actions ask for: :meth:`search` from exact block sums, for
+    A method implements the way of finding masks that its plans ask for: :meth:`search` from exact block sums, for
     masks that later calls reuse, :meth:`load` without looking at the call's attention at all, or :meth:`estimate` from
     the call's own q, k and v, for masks of this call alone.
     """
@@ -86,25 +64,26 @@ class MaskPolicy(ABC):
         """Tokens of a (query, key) block."""
 
     @abstractmethod
-    def action(self, call: Call, last_search: int | None) -> Action:
+    def decide(self, call: Call, last_search: int | None) -> CallPlan:
         """Say what this call does; ``last_search`` is the step of its layer's, branch's and sample's last search."""
 
     def example(self) -> Call:
         """A call that the policy could get; of its layout nothing matters but that it is no mistake."""
         return Call(0, 0, "cond", 0, TokenLayout(1, 1, 1, 0, "last"))
 
-    def plan(self, steps: int) -> list[Action]:
-        """What the calls of each of ``steps`` denoising steps do, as long as none is skipped.
+    def plan(self, steps: Iterable[int], layer: int = 0) -> list[CallPlan]:
+        """What the calls of a layer do at each of ``steps``, as long as none is skipped.
 
+        Of a model with two transformers each runs at some of the denoising steps: those are the steps of its layers.
         A layer whose loaded mask turns out to recall too little searches where others load: that alone is not foretold.
         """
-        actions: list[Action] = []
+        plans: list[CallPlan] = []
         last_search = None
-        for step in range(steps):
-            actions.append(self.action(dataclasses.replace(self.example(), step=step), last_search))
-            if actions[-1].gives_mask:
+        for step in steps:
+            plans.append(self.decide(dataclasses.replace(self.example(), layer=layer, step=step), last_search))
+            if plans[-1].gives_mask:
                 last_search = step
-        return actions
+        return plans
 
     @property
     def compensation(self) -> Compensation:

@@ -1,6 +1,7 @@
 """When a mask is found: at a few search steps and reused in between, or at every call after warm-up; and how sparse."""
 
-from adaspa_cli.masks.policy import Action, Call
+from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, ESTIMATE, SEARCH, SPARSE, CallPlan
+from adaspa_cli.masks.policy import Call
 
 Sparsity = float | tuple[float, ...]
 """γ in [0, 1), share of the video blocks left out: one for all denoising steps, or one for each."""
@@ -11,15 +12,15 @@ def sparsity_at(sparsity: Sparsity, step: int) -> float:
     return sparsity[min(step, len(sparsity) - 1)] if isinstance(sparsity, tuple) else sparsity
 
 
-def search_action(call: Call, last_search: int | None, search_steps: tuple[int, ...], *, lse_cache: bool) -> Action:
+def plan_search(call: Call, last_search: int | None, search_steps: tuple[int, ...], *, lse_cache: bool) -> CallPlan:
     """Search at the first executed call at or after each search step, so that a skipped call delays it only."""
     if not any(step <= call.step for step in search_steps):
-        return Action.DENSE
+        return DENSE
     if last_search is None:
-        return Action.DENSE_AND_SEARCH
+        return SEARCH
     if not any(last_search < step <= call.step for step in search_steps):
-        return Action.SPARSE
-    return Action.SEARCH_AND_SPARSE if lse_cache else Action.DENSE_AND_SEARCH
+        return SPARSE
+    return CACHED_SEARCH if lse_cache else SEARCH
 
 
 def search_keeps_lse(step: int, search_steps: tuple[int, ...], *, lse_cache: bool) -> bool:
@@ -27,6 +28,6 @@ def search_keeps_lse(step: int, search_steps: tuple[int, ...], *, lse_cache: boo
     return lse_cache and any(later > step for later in search_steps)
 
 
-def estimate_action(call: Call, warmup: int) -> Action:
+def plan_estimate(call: Call, warmup: int) -> CallPlan:
     """Dense for the first ``warmup`` steps, and a mask of its own for each call after them."""
-    return Action.DENSE if call.step < warmup else Action.ESTIMATE_AND_SPARSE
+    return DENSE if call.step < warmup else ESTIMATE

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from adaspa_cli.sampling.engine import AttentionCall
+    from adaspa_cli.sampling.records import AttentionCall
 
 FIGURES = ("pooled", "before", "after")
 

@@ -112,7 +112,7 @@ def _steps(
         step["skipped"] = None if handle.cache is None else handle.cache.work.skipped(step["step"])
     if chosen is None or len(chosen.computed) == len(steps):
         return steps, None
-    estimate_others(steps, [action.value for action in chosen.plan], chosen.computed)
+    estimate_others(steps, [plan.phase for plan in chosen.plan], chosen.computed)
     return steps, {"computed_steps": len(chosen.computed), "of": len(steps), "steps_per_phase": chosen.number}
 
 

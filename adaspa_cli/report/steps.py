@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adaspa_cli.masks import Action
+from adaspa_cli.masks.plan import DENSE, PLANS, SPARSE
 
 if TYPE_CHECKING:
     from adaspa_cli.hooks.timing import Span
-    from adaspa_cli.sampling.engine import AttentionCall
+    from adaspa_cli.sampling.records import AttentionCall
 
 
 def step_table(spans: list[Span], calls: list[AttentionCall]) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ def untouched_steps(spans: list[Span]) -> list[dict[str, Any]]:
     return [
         {
             "step": step,
-            "phase": Action.DENSE.value,
+            "phase": DENSE.phase,
             "seconds": span.seconds(),
             "attention": None,
             "density": 1.0,
@@ -56,9 +56,9 @@ def _phase(calls: list[AttentionCall]) -> str:
     """
     if not calls:
         return "skipped"
-    actions = [call.action for call in calls]
-    plain = (Action.DENSE, Action.SPARSE)
-    return max(Action, key=lambda action: (actions.count(action), action not in plain)).value
+    plans = [call.plan for call in calls]
+    plain = (DENSE, SPARSE)
+    return max(PLANS, key=lambda plan: (plans.count(plan), plan not in plain)).phase
 
 
 def run_density(calls: list[AttentionCall]) -> float | None:

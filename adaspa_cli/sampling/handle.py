@@ -15,8 +15,9 @@ from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.maskfiles.check import check_model, open_masks
 from adaspa_cli.maskfiles.stored import stored_policy
-from adaspa_cli.masks import Action, FoundMask, MaskPolicy
+from adaspa_cli.masks import FoundMask, MaskPolicy
 from adaspa_cli.masks.methods.registry import make_policy
+from adaspa_cli.masks.plan import DENSE
 from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.registry import attach, family_of
 from adaspa_cli.sampling.engine import AttentionEngine
@@ -85,7 +86,7 @@ class Handle:
         self.cache: StepCache | None = None
         self._attachment: Attachment | None = None
         if not self.attached:
-            self.clock.listen(Listener(Order.ENGINE, start=lambda _steps: self.engine.on_action(Action.DENSE)))
+            self.clock.listen(Listener(Order.ENGINE, start=lambda _steps: self.engine.on_call(DENSE)))
             return
         try:
             for transformer in family.transformers(pipe):

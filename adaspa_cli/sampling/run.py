@@ -19,7 +19,6 @@ from adaspa_cli.config import Resolved
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import Listener, Order
 from adaspa_cli.hooks.timeline import Timeline
-from adaspa_cli.masks import Action
 from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.models.seeded_noise import seeded_steps
 from adaspa_cli.sampling.handle import Handle
@@ -33,7 +32,7 @@ class Observer(Protocol):
     def loading(self, model: str) -> None: ...
     def started(self, videos: int, steps: int, backend: str | None) -> None: ...
     def video(self, number: int, prompt: str, seed: int) -> None: ...
-    def action(self, action: Action) -> None: ...
+    def phase(self, phase: str) -> None: ...
     def step_done(self, step: int) -> None: ...
     def decoding(self) -> None: ...
 
@@ -75,7 +74,7 @@ class Session:
 
     def __init__(self, pipe: Any, resolved: Resolved, handle: Handle, observer: Observer) -> None:
         self.pipe, self.resolved, self.handle = pipe, resolved, handle
-        handle.engine.on_action = observer.action
+        handle.engine.on_call = lambda plan: observer.phase(plan.phase)
         handle.clock.listen(Listener(Order.OBSERVERS, step_end=observer.step_done))
         number = resolved.config.sampling.steps_per_phase
         self.chosen = None if number is None else StepsPerPhase(pipe, handle.engine, handle.clock, number)

@@ -17,7 +17,7 @@ from torch import Tensor
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.hooks.override import Override
-from adaspa_cli.masks import Action
+from adaspa_cli.masks import CallPlan
 from adaspa_cli.models.registry import family_of
 from adaspa_cli.sampling.engine import AttentionEngine
 
@@ -50,7 +50,7 @@ class StepsPerPhase:
         self._overrides: list[Override] = []
         self._zeros: Callable[[], tuple[Tensor, ...]] = tuple
         self.number = number
-        self.plan: list[Action] = []
+        self.plan: list[CallPlan] = []
         self.computed: set[int] = set()
         clock.listen(Listener(Order.CHOICE, start=self._begin, end=self.stop))
 
@@ -78,15 +78,15 @@ class StepsPerPhase:
         self._overrides = []
 
 
-def choose_steps(plan: Sequence[Action], number: int) -> set[int]:
+def choose_steps(plan: Sequence[CallPlan], number: int) -> set[int]:
     """The first ``number`` steps of each phase, and every step that gives masks to those after it.
 
     Step 0 is computed besides and not counted: it holds the start of the run, and shows what the transformer returns.
     """
-    seen: Counter[Action] = Counter()
+    seen: Counter[CallPlan] = Counter()
     chosen = {0} if plan else set()
-    for step, action in enumerate(plan[1:], start=1):
-        if action.gives_mask or seen[action] < number:
+    for step, done in enumerate(plan[1:], start=1):
+        if done.gives_mask or seen[done] < number:
             chosen.add(step)
-        seen[action] += 1
+        seen[done] += 1
     return chosen

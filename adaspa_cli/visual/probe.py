@@ -18,7 +18,8 @@ from adaspa_cli.attention import BlockMask, TokenLayout, attention_with_block_su
 from adaspa_cli.attention.mask_conversion import unpack_words
 from adaspa_cli.config.methods import SearchingConfig
 from adaspa_cli.hooks.clock import StepClock
-from adaspa_cli.masks import Action, FoundMask
+from adaspa_cli.masks import FoundMask
+from adaspa_cli.masks.plan import DENSE, SEARCH
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import pack_video, same_video_blocks, with_text
@@ -85,7 +86,7 @@ class AttentionProbe:
     backend: str
     detail: bool = True
     earlier: Mapping[int, Mapping[int, PackedMask]] = field(default_factory=dict)
-    on_action: Callable[[Action], None] = lambda _action: None
+    on_phase: Callable[[str], None] = lambda _phase: None
     records: dict[tuple[int, int], MaskRecord] = field(default_factory=dict)
     pictures: dict[tuple[int, int, int], HeadPicture] = field(default_factory=dict)
     masks: dict[int, PackedMask] = field(default_factory=dict)
@@ -102,7 +103,7 @@ class AttentionProbe:
         if self.layout is None:
             check_grid(row.layout, self.choice, self.method.block_size)
             self.layout = row.layout
-        self.on_action(Action.DENSE_AND_SEARCH if probed else Action.DENSE)
+        self.on_phase((SEARCH if probed else DENSE).phase)
         if not probed:
             return dense_attention(q, k, v, backend=self.backend)[0]
         out, lse, sums = attention_with_block_sums(q, k, v, self.block_size, backend=self.backend)

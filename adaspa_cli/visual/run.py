@@ -114,7 +114,7 @@ def _probe_video(
         try:
             choice = request.choose(attachment.layers, attachment.family.shape(pipe).heads)
             seen = AttentionProbe(
-                clock, resolved.config.method.searching, choice, backend, detail, masks, observer.action
+                clock, resolved.config.method.searching, choice, backend, detail, masks, observer.phase
             )
             clock.listen(Listener(Order.OBSERVERS, step_end=observer.step_done))
             if detail:

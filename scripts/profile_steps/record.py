@@ -22,11 +22,11 @@ from adaspa_cli.config import Resolved
 from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
-from adaspa_cli.masks import Action
+from adaspa_cli.masks.plan import PLANS, CallPlan
 from adaspa_cli.models.registry import check_sampling
-from adaspa_cli.sampling.engine import AttentionCall
 from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.memory import peak_memory, reset_peak_memory
+from adaspa_cli.sampling.records import AttentionCall
 from adaspa_cli.sampling.run import check_finite, sample
 from scripts.profile_steps.times import Kernel, StepTimes, Window, step_times, windows
 
@@ -78,16 +78,16 @@ def profile_method(pipe: Any, resolved: Resolved, prompt: str) -> Profiled:
 
 def kinds_of_steps(calls: list[AttentionCall], steps: int) -> list[str]:
     """What the attention calls of each step did; several, joined, where its layers or branches differ."""
-    actions: list[set[Action]] = [set() for _ in range(steps)]
+    plans: list[set[CallPlan]] = [set() for _ in range(steps)]
     for call in calls:
-        actions[call.step].add(call.action)
-    return [" + ".join(a.value for a in Action if a in found) or WITHOUT_ATTENTION for found in actions]
+        plans[call.step].add(call.plan)
+    return [" + ".join(plan.phase for plan in PLANS if plan in found) or WITHOUT_ATTENTION for found in plans]
 
 
 def _rank(kind: str) -> tuple[int, str]:
-    """Kinds in the order of the actions, mixed ones last."""
-    values = [action.value for action in Action]
-    return (values.index(kind) if kind in values else len(values), kind)
+    """Kinds in the order of the plans, mixed ones last."""
+    phases = [plan.phase for plan in PLANS]
+    return (phases.index(kind) if kind in phases else len(phases), kind)
 
 
 def check_profiler(device: torch.device) -> None:

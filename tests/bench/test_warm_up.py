@@ -38,7 +38,7 @@ def test_it_is_as_short_as_it_can_be_and_meets_every_phase(
 ) -> None:
     config = few_steps(resolve(flags), least).config
     steps = config.sampling.steps
-    assert [action.value for action in run_policy(config.method, steps).plan(steps)] == phases
+    assert [plan.phase for plan in run_policy(config.method, steps).plan(range(steps))] == phases
 
 
 def test_it_decodes_nothing() -> None:

@@ -11,7 +11,8 @@ import torch
 
 from adaspa_cli import apply
 from adaspa_cli.errors import RunError
-from adaspa_cli.masks import Action
+from adaspa_cli.masks import plan
+from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, SEARCH
 from tests.pipelines import cogvideox, hunyuan_video, latents
 
 STEPS = 8
@@ -197,18 +198,18 @@ def test_adaspa_searches_at_the_first_call_that_the_cache_executes(pipe: Any, ca
     first, others = COMPUTED[cache]
     for layer in range(handle.layers):
         executed = first if layer == 0 else others
-        calls = {call.step: call.action for call in handle.engine.calls if call.layer == layer}
+        calls = {call.step: call.plan for call in handle.engine.calls if call.layer == layer}
         assert sorted(calls) == executed
         searches = [next((step for step in executed if step >= wanted), None) for wanted in SPARSE["search_steps"]]
         for step, action in calls.items():
             if step < 2:
-                assert action is Action.DENSE
+                assert action == DENSE
             elif step == searches[0]:
-                assert action is Action.DENSE_AND_SEARCH
+                assert action == SEARCH
             elif step == searches[1]:
-                assert action is Action.SEARCH_AND_SPARSE
+                assert action == CACHED_SEARCH
             else:
-                assert action is Action.SPARSE
+                assert action == plan.SPARSE
 
 
 def test_the_presets_are_methods_by_themselves(hunyuan: Any) -> None:
@@ -217,4 +218,4 @@ def test_the_presets_are_methods_by_themselves(hunyuan: Any) -> None:
             make(hunyuan)
             assert handle.cache is not None
             assert handle.cache.name == method
-            assert {call.action for call in handle.engine.calls} == {Action.DENSE}
+            assert {call.plan for call in handle.engine.calls} == {DENSE}

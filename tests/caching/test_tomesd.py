@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adaspa_cli import apply
 from adaspa_cli.attention import TokenLayout, dense_attention
 from adaspa_cli.caching.tomesd import TokenMerging, best_match, plan_merge
-from adaspa_cli.masks import Action
+from adaspa_cli.masks.plan import MERGED
 from tests.pipelines import cogvideox, hunyuan_video, latents
 
 HEADS, DIM = 3, 16
@@ -171,7 +171,7 @@ def test_a_pipeline_merges_half_of_its_video_tokens_and_is_restored(make: Any) -
     assert handle.backend == "sdpa"
     assert handle.merging is not None
     assert handle.merging.merged == 0.5
-    assert {call.action for call in handle.engine.calls} == {Action.MERGED}
+    assert {call.plan for call in handle.engine.calls} == {MERGED}
     assert torch.isfinite(made).all()
     assert not torch.allclose(made, plain, rtol=1e-4, atol=1e-4)
     assert torch.equal(latents(pipe), plain)

@@ -95,7 +95,7 @@ def test_nothing_is_overwritten(hunyuan_folder: Path, tmp_path: Path) -> None:
 def test_the_observer_hears_everything_in_order(hunyuan_folder: Path, tmp_path: Path) -> None:
     listener = Listener()
     make(hunyuan_folder, tmp_path, listener, seed=[3, 4])
-    told = [event for event in listener.heard if event[0] != "action"]
+    told = [event for event in listener.heard if event[0] != "phase"]
     assert told[0] == ("loading", str(hunyuan_folder))
     assert told[1] == ("started", 2, 4, "reference")
     one = [("step_done", step) for step in range(4)] + [("decoding",)]

@@ -18,7 +18,7 @@ from adaspa_cli.jobs import search_masks as job
 from adaspa_cli.jobs.generate import generate
 from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.maskfiles import MaskFile
-from adaspa_cli.masks import Action
+from adaspa_cli.masks.plan import DENSE, LOAD, SPARSE
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import sums_with_text, video_part
 from tests.pipelines import PROMPT, Listener, hunyuan_video, latents, masks_at_end, small_run
@@ -47,7 +47,7 @@ class InterruptAt(Listener):
         super().__init__()
         self._left = call
 
-    def action(self, _action: Action) -> None:
+    def phase(self, _phase: str) -> None:
         self._left -= 1
         if self._left < 0:
             raise KeyboardInterrupt
@@ -198,7 +198,7 @@ def test_a_search_ends_with_its_last_step(hunyuan_folder: Path, tmp_path: Path) 
     listener = Listener()
     search(hunyuan_folder, tmp_path / "a.safetensors", listener, steps=8, search_steps=(1, 3))
     assert [told[1] for told in listener.heard if told[0] == "step_done"] == [0, 1, 2, 3]
-    assert listener.names().count("action") == 4 * 4
+    assert listener.names().count("phase") == 4 * 4
     listener = Listener()
     file = search(hunyuan_folder, tmp_path / "b.safetensors", listener, steps=8, first_step_only=True)
     assert [told[1] for told in listener.heard if told[0] == "step_done"] == [0, 1]
@@ -372,10 +372,10 @@ def test_apply_takes_a_mask_file(hunyuan_folder: Path, tmp_path: Path) -> None:
     pipe = hunyuan_video()
     with adaspa_cli.apply(pipe, masks=str(file.path), **settings) as handle:
         latents(pipe)
-        assert {call.action for call in handle.engine.calls} == {
-            Action.DENSE,
-            Action.LOAD_AND_SPARSE,
-            Action.SPARSE,
+        assert {call.plan for call in handle.engine.calls} == {
+            DENSE,
+            LOAD,
+            SPARSE,
         }
     with pytest.raises(MaskFileError, match=r"sparsity is 0.5 in the file and 0.7 in the run"):
         adaspa_cli.apply(pipe, masks=str(file.path), **settings | {"sparsity": 0.7})

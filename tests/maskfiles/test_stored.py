@@ -14,7 +14,8 @@ from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles import MaskFile, ModelFacts
 from adaspa_cli.maskfiles.check import check_call, check_method, check_model, check_name, open_masks
 from adaspa_cli.maskfiles.stored import StoredMasks, stored_policy, stored_schedule
-from adaspa_cli.masks import Action, Call
+from adaspa_cli.masks import Call, CallPlan
+from adaspa_cli.masks.plan import CHECK, DENSE, LOAD, SEARCH, SPARSE
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import video_part
@@ -41,35 +42,35 @@ def call(step: int, layer: int = 0, layout: TokenLayout = LAYOUT) -> Call:
     return Call(layer, step, "cond", 0, layout)
 
 
-def actions(of: StoredMasks, steps: int = 14, sums: torch.Tensor | None = None) -> list[Action]:
+def actions(of: StoredMasks, steps: int = 14, sums: torch.Tensor | None = None) -> list[CallPlan]:
     """What the calls of one layer do; a mask that is measured or searched is so in ``sums``."""
     last, done = None, []
     for step in range(steps):
-        done.append(of.action(call(step), last))
-        if done[-1] in (Action.DENSE_AND_CHECK, Action.DENSE_AND_SEARCH):
+        done.append(of.decide(call(step), last))
+        if done[-1] in (CHECK, SEARCH):
             assert sums is not None
             of.search(call(step), sums)
-        if done[-1] is not Action.DENSE and done[-1] is not Action.SPARSE:
+        if done[-1] != DENSE and done[-1] != SPARSE:
             last = step
     return done
 
 
 def test_masks_are_loaded_at_the_steps_that_they_were_searched_at(masks: MaskFile) -> None:
-    expected = [Action.DENSE] * 2 + [Action.LOAD_AND_SPARSE] + [Action.SPARSE] * 5
-    assert actions(policy(masks)) == expected + [Action.LOAD_AND_SPARSE] + [Action.SPARSE] * 5
+    expected = [DENSE] * 2 + [LOAD] + [SPARSE] * 5
+    assert actions(policy(masks)) == expected + [LOAD] + [SPARSE] * 5
 
 
 def test_without_warm_up_the_first_masks_hold_from_step_zero(masks: MaskFile) -> None:
     found = actions(policy(masks, masks_from_start=True))
-    assert [step for step, action in enumerate(found) if action is Action.LOAD_AND_SPARSE] == [0, 8]
-    assert Action.DENSE not in found
+    assert [step for step, action in enumerate(found) if action == LOAD] == [0, 8]
+    assert DENSE not in found
 
 
 def test_a_skipped_call_delays_the_mask(masks: MaskFile) -> None:
     of = policy(masks)
-    assert of.action(call(5), None) is Action.LOAD_AND_SPARSE
-    assert of.action(call(9), 5) is Action.LOAD_AND_SPARSE
-    assert of.action(call(10), 9) is Action.SPARSE
+    assert of.decide(call(5), None) == LOAD
+    assert of.decide(call(9), 5) == LOAD
+    assert of.decide(call(10), 9) == SPARSE
 
 
 @pytest.mark.parametrize(
@@ -132,8 +133,8 @@ def test_recall_is_measured_on_the_run_s_own_attention_with_its_own_text(masks: 
 
 def test_a_mask_that_fits_is_used_after_the_check(masks: MaskFile) -> None:
     done = actions(policy(masks, masks_min_recall=0.01), sums=block_sums((0, "cond", 2)))
-    assert done[:4] == [Action.DENSE, Action.DENSE, Action.DENSE_AND_CHECK, Action.SPARSE]
-    assert done[8] is Action.LOAD_AND_SPARSE
+    assert done[:4] == [DENSE, DENSE, CHECK, SPARSE]
+    assert done[8] == LOAD
 
 
 def test_a_mask_that_does_not_fit_is_searched_anew_and_so_are_the_later_ones(
@@ -142,9 +143,9 @@ def test_a_mask_that_does_not_fit_is_searched_anew_and_so_are_the_later_ones(
     sums = block_sums((0, "cond", 2), seed=7)
     of = policy(masks, masks_min_recall=0.999)
     done = actions(of, sums=sums)
-    assert [action for action in done if action not in (Action.DENSE, Action.SPARSE)] == [
-        Action.DENSE_AND_CHECK,
-        Action.DENSE_AND_SEARCH,
+    assert [action for action in done if action not in (DENSE, SPARSE)] == [
+        CHECK,
+        SEARCH,
     ]
     (check,) = of.checks.values()
     assert (check.below, check.searched) == (True, True)
@@ -153,13 +154,13 @@ def test_a_mask_that_does_not_fit_is_searched_anew_and_so_are_the_later_ones(
     assert torch.equal(found.mask.to_bool(), searched.mask.to_bool())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "less than 0.999" in caplog.text
-    assert of.action(call(8, layer=1), 2) is Action.LOAD_AND_SPARSE, "other layers keep their masks"
+    assert of.decide(call(8, layer=1), 2) == LOAD, "other layers keep their masks"
 
 
 def test_a_warning_alone_keeps_the_mask(masks: MaskFile, caplog: pytest.LogCaptureFixture) -> None:
     of = policy(masks, masks_min_recall=0.999, masks_fallback="warn")
     done = actions(of, sums=block_sums((0, "cond", 2), seed=7))
-    assert done[8] is Action.LOAD_AND_SPARSE
+    assert done[8] == LOAD
     (check,) = of.checks.values()
     assert (check.below, check.searched) == (True, False)
     assert len(caplog.records) == 1
@@ -211,7 +212,7 @@ def test_a_ranking_refuses_a_sparsity_that_it_does_not_reach(tmp_path: Path) -> 
 def test_masks_for_other_tokens_are_refused(masks: MaskFile, changed: dict[str, Any], field: str) -> None:
     check_call(masks, "cond", LAYOUT)
     with pytest.raises(MaskFileError, match=field):
-        policy(masks).action(call(0, layout=dataclasses.replace(LAYOUT, **changed)), None)
+        policy(masks).decide(call(0, layout=dataclasses.replace(LAYOUT, **changed)), None)
 
 
 def test_a_guidance_branch_without_masks_is_refused(tmp_path: Path) -> None:

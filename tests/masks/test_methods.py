@@ -11,11 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config.load import method_config
 from adaspa_cli.config.methods import Algorithm
-from adaspa_cli.masks import Action, Call, FoundMask, MaskPolicy
+from adaspa_cli.masks import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.methods.frame_region import FrameRegion
 from adaspa_cli.masks.methods.minference import MInference
 from adaspa_cli.masks.methods.registry import POLICIES, make_policy
 from adaspa_cli.masks.methods.sparse_videogen import SparseVideoGen
+from adaspa_cli.masks.plan import DENSE, ESTIMATE
 
 BLOCK, HEADS, HEAD_DIM = 16, 3, 32
 ESTIMATING = ("sparse-videogen", "minference")
@@ -47,7 +48,7 @@ def find(method: MaskPolicy, layout: TokenLayout, seed: int = 0, head_dim: int =
     """A mask from random q, k and v, or from random block sums."""
     call = Call(0, 2, "cond", 0, layout)
     random = torch.Generator().manual_seed(seed)
-    if method.action(call, None) is Action.ESTIMATE_AND_SPARSE:
+    if method.decide(call, None) == ESTIMATE:
         q, k, v = (torch.randn(1, HEADS, layout.tokens, head_dim, generator=random) for _ in range(3))
         return method.estimate(call, q, k, v, head_dim**-0.5)
     blocks = layout.blocks(BLOCK)
@@ -57,8 +58,8 @@ def find(method: MaskPolicy, layout: TokenLayout, seed: int = 0, head_dim: int =
 @pytest.mark.parametrize("method", ESTIMATING)
 def test_estimates_are_made_at_every_step_after_warm_up(method: str) -> None:
     layout = LAYOUTS["text last"]
-    actions = [policy(method).action(Call(0, step, "cond", 0, layout), None) for step in range(6)]
-    assert actions == [Action.DENSE] * 2 + [Action.ESTIMATE_AND_SPARSE] * 4
+    actions = [policy(method).decide(Call(0, step, "cond", 0, layout), None) for step in range(6)]
+    assert actions == [DENSE] * 2 + [ESTIMATE] * 4
     assert not policy(method).keeps_lse(2)
 
 
@@ -73,7 +74,7 @@ def test_frame_regions_are_searched_when_adaspa_searches() -> None:
             assert ours.keeps_lse(step) == theirs.keeps_lse(step)
             for last in (None, 1, 3):
                 call = Call(0, step, "cond", 0, layout)
-                assert ours.action(call, last) == theirs.action(call, last)
+                assert ours.decide(call, last) == theirs.decide(call, last)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.7, 0.99])

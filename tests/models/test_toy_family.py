@@ -16,7 +16,7 @@ from adaspa_cli.config.mask_search import SearchOptions
 from adaspa_cli.errors import ConfigError, RunError
 from adaspa_cli.jobs.generate import generate
 from adaspa_cli.jobs.search_masks import search_masks
-from adaspa_cli.masks import Action
+from adaspa_cli.masks.plan import CACHED_SEARCH, SEARCH
 from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.registry import check_sampling, family_of
 from tests.models.toy_family import BOUNDARY, FACTS, FAMILY, SCHEDULER, TRANSFORMER, toy
@@ -81,9 +81,9 @@ def test_the_second_transformer_searches_masks_of_its_own(pipe: Any) -> None:
     assert not torch.allclose(made, plain, **TOLERANCES)
     searched = {(search.step, search.layer) for search in handle.engine.searches}
     assert searched == {(1, 0), (1, 1), (2, 2), (2, 3), (3, 2), (3, 3)}
-    actions = {(call.step, call.action) for call in handle.engine.calls}
-    assert (2, Action.DENSE_AND_SEARCH) in actions
-    assert (3, Action.SEARCH_AND_SPARSE) in actions
+    actions = {(call.step, call.plan) for call in handle.engine.calls}
+    assert (2, SEARCH) in actions
+    assert (3, CACHED_SEARCH) in actions
 
 
 def test_removal_restores_everything(pipe: Any) -> None:

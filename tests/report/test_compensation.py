@@ -12,9 +12,9 @@ from adaspa_cli.attention.compensated import Estimate
 from adaspa_cli.config import resolve
 from adaspa_cli.hooks.timing import Stopwatch
 from adaspa_cli.jobs.generate import generate
-from adaspa_cli.masks import Action
+from adaspa_cli.masks.plan import DENSE, SPARSE
 from adaspa_cli.report.compensation import compensation_report, error_note
-from adaspa_cli.sampling.engine import AttentionCall
+from adaspa_cli.sampling.records import AttentionCall
 from tests.pipelines import Listener, small_run
 
 PLUS = {
@@ -28,7 +28,7 @@ PLUS = {
 def call(layer: int, step: int, estimate: Estimate | None = None) -> AttentionCall:
     with Stopwatch(torch.device("cpu")) as watch:
         pass
-    action = Action.DENSE if estimate is None else Action.SPARSE
+    action = DENSE if estimate is None else SPARSE
     return AttentionCall(layer, step, action, None, watch.span, estimate or Estimate())
 
 

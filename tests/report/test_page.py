@@ -13,7 +13,7 @@ from adaspa_cli.errors import ConfigError
 from adaspa_cli.jobs.generate import generate
 from adaspa_cli.jobs.places import page_path, report_path
 from adaspa_cli.jobs.plan import plan
-from adaspa_cli.masks import Action
+from adaspa_cli.masks.plan import PLANS
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.page import PHASES, page, time_parts
@@ -197,5 +197,5 @@ def test_a_report_named_twice_or_without_its_video_is_refused(
 
 
 def test_every_phase_has_a_colour_of_its_own() -> None:
-    assert set(PHASES) == {action.value for action in Action} | {"skipped"}
+    assert set(PHASES) == {plan.phase for plan in PLANS} | {"skipped"}
     assert len(set(PHASES.values())) == len(PHASES)

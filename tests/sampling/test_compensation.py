@@ -7,10 +7,11 @@ from torch import Tensor
 from adaspa_cli.attention import dense_attention, resolve
 from adaspa_cli.attention.compensated import Compensation, compensated_attention
 from adaspa_cli.attention.remainder import block_means
-from adaspa_cli.masks import Action, Call
+from adaspa_cli.masks import Call
 from adaspa_cli.masks.budget import select_by_score
 from adaspa_cli.masks.methods.adaspa import AdaSpa
 from adaspa_cli.masks.output_error import output_error
+from adaspa_cli.masks.plan import CACHED_SEARCH, SEARCH, SPARSE
 from adaspa_cli.models.attachment import Row
 from tests.sampling.test_engine import BLOCK, HEADS, LAYOUT, Run, tensors
 
@@ -76,7 +77,7 @@ def test_a_fresh_lse_is_there_for_one_step_alone() -> None:
     there = []
     for step in range(6):
         run.attend(seed=step)
-        (memory,) = run.engine._memory.values()
+        (memory,) = run.engine.memory.entries()
         there.append(memory.lse is not None)
         run.scheduler.step()
     assert there == [False, False, False, True, False, False]
@@ -89,23 +90,23 @@ def test_a_search_whose_lse_a_cache_skipped_is_dense() -> None:
         if step != 2:
             run.attend(seed=step)
         run.scheduler.step()
-    assert [call.action for call in run.engine.calls] == [
-        Action.DENSE_AND_SEARCH,
-        Action.SPARSE,
-        Action.DENSE_AND_SEARCH,
-        Action.SPARSE,
+    assert [call.plan for call in run.engine.calls] == [
+        SEARCH,
+        SPARSE,
+        SEARCH,
+        SPARSE,
     ]
 
 
 def test_searches_that_follow_one_another_pass_the_lse_on() -> None:
     run = Run(plus(0, 1, 2))
     run.steps(4)
-    actions = [call.action for call in run.engine.calls]
+    actions = [call.plan for call in run.engine.calls]
     assert actions == [
-        Action.DENSE_AND_SEARCH,
-        Action.SEARCH_AND_SPARSE,
-        Action.SEARCH_AND_SPARSE,
-        Action.SPARSE,
+        SEARCH,
+        CACHED_SEARCH,
+        CACHED_SEARCH,
+        SPARSE,
     ]
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask, TokenLayout, block_sparse_attention, dense_attention, resolve
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
-from adaspa_cli.masks import Action, Call, FoundMask, HeadOrder, MaskPolicy
+from adaspa_cli.masks import Call, CallPlan, FoundMask, HeadOrder, MaskPolicy
 from adaspa_cli.masks.methods.adaspa import AdaSpa
 from adaspa_cli.masks.methods.full import Full
 from adaspa_cli.masks.methods.sparse_videogen import SparseVideoGen
+from adaspa_cli.masks.plan import CACHED_SEARCH, CHECK, DENSE, ESTIMATE, LOAD, SEARCH, SPARSE
 from adaspa_cli.masks.text import fit_to_text
 from adaspa_cli.models.forward import Row
 from adaspa_cli.sampling.engine import AttentionEngine
@@ -49,7 +50,7 @@ class Run:
         clock.listen(Listener(Order.READERS, end=self._read))
 
     def _read(self) -> None:
-        self.masks, self.memory = self.engine.masks(), list(self.engine._memory.values())
+        self.masks, self.memory = self.engine.masks(), self.engine.memory.entries()
 
     def attend(self, *, layer: int = 0, row: Row = ROW, seed: int = 0) -> Tensor:
         return self.engine(layer, row, *tensors(seed, row.layout))
@@ -76,22 +77,22 @@ def adaspa(*search_steps: int, **settings: Any) -> AdaSpa:
 def test_actions_are_recorded_in_order() -> None:
     run = Run(adaspa(1, 3))
     run.steps(5)
-    assert [call.action for call in run.engine.calls] == [
-        Action.DENSE,
-        Action.DENSE_AND_SEARCH,
-        Action.SPARSE,
-        Action.SEARCH_AND_SPARSE,
-        Action.SPARSE,
+    assert [call.plan for call in run.engine.calls] == [
+        DENSE,
+        SEARCH,
+        SPARSE,
+        CACHED_SEARCH,
+        SPARSE,
     ]
     assert [call.step for call in run.engine.calls] == [0, 1, 2, 3, 4]
 
 
 def test_each_attention_call_is_announced_once() -> None:
     run = Run(adaspa(1, 3))
-    heard: list[Action] = []
-    run.engine.on_action = heard.append
+    heard: list[CallPlan] = []
+    run.engine.on_call = heard.append
     run.steps(5)
-    assert heard == [call.action for call in run.engine.calls]
+    assert heard == [call.plan for call in run.engine.calls]
 
 
 def test_dense_steps_are_exact_also_while_searching() -> None:
@@ -191,7 +192,7 @@ def test_a_new_run_forgets_everything() -> None:
     assert run.engine.calls == []
     assert run.engine.searches == []
     run.attend()
-    assert [call.action for call in run.engine.calls] == [Action.DENSE]
+    assert [call.plan for call in run.engine.calls] == [DENSE]
 
 
 def test_full_attention_keeps_nothing() -> None:
@@ -227,9 +228,9 @@ class Reordering(MaskPolicy):
 
     block_size: tuple[int, int] = (BLOCK, BLOCK)
 
-    def action(self, call: Call, last_search: int | None) -> Action:
+    def decide(self, call: Call, last_search: int | None) -> CallPlan:
         assert last_search is None, "estimates are of one call: there is nothing to remember"
-        return Action.ESTIMATE_AND_SPARSE if call.step else Action.DENSE
+        return ESTIMATE if call.step else DENSE
 
     def estimate(self, call: Call, q: Tensor, k: Tensor, v: Tensor, scale: float) -> FoundMask:
         assert q.shape == k.shape == v.shape == (1, HEADS, call.layout.tokens, 32)
@@ -259,7 +260,7 @@ def test_an_estimated_mask_is_recorded_and_not_kept() -> None:
     assert run.masks == {}
     assert [(search.step, search.recall) for search in run.engine.searches] == [(1, None), (2, None)]
     for call, search in zip(run.engine.calls[1:], run.engine.searches, strict=True):
-        assert call.action is Action.ESTIMATE_AND_SPARSE
+        assert call.plan == ESTIMATE
         assert call.density is not None
         assert torch.equal(call.density, search.density)
 
@@ -282,10 +283,10 @@ class Loading(MaskPolicy):
     def block_size(self) -> tuple[int, int]:
         return BLOCK, BLOCK
 
-    def action(self, call: Call, last_search: int | None) -> Action:
+    def decide(self, call: Call, last_search: int | None) -> CallPlan:
         if call.step == 0 or last_search is not None:
-            return Action.DENSE if call.step == 0 else Action.SPARSE
-        return Action.DENSE_AND_CHECK if self.checks else Action.LOAD_AND_SPARSE
+            return DENSE if call.step == 0 else SPARSE
+        return CHECK if self.checks else LOAD
 
     def load(self, call: Call, device: torch.device) -> FoundMask:  # noqa: ARG002
         return FoundMask(self.mask.to(device), torch.full((HEADS,), 0.5), loaded=True)
@@ -318,14 +319,14 @@ def test_loaded_masks_are_used_at_once_or_after_a_dense_check(checks: bool) -> N
 OTHER = Row("uncond", 0, dataclasses.replace(LAYOUT, text_tokens=40))
 
 
-def both_branches(run: Run, count: int) -> list[tuple[Action, Action, Tensor]]:
+def both_branches(run: Run, count: int) -> list[tuple[CallPlan, CallPlan, Tensor]]:
     """Per step what the conditional and the other branch did, and the latter's output."""
     run.scheduler.set_timesteps(count)
     done = []
     for step in range(count):
         run.attend(seed=step)
         out = run.attend(row=OTHER, seed=100 + step)
-        done.append((*(call.action for call in run.engine.calls[-2:]), out))
+        done.append((*(call.plan for call in run.engine.calls[-2:]), out))
         run.scheduler.step()
     return done
 
@@ -334,13 +335,13 @@ def both_branches(run: Run, count: int) -> list[tuple[Action, Action, Tensor]]:
 def test_the_unconditional_branch_searches_nothing_and_uses_the_other_s_masks(lse_cache: bool) -> None:
     run = Run(adaspa(1, 3, lse_cache=lse_cache), share_cfg_masks=True)
     done = both_branches(run, 5)
-    again = (Action.SEARCH_AND_SPARSE, Action.SPARSE) if lse_cache else (Action.DENSE_AND_SEARCH, Action.DENSE)
+    again = (CACHED_SEARCH, SPARSE) if lse_cache else (SEARCH, DENSE)
     assert [actions for *actions, _ in done] == [
-        [Action.DENSE, Action.DENSE],
-        [Action.DENSE_AND_SEARCH, Action.DENSE],
-        [Action.SPARSE, Action.SPARSE],
+        [DENSE, DENSE],
+        [SEARCH, DENSE],
+        [SPARSE, SPARSE],
         list(again),
-        [Action.SPARSE, Action.SPARSE],
+        [SPARSE, SPARSE],
     ]
     assert torch.equal(done[1][2], dense_attention(*tensors(101, OTHER.layout), backend="reference")[0])
     assert [(search.branch, search.step) for search in run.engine.searches] == [("cond", 1), ("cond", 3)]
@@ -368,7 +369,7 @@ def test_a_borrowed_mask_is_made_for_its_text_once_a_search(monkeypatch: pytest.
         made.append(now)
         return fit_to_text(found, before, now)
 
-    monkeypatch.setattr("adaspa_cli.sampling.engine.fit_to_text", counted)
+    monkeypatch.setattr("adaspa_cli.sampling.lending.fit_to_text", counted)
     run = Run(adaspa(0, 3), share_cfg_masks=True)
     both_branches(run, 6)
     assert made == [OTHER.layout] * 2
@@ -385,10 +386,10 @@ def test_an_estimated_mask_is_shared_and_given_back(monkeypatch: pytest.MonkeyPa
         made.append(weakref.ref(result))
         return result
 
-    monkeypatch.setattr("adaspa_cli.sampling.engine.fit_to_text", watched)
+    monkeypatch.setattr("adaspa_cli.sampling.lending.fit_to_text", watched)
     run = Run(SparseVideoGen(0.5, 1, (BLOCK, BLOCK)), share_cfg_masks=True)
     done = both_branches(run, 3)
-    assert [actions for *actions, _ in done[1:]] == [[Action.ESTIMATE_AND_SPARSE, Action.SPARSE]] * 2
+    assert [actions for *actions, _ in done[1:]] == [[ESTIMATE, SPARSE]] * 2
     assert run.masks == {}
     assert [mask() for mask in made] == [None, None]
     assert [search.branch for search in run.engine.searches] == ["cond", "cond"]
@@ -400,11 +401,11 @@ def test_an_estimated_mask_is_not_used_at_a_later_step() -> None:
     run.attend()  # a cache skips the other branch here, and this one at the next step
     run.scheduler.step()
     run.attend(row=OTHER)
-    assert [call.action for call in run.engine.calls] == [Action.ESTIMATE_AND_SPARSE, Action.DENSE]
+    assert [call.plan for call in run.engine.calls] == [ESTIMATE, DENSE]
 
 
 def test_without_the_conditional_branch_s_mask_the_other_is_dense() -> None:
     run = Run(adaspa(0), share_cfg_masks=True)
     run.scheduler.set_timesteps(1)
     run.attend(row=OTHER)
-    assert [call.action for call in run.engine.calls] == [Action.DENSE]
+    assert [call.plan for call in run.engine.calls] == [DENSE]

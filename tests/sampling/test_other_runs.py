@@ -131,7 +131,7 @@ def test_video_to_video_is_scheduled_by_the_steps_that_run(pipe: Any) -> None:
     plain = video_to_video(other)
     with adaspa_cli.apply(pipe, **SPARSE) as handle:
         made = video_to_video(other)
-        found = [(call.step, call.action.value) for call in handle.engine.calls if call.layer == 0]
+        found = [(call.step, call.plan.phase) for call in handle.engine.calls if call.layer == 0]
         assert found == [(0, "dense"), (1, "search"), (2, "sparse"), (3, "cached search"), (4, "sparse")]
         assert handle.masks() == {}
     assert not torch.equal(made, plain)

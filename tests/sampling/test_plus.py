@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adaspa_cli import apply
-from adaspa_cli.masks import Action
+from adaspa_cli.masks.plan import CACHED_SEARCH, SEARCH, SPARSE
 from tests.pipelines import cogvideox, hunyuan_video, latents
 
 # The same float32 sums in another order, as in tests/models/families.
@@ -42,12 +42,12 @@ def test_a_ramp_is_dense_at_its_first_step_alone(make: Make) -> None:
     with apply(pipe, **(PLUS | ramp)) as handle:
         made = latents(pipe)
     assert torch.isfinite(made).all()
-    by_step = {call.step: call.action for call in handle.engine.calls}
+    by_step = {call.step: call.plan for call in handle.engine.calls}
     assert [by_step[step] for step in range(4)] == [
-        Action.DENSE_AND_SEARCH,
-        Action.SPARSE,
-        Action.SEARCH_AND_SPARSE,
-        Action.SPARSE,
+        SEARCH,
+        SPARSE,
+        CACHED_SEARCH,
+        SPARSE,
     ]
     density = {call.step: float(call.density.mean()) for call in handle.engine.calls if call.density is not None}
     assert density[1] > density[2] == density[3]

@@ -15,7 +15,7 @@ from adaspa_cli.config import Resolved, resolve
 from adaspa_cli.errors import ConfigError, RunError
 from adaspa_cli.jobs.generate import claim, generate, make
 from adaspa_cli.jobs.plan import Job, plan
-from adaspa_cli.masks import Action
+from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, LOAD, SEARCH, SPARSE
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.report.page import page, time_parts
 from adaspa_cli.report.steps import estimate_others
@@ -24,7 +24,6 @@ from adaspa_cli.sampling.steps_per_phase import choose_steps
 from tests.pages import read
 from tests.pipelines import PROMPT, Listener, small_run
 
-DENSE, SEARCH, SPARSE = Action.DENSE, Action.DENSE_AND_SEARCH, Action.SPARSE
 AUTO = {"attention_backend": "auto"}
 # Flags of a run of 12 steps, the phases of its steps, and those that are computed with 2 of each phase.
 PHASES = ["dense"] * 4 + ["search"] + ["sparse"] * 3 + ["cached search"] + ["sparse"] * 3
@@ -102,7 +101,7 @@ def check_sums(report: dict[str, Any]) -> None:
 
 
 def test_a_step_that_gives_masks_is_always_computed() -> None:
-    cached, loaded = Action.SEARCH_AND_SPARSE, Action.LOAD_AND_SPARSE
+    cached, loaded = CACHED_SEARCH, LOAD
     actions = [DENSE, DENSE, SEARCH, SPARSE, SPARSE, cached, SPARSE, cached, loaded, loaded, SEARCH]
     assert choose_steps(actions, 1) == {0, 1, 2, 3, 5, 7, 8, 9, 10}
     assert choose_steps(actions, 3) == set(range(11))

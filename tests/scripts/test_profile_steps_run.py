@@ -16,9 +16,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError, RunError
 from adaspa_cli.hooks.timing import Span
-from adaspa_cli.masks import Action
+from adaspa_cli.masks import CallPlan
+from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, SPARSE
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.sampling.engine import AttentionCall
+from adaspa_cli.sampling.records import AttentionCall
 from scripts.profile_steps import __main__ as program
 from scripts.profile_steps import record, tables
 from scripts.profile_steps.record import Profiled
@@ -27,10 +28,10 @@ from tests.pipelines import small_run
 
 
 def test_the_kind_of_a_step_is_what_its_calls_did() -> None:
-    def call(step: int, action: Action) -> AttentionCall:
+    def call(step: int, action: CallPlan) -> AttentionCall:
         return AttentionCall(0, step, action, None, Span(0.0, 1.0))
 
-    calls = [call(0, Action.DENSE), call(0, Action.DENSE), call(1, Action.SPARSE), call(1, Action.SEARCH_AND_SPARSE)]
+    calls = [call(0, DENSE), call(0, DENSE), call(1, SPARSE), call(1, CACHED_SEARCH)]
     assert record.kinds_of_steps(calls, 3) == ["dense", "cached search + sparse", "no attention"]
 
 

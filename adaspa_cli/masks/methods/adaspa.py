@@ -11,8 +11,9 @@ from adaspa_cli.attention.compensated import NO_COMPENSATION, Compensation
 from adaspa_cli.config.methods import AdaSpaConfig
 from adaspa_cli.masks.budget import select_by_score
 from adaspa_cli.masks.output_error import output_error
-from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.schedule import Sparsity, search_action, search_keeps_lse, sparsity_at
+from adaspa_cli.masks.plan import CallPlan
+from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.schedule import Sparsity, plan_search, search_keeps_lse, sparsity_at
 from adaspa_cli.masks.selection import select
 
 
@@ -66,8 +67,8 @@ class AdaSpa(MaskPolicy):
     def wants_values(self) -> bool:
         return self.selection == "output-error"
 
-    def action(self, call: Call, last_search: int | None) -> Action:
-        return search_action(call, last_search, self.search_steps, lse_cache=self.lse_cache)
+    def decide(self, call: Call, last_search: int | None) -> CallPlan:
+        return plan_search(call, last_search, self.search_steps, lse_cache=self.lse_cache)
 
     def keeps_lse(self, step: int) -> bool:
         """A fresh LSE is that of the step right before a search: nothing is kept any longer."""

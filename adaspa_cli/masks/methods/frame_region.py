@@ -25,8 +25,9 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config.methods import FrameRegionConfig
 from adaspa_cli.masks.packing import full_mask, pack_lists
-from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.schedule import Sparsity, search_action, search_keeps_lse, sparsity_at
+from adaspa_cli.masks.plan import CallPlan
+from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.schedule import Sparsity, plan_search, search_keeps_lse, sparsity_at
 from adaspa_cli.masks.selection import kept_blocks
 
 
@@ -57,8 +58,8 @@ class FrameRegion(MaskPolicy):
     def block_size(self) -> tuple[int, int]:
         return self.block, self.block
 
-    def action(self, call: Call, last_search: int | None) -> Action:
-        return search_action(call, last_search, self.search_steps, lse_cache=self.lse_cache)
+    def decide(self, call: Call, last_search: int | None) -> CallPlan:
+        return plan_search(call, last_search, self.search_steps, lse_cache=self.lse_cache)
 
     def keeps_lse(self, step: int) -> bool:
         return search_keeps_lse(step, self.search_steps, lse_cache=self.lse_cache)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaspa_cli.config.methods import DenseConfig
-from adaspa_cli.masks.policy import Action, Call, MaskPolicy
+from adaspa_cli.masks.plan import DENSE, CallPlan
+from adaspa_cli.masks.policy import Call, MaskPolicy
 
 
 @dataclass(frozen=True)
@@ -19,5 +20,5 @@ class Full(MaskPolicy):
         """The policy of a run, of any number of denoising steps."""
         return cls()
 
-    def action(self, call: Call, last_search: int | None) -> Action:  # noqa: ARG002
-        return Action.DENSE
+    def decide(self, call: Call, last_search: int | None) -> CallPlan:  # noqa: ARG002
+        return DENSE

@@ -32,9 +32,10 @@ from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.config.methods import MInferenceConfig
 from adaspa_cli.masks.packing import full_mask, pack_blocks
-from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.plan import CallPlan
+from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.rows import head_groups, row_weights
-from adaspa_cli.masks.schedule import Sparsity, estimate_action, sparsity_at
+from adaspa_cli.masks.schedule import Sparsity, plan_estimate, sparsity_at
 from adaspa_cli.masks.selection import kept_blocks
 
 
@@ -65,8 +66,8 @@ class MInference(MaskPolicy):
     def block_size(self) -> tuple[int, int]:
         return self.block, self.block
 
-    def action(self, call: Call, last_search: int | None) -> Action:  # noqa: ARG002
-        return estimate_action(call, self.warmup)
+    def decide(self, call: Call, last_search: int | None) -> CallPlan:  # noqa: ARG002
+        return plan_estimate(call, self.warmup)
 
     def estimate(self, call: Call, q: Tensor, k: Tensor, v: Tensor, scale: float) -> FoundMask:  # noqa: ARG002
         """Choose pattern and blocks of each head; the recall is not known."""

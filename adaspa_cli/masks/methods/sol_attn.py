@@ -19,8 +19,9 @@ from adaspa_cli.attention.compensated import Compensation
 from adaspa_cli.attention.remainder import block_means
 from adaspa_cli.config.methods import SolAttnConfig
 from adaspa_cli.masks.packing import full_mask, pack_blocks
-from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.schedule import Sparsity, estimate_action, sparsity_at
+from adaspa_cli.masks.plan import CallPlan
+from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.schedule import Sparsity, plan_estimate, sparsity_at
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class SolAttn(MaskPolicy):
     def compensation(self) -> Compensation:
         return Compensation(pooled=True)
 
-    def action(self, call: Call, last_search: int | None) -> Action:  # noqa: ARG002
-        return estimate_action(call, self.warmup)
+    def decide(self, call: Call, last_search: int | None) -> CallPlan:  # noqa: ARG002
+        return plan_estimate(call, self.warmup)
 
     def estimate(self, call: Call, q: Tensor, k: Tensor, v: Tensor, scale: float) -> FoundMask:  # noqa: ARG002
         """Choose the blocks of each row; the recall is not known."""

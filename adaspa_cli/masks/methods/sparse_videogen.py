@@ -27,9 +27,10 @@ from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.config.methods import SparseVideoGenConfig
 from adaspa_cli.masks.order import HeadOrder
 from adaspa_cli.masks.packing import pack_lists
-from adaspa_cli.masks.policy import Action, Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.plan import CallPlan
+from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.rows import head_groups, row_weights
-from adaspa_cli.masks.schedule import Sparsity, estimate_action, sparsity_at
+from adaspa_cli.masks.schedule import Sparsity, plan_estimate, sparsity_at
 from adaspa_cli.masks.selection import kept_blocks
 
 
@@ -56,8 +57,8 @@ class SparseVideoGen(MaskPolicy):
         """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
         return cls(config.sparsity_by_step(steps), config.schedule(steps)[0], (config.block_size, config.block_size))
 
-    def action(self, call: Call, last_search: int | None) -> Action:  # noqa: ARG002
-        return estimate_action(call, self.warmup)
+    def decide(self, call: Call, last_search: int | None) -> CallPlan:  # noqa: ARG002
+        return plan_estimate(call, self.warmup)
 
     def estimate(self, call: Call, q: Tensor, k: Tensor, v: Tensor, scale: float) -> FoundMask:
         """Classify the heads; the recall is not known."""

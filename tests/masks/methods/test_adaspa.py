@@ -5,56 +5,57 @@ import pytest
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config.methods import AdaSpaConfig, FullConfig
 from adaspa_cli.errors import ConfigError
-from adaspa_cli.masks import Action, Call
+from adaspa_cli.masks import Call, CallPlan
 from adaspa_cli.masks.methods.adaspa import AdaSpa
 from adaspa_cli.masks.methods.full import Full
 from adaspa_cli.masks.methods.registry import make_policy
+from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, SEARCH, SPARSE
 
 LAYOUT = TokenLayout(1, 8, 8, 4, "last")
 
 
-def actions(policy: AdaSpa | Full, executed: list[int]) -> dict[int, Action]:
+def actions(policy: AdaSpa | Full, executed: list[int]) -> dict[int, CallPlan]:
     """What the calls of one layer do, where it is executed at these steps alone."""
     last_search, done = None, {}
     for step in executed:
-        done[step] = policy.action(Call(0, step, "cond", 0, LAYOUT), last_search)
-        if done[step] in (Action.DENSE_AND_SEARCH, Action.SEARCH_AND_SPARSE):
+        done[step] = policy.decide(Call(0, step, "cond", 0, LAYOUT), last_search)
+        if done[step] in (SEARCH, CACHED_SEARCH):
             last_search = step
     return done
 
 
 def test_the_paper_s_schedule() -> None:
     done = actions(AdaSpa(0.8, (10, 30)), list(range(50)))
-    assert [done[step] for step in range(10)] == [Action.DENSE] * 10
-    assert done[10] is Action.DENSE_AND_SEARCH
-    assert [done[step] for step in range(11, 30)] == [Action.SPARSE] * 19
-    assert done[30] is Action.SEARCH_AND_SPARSE
-    assert [done[step] for step in range(31, 50)] == [Action.SPARSE] * 19
+    assert [done[step] for step in range(10)] == [DENSE] * 10
+    assert done[10] == SEARCH
+    assert [done[step] for step in range(11, 30)] == [SPARSE] * 19
+    assert done[30] == CACHED_SEARCH
+    assert [done[step] for step in range(31, 50)] == [SPARSE] * 19
 
 
 def test_without_the_lse_cache_every_search_takes_two_passes() -> None:
     done = actions(AdaSpa(0.8, (10, 30), lse_cache=False), list(range(50)))
-    searches = [step for step, action in done.items() if action is Action.DENSE_AND_SEARCH]
+    searches = [step for step, action in done.items() if action == SEARCH]
     assert searches == [10, 30]
-    assert Action.SEARCH_AND_SPARSE not in done.values()
+    assert CACHED_SEARCH not in done.values()
 
 
 def test_a_search_at_step_zero_leaves_no_warm_up() -> None:
     done = actions(AdaSpa(0.85, (0,)), list(range(6)))
-    assert list(done.values()) == [Action.DENSE_AND_SEARCH] + [Action.SPARSE] * 5
+    assert list(done.values()) == [SEARCH] + [SPARSE] * 5
 
 
 def test_a_skipped_call_delays_the_search_to_the_next_executed_one() -> None:
     executed = [step for step in range(50) if step not in (10, 11, 30)]
     done = actions(AdaSpa(0.8, (10, 30)), executed)
-    searches = {step: action for step, action in done.items() if "search" in action.value}
-    assert searches == {12: Action.DENSE_AND_SEARCH, 31: Action.SEARCH_AND_SPARSE}
+    searches = {step: action for step, action in done.items() if "search" in action.phase}
+    assert searches == {12: SEARCH, 31: CACHED_SEARCH}
 
 
 def test_search_steps_that_were_all_skipped_are_made_up_for_by_one_search() -> None:
     done = actions(AdaSpa(0.8, (10, 30)), [*range(10), *range(35, 50)])
-    assert done[35] is Action.DENSE_AND_SEARCH
-    assert {done[step] for step in range(36, 50)} == {Action.SPARSE}
+    assert done[35] == SEARCH
+    assert {done[step] for step in range(36, 50)} == {SPARSE}
 
 
 def test_the_lse_is_kept_only_while_a_cached_search_is_to_come() -> None:
@@ -65,7 +66,7 @@ def test_the_lse_is_kept_only_while_a_cached_search_is_to_come() -> None:
 
 
 def test_full_attention_is_dense_at_every_step() -> None:
-    assert set(actions(Full(), list(range(50))).values()) == {Action.DENSE}
+    assert set(actions(Full(), list(range(50))).values()) == {DENSE}
     assert not Full().keeps_lse(0)
 
 

@@ -7,7 +7,8 @@ import torch
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.masks.methods.sol_attn import SolAttn, outstanding
-from adaspa_cli.masks.policy import Action, Call
+from adaspa_cli.masks.plan import DENSE, ESTIMATE
+from adaspa_cli.masks.policy import Call
 
 BLOCK = 16
 LAYOUTS = [TokenLayout(8, 8, 5, 32, "last"), TokenLayout(8, 8, 5, 20, "first"), TokenLayout(3, 7, 9, 0, "last")]
@@ -48,7 +49,7 @@ def test_of_equal_scores_something_is_kept() -> None:
 
 def test_it_is_dense_before_it_estimates_and_pools_the_rest() -> None:
     policy = SolAttn(0.8, 2)
-    assert policy.plan(4) == [Action.DENSE, Action.DENSE, Action.ESTIMATE_AND_SPARSE, Action.ESTIMATE_AND_SPARSE]
+    assert policy.plan(range(4)) == [DENSE, DENSE, ESTIMATE, ESTIMATE]
     assert policy.compensation.pooled
 
 

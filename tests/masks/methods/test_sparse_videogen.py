@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from adaspa_cli.attention import TokenLayout, resolve
 from adaspa_cli.hooks.clock import StepClock
-from adaspa_cli.masks import Action, Call, MaskPolicy
+from adaspa_cli.masks import Call, MaskPolicy
 from adaspa_cli.masks.methods.sparse_videogen import SparseVideoGen, band, kept_tokens, position_major
+from adaspa_cli.masks.plan import ESTIMATE
 from adaspa_cli.models.forward import Row
 from adaspa_cli.sampling.engine import AttentionEngine
 
@@ -176,7 +177,7 @@ def test_attention_is_that_of_the_permuted_mask(layout: TokenLayout) -> None:
     scale = q.shape[-1] ** -0.5
     q = q / scale
     engine, out = run(SparseVideoGen(sparsity, 0, SIZE), layout, q, k, v)
-    assert [entry.action for entry in engine.calls] == [Action.ESTIMATE_AND_SPARSE]
+    assert [entry.plan for entry in engine.calls] == [ESTIMATE]
 
     positions = layout.height * layout.width
     places = torch.arange(layout.tokens)

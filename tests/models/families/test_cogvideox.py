@@ -10,7 +10,7 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, FasterCache
 
 from adaspa_cli import apply
 from adaspa_cli.errors import RunError
-from adaspa_cli.masks import Action
+from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, SEARCH
 from tests.pipelines import PROMPT, cogvideox, latents, masks_at_end
 
 # The same float32 sums in another order: latents of size 8 differed by 2e-5 on one machine, and other machines have
@@ -53,7 +53,7 @@ def test_full_attention_makes_the_same_video(pipe: Any, guidance: dict[str, Any]
     with apply(pipe, "full", attention_backend=backend) as handle:
         assert handle.layers == 2
         made = latents(pipe, **guidance)
-    assert {call.action for call in handle.engine.calls} == {Action.DENSE}
+    assert {call.plan for call in handle.engine.calls} == {DENSE}
     torch.testing.assert_close(made, plain, **TOLERANCES)
 
 
@@ -138,9 +138,9 @@ def test_both_branches_may_share_masks(pipe: Any) -> None:
         latents(pipe, negative_prompt="green squares at rest", **GUIDED)
     assert set(masks) == {(layer, "cond", 0) for layer in range(2)}
     first = handle.engine.searches[0].step
-    assert [call.action for call in handle.engine.calls if (call.step, call.layer) == (first, 0)] == [
-        Action.DENSE_AND_SEARCH,
-        Action.DENSE,
+    assert [call.plan for call in handle.engine.calls if (call.step, call.layer) == (first, 0)] == [
+        SEARCH,
+        DENSE,
     ]
 
 
@@ -303,8 +303,8 @@ def test_a_search_waits_for_the_first_call_that_a_cache_executes(newest: Any) ->
         made = latents(newest, num_inference_steps=8)
         newest.transformer.disable_cache()
     assert torch.isfinite(made).all()
-    actions = {call.step: call.action for call in handle.engine.calls}
-    assert actions == {0: Action.DENSE, 3: Action.DENSE_AND_SEARCH, 6: Action.SEARCH_AND_SPARSE}
+    actions = {call.step: call.plan for call in handle.engine.calls}
+    assert actions == {0: DENSE, 3: SEARCH, 6: CACHED_SEARCH}
 
 
 def test_a_cache_that_leaves_out_the_unconditional_half_keeps_the_branches_apart(newest: Any) -> None:

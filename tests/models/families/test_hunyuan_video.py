@@ -11,7 +11,8 @@ from torch import Tensor
 
 from adaspa_cli import apply
 from adaspa_cli.errors import AdaspaError, ConfigError, ModelError, RunError
-from adaspa_cli.masks import Action
+from adaspa_cli.masks import plan
+from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, SEARCH
 from tests.pipelines import PROMPT, hunyuan_video, latents, masks_at_end
 
 # The same float32 sums in another order: latents of size 1 differed by 5e-7 on one machine, and other machines have
@@ -54,7 +55,7 @@ def test_full_attention_makes_the_same_video(pipe: Any, plain: Tensor, backend: 
     with apply(pipe, "full", attention_backend=backend) as handle:
         assert handle.layers == 4
         made = latents(pipe)
-    assert {call.action for call in handle.engine.calls} == {Action.DENSE}
+    assert {call.plan for call in handle.engine.calls} == {DENSE}
     assert len(handle.engine.calls) == 4 * 4
     torch.testing.assert_close(made, plain, **TOLERANCES)
 
@@ -278,7 +279,7 @@ def test_fusing_the_projections_after_apply_does_not_wipe_the_method(pipe: Any) 
         before = latents(pipe)
         pipe.transformer.fuse_qkv_projections()
         assert torch.equal(latents(pipe), before)
-        assert Action.SPARSE in {call.action for call in handle.engine.calls}
+        assert plan.SPARSE in {call.plan for call in handle.engine.calls}
 
 
 def test_replacing_the_scheduler_after_apply_is_an_error(pipe: Any) -> None:
@@ -317,8 +318,8 @@ def test_a_search_waits_for_the_first_call_that_a_cache_executes(pipe: Any) -> N
         pipe.transformer.disable_cache()
     assert torch.isfinite(made).all()
     assert sorted({call.step for call in handle.engine.calls}) == [0, 3, 6]
-    actions = {call.step: call.action for call in handle.engine.calls}
-    assert actions == {0: Action.DENSE, 3: Action.DENSE_AND_SEARCH, 6: Action.SEARCH_AND_SPARSE}
+    actions = {call.step: call.plan for call in handle.engine.calls}
+    assert actions == {0: DENSE, 3: SEARCH, 6: CACHED_SEARCH}
 
 
 def test_the_user_s_own_step_callback_still_works(pipe: Any) -> None:

@@ -1,0 +1,66 @@
+"""Masks of the conditional branch for the other one, which searches nothing (``share_cfg_masks``)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from adaspa_cli.errors import RunError
+from adaspa_cli.masks import Call
+from adaspa_cli.masks.plan import DENSE, SPARSE, CallPlan, MaskSource
+from adaspa_cli.masks.text import fit_to_text
+from adaspa_cli.sampling.mask_memory import Key, KnownMask, MaskMemory
+
+LENDER = "cond"
+
+
+class Lending:
+    """What a branch borrows that has no masks of its own. The conditional branch attends before it."""
+
+    def __init__(self, memory: MaskMemory) -> None:
+        """``memory`` has the masks that are lent."""
+        self._memory = memory
+        self._fitted: dict[Key, KnownMask] = {}  # to the borrower's text, until the next search
+
+    @staticmethod
+    def borrows(call: Call) -> bool:
+        """Whether a call is of a branch that borrows."""
+        return call.branch != LENDER
+
+    def decide(self, call: Call) -> CallPlan:
+        """What a call does that borrows.
+
+        Before there is a mask, and where the other branch has just attended densely to search one, it is dense too, so
+        that such a step stays exact. A mask that was estimated is of its own step alone: where a cache skipped the
+        call that would have estimated one, there is none.
+        """
+        lent = self._memory.of(call, LENDER)
+        if lent is None:
+            return DENSE
+        if lent.step == call.step:
+            return DENSE if lent.source.reads_dense_attention else SPARSE
+        return DENSE if lent.source is MaskSource.ESTIMATE else SPARSE
+
+    def borrow(self, call: Call) -> KnownMask:
+        """The mask for a call, fitted to its text; one that was estimated is not needed any more.
+
+        Raises:
+            RunError: there is none, or it does not fit.
+        """
+        lent = self._memory.of(call, LENDER)
+        if lent is None:
+            raise RunError(f"layer {call.layer} is to borrow a mask at step {call.step}, but there is none")
+        key = (call.layer, call.branch, call.sample)
+        fitted = self._fitted.get(key)
+        if fitted is None or fitted.step != lent.step:
+            found = fit_to_text(lent.found, lent.layout, call.layout)
+            density = lent.density if found is lent.found else found.mask.density()
+            fitted = dataclasses.replace(lent, layout=call.layout, found=found, density=density, lse=None)
+            self._fitted[key] = fitted
+        if lent.source is MaskSource.ESTIMATE:
+            self._memory.drop(call, LENDER)
+            del self._fitted[key]
+        return fitted
+
+    def forget(self) -> None:
+        """Give everything back."""
+        self._fitted.clear()

@@ -1,0 +1,76 @@
+"""What a run remembers of each layer, branch and sample from step to step: its mask, and an LSE for a later search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adaspa_cli.attention import TokenLayout
+from adaspa_cli.errors import RunError
+from adaspa_cli.masks import Call, FoundMask
+from adaspa_cli.masks.plan import MaskSource
+
+Key = tuple[int, str, int]  # layer, branch, sample
+
+
+@dataclass
+class KnownMask:
+    """A mask in use.
+
+    Attributes:
+        layout: the tokens that it is made for.
+        step: at which it was found.
+        source: how.
+        density: [H].
+        lse: [1, H, L] for the next search, while one is to come.
+    """
+
+    layout: TokenLayout
+    step: int
+    source: MaskSource
+    found: FoundMask
+    density: Tensor
+    lse: Tensor | None = None
+
+
+class MaskMemory:
+    """The masks of a run, by layer, branch and sample."""
+
+    def __init__(self) -> None:
+        self._known: dict[Key, KnownMask] = {}
+
+    def of(self, call: Call, branch: str | None = None) -> KnownMask | None:
+        """The mask of a call's layer and sample, and of its branch if no other is named."""
+        return self._known.get((call.layer, branch or call.branch, call.sample))
+
+    def own(self, call: Call) -> KnownMask | None:
+        """The call's own mask.
+
+        Raises:
+            RunError: it is for other tokens.
+        """
+        known = self.of(call)
+        if known is not None and known.layout != call.layout:
+            raise RunError(f"the token layout changed during the run, from {known.layout} to {call.layout}")
+        return known
+
+    def keep(self, call: Call, known: KnownMask) -> None:
+        """Remember the mask of a call, and no longer the one before."""
+        self._known[call.layer, call.branch, call.sample] = known
+
+    def drop(self, call: Call, branch: str) -> None:
+        """Forget the mask of a call's layer and sample in a branch."""
+        del self._known[call.layer, branch, call.sample]
+
+    def masks(self) -> dict[Key, FoundMask]:
+        """All masks."""
+        return {key: known.found for key, known in self._known.items()}
+
+    def entries(self) -> list[KnownMask]:
+        """All that is remembered, in the order in which it was found first."""
+        return list(self._known.values())
+
+    def forget(self) -> None:
+        """Give everything back."""
+        self._known.clear()

@@ -1,0 +1,51 @@
+"""What is noted of a run's attention, for its report. Tensors stay on the device until then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from adaspa_cli.attention.compensated import Estimate
+from adaspa_cli.hooks.timing import Span
+from adaspa_cli.masks import Call, CallPlan, FoundMask
+
+NOT_MEASURED = Estimate()
+
+
+@dataclass(frozen=True)
+class Search:
+    """One mask that was found or loaded; density and recall [H]."""
+
+    layer: int
+    branch: str
+    sample: int
+    step: int
+    density: Tensor
+    recall: Tensor | None
+    loaded: bool
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention call."""
+
+    layer: int
+    step: int
+    plan: CallPlan
+    density: Tensor | None  # [H]; None for dense attention
+    span: Span
+    estimate: Estimate = NOT_MEASURED  # of its own error, [1, H] each
+
+
+@dataclass
+class Records:
+    """Calls and searches of one run, in their order."""
+
+    calls: list[AttentionCall] = field(default_factory=list)
+    searches: list[Search] = field(default_factory=list)
+
+    def search(self, call: Call, found: FoundMask, density: Tensor) -> None:
+        """Note a mask."""
+        place = (call.layer, call.branch, call.sample, call.step)
+        self.searches.append(Search(*place, density, found.recall, found.loaded))
