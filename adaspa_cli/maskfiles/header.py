@@ -34,7 +34,7 @@ def encode(description: Description) -> bytes:
     metadata = {
         "format": FORMAT,
         "format_version": str(VERSION),
-        "checksum": _checksum(VERSION, content),
+        "checksum": checksum_of(VERSION, content),
         "description": content,
     }
     header: dict[str, Any] = {_KEY: metadata}
@@ -107,7 +107,7 @@ def _interpret(path: Path, header: Any) -> tuple[Description, str]:
             f"{path} has format_version {version[:20]}, and this adaspa reads {VERSION}",
             hint="use the adaspa that wrote it, or search the masks again",
         )
-    if checksum != _checksum(VERSION, content):
+    if checksum != checksum_of(VERSION, content):
         raise MaskFileError(f"{path} is corrupt: the checksum does not fit its description", hint=_HINT)
     try:
         return Description.from_json(json.loads(content, parse_constant=_no_constant)), checksum
@@ -119,7 +119,8 @@ def _dump(content: Any) -> str:
     return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 
-def _checksum(version: int, content: str) -> str:
+def checksum_of(version: int, content: str) -> str:
+    """SHA-256 over a description as it stands in the file."""
     return hashlib.sha256(f"{FORMAT} {version}\n{content}".encode()).hexdigest()
 
 

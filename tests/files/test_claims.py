@@ -1,6 +1,7 @@
 """Claims: one process holds a name at a time, and one that died holds nobody up."""
 
 import errno
+import fcntl
 import logging
 import os
 import signal
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from adaspa_cli.errors import DiskFullError, OutputError
-from adaspa_cli.files import claims
 from adaspa_cli.files.claims import Claim, hold, noted, take
 from tests.processes import at_once
 
@@ -64,16 +64,16 @@ def test_who_waits_gets_the_name_when_it_is_free(tmp_path: Path) -> None:
 def test_a_claim_that_its_holder_removes_meanwhile_is_taken_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, real = tmp_path / "x.claim", claims._lock
+    path, real = tmp_path / "x.claim", fcntl.flock
     calls: list[int] = []
 
-    def removed_before(descriptor: int, at: Path) -> bool:
+    def removed_before(descriptor: int, operation: int) -> None:
         calls.append(1)
         if len(calls) == 1:
             path.unlink()
-        return real(descriptor, at)
+        real(descriptor, operation)
 
-    monkeypatch.setattr(claims, "_lock", removed_before)
+    monkeypatch.setattr("fcntl.flock", removed_before)
     with taken(path):
         assert path.exists()
         assert take(path) is None

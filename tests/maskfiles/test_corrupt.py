@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles import MaskFile
-from adaspa_cli.maskfiles.header import LENGTH_BYTES, VERSION, _checksum
+from adaspa_cli.maskfiles.header import LENGTH_BYTES, VERSION, checksum_of
 from tests.mask_files import small_file
 
 MUTATIONS = 4000
@@ -59,7 +59,7 @@ def with_description(content: bytes, change: Any) -> bytes:
         header = json.loads(raw)
         description = json.loads(header["__metadata__"]["description"])
         text = json.dumps(change(description), separators=(",", ":"))
-        header["__metadata__"] |= {"description": text, "checksum": _checksum(VERSION, text)}
+        header["__metadata__"] |= {"description": text, "checksum": checksum_of(VERSION, text)}
         return json.dumps(header, separators=(",", ":")).encode()
 
     return with_header(content, rewrite)
