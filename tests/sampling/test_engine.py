@@ -1,7 +1,6 @@
 """The engine of a run: does what the policy says, remembers masks and LSE no longer than needed, and keeps records."""
 
 import dataclasses
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -319,13 +318,13 @@ def test_loaded_masks_are_used_at_once_or_after_a_dense_check(checks: bool) -> N
 OTHER = Row("uncond", 0, dataclasses.replace(LAYOUT, text_tokens=40))
 
 
-def both_branches(run: Run, count: int) -> list[tuple[CallPlan, CallPlan, Tensor]]:
-    """Per step what the conditional and the other branch did, and the latter's output."""
+def both_branches(run: Run, count: int, first: int = 0) -> list[tuple[CallPlan, CallPlan, Tensor]]:
+    """Per step what the conditional and the other branch did, and the latter's output; ``first`` counts the seeds."""
     run.scheduler.set_timesteps(count)
     done = []
     for step in range(count):
-        run.attend(seed=step)
-        out = run.attend(row=OTHER, seed=100 + step)
+        run.attend(seed=first + step)
+        out = run.attend(row=OTHER, seed=first + 100 + step)
         done.append((*(call.plan for call in run.engine.calls[-2:]), out))
         run.scheduler.step()
     return done
@@ -362,36 +361,21 @@ def test_a_mask_that_is_searched_again_is_shared_at_once() -> None:
     assert torch.equal(out, block_sparse_attention(*tensors(102, OTHER.layout), mask, backend="reference"))
 
 
-def test_a_borrowed_mask_is_made_for_its_text_once_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-
-    def counted(found: FoundMask, before: TokenLayout, now: TokenLayout) -> FoundMask:
-        made.append(now)
-        return fit_to_text(found, before, now)
-
-    monkeypatch.setattr("adaspa_cli.sampling.lending.fit_to_text", counted)
+def test_each_run_lends_masks_of_its_own() -> None:
+    """Also where the step that found them is the same."""
     run = Run(adaspa(0, 3), share_cfg_masks=True)
-    both_branches(run, 6)
-    assert made == [OTHER.layout] * 2
-    both_branches(run, 2)
-    both_branches(run, 2)
-    assert len(made) == 4  # each run has masks of its own, also where the step that found them is the same
+    for first in (0, 50):
+        out = both_branches(run, 2, first)[1][2]
+        (found,) = run.masks.values()
+        mask = fit_to_text(found, LAYOUT, OTHER.layout).mask
+        assert torch.equal(out, block_sparse_attention(*tensors(101 + first, OTHER.layout), mask, backend="reference"))
 
 
-def test_an_estimated_mask_is_shared_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-
-    def watched(found: FoundMask, before: TokenLayout, now: TokenLayout) -> FoundMask:
-        result = fit_to_text(found, before, now)
-        made.append(weakref.ref(result))
-        return result
-
-    monkeypatch.setattr("adaspa_cli.sampling.lending.fit_to_text", watched)
+def test_an_estimated_mask_is_shared_and_given_back() -> None:
     run = Run(SparseVideoGen(0.5, 1, (BLOCK, BLOCK)), share_cfg_masks=True)
     done = both_branches(run, 3)
     assert [actions for *actions, _ in done[1:]] == [[ESTIMATE, SPARSE]] * 2
     assert run.masks == {}
-    assert [mask() for mask in made] == [None, None]
     assert [search.branch for search in run.engine.searches] == ["cond", "cond"]
 
 

@@ -133,7 +133,7 @@ def heaviest_lines(weights: Tensor, layout: TokenLayout, block: int, budget: int
     """
     blocks = len(layout.video_blocks(block))
     columns = _per_block(weights, layout, block).sum(1)  # [h, Nv]
-    diagonals = _distance_mass(weights[..., layout.video_start :][..., : layout.video_tokens], block)  # [h, G]
+    diagonals = distance_mass(weights[..., layout.video_start :][..., : layout.video_tokens], block)  # [h, G]
     groups = diagonals.shape[1]
     # Blocks that the lines cover: a column all rows, a group of diagonals less the farther it is, on two sides.
     cost = torch.cat(
@@ -164,7 +164,7 @@ def _per_block(weights: Tensor, layout: TokenLayout, block: int) -> Tensor:
     return columns.reshape(*columns.shape[:2], -1, block).sum(-1)
 
 
-def _distance_mass(weights: Tensor, block: int) -> Tensor:
+def distance_mass(weights: Tensor, block: int) -> Tensor:
     """Sum ``weights`` [h, m, Lv] of the last m of Lv tokens by distance, ahead and behind, in groups: [h, G]."""
     heads, rows, tokens = weights.shape
     # Rows of one more entry than they are read as shift by one each: diagonals of the mirrored rows become columns.

@@ -9,8 +9,8 @@ from adaspa_cli.masks import Call, FoundMask
 from adaspa_cli.masks.methods.minference import (
     Lines,
     MInference,
-    _distance_mass,
     block_mass,
+    distance_mass,
     heaviest_blocks,
     heaviest_lines,
     spread_rows,
@@ -199,7 +199,7 @@ def test_the_mass_at_each_distance(tokens: int, rows: int) -> None:
     for row in range(rows):
         for key in range(tokens):
             expected[:, abs(tokens - rows + row - key) // BLOCK] += weights[:, row, key]
-    torch.testing.assert_close(_distance_mass(weights, BLOCK), expected)
+    torch.testing.assert_close(distance_mass(weights, BLOCK), expected)
 
 
 def test_only_the_last_video_queries_show_lines() -> None:
