@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from adaspa_cli.app import app
 from adaspa_cli.errors import ConfigError
-from adaspa_cli.jobs import mask_search
+from adaspa_cli.jobs import search_masks as job
 from tests.mask_files import small_file
 from tests.pipelines import PROMPT, small_run
 
@@ -129,7 +129,7 @@ def test_interrupted_and_resumed(search: Any, tmp_path: Path, monkeypatch: pytes
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mask_search.MaskParts, "video_done", interrupted)
+        patch.setattr(job.MaskParts, "video_done", interrupted)
         result = search()
     assert result.exit_code == INTERRUPTED
     assert "no mask file was written, and --resume goes on" in result.stderr
