@@ -44,6 +44,8 @@ class Attachment:
         self.transformers = family.transformers(pipe)
         self.blocks = [block for transformer in self.transformers for block in family.blocks(transformer)]
         self.attentions = [getattr(block, family.attention) for block in self.blocks]
+        self._named = False  # whether the pipeline has said what the pass in progress is
+        self._unnamed = 0  # passes of this step of which it has said nothing
         self._forward = Forward(attend)
         self._originals = [attention.processor for attention in self.attentions]
         self._processors = [family.processor(layer, self._forward) for layer in range(self.layers)]
@@ -56,7 +58,8 @@ class Attachment:
             for transformer in self.transformers
         ]
         self._overrides = [
-            Override(transformer, "cache_context", self._note_branch) for transformer in self.transformers
+            *(Override(transformer, "cache_context", self._note_branch) for transformer in self.transformers),
+            *(Override(pipe.scheduler, name, self._note_step) for name in ("set_timesteps", "step")),
         ]
         self.reorderings = [
             Reordering(family.ends(transformer), lambda: self.rows[0].layout)
@@ -89,14 +92,30 @@ class Attachment:
     def _note_branch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @contextlib.contextmanager
         def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
-            self.branch = self.family.branch_names.get(name, name)
+            self.branch, self._named = self.family.branch_names.get(name, name), True
             try:
                 with original(name, *args, **kwargs):
                     yield
             finally:
-                self.branch = "cond"
+                self.branch, self._named = "cond", False
 
         return cache_context
+
+    def _note_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def next_step(*args: Any, **kwargs: Any) -> Any:
+            self._unnamed = 0
+            return original(*args, **kwargs)
+
+        return next_step
+
+    def _check_branch(self) -> None:
+        """Refuse the second pass of a step where the pipeline says of none which guidance branch it is."""
+        self._unnamed += not self._named
+        if self._unnamed > 1:
+            raise RunError(
+                "the transformer is called twice in a step, and nobody says which call is which guidance branch",
+                hint='call it within transformer.cache_context("cond") and ("uncond"), or without true guidance',
+            )
 
     def _on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         pairs = zip(self.attentions, self._processors, strict=True)
@@ -107,6 +126,7 @@ class Attachment:
             )
         if args:
             raise RunError("the transformer must be called with keyword arguments while adaspa is applied")
+        self._check_branch()
         self._forward.rows = self.describe(module.config, kwargs)
         for reordering in self.reorderings[:1]:
             self.reorder_inputs(kwargs, reordering)

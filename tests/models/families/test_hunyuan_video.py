@@ -1,6 +1,7 @@
 """HunyuanVideo with adaspa: the same video where nothing is left out, masks of their own, no trace after removal."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -304,6 +305,30 @@ def test_calling_the_transformer_outside_a_run_is_an_error(pipe: Any) -> None:
         pipe.scheduler.set_timesteps(4)
         with pytest.raises(RunError, match="keyword arguments"):
             pipe.transformer(*call.values())
+
+
+def test_a_loop_says_which_guidance_branch_a_pass_is(pipe: Any) -> None:
+    """As image-to-video of diffusers does not: the masks of one branch would serve the other."""
+    sample, text = torch.zeros(1, 4, 3, 8, 12), torch.ones(1, 16)
+
+    def step(timestep: Tensor, names: list[str | None]) -> None:
+        for name in names:
+            with pipe.transformer.cache_context(name) if name else nullcontext():
+                out = pipe.transformer(
+                    hidden_states=sample, timestep=timestep[None], encoder_hidden_states=torch.zeros(1, 16, 32),
+                    encoder_attention_mask=text, pooled_projections=torch.zeros(1, 32), return_dict=False,
+                )[0]  # fmt: skip
+        pipe.scheduler.step(out, timestep, sample)
+
+    with apply(pipe, **SPARSE) as handle, torch.inference_mode():
+        for names in (["cond", "uncond"], [None]):
+            pipe.scheduler.set_timesteps(4)
+            for timestep in pipe.scheduler.timesteps:
+                step(timestep, names)
+            assert {search.branch for search in handle.engine.searches} == {name or "cond" for name in names}
+        pipe.scheduler.set_timesteps(4)
+        with pytest.raises(RunError, match="called twice in a step"):
+            step(pipe.scheduler.timesteps[0], [None, None])
 
 
 def test_a_search_waits_for_the_first_call_that_a_cache_executes(pipe: Any) -> None:
