@@ -17,7 +17,7 @@ from adaspa_cli.console import Console
 
 if TYPE_CHECKING:
     from adaspa_cli.config import Resolved
-    from adaspa_cli.config.mask_search import SearchOptions
+    from adaspa_cli.config.search_masks import SearchOptions
 
 
 @command(
@@ -73,7 +73,7 @@ def search_masks(
 
     Example: adaspa search-masks --prompt "a red circle moves left on a blue background" --out masks.safetensors
     """
-    from adaspa_cli.config.mask_search import SearchOptions
+    from adaspa_cli.config.search_masks import SearchOptions
 
     out = out.expanduser()
     _run(console, given.resolve(), SearchOptions(out, keep_ranking, keep_sums, first_step_only, resume))

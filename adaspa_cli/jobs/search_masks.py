@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config import Resolved
-from adaspa_cli.config.mask_search import SearchOptions
+from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import ConfigError, OutputError, RunError
 from adaspa_cli.files.folders import check_folder
 from adaspa_cli.hooks.clock import Listener, Order
@@ -86,7 +86,7 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
         observer: is told how it goes on.
 
     Raises:
-        AdaspaError: see :meth:`~adaspa_cli.config.mask_search.SearchOptions.check`,
+        AdaspaError: see :meth:`~adaspa_cli.config.search_masks.SearchOptions.check`,
             :func:`~adaspa_cli.models.loading.load_pipeline`, and below.
         OutputError: the disk is too small, or the unfinished search that is there is another one.
         RunError: the block sums are no numbers, or the model has two transformers.

@@ -8,8 +8,8 @@ import pytest
 from adaspa_cli.attention.compensated import Compensation
 from adaspa_cli.config import resolve
 from adaspa_cli.config.load import load_preset, method_config
-from adaspa_cli.config.mask_search import SearchOptions
 from adaspa_cli.config.methods import AdaSpaConfig
+from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import ConfigError
 from adaspa_cli.masks.methods.adaspa import AdaSpa
 from adaspa_cli.masks.methods.registry import make_policy

@@ -11,7 +11,7 @@ import torch
 
 import adaspa_cli
 from adaspa_cli.config import resolve
-from adaspa_cli.config.mask_search import SearchOptions
+from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import AdaspaError, ConfigError, MaskFileError, OutputError
 from adaspa_cli.files.videos import read_frames
 from adaspa_cli.jobs import search_masks as job

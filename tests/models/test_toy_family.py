@@ -12,7 +12,7 @@ from torch import Tensor
 from adaspa_cli import apply
 from adaspa_cli.bench.warm_up import first_blocks
 from adaspa_cli.config import families, resolve
-from adaspa_cli.config.mask_search import SearchOptions
+from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import ConfigError, RunError
 from adaspa_cli.jobs.generate import generate
 from adaspa_cli.jobs.search_masks import search_masks
