@@ -95,6 +95,7 @@ BUDGET = _flag("--budget", str, METHOD, ", ".join(BUDGETS) + ": how kept blocks 
 REMAINDER = _flag("--remainder", str, METHOD, "drop, or pooled: attend to a summary of what is left out.")
 REPAIR = _flag("--repair", str, METHOD, "none, or probes: repair all rows by a few that attend densely.")
 PROBES = _flag("--probes", int, METHOD, "Number of those rows.")
+MAX_ERROR = _flag("--max-error", float, METHOD, "Attention error above which a layer is dense and searches anew.")
 SHARE_CFG_MASKS = _flag(
     "--share-cfg-masks/--no-share-cfg-masks", bool, METHOD, "Both branches of guidance use one's masks."
 )
@@ -163,7 +164,7 @@ SET = _flag(
 GENERATE = (
     *(PROMPT, PROMPTS, NEGATIVE_PROMPT, SEED),
     *(METHOD_NAME, SPARSITY, SEARCH_STEPS, BLOCK_SIZE, HEAD_ADAPTIVE, LSE_CACHE, SHARE_CFG_MASKS),
-    *(TOKEN_ORDER, SELECTION, BUDGET, REMAINDER, REPAIR, PROBES),
+    *(TOKEN_ORDER, SELECTION, BUDGET, REMAINDER, REPAIR, PROBES, MAX_ERROR),
     *(MASKS, MASKS_FROM_START, MASKS_MIN_RECALL, MASKS_FALLBACK, CACHE),
     *(STEPS, STEPS_PER_PHASE, HEIGHT, WIDTH, FRAMES, FPS, GUIDANCE_SCALE, TRUE_CFG_SCALE, FLOW_SHIFT),
     *(MODEL, WEIGHTS, DTYPE, DEVICE, ATTENTION_BACKEND, RANDOM_WEIGHTS, LAYERS, COMPILE, OFFLOAD),

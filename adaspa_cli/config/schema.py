@@ -316,6 +316,11 @@ class GenerateConfig:
             raise ConfigError("lossless frames need a decoded video", hint="add --decode, or drop --lossless")
 
     def _check_steps_per_phase(self) -> None:
+        if getattr(self.method.algorithm, "max_error", None) is not None:
+            raise ConfigError(
+                "steps_per_phase can't be combined with max_error: which steps are dense is only known at run time",
+                hint="drop --max-error, or drop --steps-per-phase",
+            )
         if not self.model.random_weights:
             raise ConfigError(
                 "steps_per_phase leaves steps out, so there is no video: it is for times with random weights",

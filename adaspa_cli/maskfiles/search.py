@@ -54,6 +54,10 @@ class Recording(MaskPolicy):
         return self.method.search_rows
 
     @property
+    def max_error(self) -> float | None:
+        return self.method.max_error
+
+    @property
     def wants_values(self) -> bool:
         return self.method.wants_values
 

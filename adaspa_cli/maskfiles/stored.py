@@ -86,6 +86,10 @@ class StoredMasks(MaskPolicy):
         return self.method.compensation
 
     @property
+    def max_error(self) -> float | None:
+        return self.method.max_error
+
+    @property
     def wants_values(self) -> bool:
         return self.method.wants_values
 

@@ -91,6 +91,11 @@ class MaskPolicy(ABC):
         return NO_COMPENSATION
 
     @property
+    def max_error(self) -> float | None:
+        """Attention error of a sparse call above which its layer searches densely at its next one; None is no limit."""
+        return None
+
+    @property
     def search_rows(self) -> int:
         """Of a block's rows every so manieth is weighed in a search."""
         return 1

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 FIGURES = ("pooled", "before", "after")
 
 
-def compensation_report(calls: Sequence[AttentionCall]) -> dict[str, Any] | None:
+def compensation_report(calls: Sequence[AttentionCall], densified: int = 0) -> dict[str, Any] | None:
     """The entry ``compensation`` of a report; None where nothing was made up for. Waits for the device.
 
     - ``work``: what it cost, as a share of dense attention, mean over all calls; no part of ``density``.
     - ``pooled``: share of the attention weights that summaries stand for, mean over the calls that had any.
     - ``before`` and ``after`` the repair: distance of the probe rows from dense attention relative to its norm, root
       mean square over the repaired calls and their heads. None without a repair.
+    - ``densified``: calls that were dense because of the error of the call before, where ``max_error`` limits it.
     - ``steps``: those with such calls; ``layers``: the figures of each of them by these steps, of all heads.
     """
     made_up = [call for call in calls if call.estimate.work]
@@ -38,7 +39,8 @@ def compensation_report(calls: Sequence[AttentionCall]) -> dict[str, Any] | None
         row = {figure: [_mean(figure, by_place[figure].get((layer, step))) for step in steps] for figure in FIGURES}
         layers.append({"layer": layer, **row})
     whole = {figure: _mean(figure, [x for heads in by_place[figure].values() for x in heads]) for figure in FIGURES}
-    return {"work": sum(call.estimate.work for call in made_up) / len(calls), **whole, "steps": steps, "layers": layers}
+    work = sum(call.estimate.work for call in made_up) / len(calls)
+    return {"work": work, **whole, "densified": densified, "steps": steps, "layers": layers}
 
 
 def _by_place(calls: Sequence[AttentionCall], figure: str) -> dict[tuple[int, int], list[list[float]]]:
@@ -66,7 +68,8 @@ def error_note(report: Mapping[str, Any]) -> str | None:
     found = report.get("compensation")
     if not found or found["after"] is None:
         return None
+    densified = f"; {found['densified']} calls were dense for it" if found.get("densified") else ""
     return (
         f"attention error about {found['after']:.1%} (before repair {found['before']:.1%}), "
-        "estimated on the probe rows of every sparse call"
+        f"estimated on the probe rows of every sparse call{densified}"
     )

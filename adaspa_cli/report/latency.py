@@ -96,7 +96,7 @@ def latency_report(
         "density": _density(handle, steps, estimated),
         "steps": steps,
         "searches": search_table(engine),
-        "compensation": compensation_report(engine.calls),
+        "compensation": compensation_report(engine.calls, engine.densified),
         "mask_file": mask_file_report(engine.policy),
         "peak_memory": result.peak,
     }

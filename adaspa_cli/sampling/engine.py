@@ -18,6 +18,7 @@ from adaspa_cli.caching import TokenMerging
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.hooks.timing import Stopwatch
+from adaspa_cli.hooks.transfer import OnItsWay
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, MERGED, SEARCH, Attention, CallPlan, MaskSource
 from adaspa_cli.models.forward import Row
@@ -92,6 +93,11 @@ class AttentionEngine:
         return self._records.calls
 
     @property
+    def densified(self) -> int:
+        """Calls that were dense because of the error of the call before."""
+        return self._records.densified
+
+    @property
     def searches(self) -> list[Search]:
         """The masks that were found or loaded, of the run in progress or of the last one."""
         return self._records.searches
@@ -130,7 +136,12 @@ class AttentionEngine:
             return self._lending.decide(call)
         known = self.memory.own(call)
         plan = self._merged(policy.decide(call, known.step if known else None))
-        if plan == CACHED_SEARCH and policy.fresh_lse and known is not None and known.lse is None:
+        if known is None or plan.attention is not Attention.SPARSE:
+            return plan
+        if policy.max_error is not None and known.strayed(policy.max_error):
+            self._records.densified += 1
+            return SEARCH
+        if plan == CACHED_SEARCH and policy.fresh_lse and known.lse is None:
             return SEARCH  # a cache skipped the step before, whose LSE it needs
         return plan
 
@@ -158,8 +169,11 @@ class AttentionEngine:
             backend=self._backend,
             compensation=policy.compensation,
         )
-        if policy.fresh_lse and known is self.memory.of(call):
-            known.lse = done.lse if policy.keeps_lse(call.step) else None
+        if known is self.memory.of(call):
+            if policy.fresh_lse:
+                known.lse = done.lse if policy.keeps_lse(call.step) else None
+            if policy.max_error is not None and done.estimate.after is not None:
+                known.error = OnItsWay.of(done.estimate.after)
         return done
 
     def _mask(self, policy: MaskPolicy, plan: CallPlan, call: Call, q: Tensor, k: Tensor, v: Tensor) -> KnownMask:

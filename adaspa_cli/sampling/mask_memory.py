@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.errors import RunError
+from adaspa_cli.hooks.transfer import OnItsWay
 from adaspa_cli.masks import Call, FoundMask
 from adaspa_cli.masks.plan import MaskSource
 
@@ -24,6 +25,7 @@ class KnownMask:
         source: how.
         density: [H].
         lse: [1, H, L] for the next search, while one is to come.
+        error: of the last sparse call with it, [1, H], where that is limited.
     """
 
     layout: TokenLayout
@@ -32,6 +34,11 @@ class KnownMask:
     found: FoundMask
     density: Tensor
     lse: Tensor | None = None
+    error: OnItsWay | None = None
+
+    def strayed(self, limit: float) -> bool:
+        """Whether the root mean square of the heads' errors at the last sparse call is above a limit."""
+        return self.error is not None and float(self.error.there().square().mean().sqrt()) > limit
 
 
 class MaskMemory:

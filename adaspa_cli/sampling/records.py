@@ -44,6 +44,7 @@ class Records:
 
     calls: list[AttentionCall] = field(default_factory=list)
     searches: list[Search] = field(default_factory=list)
+    densified: int = 0  # calls that were dense because of the error of the call before
 
     def search(self, call: Call, found: FoundMask, density: Tensor) -> None:
         """Note a mask."""

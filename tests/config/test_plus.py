@@ -124,6 +124,8 @@ def test_every_method_takes_a_ramp(name: str) -> None:
         ({"remainder": "keep"}, "remainder 'keep' is unknown"),
         ({"probes": 1}, "probes must be at least 2"),
         ({"repair_ridge": 0.0}, "repair_ridge must be above 0"),
+        ({"max_error": 0.1}, "max_error needs repair 'probes'"),
+        ({"max_error": 0.0, "repair": "probes"}, r"max_error must lie in \(0, 1\]"),
         ({"sparsity": "0.5:0.1"}, "not at '0.5'"),
         ({"sparsity": {0: 2}}, r"must lie in \[0, 1\)"),
         ({"sparsity": "most"}, "sparsity must be a number, got 'most'"),

@@ -150,3 +150,31 @@ def test_a_borrowed_mask_is_compensated_as_well() -> None:
         run.scheduler.step()
     (found,) = run.masks.values()
     assert torch.equal(outputs[1], compensated(1, found.mask)[0])
+
+
+def test_a_layer_that_strays_too_far_searches_densely_at_its_next_call() -> None:
+    run = Run(plus(0, max_error=1e-6))
+    outputs = run.steps(5)
+    assert [call.plan for call in run.engine.calls] == [SEARCH, SPARSE, SEARCH, SPARSE, SEARCH]
+    assert run.engine.densified == 2
+    assert torch.equal(outputs[2], dense_attention(*tensors(2), backend="reference")[0])
+    assert [search.step for search in run.engine.searches] == [0, 2, 4]
+
+
+def test_a_layer_within_the_limit_goes_on() -> None:
+    run = Run(plus(0, 3, max_error=9.0))
+    run.steps(5)
+    assert [call.plan for call in run.engine.calls] == [SEARCH, SPARSE, SPARSE, CACHED_SEARCH, SPARSE]
+    assert run.engine.densified == 0
+
+
+def test_the_limit_is_of_the_mean_over_heads() -> None:
+    run = Run(plus(0))
+    run.steps(2)
+    after = run.engine.calls[1].estimate.after
+    assert after is not None
+    error = float(after.square().mean().sqrt())
+    for factor, expected in ((0.99, SEARCH), (1.01, SPARSE)):
+        limited = Run(plus(0, max_error=factor * error))
+        limited.steps(3)
+        assert limited.engine.calls[2].plan == expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from adaspa_cli.config.fields import MOST_SCALE, above_zero, at_least, one_of, setting, shown
+from adaspa_cli.config.fields import MOST_SCALE, above_zero, at_least, one_of, setting, shown, within
 from adaspa_cli.config.methods.base import SearchingConfig
 from adaspa_cli.errors import ConfigError
 
@@ -35,6 +35,8 @@ class AdaSpaConfig(SearchingConfig):
         repair: ``probes`` attends densely from a few rows, and repairs all others by what these lacked.
         probes: number of those rows, spread evenly over the video.
         repair_ridge: strength λ of the ridge regression that the repair is.
+        max_error: attention error above which a layer attends densely at the next step, and searches a new mask there;
+            None is no limit. The probes measure it: relative to the norm of dense attention, after the repair.
         search_rows: weigh every so manieth row of a block in a search, and a search costs as much less.
         lse: where searches after the first take the log-sum-exp from: ``cached`` at the first search, or ``fresh``,
             from the sparse output of the step before, which knows it from the pooled remainder.
@@ -50,6 +52,7 @@ class AdaSpaConfig(SearchingConfig):
     repair: str = setting("none", one_of(("none", "probes")), late=True)
     probes: int = setting(64, at_least(2, MOST_PROBES), late=True)
     repair_ridge: float = setting(10.0, above_zero(MOST_SCALE), late=True)
+    max_error: float | None = setting(None, within("(0, 1]", lambda value: 0 < value <= 1), late=True)
     search_rows: int = setting(1, _check_search_rows, late=True)
     lse: str = setting("cached", one_of(("cached", "fresh")), late=True)
 
@@ -60,6 +63,8 @@ class AdaSpaConfig(SearchingConfig):
                 f"search_rows must divide block_size, and {self.search_rows} does not divide {self.block_size}",
                 hint="1 weighs every row",
             )
+        if self.max_error is not None and self.repair == "none":
+            raise ConfigError("max_error needs repair 'probes', which measures the error", hint="add --repair probes")
         if self.lse == "fresh" and (self.remainder == "drop" or not self.lse_cache):
             what = "remainder 'pooled', which gives it" if self.remainder == "drop" else "lse_cache"
             raise ConfigError(f"lse 'fresh' needs {what}", hint="add --remainder pooled, or use --lse cached")

@@ -32,6 +32,7 @@ class AdaSpa(MaskPolicy):
         selection: keep the blocks of the largest mass, or those without which the output would change most.
         search_rows: weigh every so manieth row of a block in a search.
         compensation: what makes up for the blocks that are left out.
+        max_error: attention error above which a layer attends densely at the next step and searches anew.
     """
 
     sparsity: Sparsity
@@ -43,6 +44,7 @@ class AdaSpa(MaskPolicy):
     selection: Literal["mass", "output-error"] = "mass"
     search_rows: int = 1
     compensation: Compensation = NO_COMPENSATION
+    max_error: float | None = None
 
     @classmethod
     def of(cls, config: AdaSpaConfig, steps: int) -> AdaSpa:
@@ -61,6 +63,7 @@ class AdaSpa(MaskPolicy):
                 probes=config.probes if config.repair == "probes" else 0,
                 ridge=config.repair_ridge,
             ),
+            max_error=config.max_error,
         )
 
     @property
