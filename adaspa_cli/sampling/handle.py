@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
-from adaspa_cli.attention import check_kernel, resolve
+from adaspa_cli.attention import Backend, check_kernel, resolve
 from adaspa_cli.caching import StepCache, TokenMerging, make_cache, make_merging
 from adaspa_cli.config.families import count_layers
-from adaspa_cli.config.methods import SparseConfig
+from adaspa_cli.config.flat import keys_of
+from adaspa_cli.config.mask_file import MaskFileConfig
+from adaspa_cli.config.merging import Merging
+from adaspa_cli.config.methods import Algorithm, SparseConfig
 from adaspa_cli.config.schema import MethodConfig
-from adaspa_cli.errors import RunError
+from adaspa_cli.errors import ConfigError, RunError
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.maskfiles.check import check_model, open_masks
 from adaspa_cli.maskfiles.stored import stored_policy
@@ -21,6 +24,8 @@ from adaspa_cli.masks.plan import DENSE
 from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.registry import attach, family_of
 from adaspa_cli.sampling.engine import AttentionEngine
+
+CheckBlocks = Callable[[tuple[int, int]], None]
 
 
 class Handle:
@@ -60,11 +65,9 @@ class Handle:
         """
         family = family_of(pipe)
         backend = resolve(config.attention_backend, pipe._execution_device)
+        check_blocks = _kernel_check(backend, pipe)
         if isinstance(config.algorithm, SparseConfig):
-            shape = family.shape(pipe)
-            dtype = None if pipe._execution_device.type == "cpu" else shape.dtype
-            block_size = (config.algorithm.block_size, config.algorithm.block_size)
-            check_kernel(backend, shape.head_dim, block_size, dtype)
+            check_blocks((config.algorithm.block_size, config.algorithm.block_size))
         self.mask_file = open_masks(config)
         if self.mask_file is not None:
             check_model(self.mask_file, family.facts.pipeline, family.transformers(pipe))
@@ -76,7 +79,7 @@ class Handle:
         self.backend = _backend_name(backend.name, self.attached, self.merging)
         self.clock = StepClock(pipe, family.facts.transformers)
         self.engine = AttentionEngine(
-            policy or self._policy_maker(config),
+            self._policy_maker(config) if policy is None else _checked(policy, check_blocks),
             backend,
             self.clock,
             self.merging,
@@ -135,23 +138,49 @@ def _check_untouched(transformer: Any) -> None:
         )
 
 
+def _kernel_check(backend: Backend, pipe: Any) -> CheckBlocks:
+    """Raises BackendError where a backend has no kernel for a pipeline's heads in blocks of a (query, key) size."""
+    shape = family_of(pipe).shape(pipe)
+    dtype = None if pipe._execution_device.type == "cpu" else shape.dtype
+    return lambda block_size: check_kernel(backend, shape.head_dim, block_size, dtype)
+
+
+def _checked(make: Callable[[int], MaskPolicy], check_blocks: CheckBlocks) -> Callable[[int], MaskPolicy]:
+    """What ``make`` makes, if there is a kernel for its blocks."""
+
+    def make_checked(steps: int) -> MaskPolicy:
+        policy = make(steps)
+        check_blocks(policy.block_size)
+        return policy
+
+    return make_checked
+
+
 def _backend_name(backend: str, attached: bool, merging: TokenMerging | None) -> str | None:
     if not attached:
         return None
     return backend if merging is None else "sdpa"
 
 
-def apply(pipe: Any, method: str = "adaspa", **settings: Any) -> Handle:
-    """Run a pipeline of diffusers with a method of adaspa until the handle is removed.
+def apply(
+    pipe: Any,
+    method: str = "adaspa",
+    *,
+    policy: MaskPolicy | Callable[[int], MaskPolicy] | None = None,
+    **settings: Any,
+) -> Handle:
+    """Run a pipeline of diffusers with a method of adaspa, or with one of your own, until the handle is removed.
 
     ``pab``, ``adacache`` and ``tomesd`` are methods too; ``cache="first-block"`` and the like join a cache to a method.
 
     Args:
-        pipe: a ``HunyuanVideoPipeline`` or ``CogVideoXPipeline``, on its device.
+        pipe: a pipeline of a family that adaspa knows, on its device.
         method: a method preset: ``adaspa``, ``sparse-videogen``, ``minference``, ``frame-region``, ``full``,
             ``diffusers`` or an ablation.
-        settings: any key of :class:`~adaspa_cli.config.schema.MethodConfig` and what is nested in it, such as
-            ``sparsity=0.8``, ``search_steps=(10, 30)`` or ``attention_backend="auto"``.
+        policy: a method of your own in place of a preset, or what makes it for a run with that many denoising steps;
+            docs/methods.md has an example.
+        settings: any field of :class:`~adaspa_cli.config.schema.MethodConfig`, such as ``sparsity=0.8``,
+            ``search_steps=(10, 30)`` or ``attention_backend="auto"``; with a policy only those that are of no method.
 
     Raises:
         ConfigError: an unknown method or setting, or an impossible value.
@@ -161,4 +190,20 @@ def apply(pipe: Any, method: str = "adaspa", **settings: Any) -> Handle:
     """
     from adaspa_cli.config.load import method_config
 
-    return Handle(pipe, method_config(method, settings))
+    if policy is None:
+        return Handle(pipe, method_config(method, settings))
+    _check_own_method(method, policy, settings)
+    make = (lambda _steps: policy) if isinstance(policy, MaskPolicy) else policy
+    return Handle(pipe, method_config(method, settings), policy=make)
+
+
+def _check_own_method(method: str, policy: object, settings: dict[str, Any]) -> None:
+    """Refuse what a policy does not look at; raises ConfigError."""
+    if not callable(policy) and not isinstance(policy, MaskPolicy):
+        raise ConfigError(f"policy must be a MaskPolicy, or a function that makes one, not {type(policy).__name__}")
+    if method != "adaspa":
+        raise ConfigError(f"method '{method}' and a policy exclude each other", hint="drop one of them")
+    own = {key for part in (*get_args(Algorithm), *get_args(Merging), MaskFileConfig) for key in keys_of(part)}
+    for key in settings:
+        if key in own or key == "merge":
+            raise ConfigError(f"'{key}' has no effect on a policy of your own", hint="make it a setting of the policy")
