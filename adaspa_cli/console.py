@@ -16,8 +16,10 @@ from rich.console import RenderableType
 from rich.progress import Progress
 
 from adaspa_cli import interrupts
-from adaspa_cli.errors import AdaspaError, RunError
+from adaspa_cli.errors import AdaspaError, RunError, shortened
 from adaspa_cli.progress_bar import columns
+
+_MOST = 500  # letters of an error: it may quote what was given, which may be anything
 
 
 class _Messages(rich.console.Console):
@@ -73,9 +75,10 @@ class Console:
         """One line that says what was wrong, and one with what to try next; with --debug after the traceback."""
         if self.debug:
             self._say(traceback.format_exc())
-        if self._as_json(error.message, error.hint):
+        message = shortened(error.message, _MOST)
+        if self._as_json(message, error.hint):
             return
-        self._say(f"error: {error.message}", style="bold red")
+        self._say(f"error: {message}", style="bold red")
         if error.hint:
             self._say(f"  try: {error.hint}")
 

@@ -85,7 +85,7 @@ class BenchSpec:
         Raises:
             ConfigError: there is no such row.
         """
-        known = [*{row.series: None for row in self.rows}, *(row.name for row in self.rows)]
+        known = list(dict.fromkeys([*(row.series for row in self.rows), *(row.name for row in self.rows)]))
         for name in names:
             if name not in known:
                 raise ConfigError(f"unknown row '{name}'{nearest(name, known)}", hint=f"rows: {', '.join(known)}")

@@ -15,6 +15,7 @@ from rich.text import Text
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
 from adaspa_cli.commands.settings import Given
+from adaspa_cli.config.load import preset_names
 from adaspa_cli.console import Console
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class _Task:
 )
 def bench(
     *,
-    preset: Annotated[str | None, typer.Option("--preset", "-p", help="A bench of configs/bench.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help=", ".join(preset_names("bench")) + ".")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A bench file of your own.")] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of runs and tables. Complete runs there are not repeated.")
@@ -93,14 +94,14 @@ def bench(
     """
     from adaspa_cli.bench.spec import load_bench
 
-    spec = _chosen(load_bench(preset, config), given, rows, limit)
+    spec = _chosen(console, load_bench(preset, config), given, rows, limit)
     share = None if part is None else _parse_part(part, tables_only=tables_only)
     task = _Task(out.expanduser(), share, rerun_changed, tables_only, times)
     if _run(console, spec, task, plan_only=plan):
         raise typer.Exit(1)
 
 
-def _chosen(spec: BenchSpec, given: Given, rows: str | None, limit: int | None) -> BenchSpec:
+def _chosen(console: Console, spec: BenchSpec, given: Given, rows: str | None, limit: int | None) -> BenchSpec:
     """The part of a bench that was asked for, with settings changed."""
     settings = given.settings()
     seeds = settings.pop("seed") if "seed" in given.flags else None  # --set seed=1 is refused
@@ -109,6 +110,8 @@ def _chosen(spec: BenchSpec, given: Given, rows: str | None, limit: int | None) 
         spec = spec.chosen([name.strip() for name in rows.split(",")])
     if limit is not None:
         spec = dataclasses.replace(spec, prompts=spec.prompts[:limit])
+    for key, values in given.repeated().items():
+        console.note(f"{key} given twice, made once: {', '.join(map(str, values))}")
     return dataclasses.replace(spec, seeds=tuple(seeds)) if seeds else spec
 
 
@@ -132,7 +135,9 @@ def _run(console: Console, spec: BenchSpec, task: _Task, *, plan_only: bool) -> 
     """Make the runs and the tables; returns how many runs failed."""
     from adaspa_cli.bench.paper import load_tables
     from adaspa_cli.config import resolve
+    from adaspa_cli.files.folders import check_folder
 
+    check_folder(str(task.out))
     paper = load_tables(spec.paper)
     for row in spec.rows:  # before torch is imported: a wrong one is refused at once
         resolve({**spec.run, **row.settings}, origin=f"bench row {row.name}")

@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from inspect import Parameter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,12 +19,14 @@ from adaspa_cli.commands.guard import KEPT, guard
 from adaspa_cli.commands.options import OUTPUT, Flag
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.console import Console
+from adaspa_cli.errors import UsageError, shortened
 
 _CONSOLE = {
     "as_json": ("--json", "Result as JSON on stdout."),
     "quiet": ("--quiet", "-q", "No progress, no notes."),
     "debug": ("--debug", "Traceback on errors."),
 }
+_PATHS = ("model", "weights", "compare_with")  # they may hold a path, as text
 
 
 def command(
@@ -46,9 +49,10 @@ def command(
         @functools.wraps(body)
         def run(**values: Any) -> None:
             console = Console(**{key: values.pop(key) for key in _CONSOLE})
-            given = Given.of({flag.key: values.pop(flag.key) for flag in shown})
-            filled = dict.fromkeys(consoles, console) | dict.fromkeys(givens, given)
             with guard(console, interrupted):
+                _check_texts(values)
+                given = Given.of({flag.key: values.pop(flag.key) for flag in shown})
+                filled = dict.fromkeys(consoles, console) | dict.fromkeys(givens, given)
                 body(**filled, **values)
 
         parameters = [parameter for one in own for parameter in _expanded(one, shown, OUTPUT if panels else None)]
@@ -57,6 +61,30 @@ def command(
         return run
 
     return decorate
+
+
+def _check_texts(values: dict[str, Any]) -> None:
+    """Refuse what nothing can be done with: bytes that are no text, and home folders of nobody.
+
+    Raises:
+        UsageError: names the flag.
+    """
+    for key, value in values.items():
+        for item in value if isinstance(value, list) else [value]:
+            try:
+                str(item).encode()
+            except UnicodeEncodeError:
+                shown = shortened(str(item).encode(errors="surrogateescape").decode(errors="backslashreplace"))
+                raise UsageError(
+                    f"{key.replace('_', '-')} is no text in UTF-8: '{shown}'", hint="use a terminal in UTF-8"
+                ) from None
+            if isinstance(item, Path) or key in _PATHS:
+                try:
+                    Path(item or ".").expanduser()
+                except RuntimeError:
+                    raise UsageError(
+                        f"'{shortened(str(item))}' names the home folder of a user who is not known"
+                    ) from None
 
 
 def _expanded(parameter: Parameter, flags: Sequence[Flag], panel: str | None) -> Iterator[Parameter]:

@@ -12,12 +12,13 @@ from rich.text import Text
 
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
+from adaspa_cli.commands.early import check_early, say_early
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.console import Console
 
 if TYPE_CHECKING:
-    from adaspa_cli.config import Resolved
+    from adaspa_cli.config import GenerateConfig, Resolved
 
 
 @command(*options.GENERATE)
@@ -40,16 +41,23 @@ def generate(
     if print_config:
         settings = {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()}
         console.result(settings, resolved.as_yaml().rstrip())
-    else:
-        _run(console, resolved)
+        return
+    prompts = check_early(resolved, resolved.config.output.out, may_be_complete=resolved.config.output.resume)
+    _check_compared(resolved.config, prompts)
+    say_early(console, given, resolved)
+    _say_schedule(console, resolved)
+    console.note("starting ...")
+    _run(console, resolved, prompts)
 
 
-def _run(console: Console, resolved: Resolved) -> None:
-    from adaspa_cli.config.architecture import random_weights_note
+def _check_compared(config: GenerateConfig, prompts: list[str]) -> None:
+    from adaspa_cli.report.compare import load_compared
 
-    note = random_weights_note(resolved.config.model)
-    if note:
-        console.note(note)
+    wanted = {(prompt, seed) for prompt in prompts for seed in config.sampling.seed}
+    load_compared(config.output.compare_with, wanted, config)
+
+
+def _say_schedule(console: Console, resolved: Resolved) -> None:
     method, steps = resolved.config.method, resolved.config.sampling.steps
     if method.mask_file.masks is None and isinstance(method.algorithm, SparseConfig):
         asked, planned = list(method.algorithm.search_steps), list(method.algorithm.schedule(steps))
@@ -60,14 +68,8 @@ def _run(console: Console, resolved: Resolved) -> None:
             )
             console.note(f"search steps {asked} {why}")
 
-    from adaspa_cli.config.model_source import check_available
-    from adaspa_cli.jobs.prompts import collect_prompts
 
-    prompts = collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong one is refused at once
-    if not (resolved.config.output.resume or resolved.config.model.random_weights):
-        check_available(resolved.config.model.weights)  # what is complete needs no model
-    console.note("starting ...")
-
+def _run(console: Console, resolved: Resolved, prompts: list[str]) -> None:
     from adaspa_cli.commands.progress import ProgressObserver
     from adaspa_cli.jobs.generate import generate as run
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adaspa_cli.commands.command import command
+from adaspa_cli.commands.early import check_readable
 from adaspa_cli.console import Console
 from adaspa_cli.errors import MaskFileError
 
@@ -35,6 +36,7 @@ def info(
 
     The header alone is read and checked; `adaspa masks verify` checks everything.
     """
+    check_readable(file)
     from adaspa_cli.maskfiles import MaskFile
 
     masks = MaskFile.open(file)
@@ -53,9 +55,7 @@ def verify(
     console: Console,
 ) -> None:
     """Check every byte of mask files. Exit code 1 if one is not whole."""
-    missing = [file for file in files if not file.expanduser().exists()]
-    if missing:
-        raise MaskFileError(f"{missing[0]} does not exist")
+    check_readable(*files)
     found = [{"file": str(file), **_verified(file)} for file in files]
     lines = [
         Text(f"{row['file']}: whole" if row["whole"] else row["reason"], no_wrap=True, overflow="ignore")
@@ -84,12 +84,15 @@ def compare(
     The mutual recall needs block sums: adaspa search-masks --keep-sums.
     """
     from adaspa_cli.config.load import parse_steps
-    from adaspa_cli.maskfiles import MaskFile
-    from adaspa_cli.maskfiles.compare import compare as overlaps
 
     pair = None if steps is None else parse_steps(steps)
     if pair is not None and len(pair) != 2:
         raise MaskFileError(f"--steps takes two steps, got '{steps}'", hint="as --steps 10,30")
+    check_readable(first, second)
+
+    from adaspa_cli.maskfiles import MaskFile
+    from adaspa_cli.maskfiles.compare import compare as overlaps
+
     found = overlaps(MaskFile.open(first), MaskFile.open(second), None if pair is None else (pair[0], pair[1]))
     rows = [_row(overlap) for overlap in found]
     console.result({"files": [str(first), str(second)], "masks": rows}, _overlap_table(rows, heads))
@@ -126,10 +129,15 @@ def plot(
     Example: adaspa masks plot masks.safetensors --at-layers 0,4 --at-heads 0,1
     """
     from adaspa_cli.commands.visualize import parse_numbers
-    from adaspa_cli.maskfiles import MaskFile
+    from adaspa_cli.files.folders import check_folder
 
     flags = {"--at-layers": at_layers, "--at-heads": at_heads, "--steps": steps}
     numbers = [parse_numbers(flag, text) for flag, text in flags.items()]
+    check_readable(*files)
+    check_folder(str(out))
+
+    from adaspa_cli.maskfiles import MaskFile
+
     folder = _plotted(console, [MaskFile.open(file) for file in files], numbers, pixels, str(out))
     shown = str(folder / "index.html")
     made = sorted(str(path) for path in folder.iterdir())

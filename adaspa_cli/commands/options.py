@@ -6,6 +6,7 @@ with :meth:`Flag.but`. Imports nothing heavy: `adaspa --help` must not wait.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
+from adaspa_cli.config.load import preset_names
 from adaspa_cli.config.methods.adaspa import BUDGETS
 from adaspa_cli.config.names import BACKENDS, CACHES, DTYPES, OFFLOADS, TOKEN_ORDERS
+from adaspa_cli.errors import shortened
 
 WHAT, METHOD, SAMPLING, MACHINE, OUTPUT = "What to show", "Method", "Sampling", "Model and machine", "Output"
 
@@ -52,10 +55,35 @@ class Flag:
     def annotation(self) -> Any:
         """What Typer makes the flag from."""
         shown = f"{self.text} (default: {self.default})" if self.default else self.text
+        own = _PARSED.get(self.type, {})  # what Typer says of a wrong number does not tell which one was given
         option = typer.Option(
-            *self.names, help=shown, rich_help_panel=self.panel, metavar=self.metavar, show_default=False
+            *self.names,
+            help=shown,
+            rich_help_panel=self.panel,
+            metavar=self.metavar or own.get("metavar"),
+            parser=own.get("parser"),
+            show_default=False,
         )
         return Annotated[self.type | None, option]
+
+
+def _whole(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        return int(text)
+    raise typer.BadParameter(f"must be a whole number, got '{shortened(text, 60)}'")
+
+
+def _number(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    raise typer.BadParameter(f"must be a number, got '{shortened(text, 60)}'")
+
+
+_PARSED: dict[Any, dict[str, Any]] = {
+    int: {"parser": _whole, "metavar": "<int>"},
+    list[int]: {"parser": _whole, "metavar": "<list[int]>"},
+    float: {"parser": _number, "metavar": "<float>"},
+}
 
 
 def _flag(names: str, kind: Any, panel: str, text: str, default: str | None = None, metavar: str | None = None) -> Flag:
@@ -64,7 +92,9 @@ def _flag(names: str, kind: Any, panel: str, text: str, default: str | None = No
 
 # --- what to show
 PROMPT = _flag("--prompt -p", list[str], WHAT, "What the video shows. May be repeated.")
-PROMPTS = _flag("--prompts", Path, WHAT, "File with one prompt a line.")
+PROMPTS = _flag(
+    "--prompts", Path, WHAT, "File with one prompt a line, or - for stdin. Lines that begin with # are not read."
+)
 NEGATIVE_PROMPT = _flag("--negative-prompt", str, WHAT, "What it should not show.")
 SEED = _flag("--seed -s", list[int], WHAT, "Seed of the noise. May be repeated.", default="0")
 
@@ -73,7 +103,7 @@ METHOD_NAME = _flag(
     "--method",
     str,
     METHOD,
-    "adaspa, adaspa-plus, sparse-videogen, minference, frame-region, full, diffusers, or another of configs/methods.",
+    ", ".join(preset_names("methods")) + ".",
     default="adaspa",
 )
 SPARSITY = _flag(
@@ -124,7 +154,7 @@ TRUE_CFG_SCALE = _flag("--true-cfg-scale", float, SAMPLING, "HunyuanVideo: guida
 FLOW_SHIFT = _flag("--flow-shift", float, SAMPLING, "Shift of the flow-matching scheduler.")
 
 # --- model and machine
-MODEL = _flag("--model -m", str, MACHINE, "tiny, hunyuan, fasthunyuan, cogvideox, folder or hub id.", default="tiny")
+MODEL = _flag("--model -m", str, MACHINE, ", ".join(preset_names("models")) + ", folder or hub id.", default="tiny")
 WEIGHTS = _flag("--weights", str, MACHINE, "Folder or hub id to take a named model's weights from.")
 DTYPE = _flag("--dtype", str, MACHINE, ", ".join(DTYPES), default="auto")
 DEVICE = _flag("--device", str, MACHINE, "auto, cpu, cuda, cuda:N.", default="auto")

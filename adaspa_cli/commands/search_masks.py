@@ -12,6 +12,7 @@ from rich.text import Text
 
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
+from adaspa_cli.commands.early import check_early, say_early
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.console import Console
 
@@ -76,23 +77,16 @@ def search_masks(
     from adaspa_cli.config.search_masks import SearchOptions
 
     out = out.expanduser()
-    _run(console, given.resolve(), SearchOptions(out, keep_ranking, keep_sums, first_step_only, resume))
-
-
-def _run(console: Console, resolved: Resolved, searched: SearchOptions) -> None:
-    from adaspa_cli.config.architecture import random_weights_note
-    from adaspa_cli.config.model_source import check_available
-    from adaspa_cli.jobs.prompts import collect_prompts
-
+    resolved = given.resolve()
+    searched = SearchOptions(out, keep_ranking, keep_sums, first_step_only, resume)
     searched.check(resolved.config.method)
-    prompts = collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong one is refused at once
-    if not (searched.resume or resolved.config.model.random_weights):
-        check_available(resolved.config.model.weights)  # what is complete needs no model
-    note = random_weights_note(resolved.config.model)
-    if note:
-        console.note(note)
+    prompts = check_early(resolved, str(out.parent), may_be_complete=resume)
+    say_early(console, given, resolved)
     console.note("starting ...")
+    _run(console, resolved, searched, prompts)
 
+
+def _run(console: Console, resolved: Resolved, searched: SearchOptions, prompts: list[str]) -> None:
     from adaspa_cli.commands.progress import SearchProgress
     from adaspa_cli.jobs.search_masks import search_masks
     from adaspa_cli.models.loading import choose_device

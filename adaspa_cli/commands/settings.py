@@ -43,12 +43,18 @@ class Given:
         Raises:
             ConfigError: one of them cannot be read.
         """
-        from adaspa_cli.config.load import parse_steps
+        from adaspa_cli.config.load import check_values, parse_steps
 
-        found = parse_settings(self.texts) | self.flags
+        found = check_values(parse_settings(self.texts), "--set") | self.flags
         if isinstance(found.get("search_steps"), str):
             found["search_steps"] = parse_steps(found["search_steps"])
-        return found
+        return {key: list(dict.fromkeys(value)) if isinstance(value, list) else value for key, value in found.items()}
+
+    def repeated(self) -> dict[str, list[Any]]:
+        """Values that a flag was given more than once, by its key."""
+        lists = {key: value for key, value in self.flags.items() if isinstance(value, list)}
+        twice = {key: [item for item in dict.fromkeys(value) if value.count(item) > 1] for key, value in lists.items()}
+        return {key: values for key, values in twice.items() if values}
 
     def resolve(self, **fixed: Any) -> Resolved:
         """The whole configuration; ``fixed`` are settings that the command itself makes.

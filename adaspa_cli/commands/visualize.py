@@ -10,6 +10,7 @@ from rich.text import Text
 
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
+from adaspa_cli.commands.early import check_early, say_early
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.console import Console
 from adaspa_cli.errors import ConfigError
@@ -85,20 +86,16 @@ def visualize(
         "query": _query(query),
         "pixels": pixels,
     }
-    _run(console, resolved, looked_at)
+    prompts = check_early(resolved, str(out))
+    say_early(console, given, resolved)
+    console.note("starting ...")
+    _run(console, resolved, looked_at, prompts)
 
 
-def _run(console: Console, resolved: Resolved, looked_at: dict[str, Any]) -> None:
-    from adaspa_cli.config.model_source import check_available
-    from adaspa_cli.jobs.prompts import collect_prompts
-
-    prompts = collect_prompts(resolved.config.prompts)  # before torch is imported: a wrong one is refused at once
-    if not resolved.config.model.random_weights:
-        check_available(resolved.config.model.weights)
+def _run(console: Console, resolved: Resolved, looked_at: dict[str, Any], prompts: list[str]) -> None:
     search = resolved.config.method.searching.schedule(resolved.config.sampling.steps)[0]
     chosen = looked_at["steps"]
     reference = next((step for step in chosen if step >= search), chosen[-1])
-    console.note("starting ...")
 
     from adaspa_cli.commands.progress import ProgressObserver
     from adaspa_cli.visual.choice import ProbeRequest

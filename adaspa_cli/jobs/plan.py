@@ -42,7 +42,7 @@ def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
     """
     config = resolved.config
     folder = check_folder(config.output.out)
-    wanted = [(prompt, seed) for prompt in prompts for seed in config.sampling.seed]
+    wanted = list(dict.fromkeys((prompt, seed) for prompt in prompts for seed in config.sampling.seed))
     compared = load_compared(config.output.compare_with, set(wanted), config)
     jobs: list[Job] = []
     taken: set[Path] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from adaspa_cli.config.schema import PromptConfig
@@ -9,7 +10,7 @@ from adaspa_cli.errors import ConfigError
 
 
 def collect_prompts(config: PromptConfig) -> list[str]:
-    """Prompts in order: those given one by one, then those of the file.
+    """Prompts in order, each once: those given one by one, then those of the file.
 
     Raises:
         ConfigError: there is none, one is empty, or the file cannot be read.
@@ -18,16 +19,18 @@ def collect_prompts(config: PromptConfig) -> list[str]:
     if any(not prompt.strip() for prompt in prompts):
         raise ConfigError("a prompt is empty", hint='say what the video shows: --prompt "a red circle moves left"')
     if config.prompts is not None:
-        prompts += _read(Path(config.prompts).expanduser())
+        prompts += _read(config.prompts)
     if not prompts:
         raise ConfigError("no prompt was given", hint="use --prompt TEXT, or --prompts FILE with one a line")
-    return prompts
+    return list(dict.fromkeys(prompts))
 
 
-def _read(path: Path) -> list[str]:
+def _read(name: str) -> list[str]:
+    path = "stdin" if name == "-" else name
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+        text = data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: no text
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"cannot read prompts from {path}: {reason}") from error
     lines = [line.strip() for line in text.splitlines()]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaspa_cli.config.schema import GenerateConfig, SamplingConfig
-from adaspa_cli.errors import ConfigError
+from adaspa_cli.errors import ConfigError, shortened
 
 _HINT = "--compare-with takes the NAME.report.json of a run of the same model, prompt, seed and size"
 # What two videos must share, so that the method alone makes the difference.
@@ -44,9 +44,9 @@ def load_compared(
         report = _read(path)
         key = (report["prompt"], report["seed"])
         if key not in wanted:
-            raise ConfigError(f"{path} is of the prompt '{key[0]}' with seed {key[1]}, which this run does not make")
+            raise ConfigError(f"{path} is of {_named(key)}, which this run does not make")
         if key in found:
-            raise ConfigError(f"{path} is the second report of the prompt '{key[0]}' with seed {key[1]}")
+            raise ConfigError(f"{path} is the second report of {_named(key)}")
         _check_same(path, report, config)
         name = report["video"]["file"]
         video = None if name is None else path.parent / name
@@ -54,6 +54,10 @@ def load_compared(
             raise ConfigError(f"the video of {path} is not there: {video}")
         found[key] = Compared(report, video)
     return found
+
+
+def _named(key: tuple[str, int]) -> str:
+    return f"the prompt '{shortened(key[0])}' with seed {key[1]}"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -75,4 +79,4 @@ def _check_same(path: Path, report: dict[str, Any], config: GenerateConfig) -> N
     for key, value in ours.items():
         theirs = report["settings"][key]["value"]
         if theirs != value:
-            raise ConfigError(f"{path} cannot be compared: its {key} is {theirs}, this run's is {value}", hint=_HINT)
+            raise ConfigError(f"{path} cannot be compared: {key} is {theirs} there, and {value} here", hint=_HINT)

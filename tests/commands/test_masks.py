@@ -200,7 +200,7 @@ def test_verify(tmp_path: Path) -> None:
     result = call("masks", "verify", str(whole), str(broken), "--json")
     assert result.exit_code == CORRUPT
     assert [row["whole"] for row in json.loads(result.stdout)] == [True, False]
-    refused(call("masks", "verify", str(tmp_path / "none")), "does not exist")
+    refused(call("masks", "verify", str(tmp_path / "none")), "No such file or directory")
 
 
 def test_compare(tmp_path: Path) -> None:

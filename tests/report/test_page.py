@@ -147,8 +147,8 @@ def test_other_methods_and_latents_have_pages(hunyuan_folder: Path, tmp_path: Pa
     [
         ({"seed": (1,)}, "with seed 0, which this run does not make"),
         ({"prompt": ["a cat"]}, f"of the prompt '{PROMPT}'"),
-        ({"steps": 5}, "its steps is 4, this run's is 5"),
-        ({"height": 64}, "its height is 32, this run's is 64"),
+        ({"steps": 5}, "steps is 4 there, and 5 here"),
+        ({"height": 64}, "height is 32 there, and 64 here"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(
@@ -166,7 +166,7 @@ def test_a_part_of_a_model_is_not_compared_with_more_of_it(dense: Path, hunyuan_
     path = tmp_path / "two.report.json"
     path.write_text(json.dumps(report))
     settings = small_run(hunyuan_folder, tmp_path, compare_with=(str(path),), random_weights=True, layers=4)
-    with pytest.raises(ConfigError, match="its layers is 2, this run's is 4"):
+    with pytest.raises(ConfigError, match="layers is 2 there, and 4 here"):
         plan(resolve(settings), settings["prompt"])
 
 

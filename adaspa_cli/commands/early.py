@@ -1,0 +1,67 @@
+"""What can be refused, or is worth knowing, before torch is imported: an error must not wait for seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adaspa_cli.console import Console
+from adaspa_cli.errors import MaskFileError, shortened
+
+if TYPE_CHECKING:
+    from adaspa_cli.commands.settings import Given
+    from adaspa_cli.config import Resolved
+
+
+def check_early(resolved: Resolved, folder: str, *, may_be_complete: bool = False) -> list[str]:
+    """Check a run as far as that takes no time; returns its prompts.
+
+    Args:
+        folder: where its results go.
+        may_be_complete: whether the run may need no model, because all is there.
+
+    Raises:
+        AdaspaError: the size, the folder, the prompts, the mask file or the checkpoint is of no use.
+    """
+    from adaspa_cli.config import architecture
+    from adaspa_cli.config.model_source import check_available
+    from adaspa_cli.files.folders import check_folder
+    from adaspa_cli.jobs.prompts import collect_prompts
+
+    config = resolved.config
+    architecture.check_early(config.model, config.sampling)
+    check_folder(folder)
+    if config.method.mask_file.masks is not None:
+        check_readable(Path(config.method.mask_file.masks))
+    prompts = collect_prompts(config.prompts)
+    if not (may_be_complete or config.model.random_weights):
+        check_available(config.model.weights)
+    return prompts
+
+
+def check_readable(*masks: Path) -> None:
+    """Refuse mask files that are not there, or that nobody may read.
+
+    Raises:
+        MaskFileError: names the first of them.
+    """
+    for path in masks:
+        try:
+            path.expanduser().open("rb").close()
+        except OSError as error:
+            raise MaskFileError(f"cannot read masks from {path}: {error.strerror}") from error
+
+
+def say_early(console: Console, given: Given, resolved: Resolved) -> None:
+    """Say what the flags don't do, and what kind of run it is."""
+    from adaspa_cli.config.architecture import random_weights_note
+
+    method = resolved.config.method
+    idle = [f"--{key.replace('_', '-')}" for key in method.ignored(given.settings())]
+    if idle:
+        console.note(f"no effect with method {method.method}: {', '.join(idle)}")
+    for key, values in given.repeated().items():
+        console.note(f"{key} given twice, made once: {', '.join(shortened(str(value), 60) for value in values)}")
+    note = random_weights_note(resolved.config.model)
+    if note:
+        console.note(note)

@@ -1,0 +1,123 @@
+"""What is refused, or said, before torch is imported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from adaspa_cli.app import app
+from tests.pipelines import PROMPT, small_run
+
+HEAVY = ("torch", "diffusers", "transformers", "numpy")
+SCRIPT = f"""
+import sys
+from adaspa_cli.__main__ import main
+code = main()
+print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+sys.exit(code)
+"""
+RUN = ("generate", "--prompt", "x")
+
+
+def refused(folder: Path, *arguments: Any) -> tuple[str, str]:
+    """The error and the hint of a real process, which may import nothing heavy and write nothing."""
+    before = set(folder.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *map(str, arguments), "--json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "[]\n"
+    assert set(folder.rglob("*")) == before
+    told = json.loads(done.stdout)
+    return told["error"], told["hint"] or ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((*RUN, "--frames", 6), "the model makes 4k + 1 frames, got 6"),
+        ((*RUN, "--height", 100), "height must be a multiple of 16, got 100"),
+        ((*RUN, "--model", "hunyuan", "--width", 1000, "--random-weights"), "width must be a multiple of 16, got 1000"),
+        ((*RUN, "--negative-prompt", "y"), "a negative prompt has no effect on this model"),
+        ((*RUN, "--masks", "none.safetensors"), "cannot read masks from none.safetensors: No such file"),
+        ((*RUN, "--masks", "."), "cannot read masks from .: Is a directory"),
+        ((*RUN, "--out", "file/videos"), "cannot write to file/videos: "),
+        ((*RUN, "--compare-with", "none.report.json"), "cannot read the report none.report.json: No such file"),
+        ((*RUN, "--model", "nobody/nothing"), "cannot fetch nobody/nothing"),
+        ((*RUN, "--out", "~no-such-user/x"), "'~no-such-user/x' names the home folder of a user who is not known"),
+        ((*RUN, "--model", "~no-such-user/x"), "'~no-such-user/x' names the home folder of a user who is not known"),
+        ((*RUN, "--steps", 10**20), "steps must be at most 10000, got 100000000000000000000"),
+        ((*RUN, "--block-size", 100000), "block_size must be at most 1024, got 100000"),
+        ((*RUN, "--steps", "many"), "Invalid value for '--steps': must be a whole number, got 'many'"),
+        ((*RUN, "--guidance-scale", "1,5"), "Invalid value for '--guidance-scale': must be a number, got '1,5'"),
+        ((*RUN, "--prompt", b"a\xffb".decode(errors="surrogateescape")), "prompt is no text in UTF-8: 'a\\xffb'"),
+        (("search-masks", "--prompt", "x", "--out", "a.safetensors", "--frames", 6), "the model makes 4k + 1 frames"),
+        (("search-masks", "--prompt", "x", "--out", "file/a.safetensors"), "cannot write to file: "),
+        (("search-masks", "--prompt", "x", "--out", "a.safetensors", "--set", "foo=1"), "unknown key 'foo' in --set"),
+        (("visualize", "--prompt", "x", "--set", "frames=6"), "the model makes 4k + 1 frames, got 6"),
+        (("visualize", "--prompt", "x", "--out", "file"), "cannot write to file: "),
+        (("bench", "--preset", "tiny-smoke", "--out", "file"), "cannot write to file: "),
+        (("masks", "info", "none"), "cannot read masks from none: No such file"),
+        (("masks", "verify", "file", "none"), "cannot read masks from none: No such file"),
+        (("masks", "compare", "file", "none"), "cannot read masks from none: No such file"),
+        (("masks", "plot", "file", "--out", "file"), "cannot write to file: "),
+    ],
+)
+def test_nothing_heavy_is_imported_for_a_mistake(tmp_path: Path, arguments: tuple[Any, ...], error: str) -> None:
+    (tmp_path / "file").touch()
+    assert refused(tmp_path, *arguments)[0].startswith(error)
+
+
+def test_rows_are_listed_once(tmp_path: Path) -> None:
+    _, hint = refused(tmp_path, "bench", "--preset", "tiny-smoke", "--rows", "nope")
+    rows = hint.removeprefix("rows: ").split(", ")
+    assert "full" in rows
+    assert len(rows) == len(set(rows))
+
+
+def test_what_is_quoted_is_cut(tmp_path: Path) -> None:
+    error, _ = refused(tmp_path, *RUN, "--model", 5000 * "a")
+    assert len(error) <= 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "note"),
+    [
+        (["--method", "full", "--sparsity", "0.5"], "no effect with method full: --sparsity, --search-st"),
+        (["--method", "tomesd", "--lse-cache"], "--sparsity, --search-steps, --block-size, --lse-cache"),
+        (["--seed", "1", "--seed", "1", "--seed", "2"], "seed given twice, made once: 1"),
+        (["--prompt", PROMPT], f"prompt given twice, made once: {PROMPT}"),
+    ],
+)
+def test_flags_that_do_nothing_are_said(hunyuan_folder: Path, tmp_path: Path, arguments: list[str], note: str) -> None:
+    result = generate(hunyuan_folder, tmp_path, *arguments)
+    assert result.exit_code == 0, result.output
+    assert note in result.stderr
+    assert len(json.loads(result.stdout)) == (2 if "--seed" in arguments else 1)
+
+
+def test_prompts_come_from_stdin_and_from_a_file_each_once(hunyuan_folder: Path, tmp_path: Path) -> None:
+    given = "a circle\n# no prompt\n\na square\na circle\n"
+    result = generate(hunyuan_folder, tmp_path, "--prompts", "-", stdin=given, prompt=[])
+    assert [entry["report"]["prompt"] for entry in json.loads(result.stdout)] == ["a circle", "a square"]
+    nothing = generate(hunyuan_folder, tmp_path, "--prompts", "-", stdin="", prompt=[])
+    assert json.loads(nothing.stdout)["error"] == "stdin holds no prompt"
+
+
+def generate(model: Path, folder: Path, *arguments: str, stdin: str | None = None, **changed: Any) -> Any:
+    """A small run in this process."""
+    given = []
+    for key, value in (small_run(model, folder / "out") | {"attention_backend": "auto"} | changed).items():
+        texts = [",".join(map(str, value))] if key == "search_steps" else value if isinstance(value, list) else [value]
+        given += [part for text in texts for part in (f"--{key.replace('_', '-')}", str(text))]
+    return CliRunner().invoke(app, ["generate", *given, *arguments, "--json"], input=stdin)
