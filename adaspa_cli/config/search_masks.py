@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaspa_cli.config.methods import AdaSpaConfig, SearchingConfig
+from adaspa_cli.config.methods import SearchingConfig
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.errors import ConfigError, OutputError
 
@@ -41,11 +41,6 @@ class SearchOptions:
         if method.cache.name != "none":
             raise ConfigError(f"cache '{method.cache.name}' skips calls that are to be searched", hint="drop the cache")
         searching.check_mask_file()
-        if isinstance(searching, AdaSpaConfig) and searching.selection != "mass":
-            raise ConfigError(
-                "search-masks averages attention weights over prompts, and chooses by them alone",
-                hint="add --set selection=mass",
-            )
         if self.keep_ranking is not None:
             self._check_ranking(self.keep_ranking, searching)
         if self.out.is_dir():

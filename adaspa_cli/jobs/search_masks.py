@@ -192,6 +192,8 @@ def _check_disk(job: _Job, facts: Description, observer: SearchObserver) -> None
         )
     masks = facts.layers * len(facts.branches) * len(facts.search_steps)
     sums = 0 if len(job.videos) == 1 else masks * facts.heads * facts.video_blocks**2 * 4
+    if job.resolved.config.method.searching.scores_blocks:
+        sums *= 2  # scores are added up as well
     observer.estimated(facts.data_bytes, sums)
     needed = 2 * facts.data_bytes + sums  # the parts stay until the file is whole
     folder = next(path for path in job.options.out.absolute().parents if path.exists())

@@ -30,10 +30,11 @@ from adaspa_cli.masks.text import pack_video, same_video_blocks, sums_with_text,
 
 @dataclass(frozen=True)
 class Recording(MaskPolicy):
-    """Does what ``method`` does, and shows the block sums W [H, Nq, Nk] of each search before its mask is chosen."""
+    """Does what ``method`` does, and shows the block sums W [H, Nq, Nk] of each search, and the scores that it chooses
+    by if it has any, before the mask is chosen."""
 
     method: MaskPolicy
-    on_search: Callable[[Call, Tensor], None]
+    on_search: Callable[[Call, Tensor, Tensor | None], None]
 
     @property
     def block_size(self) -> tuple[int, int]:
@@ -58,16 +59,19 @@ class Recording(MaskPolicy):
         return self.method.max_error
 
     @property
-    def wants_values(self) -> bool:
-        return self.method.wants_values
+    def scores_blocks(self) -> bool:
+        return self.method.scores_blocks
+
+    def scores(self, block_sums: Tensor, values: Tensor) -> Tensor:
+        return self.method.scores(block_sums, values)
 
     @property
     def fresh_lse(self) -> bool:
         return self.method.fresh_lse
 
-    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:
-        self.on_search(call, block_sums)
-        return self.method.search(call, block_sums, values)
+    def search(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> FoundMask:
+        self.on_search(call, block_sums, scores)
+        return self.method.search(call, block_sums, scores)
 
 
 class MaskSearch:
@@ -107,8 +111,8 @@ class MaskSearch:
             raise RunError("no attention call was searched")
         self._parts.video_done(self._facts.layout, self._branches)
 
-    def take_in(self, call: Call, block_sums: Tensor) -> None:
-        """Take in W of one layer, branch and step.
+    def take_in(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> None:
+        """Take in W of one layer, branch and step, and the scores of its blocks.
 
         Raises:
             RunError: the block sums are no numbers, or the text moves the video's blocks.
@@ -124,16 +128,20 @@ class MaskSearch:
         place = (call.layer, call.branch, call.step)
         if self._parts.has_mask(place):
             return  # found before an interruption
-        video = video_part(block_sums, call.layout, self.policy.block_size)
-        text = block_sums.sum((-1, -2)) - video.sum((-1, -2))
+        # Scores are added up as if they were the block sums of further heads.
+        both = block_sums if scores is None else torch.cat([block_sums, scores])
+        video = video_part(both, call.layout, self.policy.block_size)
+        text = both.sum((-1, -2)) - video.sum((-1, -2))
         if self.done < self._videos - 1:
             self._parts.add(place, self.done, video, text)
             return
         video, text = (x / self._videos for x in self._parts.sum(place, self.done, video, text))
+        means = sums_with_text(video, text, facts.layout, self.policy.block_size)
+        heads = len(block_sums)
         found = self._method.search(
-            dataclasses.replace(call, layout=facts.layout),
-            sums_with_text(video, text, facts.layout, self.policy.block_size),
+            dataclasses.replace(call, layout=facts.layout), means[:heads], None if scores is None else means[heads:]
         )
+        video, text = video[:heads], text[:heads]
         if found.recall is None:
             raise RunError(f"the search in layer {call.layer} gave no recall")
         self._parts.write_mask(place, found.mask.density(), found.recall, _tensors(facts, found, video, text))

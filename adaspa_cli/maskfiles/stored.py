@@ -90,8 +90,11 @@ class StoredMasks(MaskPolicy):
         return self.method.max_error
 
     @property
-    def wants_values(self) -> bool:
-        return self.method.wants_values
+    def scores_blocks(self) -> bool:
+        return self.method.scores_blocks
+
+    def scores(self, block_sums: Tensor, values: Tensor) -> Tensor:
+        return self.method.scores(block_sums, values)
 
     def decide(self, call: Call, last_search: int | None) -> CallPlan:
         """Load each mask at the first executed call at or after its step.
@@ -137,10 +140,10 @@ class StoredMasks(MaskPolicy):
         mask = BlockMask.from_bool(with_text(kept, call.layout, self.block_size), self.block_size)
         return FoundMask(mask, recall.to(device), loaded=True)
 
-    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:
+    def search(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> FoundMask:
         """Measure the loaded mask in W; search in W instead if its recall is too low. Waits for the device."""
         if self._fell_back(call) or self.min_recall is None:
-            return self.method.search(call, block_sums, values)
+            return self.method.search(call, block_sums, scores)
         loaded = self.load(call, block_sums.device)
         measured = mask_recall(loaded.mask.to_bool(), block_sums)
         below = not float(measured.mean()) >= self.min_recall  # also where it is not a number
@@ -154,7 +157,7 @@ class StoredMasks(MaskPolicy):
         stored = loaded.recall if loaded.recall is not None else torch.full_like(measured, torch.nan)
         searched = below and self.falls_back
         self.checks[call.layer, call.branch, call.sample] = Check(call.step, stored, measured, below, searched)
-        return self.method.search(call, block_sums, values) if searched else loaded
+        return self.method.search(call, block_sums, scores) if searched else loaded
 
     def _fell_back(self, call: Call) -> bool:
         check = self.checks.get((call.layer, call.branch, call.sample))

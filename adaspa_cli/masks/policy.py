@@ -101,9 +101,14 @@ class MaskPolicy(ABC):
         return 1
 
     @property
-    def wants_values(self) -> bool:
-        """Whether :meth:`search` looks at the mean value of each key block."""
+    def scores_blocks(self) -> bool:
+        """Whether :meth:`search` chooses by scores, and not by the block sums alone."""
         return False
+
+    def scores(self, block_sums: Tensor, values: Tensor) -> Tensor:
+        """Scores [H, Nq, Nk] of the blocks, not negative, from W [H, Nq, Nk] and the mean values of the key blocks
+        [H, Nk, D]."""
+        raise NotImplementedError(f"{type(self).__name__} does not score blocks")
 
     def keeps_lse(self, step: int) -> bool:  # noqa: ARG002
         """Whether a search after ``step`` will need the LSE of the attention at ``step``."""
@@ -114,9 +119,8 @@ class MaskPolicy(ABC):
         """Whether sparse calls replace the LSE by that of their own output, while it is kept at all."""
         return False
 
-    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:
-        """Choose the mask of one sample from its block sums W [H, Nq, Nk] and the mean values of its key blocks
-        [H, Nk, D], if it wants them."""
+    def search(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> FoundMask:
+        """Choose the mask of one sample from its block sums W [H, Nq, Nk], and by their scores if it has any."""
         raise NotImplementedError(f"{type(self).__name__} does not search in block sums")
 
     def load(self, call: Call, device: torch.device) -> FoundMask:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,8 @@ def latency_report(
     pipe, handle, timeline = session.pipe, session.handle, session.timeline
     sampling, engine, total = resolved.config.sampling, handle.engine, result.seconds + writing
     steps, estimated = _steps(handle, timeline, session.chosen)
+    for step, sparsity in zip(steps, _sparsities(resolved, len(steps)), strict=True):
+        step["sparsity"] = sparsity
     denoising = sum(step["seconds"] for step in steps)
     return {
         "format": FORMAT,
@@ -100,6 +102,15 @@ def latency_report(
         "mask_file": mask_file_report(engine.policy),
         "peak_memory": result.peak,
     }
+
+
+def _sparsities(resolved: Resolved, steps: int) -> Sequence[float | None]:
+    """γ of the masks of each step; None of a method without masks."""
+    algorithm = resolved.config.method.algorithm
+    if not isinstance(algorithm, SparseConfig):
+        return [None] * steps
+    sparsity = algorithm.sparsity_by_step(steps)
+    return sparsity if isinstance(sparsity, tuple) else [sparsity] * steps
 
 
 def _steps(

@@ -217,5 +217,6 @@ class AttentionEngine:
 
 def _search(policy: MaskPolicy, call: Call, sums: Tensor, v: Tensor) -> FoundMask:
     """The mask from block sums [1, H, Nq, Nk] and v [1, H, L, D]."""
-    values = block_means(v, policy.block_size[1])[0] if policy.wants_values else None
-    return policy.search(call, sums[0], values)
+    if not policy.scores_blocks:
+        return policy.search(call, sums[0])
+    return policy.search(call, sums[0], policy.scores(sums[0], block_means(v, policy.block_size[1])[0]))

@@ -148,13 +148,11 @@ def test_full_attention_and_adacache_without_motion_take_any_order() -> None:
     assert method(method="adacache", token_order="hilbert", adacache_motion=False).order == "hilbert"
 
 
-def test_a_mask_file_holds_masks_by_mass_of_one_sparsity(tmp_path: Path) -> None:
+def test_a_mask_file_holds_masks_of_one_sparsity(tmp_path: Path) -> None:
     options = SearchOptions(tmp_path / "masks.safetensors")
     with pytest.raises(ConfigError, match="masks of one sparsity, not of a ramp"):
         options.check(method(method="adaspa-plus", selection="mass"))
-    with pytest.raises(ConfigError, match="averages attention weights"):
-        options.check(method(method="adaspa-plus", sparsity=0.9))
-    options.check(method(method="adaspa-plus", sparsity=0.9, selection="mass"))
+    options.check(method(method="adaspa-plus", sparsity=0.9))
     ranking = SearchOptions(tmp_path / "masks.safetensors", keep_ranking=0.5)
     with pytest.raises(ConfigError, match="follow from no ranking"):
         ranking.check(method(method="adaspa-plus", sparsity=0.9, selection="mass"))

@@ -92,6 +92,13 @@ def test_a_run_estimates_its_own_error(run: tuple[dict[str, Any], Path]) -> None
     assert note.startswith("attention error about ")
 
 
+def test_each_step_has_its_sparsity(hunyuan_folder: Path, tmp_path: Path) -> None:
+    flags = small_run(hunyuan_folder, tmp_path, **PLUS) | {"sparsity": "0:0.2,50%:0.6", "search_steps": (0,)}
+    (report,) = generate(resolve(flags), Listener())
+    assert [step["sparsity"] for step in report["steps"]] == [0.2, 0.2, 0.6, 0.6]
+    assert report["search_steps"] == {"asked": [0], "planned": [0, 2], "done": [0, 2]}
+
+
 def test_the_page_shows_it_by_layer_and_step(run: tuple[dict[str, Any], Path]) -> None:
     text = run[1].read_text()
     assert "Attention error about" in text

@@ -63,7 +63,7 @@ def test_a_later_search_takes_the_lse_of_the_step_before() -> None:
     lse = compensated(3, earlier.mask)[1]
     q, k, v = tensors(4)
     sums = BACKEND.sums(q, k, lse, (BLOCK, BLOCK), SCALE)[0]
-    expected = plus(1, 4).search(run_call(4), sums, block_means(v, BLOCK)[0])
+    expected = plus(1, 4).search(run_call(4), sums, output_error(sums, block_means(v, BLOCK)[0]))
     assert torch.equal(found.mask.to_bool(), expected.mask.to_bool())
 
 
@@ -130,7 +130,7 @@ def test_a_search_weighs_every_nth_row(stride: int) -> None:
     q, k, v = tensors(1)
     lse = dense_attention(*tensors(0), backend="reference")[1]
     sums = BACKEND.sums(q, k, lse, (BLOCK, BLOCK), SCALE, stride)[0]
-    expected = plus(0, 1).search(run_call(1), sums, block_means(v, BLOCK)[0])
+    expected = plus(0, 1).search(run_call(1), sums, output_error(sums, block_means(v, BLOCK)[0]))
     assert torch.equal(found.mask.to_bool(), expected.mask.to_bool())
 
 

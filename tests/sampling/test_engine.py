@@ -290,7 +290,7 @@ class Loading(MaskPolicy):
     def load(self, call: Call, device: torch.device) -> FoundMask:  # noqa: ARG002
         return FoundMask(self.mask.to(device), torch.full((HEADS,), 0.5), loaded=True)
 
-    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:  # noqa: ARG002
+    def search(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> FoundMask:  # noqa: ARG002
         assert block_sums.shape == (HEADS, 7, 7)
         return self.load(call, block_sums.device)
 

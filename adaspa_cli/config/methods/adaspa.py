@@ -82,8 +82,12 @@ class AdaSpaConfig(SearchingConfig):
         return self.budget  # type: ignore[return-value]  # checked by its rule
 
     @property
+    def scores_blocks(self) -> bool:
+        return self.selection == "output-error"
+
+    @property
     def ranks_blocks(self) -> bool:
-        return self.selection == "mass" and self.budget != "layer"
+        return not self.scores_blocks and self.budget != "layer"
 
     @property
     def adapts_heads(self) -> bool:

@@ -137,6 +137,11 @@ class SearchingConfig(SparseConfig):
         """Whether a mask keeps the heaviest blocks of each row, so that it follows from their order."""
         return False
 
+    @property
+    def scores_blocks(self) -> bool:
+        """Whether blocks are chosen by scores, and not by their mass alone."""
+        return False
+
     def check_mask_file(self) -> None:
         """Raise ConfigError for what a mask file cannot hold."""
         if self.sparsity_ramp is not None:

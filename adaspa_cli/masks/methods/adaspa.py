@@ -67,8 +67,11 @@ class AdaSpa(MaskPolicy):
         )
 
     @property
-    def wants_values(self) -> bool:
+    def scores_blocks(self) -> bool:
         return self.selection == "output-error"
+
+    def scores(self, block_sums: Tensor, values: Tensor) -> Tensor:
+        return output_error(block_sums, values)
 
     def decide(self, call: Call, last_search: int | None) -> CallPlan:
         return plan_search(call, last_search, self.search_steps, lse_cache=self.lse_cache)
@@ -79,21 +82,20 @@ class AdaSpa(MaskPolicy):
             return self.lse_cache and step + 1 in self.search_steps[1:]
         return search_keeps_lse(step, self.search_steps, lse_cache=self.lse_cache)
 
-    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:
+    def search(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> FoundMask:
         """Text sink, and of the video blocks those of the largest score.
 
         Args:
             call: the attention call.
             block_sums: W [H, Nq, Nk] of one sample.
-            values: mean values of the key blocks [H, Nk, D], for the selection by output error.
+            scores: of its blocks [H, Nq, Nk], for the selection by output error.
         """
         sparsity = sparsity_at(self.sparsity, call.step)
-        if not self.wants_values and self.budget != "layer":
+        if not self.scores_blocks and self.budget != "layer":
             adaptive = self.budget == "head-adaptive"
             return select(block_sums, call.layout, self.block_size, sparsity, head_adaptive=adaptive)
-        scores = block_sums
-        if self.wants_values:
-            if values is None:
-                raise ValueError("the selection by output error needs the values of the key blocks")
-            scores = output_error(block_sums, values)
+        if not self.scores_blocks:
+            scores = block_sums
+        elif scores is None:
+            raise ValueError("the selection by output error needs the scores of the blocks")
         return select_by_score(block_sums, scores, call.layout, self.block_size, sparsity, self.budget)

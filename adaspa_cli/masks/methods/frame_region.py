@@ -64,7 +64,7 @@ class FrameRegion(MaskPolicy):
     def keeps_lse(self, step: int) -> bool:
         return search_keeps_lse(step, self.search_steps, lse_cache=self.lse_cache)
 
-    def search(self, call: Call, block_sums: Tensor, values: Tensor | None = None) -> FoundMask:  # noqa: ARG002
+    def search(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> FoundMask:  # noqa: ARG002
         """Search every region; the recall is exact."""
         layout, heads, device = call.layout, block_sums.shape[0], block_sums.device
         video = layout.video_blocks(self.block)
