@@ -21,6 +21,17 @@ class SparseOperator(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> tuple[Tensor, Tensor]: ...
 
 
+class PooledOperator(Protocol):
+    """The sparse operator over kept blocks and summaries of the other ``video`` key blocks, in one softmax.
+
+    Output, LSE of both and LSE of the kept blocks alone.
+    """
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, video: range, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
 class DenseOperator(Protocol):
     """q, k, v [B, H, L, D] to output [B, H, Lq, D] and LSE [B, H, Lq]."""
 
@@ -55,6 +66,7 @@ class Backend:
     head_dims: tuple[int, ...] | None = None  # None: any
     block_sizes: tuple[BlockSize, ...] | None = None  # None: any
     dtypes: tuple[torch.dtype, ...] | None = None  # None: any
+    pooled: PooledOperator | None = None  # None: a pass of its own over the summaries, merged with the sparse one
     describe_dense: Callable[[Tensor, Tensor], dict[str, Any] | None] = lambda _q, _k: None  # the kernel, if chosen
 
 
@@ -92,16 +104,21 @@ def _triton() -> Backend:
     from adaspa_cli.attention import dense
 
     def sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> tuple[Tensor, Tensor]:
-        return adaspa_kernels.block_sparse_attention(
-            q,
-            k,
-            v,
-            mask.counts,
-            mask.indices,
-            key_blocks=mask.key_blocks,
-            block_size=mask.block_size,
-            scale=scale,
+        out, lse = adaspa_kernels.block_sparse_attention(
+            q, k, v, mask.counts, mask.indices,
+            key_blocks=mask.key_blocks, block_size=mask.block_size, scale=scale,
+        )  # fmt: skip
+        return out, lse
+
+    def pooled(
+        q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, video: range, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        lists, size = (mask.counts, mask.indices), mask.block_size
+        summaries = adaspa_kernels.summarise(k, v, *lists, block_size=size, video=video)
+        out, lse, kept_lse = adaspa_kernels.block_sparse_attention(
+            q, k, v, *lists, key_blocks=mask.key_blocks, block_size=size, scale=scale, summaries=summaries
         )
+        return out, lse, kept_lse
 
     def sums(q: Tensor, k: Tensor, lse: Tensor, block_size: BlockSize, scale: float, row_stride: int = 1) -> Tensor:
         return adaspa_kernels.block_sums(q, k, lse, block_size=block_size, scale=scale, row_stride=row_stride)
@@ -115,6 +132,7 @@ def _triton() -> Backend:
         head_dims=adaspa_kernels.HEAD_DIMS,
         block_sizes=adaspa_kernels.BLOCK_SIZES,
         dtypes=adaspa_kernels.HALF_DTYPES,
+        pooled=pooled,
         describe_dense=dense.describe,
     )
 

@@ -78,15 +78,14 @@ def compensated_attention(
         Output [B, H, L, D]; LSE [B, H, L], which with the remainder is an estimate of that of all keys, and without
         it that of the kept keys alone; and what is known of the error.
     """
-    out, lse = backend.sparse(q, k, v, mask, scale)
     pooled, work = None, min(compensation.probes, layout.video_tokens) / layout.tokens
     if compensation.pooled:
-        summaries = pool(k, v, layout, mask.block_size[1])
-        work += len(summaries.log_tokens) / layout.tokens
-        rest, rest_lse = remainder(q, summaries, mask, scale)
+        work += len(layout.video_blocks(mask.block_size[1])) / layout.tokens
+        out, lse, shares = _with_remainder(q, k, v, mask, layout, scale, backend)
         video = slice(layout.video_start, layout.video_start + layout.video_tokens)
-        pooled = share(lse[:, :, video], rest_lse[:, :, video]).mean(-1)
-        out, lse = merge(out, lse, rest, rest_lse)
+        pooled = shares[:, :, video].mean(-1)
+    else:
+        out, lse = backend.sparse(q, k, v, mask, scale)
     if not compensation.probes:
         return out, lse, Estimate(work, pooled)
     done = repair(
@@ -94,3 +93,16 @@ def compensated_attention(
         probes=compensation.probes, ridge=compensation.ridge, scale=scale, dense=backend.dense,
     )  # fmt: skip
     return done.out, lse, Estimate(work, pooled, done.before, done.after)
+
+
+def _with_remainder(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, layout: TokenLayout, scale: float, backend: Backend
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, LSE, and the share [B, H, L] of the summaries in each row's weights."""
+    block = mask.block_size[1]
+    if backend.pooled:
+        out, lse, kept_lse = backend.pooled(q, k, v, mask, layout.video_blocks(block), scale)
+        return out, lse, (1 - (kept_lse - lse).exp()).nan_to_num(0.0)
+    out, lse = backend.sparse(q, k, v, mask, scale)
+    rest, rest_lse = remainder(q, pool(k, v, layout, block), mask, scale)
+    return *merge(out, lse, rest, rest_lse), share(lse, rest_lse)

@@ -180,9 +180,10 @@ def _own(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]
 
     rows, columns = (ceil_div(x.shape[2], 128) for x in (q, k))
     mask = BlockMask.full(q.shape[1], rows, columns, (128, 128), q.device)
-    return adaspa_kernels.block_sparse_attention(
+    out, lse = adaspa_kernels.block_sparse_attention(
         q, k, v, mask.counts, mask.indices, key_blocks=columns, block_size=mask.block_size, scale=scale
     )
+    return out, lse
 
 
 def _flash_attn_4(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

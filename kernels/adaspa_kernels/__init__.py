@@ -25,6 +25,7 @@ if find_spec("triton") is not None:
     from adaspa_kernels.mask_lists import count_flags, flag_lists, list_flags
     from adaspa_kernels.norm_rope import norm_rope
     from adaspa_kernels.selection import pack_rows, weigh_rows
+    from adaspa_kernels.summaries import Summaries, summarise
 
 __all__ = [
     "BLOCK_SIZES",
@@ -33,6 +34,7 @@ __all__ = [
     "MAX_SELECTED_BLOCKS",
     "PATHS",
     "ROW_STRIDES",
+    "Summaries",
     "block_sparse_attention",
     "block_sums",
     "count_flags",
@@ -42,6 +44,7 @@ __all__ = [
     "norm_rope",
     "pack_rows",
     "selection_unavailable",
+    "summarise",
     "unavailable",
     "weigh_rows",
 ]

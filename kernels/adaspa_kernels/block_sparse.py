@@ -5,6 +5,9 @@ blocks j of J(i), S = Q_i K_j^T * scale * log2(e); m' = max(m, rowmax S); P = 2^
 l = a l + rowsum P; O = a O + P V_j. At the end O / l, and LSE = ln(2) (m + log2 l). An empty list gives zeros and
 -inf. The lists come from AdaSpa's search (arXiv 2502.21079, sections 3 and 4).
 
+With summaries (``summaries.py``) a row that is not full goes on, in the same softmax, over one mean key and value of
+each video block that its list lacks.
+
 Memory. q, k, v are [B, H, L, D] views of any strides but the last, which is 1; out is [B, L, H, D] in memory, because
 models flatten it so. Lists are packed: ``counts`` [*, H, Nq] and ascending ``indices`` [*, H, Nq, K]. A count equal to
 ``key_blocks`` means all blocks, and that row's list is not read.
@@ -14,6 +17,8 @@ most of their key blocks, which then come from L2.
 
 Shapes: B batch, H heads, Lq and Lk tokens, D head dimension, Nq and Nk blocks, BQ and BK tokens of a block.
 """
+
+import math
 
 import torch
 import triton
@@ -29,6 +34,7 @@ from adaspa_kernels.launch import (
     tuned,
     uses_tma,
 )
+from adaspa_kernels.summaries import SUMMARIES_PER_TILE, Summaries
 
 INT16_BLOCKS = 32_768
 _LN_2 = tl.constexpr(1 / LOG2_E)
@@ -40,7 +46,7 @@ def _attend_block(
     stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl,
     BLOCK_K: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """One step of the online softmax: fold key block ``block`` into output, row maximum and row sum."""
+    """Fold key block ``block`` into output, row maximum and row sum."""
     start = block * BLOCK_K
     # [BK, D]
     b_k = load_rows(k_source, batch, head, start, key_tokens, stride_kb, stride_kh, stride_kl, BLOCK_K, D, TMA, MASKED)
@@ -48,6 +54,38 @@ def _attend_block(
     b_s = tl.dot(b_q, tl.trans(b_k))
     if MASKED:
         b_s = tl.where(start + tl.arange(0, BLOCK_K)[None, :] < key_tokens, b_s, -float("inf"))
+    # [BK, D]
+    b_v = load_rows(v_source, batch, head, start, key_tokens, stride_vb, stride_vh, stride_vl, BLOCK_K, D, TMA, MASKED)
+    return _fold(b_out, b_max, b_sum, b_s, b_v, scale_log2)
+
+
+@triton.jit
+def _attend_summaries(
+    b_out, b_max, b_sum, b_q, keys_ptr, values_ptr, p_words, first, blocks, whole, worth, last_worth, scale_log2,
+    TILE: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Fold summaries ``first`` to ``first + TILE`` of one head into output, row maximum and row sum.
+
+    ``worth`` is what each of the first ``whole`` has for the tokens that it stands for, as an addend of q k^T, and
+    ``last_worth`` what the others have.
+    """
+    summaries = first + tl.arange(0, TILE)
+    inside = summaries < blocks
+    # [TILE, D]
+    offsets = summaries[:, None] * D + tl.arange(0, D)[None, :]
+    b_k = tl.load(keys_ptr + offsets, mask=inside[:, None], other=0.0)
+    # [BQ, TILE]
+    b_s = tl.dot(b_q, tl.trans(b_k)) + tl.where(summaries < whole, worth, last_worth)[None, :]
+    b_closed = (tl.load(p_words + summaries // 32) >> (summaries % 32)) & 1
+    b_s = tl.where(b_closed[None, :] != 0, -float("inf"), b_s)
+    # [TILE, D]
+    b_v = tl.load(values_ptr + offsets, mask=inside[:, None], other=0.0)
+    return _fold(b_out, b_max, b_sum, b_s, b_v, scale_log2)
+
+
+@triton.jit
+def _fold(b_out, b_max, b_sum, b_s, b_v, scale_log2):
+    """One step of the online softmax."""
     # [BQ]
     b_new_max = tl.maximum(b_max, tl.max(b_s, 1) * scale_log2)
     # [BQ]: finite also where all scores so far are minus infinity.
@@ -57,20 +95,25 @@ def _attend_block(
     # [BQ]
     b_rescale = tl.exp2(b_max - b_finite)
     b_sum = b_sum * b_rescale + tl.sum(b_p, 1)
-    # [BK, D]
-    b_v = load_rows(v_source, batch, head, start, key_tokens, stride_vb, stride_vh, stride_vl, BLOCK_K, D, TMA, MASKED)
     # [BQ, D]
     b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_rescale[:, None])
     return b_out, b_new_max, b_sum
 
 
 @triton.jit
+def _log_sum(b_max, b_sum):
+    """The natural log-sum-exp of rows, [BQ]: minus infinity where nothing was added up."""
+    return tl.where(b_sum == 0, -float("inf"), (b_max + tl.log2(tl.where(b_sum == 0, 1.0, b_sum))) * _LN_2)
+
+
+@triton.jit
 def block_sparse_kernel(
-    q_ptr, k_source, v_source, counts_ptr, indices_ptr, out_ptr, lse_ptr,
+    q_ptr, k_source, v_source, counts_ptr, indices_ptr, keys_ptr, values_ptr, words_ptr, out_ptr, lse_ptr, kept_lse_ptr,
     stride_qb, stride_qh, stride_ql, stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl,
     stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq,
-    query_tokens, key_tokens, query_blocks, key_blocks, first_query_block, scale_log2,
+    stride_wb, query_tokens, key_tokens, query_blocks, key_blocks, first_query_block, scale_log2, worth, last_worth,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr, RAGGED: tl.constexpr,
+    SUMMARIES: tl.constexpr,
 ):  # fmt: skip
     """Grid (Nq, H, B). ``k_source`` and ``v_source`` are tensor descriptors with TMA, pointers without."""
     query_block = (tl.program_id(0) + first_query_block) % query_blocks
@@ -113,16 +156,23 @@ def block_sparse_kernel(
                 stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl, BLOCK_K, D, TMA, True,
             )  # fmt: skip
 
-    # [BQ]
-    b_divisor = tl.where(b_sum == 0, 1.0, b_sum)
-    b_lse = tl.where(b_sum == 0, -float("inf"), (b_max + tl.log2(b_divisor)) * _LN_2)
-    b_out = b_out / b_divisor[:, None]
-
     rows = query_block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     rows64 = rows.to(tl.int64)
     in_range = rows < query_tokens
-    p_lse = lse_ptr + (batch64 * heads + head64) * query_tokens + rows64
-    tl.store(p_lse, b_lse, mask=in_range)
+    lse_offset = (batch64 * heads + head64) * query_tokens + rows64
+    if SUMMARIES:
+        tl.store(kept_lse_ptr + lse_offset, _log_sum(b_max, b_sum), mask=in_range)
+        row_words = tl.cdiv(key_blocks, 128) * 4
+        p_words = words_ptr + batch64 * stride_wb + (head64 * query_blocks + query_block) * row_words
+        first_summary = (batch64 * heads + head64) * key_blocks * D
+        for first in tl.range(0, tl.where(listed, key_blocks, 0), BLOCK_K):
+            b_out, b_max, b_sum = _attend_summaries(
+                b_out, b_max, b_sum, b_q, keys_ptr + first_summary, values_ptr + first_summary, p_words, first,
+                key_blocks, key_tokens // BLOCK_K, worth, last_worth, scale_log2, BLOCK_K, D,
+            )  # fmt: skip
+
+    b_out = b_out / tl.where(b_sum == 0, 1.0, b_sum)[:, None]
+    tl.store(lse_ptr + lse_offset, _log_sum(b_max, b_sum), mask=in_range)
     # [BQ, D]
     p_out = out_ptr + ((batch64 * query_tokens + rows64) * heads + head64)[:, None] * D + tl.arange(0, D)[None, :]
     tl.store(p_out, b_out.to(out_ptr.dtype.element_ty), mask=in_range[:, None])
@@ -138,8 +188,9 @@ def block_sparse_attention(
     key_blocks: int,
     block_size: tuple[int, int],
     scale: float,
+    summaries: Summaries | None = None,
     path: str = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Softmax attention of each query block over its listed key blocks.
 
     Args:
@@ -150,10 +201,13 @@ def block_sparse_attention(
         key_blocks: Nk.
         block_size: tokens of a (query, key) block, one of ``BLOCK_SIZES``.
         scale: positive factor of q k^T.
+        summaries: of the blocks that rows leave out, made by ``summarise`` from the same k, v and lists; rows see them
+            in the place of these blocks. None: rows see what they keep and nothing else.
         path: the kernel, one of ``PATHS``.
 
     Returns:
-        Output [B, H, Lq, D], whose ``transpose(1, 2)`` is contiguous, and the natural LSE, float32 [B, H, Lq].
+        Output [B, H, Lq, D], whose ``transpose(1, 2)`` is contiguous, and the natural LSE, float32 [B, H, Lq]. With
+        summaries that is the LSE of both, and that of the kept blocks alone comes third.
 
     Raises:
         ValueError: device, dtype, shape or stride is not one of these, or the path cannot run.
@@ -165,26 +219,36 @@ def block_sparse_attention(
     block_q, block_k = block_size
     query_blocks = triton.cdiv(query_tokens, block_q)
     list_strides = (*_list_strides(counts, 3), *_list_strides(indices, 4)[:3])
+    if summaries is not None:
+        _check_summaries(summaries, k, counts, key_blocks, block_size)
     if choose_path(path, "block_sparse_attention", block_size, q, k, v) == "hopper":
         from adaspa_kernels import hopper_block_sparse
 
         return hopper_block_sparse.launch(
-            q, k, v, counts, indices, list_strides,
+            q, k, v, counts, indices, list_strides[3:], summaries,
             key_blocks=key_blocks, block_size=block_size, scale=scale,
         )  # fmt: skip
     out = torch.empty(batch, query_tokens, heads, head_dim, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, query_tokens, dtype=torch.float32, device=q.device)
     tma = uses_tma(k, v)
     kernel, options = tuned(block_sparse_kernel, q.device, k.shape[2])
+    pooled, word_stride, kept_lse = (out, out, counts), 0, lse
+    worths = tuple(math.log(n) / scale for n in (block_k, k.shape[2] % block_k or block_k))
+    if summaries is not None:
+        pooled, word_stride = (summaries.keys, summaries.values, summaries.words), _list_strides(summaries.words, 4)[0]
+        kept_lse = torch.empty_like(lse)
     with torch.cuda.device_of(q):
         kernel[(query_blocks, heads, batch)](
-            q, tile_source(k, block_k, tma), tile_source(v, block_k, tma), counts, indices, out, lse,
+            q, tile_source(k, block_k, tma), tile_source(v, block_k, tma), counts, indices, *pooled, out, lse, kept_lse,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            *list_strides,
-            query_tokens, k.shape[2], query_blocks, key_blocks, _first_query_block(query_blocks), scale * LOG2_E,
-            BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma, RAGGED=k.shape[2] % block_k != 0, **options,
+            *list_strides, word_stride,
+            query_tokens, k.shape[2], query_blocks, key_blocks, _first_query_block(query_blocks),
+            scale * LOG2_E, *worths,
+            BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma, RAGGED=k.shape[2] % block_k != 0,
+            SUMMARIES=summaries is not None, **options,
         )  # fmt: skip
-    return out.transpose(1, 2), lse
+    out = out.transpose(1, 2)
+    return (out, lse) if summaries is None else (out, lse, kept_lse)
 
 
 def _first_query_block(query_blocks: int) -> int:
@@ -222,3 +286,19 @@ def _check_lists(
         )
     if indices.stride(-1) != 1 and indices.shape[-1] > 1:
         raise ValueError(f"the last stride of indices must be 1, got strides {indices.stride()}")
+
+
+def _check_summaries(
+    summaries: Summaries, k: Tensor, counts: Tensor, key_blocks: int, block_size: tuple[int, int]
+) -> None:
+    shape = (*k.shape[:2], key_blocks, k.shape[3])
+    words = (*counts.shape, triton.cdiv(key_blocks, SUMMARIES_PER_TILE) * SUMMARIES_PER_TILE // 32)
+    if summaries.keys.shape != shape or summaries.block != block_size[1] or summaries.words.shape != words:
+        raise ValueError(
+            f"summaries {tuple(summaries.keys.shape)} of blocks of {summaries.block}, words "
+            f"{tuple(summaries.words.shape)}, are not those of keys {shape}, blocks of {block_size[1]}, words {words}"
+        )
+    if summaries.keys.dtype != k.dtype or summaries.keys.device != k.device:
+        raise ValueError(
+            f"summaries must be {k.dtype} on {k.device}, got {summaries.keys.dtype} on {summaries.keys.device}"
+        )

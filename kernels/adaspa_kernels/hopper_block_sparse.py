@@ -76,11 +76,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from adaspa_kernels.common import LOG2_E
 from adaspa_kernels.hopper import BLOCK, BOX, THREADS, TILE, boxes, next_slot
+from adaspa_kernels.schedule import kept_schedule
+from adaspa_kernels.summaries import Summaries
 
+_STRAGGLERS = 1 << 30  # a round begins when all but one in so many teams have copied the one before
 RING_BYTES = 6 * 2 * BOX * 128 * 2  # of all teams: six slots of 128 x 128 numbers
 
 _LN_2 = gl.constexpr(1 / LOG2_E)
 _WORDS = gl.constexpr(6)  # of a record
+_TAKEN_BEFORE = gl.constexpr(4)  # tiles before the end of a row, the next one is taken
 _RAISED = gl.constexpr(32)  # log2, of the reference over the largest score of the first tile
 # Of the sum of a row's weights. Below the first the reference was not the first tile's largest score: all of them were
 # minus infinity, or so large that 32 is lost in rounding. Beyond the second, scores rose too far.
@@ -88,35 +92,27 @@ _LEAST_SUM, _LARGEST_SUM = gl.constexpr(2.0**-33), gl.constexpr(2.0**64)
 
 
 @gluon.jit
-def _scheduled(lists, item):
-    """Row, batch, head, query block, count, list and whether it is read, of one place of the schedule."""
-    order_ptr, counts_ptr, indices_ptr, strides, heads, query_blocks, key_blocks = lists[:7]
-    stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq = strides
-    row = gl.load(order_ptr + item).to(gl.int32)
+def _scheduled(lists, entry):
+    """What an entry of the schedule says: row, batch, head, query block, count, list, whether it is read, and whether
+    others wait for the row."""
+    indices_ptr, strides, heads, query_blocks, key_blocks = lists[1:6]
+    stride_ib, stride_ih, stride_iq = strides
+    row = (entry & 0x7FFFFFFF).to(gl.int32)
+    count = ((entry >> 32) & 0x3FFFFFFF).to(gl.int32)
     query_block = row % query_blocks
     head = (row // query_blocks) % heads
     batch = row // (query_blocks * heads)
-    batch64 = batch.to(gl.int64)
-    head64 = head.to(gl.int64)
-    block64 = query_block.to(gl.int64)
-    count = gl.load(counts_ptr + batch64 * stride_cb + head64 * stride_ch + block64 * stride_cq)
-    # A count that no list can have must not hang the GPU: a negative one means the end.
-    count = gl.minimum(gl.maximum(count, 0), key_blocks)
-    p_list = indices_ptr + batch64 * stride_ib + head64 * stride_ih + block64 * stride_iq
-    return row, batch, head, query_block, count, p_list, count < key_blocks
+    p_list = (
+        indices_ptr
+        + batch.to(gl.int64) * stride_ib + head.to(gl.int64) * stride_ih + query_block.to(gl.int64) * stride_iq
+    )  # fmt: skip
+    return row, batch, head, query_block, count, p_list, count < key_blocks, (entry >> 62) == 0
 
 
 @gluon.jit
-def _is_waited_for(lists, item, count, teams):
-    """Whether the others wait for this row: not if it is much longer than the one a round later."""
-    later = _scheduled(lists, gl.minimum(item + teams, lists[7] - 1))
-    return count <= later[4] * 5 // 4
-
-
-@gluon.jit
-def _keep_step(progress_ptr, item, teams):
-    """Wait until as many rows are copied, or not waited for, as stand before the round of ``item``."""
-    enough = (item // teams) * teams
+def _keep_step(progress_ptr, item, teams, stragglers):
+    """Wait until as many rows are copied, or not waited for, as stand before the round of ``item``, but for some."""
+    enough = (item // teams) * teams - stragglers
     copied = gl.load(progress_ptr + 1, volatile=True)
     while copied < enough:
         copied = gl.load(progress_ptr + 1, volatile=True)
@@ -138,13 +134,14 @@ def _hear(record, place):
 
 @gluon.jit
 def _tile_rows(p_list, count, listed, key_blocks, tile, tiles, PER_TILE: gl.constexpr):
-    """First keys of the two halves of ``tile``; a key past the end for an empty half."""
+    """First keys of the two halves of ``tile``; a key past the end for an empty half. Summaries follow one another."""
     past = key_blocks * (TILE // PER_TILE)
     if PER_TILE == 1:
         entry = count - 1 - tile
         there = (tile < tiles) & (entry >= 0)
         block = gl.where(listed, gl.load(p_list + entry, mask=listed & there, other=0).to(gl.int32), entry)
         row = gl.where(there, block * TILE, past)
+        row = gl.where(tile >= tiles, (tile - tiles) * TILE, row)
         return row, row + BLOCK
     # All tiles after the first are moved by the entry that it lacks if the count is odd.
     moved = gl.where(tile > 0, count & 1, 0)
@@ -154,7 +151,10 @@ def _tile_rows(p_list, count, listed, key_blocks, tile, tiles, PER_TILE: gl.cons
     has_second = (tile < tiles) & (second >= 0) & ((tile > 0) | ((count & 1) == 0))
     first_block = gl.where(listed, gl.load(p_list + first, mask=listed & has_first, other=0).to(gl.int32), first)
     second_block = gl.where(listed, gl.load(p_list + second, mask=listed & has_second, other=0).to(gl.int32), second)
-    return gl.where(has_first, first_block * BLOCK, past), gl.where(has_second, second_block * BLOCK, past)
+    first_row = gl.where(has_first, first_block * BLOCK, past)
+    second_row = gl.where(has_second, second_block * BLOCK, past)
+    pooled_row = (tile - tiles) * TILE
+    return gl.where(tile >= tiles, pooled_row, first_row), gl.where(tile >= tiles, pooled_row + BLOCK, second_row)
 
 
 @gluon.jit
@@ -170,14 +170,30 @@ def _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS
 
 
 @gluon.jit
+def _gather_tile(
+    source, pooled, ring, full, slot, batch, head, first_row, second_row, tile, tiles,
+    PANELS: gl.constexpr, SUMMARIES: gl.constexpr,
+):  # fmt: skip
+    """Copy ``tile`` to slot ``slot``: of ``source`` where it is of the list, of ``pooled`` where it comes after it."""
+    if SUMMARIES:
+        if tile < tiles:
+            _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS)
+        else:
+            _gather(pooled, ring, full, slot, batch, head, first_row, second_row, PANELS)
+    else:
+        _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS)
+
+
+@gluon.jit
 def _copy(
-    sources, memory, lists, teams,
+    sources, memory, lists, teams, stragglers,
     TEAM: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr, PANELS: gl.constexpr, IN_STEP: gl.constexpr,
+    SUMMARIES: gl.constexpr,
 ):  # fmt: skip
     """The copying warp of a team: takes query blocks, says which, and copies their queries and listed tiles."""
-    q_source, k_source, v_source = sources
+    q_source, k_source, v_source, pooled_k, pooled_v = sources
     q_boxes, q_full, q_empty, ring, full, empty, record = memory
-    key_blocks, items, progress_ptr = lists[6], lists[7], lists[8]
+    order_ptr, key_blocks, items, progress_ptr = lists[0], lists[5], lists[6], lists[7]
     BASE: gl.constexpr = TEAM * SLOTS
     SAID: gl.constexpr = TEAM * _WORDS
     PER_TILE: gl.constexpr = 2 // READERS
@@ -186,15 +202,17 @@ def _copy(
     phase = 1
     q_phase = 1
     item = gl.atomic_add(progress_ptr, 1, sem="relaxed")
+    entry = gl.load(order_ptr + item, mask=item < items, other=0)
     while item < items:
-        row, batch, head, query_block, count, p_list, listed = _scheduled(lists, item)
-        waited_for = True
+        row, batch, head, query_block, count, p_list, listed, waited_for = _scheduled(lists, entry)
         if IN_STEP:
-            waited_for = _is_waited_for(lists, item, count, teams)
             if not waited_for:
                 gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
-            _keep_step(progress_ptr, item, teams)
+            _keep_step(progress_ptr, item, teams, stragglers)
         tiles = gl.maximum((count + PER_TILE - 1) // PER_TILE, 1)
+        all_tiles = tiles
+        if SUMMARIES:
+            all_tiles = tiles + gl.where(listed, (key_blocks + TILE - 1) // TILE, 0)
         last = _last_block(p_list, count, listed)
         first, second = _tile_rows(p_list, count, listed, key_blocks, 0, tiles, PER_TILE)
         next_first, next_second = _tile_rows(p_list, count, listed, key_blocks, 1, tiles, PER_TILE)
@@ -217,23 +235,39 @@ def _copy(
                     q_source, [batch, head, (query_block * READERS + reader) * BLOCK, panel * BLOCK],
                     q_full.index(TEAM), q_boxes.index((TEAM * READERS + reader) * PANELS + panel),
                 )  # fmt: skip
-        for tile in range(1, tiles + 1):
+        # The next row is taken, and looked up, before this one ends: otherwise both latencies would be idle time.
+        taken_at = gl.maximum(all_tiles - _TAKEN_BEFORE, 1)
+        found_at = gl.minimum(taken_at + 2, all_tiles)
+        next_item = items + 0
+        next_entry = entry + 0
+        for tile in range(1, all_tiles + 1):
             # One tile ahead, so that the lists' latency passes while the warp waits for slots.
             after_first, after_second = _tile_rows(p_list, count, listed, key_blocks, tile + 1, tiles, PER_TILE)
-            if tile < tiles:
+            if tile < all_tiles:
                 mbarrier.wait(empty.index(BASE + slot), phase)
-                _gather(k_source, ring, full, BASE + slot, batch, head, next_first, next_second, PANELS)
+                _gather_tile(
+                    k_source, pooled_k, ring, full, BASE + slot, batch, head, next_first, next_second, tile, tiles,
+                    PANELS, SUMMARIES,
+                )  # fmt: skip
                 slot, phase = next_slot(slot, phase, SLOTS)
             mbarrier.wait(empty.index(BASE + slot), phase)
-            _gather(v_source, ring, full, BASE + slot, batch, head, first, second, PANELS)
+            _gather_tile(
+                v_source, pooled_v, ring, full, BASE + slot, batch, head, first, second, tile - 1, tiles,
+                PANELS, SUMMARIES,
+            )  # fmt: skip
             slot, phase = next_slot(slot, phase, SLOTS)
             first = next_first
             second = next_second
             next_first = after_first
             next_second = after_second
+            if tile == taken_at:
+                next_item = gl.atomic_add(progress_ptr, 1, sem="relaxed")
+            if tile == found_at:
+                next_entry = gl.load(order_ptr + next_item, mask=next_item < items, other=0)
         if waited_for and IN_STEP:
             gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
-        item = gl.atomic_add(progress_ptr, 1, sem="relaxed")
+        item = next_item
+        entry = next_entry
     mbarrier.wait(q_empty.index(TEAM), q_phase)
     _say(record, SAID, -1)
     mbarrier.arrive(q_full.index(TEAM), count=1)
@@ -254,24 +288,145 @@ def _parts(b_p):
 
 
 @gluon.jit
-def _write_down(again, b_sum, row):
+def _part(b_parts):
+    """Add up the four numbers of :func:`_parts`, [64, 16] to [64, 4]: summaries leave few registers."""
+    return gl.sum(b_parts.reshape([BLOCK, 4, 4]), 1)
+
+
+@gluon.jit
+def _write_down(again, b_sum, row, count):
     """Put the row on the list of what is computed again, if a sum of its weights is out of bounds."""
     count_ptr, rows_ptr = again
     inside = (b_sum >= _LEAST_SUM) & (b_sum <= _LARGEST_SUM)
     if gl.max(gl.where(inside, 0, 1), 0) > 0:
-        gl.store(rows_ptr + gl.atomic_add(count_ptr, 1, sem="relaxed"), row.to(gl.int64))
+        entry = row.to(gl.int64) + (count.to(gl.int64) << 32)
+        gl.store(rows_ptr + gl.atomic_add(count_ptr, 1, sem="relaxed"), entry)
+
+
+@gluon.jit
+def _log_sum(b_max, b_sum):
+    """The natural log-sum-exp of rows, [64]: minus infinity where nothing was added up."""
+    return gl.where(b_sum == 0, float("-inf"), (b_max + gl.log2(gl.where(b_sum == 0, 1.0, b_sum))) * _LN_2)
+
+
+# Columns of the scores as (word, 4, lane % 4, 2), as the product leaves them: a thread reads each word once.
+_BITS_LAYOUT = gl.constexpr(
+    gl.DistributedLinearLayout(
+        [[0, 0, 0, 1], [0, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [2, 0, 0, 0]],
+        [[0, 0, 1, 0], [0, 0, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
+        [[0, 0, 0, 0], [0, 0, 0, 0]], [], [4, 4, 4, 2],
+    )
+)  # fmt: skip
+
+
+@gluon.jit
+def _load_words(p_words):
+    """Four words of 128 summaries, [4, 1, 4, 1], moved so that a lane finds its bits at the same places as others."""
+    words_layout: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, _BITS_LAYOUT)))
+    lanes_layout: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, _BITS_LAYOUT)))
+    b_words = gl.load(p_words + gl.arange(0, 4, words_layout))
+    return b_words[:, None, None, None] >> (gl.arange(0, 4, lanes_layout) * 2)[None, None, :, None]
+
+
+@gluon.jit
+def _are_closed(b_words):
+    """Which of the summaries are out of use, by their bits: bool [128], as columns of the scores."""
+    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    groups_layout: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, _BITS_LAYOUT)))
+    pairs_layout: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, _BITS_LAYOUT)))
+    b_groups = gl.arange(0, 4, groups_layout)[None, :, None, None]
+    b_places = b_groups * 8 + gl.arange(0, 2, pairs_layout)[None, None, None, :]
+    b_bits = (b_words & (1 << b_places)) != 0
+    return gl.convert_layout(b_bits.reshape([TILE]), gl.SliceLayout(0, scores_layout))
+
+
+@gluon.jit
+def _step(
+    state, b_queries, p_words, ragged, memory, slot, phase, q_phase, scale_log2,
+    TEAM: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr, D: gl.constexpr,
+    dtype: gl.constexpr, FIXED: gl.constexpr, POOLED: gl.constexpr, RAGGED: gl.constexpr,
+):  # fmt: skip
+    """Issue the products of one tile's keys and of the values of the one before, and weigh the former.
+
+    Here K(i) is in its slot, P of tile i-1 in registers. A ``POOLED`` tile is one of summaries; with ``RAGGED`` the
+    one at ``ragged[0]`` has ``ragged[1]``, an addend of its score, for the tokens that its block lacks.
+    """
+    b_out, b_weights, b_sum, b_max = state
+    tiles_ring, q_full, full, empty = memory
+    BASE: gl.constexpr = TEAM * SLOTS
+    # The logarithm of the tokens that a summary stands for.
+    WORTH: gl.constexpr = 5.0 + READERS
+    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    weights_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
+    out_row_layout: gl.constexpr = gl.SliceLayout(1, out_layout)
+    no_scores = gl.zeros([BLOCK, TILE], gl.float32, scores_layout)
+
+    k_slot = slot
+    b_k = tiles_ring.index(BASE + k_slot).permute((1, 0))
+    b_s = warpgroup_mma(b_queries, b_k, no_scores, use_acc=False, is_async=True)
+    v_slot, phase = next_slot(slot, phase, SLOTS)
+    mbarrier.wait(full.index(BASE + v_slot), phase)
+    b_out = warpgroup_mma(b_weights, tiles_ring.index(BASE + v_slot), b_out, is_async=True)
+    if POOLED:
+        b_words = _load_words(p_words)
+    b_s = warpgroup_mma_wait(1, deps=[b_s])
+    async_copy.mbarrier_arrive(empty.index(BASE + k_slot), increment_count=False)
+    if RAGGED:
+        key = gl.arange(0, TILE, gl.SliceLayout(0, scores_layout))
+        b_s = gl.where((key == ragged[0])[None, :], b_s + ragged[1], b_s)
+    if POOLED:
+        b_s = gl.where(_are_closed(b_words)[None, :], float("-inf"), b_s)
+    if FIXED:
+        b_reference = b_max
+        if POOLED:
+            b_reference = b_max - WORTH
+        # [64, 128]
+        b_p = gl.exp2(b_s * scale_log2 - b_reference[:, None])
+        # [64, 4], or [64, 16]
+        b_sum = b_sum + (_part(_parts(b_p)) if POOLED else _parts(b_p))
+    else:
+        # [64]
+        b_largest = gl.max(b_s, 1) * scale_log2
+        if POOLED:
+            b_largest = b_largest + WORTH
+        b_new_max = gl.maximum(b_max, b_largest)
+        # [64]: finite also where all scores so far are minus infinity.
+        b_finite = gl.where(b_new_max == float("-inf"), 0.0, b_new_max)
+        b_reference = b_finite
+        if POOLED:
+            b_reference = b_finite - WORTH
+        # [64, 128]
+        b_p = gl.exp2(b_s * scale_log2 - b_reference[:, None])
+        # [64]
+        b_rescale = gl.exp2(b_max - b_finite)
+        b_sum = b_sum * b_rescale + gl.sum(b_p, 1)
+        b_max = b_new_max
+    # The queries are there, so this wait is none; it keeps the assembler from moving the next one up.
+    mbarrier.wait(q_full.index(TEAM), q_phase)
+    b_out = warpgroup_mma_wait(0, deps=[b_out])
+    async_copy.mbarrier_arrive(empty.index(BASE + v_slot), increment_count=False)
+    if not FIXED:
+        # [64, D]
+        b_out = b_out * gl.convert_layout(b_rescale, out_row_layout)[:, None]
+    b_weights = gl.convert_layout(b_p.to(dtype), weights_layout)
+    # The next tile is K(i+1), or V(i) if this is the last step.
+    slot, phase = next_slot(v_slot, phase, SLOTS)
+    mbarrier.wait(full.index(BASE + slot), phase)
+    return b_out, b_weights, b_sum, b_max, slot, phase
 
 
 @gluon.jit
 def _attend(
     targets, memory, sizes,
     TEAM: gl.constexpr, TEAMS: gl.constexpr, READER: gl.constexpr, READERS: gl.constexpr,
-    SLOTS: gl.constexpr, D: gl.constexpr, dtype: gl.constexpr, FIXED: gl.constexpr,
+    SLOTS: gl.constexpr, D: gl.constexpr, dtype: gl.constexpr, FIXED: gl.constexpr, SUMMARIES: gl.constexpr,
+    RAGGED: gl.constexpr,
 ):  # fmt: skip
     """A multiplying warpgroup of a team: 64 rows of each of its query blocks."""
-    out_target, lse_ptr, again = targets
+    out_target, lse_ptr, kept_lse_ptr, again = targets
     q_boxes, q_full, q_empty, ring, full, empty, record = memory
-    key_tokens, scale_log2 = sizes
+    key_tokens, key_blocks, scale_log2, words_ptr, word_rows, ragged_worth = sizes
     SAID: gl.constexpr = TEAM * _WORDS
     PANELS: gl.constexpr = D // BLOCK
     BASE: gl.constexpr = TEAM * SLOTS
@@ -287,6 +442,9 @@ def _attend(
 
     b_q = q_boxes._reinterpret(dtype, [TEAMS * READERS, BLOCK, D], rows_layout).index(PLACE)
     tiles_ring = ring._reinterpret(dtype, [TEAMS * SLOTS, TILE, D], rows_layout)
+    # The output of a team of one warpgroup leaves through the slot of its last values.
+    slots_start = ring._reinterpret(dtype, [TEAMS * SLOTS * 2, BLOCK, D], rows_layout)
+    barriers = (tiles_ring, q_full, full, empty)
     no_scores = gl.zeros([BLOCK, TILE], gl.float32, scores_layout)
     key = gl.arange(0, TILE, gl.SliceLayout(0, scores_layout))
 
@@ -330,78 +488,77 @@ def _attend(
         slot, phase = next_slot(slot, phase, SLOTS)
         mbarrier.wait(full.index(BASE + slot), phase)
 
-        for _ in range(1, tiles):
-            # Here K(i) is in its slot, P of tile i-1 in registers.
-            k_slot = slot
-            b_k = tiles_ring.index(BASE + k_slot).permute((1, 0))
-            b_s = warpgroup_mma(b_queries, b_k, no_scores, use_acc=False, is_async=True)
-            v_slot, phase = next_slot(slot, phase, SLOTS)
-            mbarrier.wait(full.index(BASE + v_slot), phase)
-            b_out = warpgroup_mma(b_weights, tiles_ring.index(BASE + v_slot), b_out, is_async=True)
-            b_s = warpgroup_mma_wait(1, deps=[b_s])
-            async_copy.mbarrier_arrive(empty.index(BASE + k_slot), increment_count=False)
-            if FIXED:
-                # [64, 128]
-                b_p = gl.exp2(b_s * scale_log2 - b_reference[:, None])
-                # [64, 16]
-                b_sum = b_sum + _parts(b_p)
-            else:
-                # [64]
-                b_new_max = gl.maximum(b_max, gl.max(b_s, 1) * scale_log2)
-                # [64]: finite also where all scores so far are minus infinity.
-                b_finite = gl.where(b_new_max == float("-inf"), 0.0, b_new_max)
-                # [64, 128]
-                b_p = gl.exp2(b_s * scale_log2 - b_finite[:, None])
-                # [64]
-                b_rescale = gl.exp2(b_max - b_finite)
-                b_sum = b_sum * b_rescale + gl.sum(b_p, 1)
-                b_max = b_new_max
-            # The queries are there, so this wait is none; it keeps the assembler from moving the next one up.
-            mbarrier.wait(q_full.index(TEAM), q_phase)
-            b_out = warpgroup_mma_wait(0, deps=[b_out])
-            async_copy.mbarrier_arrive(empty.index(BASE + v_slot), increment_count=False)
-            if not FIXED:
-                # [64, D]
-                b_out = b_out * gl.convert_layout(b_rescale, out_row_layout)[:, None]
-            b_weights = gl.convert_layout(b_p.to(dtype), weights_layout)
-            # The next tile is K(i+1), or V(i) if this is the last step.
-            slot, phase = next_slot(v_slot, phase, SLOTS)
-            mbarrier.wait(full.index(BASE + slot), phase)
-
-        b_out = warpgroup_mma(b_weights, tiles_ring.index(BASE + slot), b_out, is_async=True)
-        b_out = warpgroup_mma_wait(0, deps=[b_out])
-        async_copy.mbarrier_arrive(empty.index(BASE + slot), increment_count=False)
-        slot, phase = next_slot(slot, phase, SLOTS)
-
-        row = _hear(record, SAID + 2)
         if FIXED:
-            # [64]
-            b_sum = gl.convert_layout(gl.sum(b_sum, 1), row_layout)
             b_max = b_reference
-            if count > 0:
-                _write_down(again, b_sum, row)
-        # [64]
-        b_divisor = gl.where(b_sum == 0, 1.0, b_sum)
-        b_out = b_out / gl.convert_layout(b_divisor, out_row_layout)[:, None]
-        # All products that read the queries are done: their place takes the output.
-        b_q.store(b_out.to(dtype))
-        fence_async_shared()
+        for _ in range(1, tiles):
+            b_out, b_weights, b_sum, b_max, slot, phase = _step(
+                (b_out, b_weights, b_sum, b_max), b_queries, None, None, barriers, slot, phase, q_phase, scale_log2,
+                TEAM, READERS, SLOTS, D, dtype, FIXED, False, False,
+            )  # fmt: skip
+        row = _hear(record, SAID + 2)
+        # Past the last query there is room for the rest of the block.
+        lse_offset = (row.to(gl.int64) * READERS + READER) * BLOCK
+        if SUMMARIES:
+            if FIXED:
+                b_sum = _part(b_sum)
+            b_kept = gl.convert_layout(gl.sum(b_sum, 1), row_layout) if FIXED else b_sum
+            gl.store(kept_lse_ptr + lse_offset + gl.arange(0, BLOCK, row_layout), _log_sum(b_max, b_kept))
+            pooled_tiles = gl.where(count < key_blocks, (key_blocks + TILE - 1) // TILE, 0)
+            p_words = words_ptr + (row % word_rows).to(gl.int64) * ((key_blocks + TILE - 1) // TILE * 4)
+            whole_tiles = pooled_tiles
+            if RAGGED:
+                whole_tiles = gl.maximum(pooled_tiles - 1, 0)
+            for _ in range(whole_tiles):
+                b_out, b_weights, b_sum, b_max, slot, phase = _step(
+                    (b_out, b_weights, b_sum, b_max), b_queries, p_words, None, barriers, slot, phase, q_phase,
+                    scale_log2, TEAM, READERS, SLOTS, D, dtype, FIXED, True, False,
+                )  # fmt: skip
+                p_words += 4
+            if RAGGED:
+                for _ in range(whole_tiles, pooled_tiles):
+                    b_out, b_weights, b_sum, b_max, slot, phase = _step(
+                        (b_out, b_weights, b_sum, b_max), b_queries, p_words, ((key_blocks - 1) % TILE, ragged_worth),
+                        barriers, slot, phase, q_phase, scale_log2, TEAM, READERS, SLOTS, D, dtype, FIXED, True, True,
+                    )  # fmt: skip
+
         batch = _hear(record, SAID + 3)
         head = _hear(record, SAID + 4)
         first_row = (_hear(record, SAID + 5) * READERS + READER) * BLOCK
+        if READERS == 1:
+            # All products that read the queries are done: those of the next row may come.
+            async_copy.mbarrier_arrive(q_empty.index(TEAM), increment_count=False)
+            q_phase = q_phase ^ 1
+        b_out = warpgroup_mma(b_weights, tiles_ring.index(BASE + slot), b_out, is_async=True)
+        b_out = warpgroup_mma_wait(0, deps=[b_out])
+        if READERS == 2:
+            async_copy.mbarrier_arrive(empty.index(BASE + slot), increment_count=False)
+
+        if FIXED:
+            # [64]
+            b_sum = gl.convert_layout(gl.sum(b_sum, 1), row_layout)
+            if SUMMARIES or count > 0:
+                _write_down(again, b_sum, row, count)
+        b_out = b_out / gl.convert_layout(gl.where(b_sum == 0, 1.0, b_sum), out_row_layout)[:, None]
+        if READERS == 1:
+            slots_start.index((BASE + slot) * 2).store(b_out.to(dtype))
+        else:
+            # All products that read the queries are done: their place takes the output.
+            b_q.store(b_out.to(dtype))
+        fence_async_shared()
         for panel in gl.static_range(PANELS):
-            tma.async_copy_shared_to_global(
-                out_target, [batch, head, first_row, panel * BLOCK],
-                q_boxes.index(PLACE * PANELS + panel),
-            )  # fmt: skip
-        # [64]
-        b_lse = gl.where(b_sum == 0, float("-inf"), (b_max + gl.log2(b_divisor)) * _LN_2)
-        # Past the last query there is room for the rest of the block.
-        p_lse = lse_ptr + (row.to(gl.int64) * READERS + READER) * BLOCK
-        gl.store(p_lse + gl.arange(0, BLOCK, row_layout), b_lse)
+            if READERS == 1:
+                box = ring.index((BASE + slot) * PANELS * 2 + panel)
+            else:
+                box = q_boxes.index(PLACE * PANELS + panel)
+            tma.async_copy_shared_to_global(out_target, [batch, head, first_row, panel * BLOCK], box)
+        gl.store(lse_ptr + lse_offset + gl.arange(0, BLOCK, row_layout), _log_sum(b_max, b_sum))
         tma.store_wait(0)
-        async_copy.mbarrier_arrive(q_empty.index(TEAM), increment_count=False)
-        q_phase = q_phase ^ 1
+        if READERS == 1:
+            async_copy.mbarrier_arrive(empty.index(BASE + slot), increment_count=False)
+        else:
+            async_copy.mbarrier_arrive(q_empty.index(TEAM), increment_count=False)
+            q_phase = q_phase ^ 1
+        slot, phase = next_slot(slot, phase, SLOTS)
         mbarrier.wait(q_full.index(TEAM), q_phase)
         count = _hear(record, SAID)
 
@@ -410,21 +567,21 @@ def _attend(
 # strides of the lists, which are products of such lengths.
 @gluon.jit(
     do_not_specialize=[
-        "heads", "key_tokens", "query_blocks", "key_blocks", "items",
-        "stride_cb", "stride_ch", "stride_cq", "stride_ib", "stride_ih", "stride_iq",
+        "heads", "key_tokens", "query_blocks", "key_blocks", "items", "word_rows", "stragglers",
+        "stride_ib", "stride_ih", "stride_iq",
     ]
 )  # fmt: skip
 def hopper_block_sparse_kernel(
-    q_source, k_source, v_source, out_target, lse_ptr, order_ptr, counts_ptr, indices_ptr, progress_ptr, again_ptr,
-    stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq,
-    heads, key_tokens, query_blocks, key_blocks, items, scale_log2,
+    q_source, k_source, v_source, pooled_k, pooled_v, out_target, lse_ptr, kept_lse_ptr, order_ptr, indices_ptr,
+    words_ptr, progress_ptr, again_ptr, stride_ib, stride_ih, stride_iq,
+    heads, key_tokens, query_blocks, key_blocks, items, word_rows, stragglers, scale_log2, ragged_worth,
     D: gl.constexpr, TEAMS: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr, IN_STEP: gl.constexpr,
-    FIXED: gl.constexpr, AGAIN: gl.constexpr,
+    FIXED: gl.constexpr, AGAIN: gl.constexpr, SUMMARIES: gl.constexpr, RAGGED: gl.constexpr,
 ):  # fmt: skip
-    """Grid (programs). ``*_source`` and ``out_target`` are descriptors of [1, 1, 64, 64] boxes.
+    """Grid (programs). ``*_source``, ``pooled_*`` and ``out_target`` are descriptors of [1, 1, 64, 64] boxes.
 
-    ``order_ptr`` holds the schedule: all B * H * Nq rows as (b * H + h) * Nq + query block; ``progress_ptr`` two zeros,
-    which become the numbers of rows taken and copied, and a third one, of rows to compute again. These go to
+    ``order_ptr`` holds the schedule (:mod:`adaspa_kernels.schedule`); ``progress_ptr`` two zeros, which become the
+    numbers of rows taken and copied, and a third one, of rows to compute again. These go to
     ``again_ptr``, twice where both warpgroups of a team ask for it: two teams may then compute a row at one time, and
     write the same bytes. ``AGAIN`` is the launch that computes them, with that list as its schedule and two zeros more
     behind the third. Blocks are of 64 * READERS tokens.
@@ -436,7 +593,7 @@ def hopper_block_sparse_kernel(
     PANELS: gl.constexpr = D // BLOCK
     dtype: gl.constexpr = k_source.dtype
     boxes_layout: gl.constexpr = k_source.layout
-    strides = (stride_cb, stride_ch, stride_cq, stride_ib, stride_ih, stride_iq)
+    strides = (stride_ib, stride_ih, stride_iq)
     teams = gl.num_programs(0) * TEAMS
 
     q_boxes = gl.allocate_shared_memory(dtype, [TEAMS * READERS * PANELS, 1, 1, BLOCK, BLOCK], boxes_layout)
@@ -456,40 +613,40 @@ def hopper_block_sparse_kernel(
 
     # What all roles share.
     memory = (q_boxes, q_full, q_empty, ring, full, empty, record)
-    lists = (order_ptr, counts_ptr, indices_ptr, strides, heads, query_blocks, key_blocks, items, progress_ptr)
-    sources = (q_source, k_source, v_source)
-    targets = (out_target, lse_ptr, again)
-    sizes = (key_tokens, scale_log2)
+    lists = (order_ptr, indices_ptr, strides, heads, query_blocks, key_blocks, items, progress_ptr)
+    sources = (q_source, k_source, v_source, pooled_k, pooled_v)
+    targets = (out_target, lse_ptr, kept_lse_ptr, again)
+    sizes = (key_tokens, key_blocks, scale_log2, words_ptr, word_rows, ragged_worth)
     if READERS == 2:
         gl.warp_specialize(
             [
-                (_attend, (targets, memory, sizes, 0, 1, 0, 2, SLOTS, D, dtype, FIXED)),
-                (_attend, (targets, memory, sizes, 0, 1, 1, 2, SLOTS, D, dtype, FIXED)),
-                (_copy, (sources, memory, lists, teams, 0, 2, SLOTS, PANELS, IN_STEP)),
+                (_attend, (targets, memory, sizes, 0, 1, 0, 2, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
+                (_attend, (targets, memory, sizes, 0, 1, 1, 2, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
+                (_copy, (sources, memory, lists, teams, stragglers, 0, 2, SLOTS, PANELS, IN_STEP, SUMMARIES)),
             ],
             [4, 1],
-            [240, 24],
+            [232, 40],
         )
     elif TEAMS == 2:
         gl.warp_specialize(
             [
-                (_attend, (targets, memory, sizes, 0, 2, 0, 1, SLOTS, D, dtype, FIXED)),
-                (_attend, (targets, memory, sizes, 1, 2, 0, 1, SLOTS, D, dtype, FIXED)),
-                (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS, IN_STEP)),
-                (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS, IN_STEP)),
+                (_attend, (targets, memory, sizes, 0, 2, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
+                (_attend, (targets, memory, sizes, 1, 2, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
+                (_copy, (sources, memory, lists, teams, stragglers, 0, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (_copy, (sources, memory, lists, teams, stragglers, 1, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
             ],
             [4, 1, 1],
-            [240, 24, 24],
+            [232, 40, 40],
         )
     else:
         gl.warp_specialize(
             [
-                (_attend, (targets, memory, sizes, 0, 3, 0, 1, SLOTS, D, dtype, FIXED)),
-                (_attend, (targets, memory, sizes, 1, 3, 0, 1, SLOTS, D, dtype, FIXED)),
-                (_attend, (targets, memory, sizes, 2, 3, 0, 1, SLOTS, D, dtype, FIXED)),
-                (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS, IN_STEP)),
-                (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS, IN_STEP)),
-                (_copy, (sources, memory, lists, teams, 2, 1, SLOTS, PANELS, IN_STEP)),
+                (_attend, (targets, memory, sizes, 0, 3, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
+                (_attend, (targets, memory, sizes, 1, 3, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
+                (_attend, (targets, memory, sizes, 2, 3, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
+                (_copy, (sources, memory, lists, teams, stragglers, 0, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (_copy, (sources, memory, lists, teams, stragglers, 1, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (_copy, (sources, memory, lists, teams, stragglers, 2, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
             ],
             [4, 4, 1, 1, 1],
             [160, 160, 32, 32, 32],
@@ -497,52 +654,56 @@ def hopper_block_sparse_kernel(
 
 
 def launch(
-    q: Tensor, k: Tensor, v: Tensor, counts: Tensor, indices: Tensor, strides: tuple[int, ...], *,
-    key_blocks: int, block_size: tuple[int, int], scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor, k: Tensor, v: Tensor, counts: Tensor, indices: Tensor, strides: tuple[int, ...],
+    summaries: Summaries | None, *, key_blocks: int, block_size: tuple[int, int], scale: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Run the kernel on arguments that ``block_sparse.block_sparse_attention`` has checked.
 
     Two launches, but for float16: the second computes the rows that left the range of the first one's reference.
 
     Args:
-        strides: of counts [B, H, Nq] and indices [B, H, Nq, ..], 0 for a batch that is shared.
+        strides: of indices [B, H, Nq, ..], 0 for a batch that is shared.
 
     Returns:
-        Output [B, H, Lq, D], whose ``transpose(1, 2)`` is contiguous, and the natural LSE, float32 [B, H, Lq], a view.
+        Output [B, H, Lq, D], whose ``transpose(1, 2)`` is contiguous, and the natural LSE, float32 [B, H, Lq], a view;
+        with summaries the LSE of the kept blocks alone comes third.
     """
     batch, heads, query_tokens, head_dim = q.shape
     query_blocks = triton.cdiv(query_tokens, block_size[0])
-    order = schedule(counts.expand(batch, heads, query_blocks))
+    options = launch_options(block_size[0], head_dim, summaries is not None)
+    rows = batch * heads * query_blocks
+    programs = min(multiprocessors(q.device), triton.cdiv(rows, options["TEAMS"]))
+    teams = programs * options["TEAMS"]
+    order = kept_schedule(counts, (batch, heads, query_blocks), key_blocks, teams)
     out = torch.empty(batch, query_tokens, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
     lse = torch.empty(batch, heads, query_blocks * block_size[0], dtype=torch.float32, device=q.device)
-    options = launch_options(block_size[0], head_dim)
-    programs = min(multiprocessors(q.device), triton.cdiv(order.numel(), options["TEAMS"]))
     # Query blocks taken, copied and to compute again; of those, taken and copied.
     progress = torch.zeros(5, dtype=torch.int32, device=q.device)
-    again = torch.empty(order.numel() * options["READERS"], dtype=torch.int64, device=q.device)
+    again = torch.empty(rows * options["READERS"], dtype=torch.int64, device=q.device)
     fixed = keeps_reference(q.dtype)
-    sources = tuple(boxes(x) for x in (q, k, v, out))
-    shapes = (*strides, heads, k.shape[2], query_blocks, key_blocks, order.numel(), scale * LOG2_E)
+    pooled = (k, v) if summaries is None else (summaries.keys, summaries.values)
+    kept_lse = lse if summaries is None else torch.empty_like(lse)
+    words = progress if summaries is None else summaries.words
+    word_rows = words.numel() // words.shape[-1]
+    sources = tuple(boxes(x) for x in (q, k, v, *pooled, out))
+    shapes = (
+        *strides, heads, k.shape[2], query_blocks, key_blocks, rows, word_rows, teams // _STRAGGLERS,
+        scale * LOG2_E, 0.0 if summaries is None else summaries.ragged_worth(k.shape[2]) / scale,
+    )  # fmt: skip
+    options |= {"SUMMARIES": summaries is not None, "RAGGED": summaries is not None and summaries.ragged(k.shape[2])}
     with torch.cuda.device_of(q):
         kernel = hopper_block_sparse_kernel[(programs,)]
         kernel(
-            *sources, lse, order, counts, indices, progress, again, *shapes,
+            *sources, lse, kept_lse, order, indices, words, progress, again, *shapes,
             D=head_dim, IN_STEP=keeps_step(k), FIXED=fixed, AGAIN=False, **options,
         )  # fmt: skip
         if fixed:
             kernel(
-                *sources, lse, again, counts, indices, progress, again, *shapes,
+                *sources, lse, kept_lse, again, indices, words, progress, again, *shapes,
                 D=head_dim, IN_STEP=False, FIXED=False, AGAIN=True, **options,
             )  # fmt: skip
-    return out, lse[..., :query_tokens]
-
-
-def schedule(counts: Tensor) -> Tensor:
-    """Order in which the rows of counts [B, H, Nq] are begun: longest list first, int64 [B * H * Nq].
-
-    Rows of equal length stay in order, so that what runs at one time is of one head and reads the same keys.
-    """
-    return torch.argsort(counts.reshape(-1), descending=True, stable=True)
+    lses = (lse,) if summaries is None else (lse, kept_lse)
+    return out, *(x[..., :query_tokens] for x in lses)
 
 
 def keeps_step(k: Tensor) -> bool:
@@ -561,14 +722,14 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def launch_options(block: int, head_dim: int) -> dict[str, int]:
+def launch_options(block: int, head_dim: int, summaries: bool) -> dict[str, int]:
     """Teams, warpgroups of a team, slots of a team's ring, and registers.
 
-    With two warpgroups 168 registers a thread for 384 threads are handed out as 240 and 24, with three 128 for 512
-    threads as 160 and 32.
+    With two warpgroups 168 registers a thread for 384 threads are handed out as 232 and 40, with three 128 for 512
+    threads as 160 and 32, which is too little for summaries.
     """
     readers = block // BOX
-    teams = 1 if readers == 2 else 2 if head_dim == 128 else 3
+    teams = 1 if readers == 2 else 2 if head_dim == 128 or summaries else 3
     slots = RING_BYTES // (2 * BOX * head_dim * 2) // teams
     return {
         "TEAMS": teams, "READERS": readers, "SLOTS": slots, "num_warps": 4, "maxnreg": 168 if teams < 3 else 128

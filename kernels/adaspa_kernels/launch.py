@@ -130,7 +130,7 @@ def check_device(device: torch.device) -> None:
 
 
 def check_tensors(block_size: tuple[int, int], scale: float, **tensors: Tensor) -> None:
-    """Raise ValueError unless all of q, k (and v) [B, H, L, D] can be given to the kernels.
+    """Raise ValueError unless all of q, k and v [B, H, L, D] of a call can be given to the kernels.
 
     They must agree in B, H, D, dtype and device; L may differ. Any strides but the last, which is 1.
     """
@@ -138,19 +138,19 @@ def check_tensors(block_size: tuple[int, int], scale: float, **tensors: Tensor) 
         raise ValueError(f"block_size must be one of {BLOCK_SIZES}, got {block_size}")
     if not 0 < scale < float("inf"):
         raise ValueError(f"scale must be positive and finite, got {scale}")
-    q = tensors["q"]
+    first, q = next(iter(tensors.items()))
     dtypes = (*HALF_DTYPES, torch.float32) if q.device.type == "cpu" else HALF_DTYPES
     for name, x in tensors.items():
         if x.dim() != 4 or x.shape[3] not in HEAD_DIMS:
             raise ValueError(f"{name} must be [B, H, L, D] with D one of {HEAD_DIMS}, got {tuple(x.shape)}")
         if x.shape[:2] != q.shape[:2] or x.shape[3] != q.shape[3]:
-            raise ValueError(f"q and {name} must agree in B, H, D: {tuple(q.shape)} and {tuple(x.shape)}")
+            raise ValueError(f"{first} and {name} must agree in B, H, D: {tuple(q.shape)} and {tuple(x.shape)}")
         if x.numel() == 0:
             raise ValueError(f"{name} must not be empty, got {tuple(x.shape)}")
         if x.dtype != q.dtype or x.dtype not in dtypes:
-            raise ValueError(f"q and {name} must have one dtype of {dtypes}, got {q.dtype} and {x.dtype}")
+            raise ValueError(f"{first} and {name} must have one dtype of {dtypes}, got {q.dtype} and {x.dtype}")
         if x.device != q.device:
-            raise ValueError(f"q and {name} must be on one device, got {q.device} and {x.device}")
+            raise ValueError(f"{first} and {name} must be on one device, got {q.device} and {x.device}")
         if x.stride(3) != 1:
             raise ValueError(f"the last stride of {name} must be 1, got strides {x.stride()}")
 

@@ -93,3 +93,28 @@ def test_the_estimate_is_near_the_error() -> None:
     assert estimate.pooled is not None
     torch.testing.assert_close(estimate.after, truth, rtol=0.4, atol=0)
     assert bool(((estimate.pooled > 0.2) & (estimate.pooled < 0.8)).all())
+
+
+@pytest.mark.parametrize("layout", [TokenLayout(3, 8, 20, 70, "last"), TokenLayout(3, 8, 20, 70, "first")], ids=str)
+def test_the_kernels_fold_the_remainder_into_the_sparse_pass(layout: TokenLayout, device: torch.device) -> None:
+    """The fused kernel gives what the passes of the reference give, merged: output, LSE and the summaries' share."""
+    adaspa_kernels = pytest.importorskip("adaspa_kernels", reason="triton is not installed")
+    if reason := adaspa_kernels.unavailable(device):
+        pytest.skip(reason)
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 3, layout.tokens, 64, generator=random).half().to(device) for _ in range(3))
+    blocks, text = layout.blocks(64), layout.text_blocks(64)
+    kept = torch.rand(3, blocks, blocks, generator=random) < 0.4
+    kept[:, text.start : text.stop] = True
+    kept[:, :, text.start : text.stop] = True
+    mask = BlockMask.from_bool(kept, (64, 64)).to(device)
+    results = []
+    for name in ("triton", "reference"):
+        backend = resolve(name, device)
+        results.append(
+            compensated_attention(q, k, v, mask, layout, SCALE, backend=backend, compensation=Compensation(pooled=True))
+        )
+    (out, lse, estimate), (truth, true_lse, true_estimate) = results
+    torch.testing.assert_close((out, lse), (truth, true_lse), rtol=4e-3, atol=4e-3)
+    torch.testing.assert_close(estimate.pooled, true_estimate.pooled, rtol=1e-3, atol=1e-3)
+    assert estimate.work == true_estimate.work

@@ -42,7 +42,7 @@ def _computed(name: str) -> Callable[[int, Any], Any]:
     return method
 
 
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "mod", "and", "xor"):
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "mod", "and", "xor", "lshift", "rshift"):
     setattr(Number, f"__{_name}__", _computed(f"__{_name}__"))
 
 
@@ -213,6 +213,7 @@ class Program:
             self._let_others_run()
         if not isinstance(pointer.offset, Tensor):
             return Number(pointer.memory[pointer.offset]) if mask else Number(other)
+        mask = torch.as_tensor(mask)
         places = torch.where(mask, pointer.offset, 0)
         return torch.where(mask, pointer.memory[places], other)
 

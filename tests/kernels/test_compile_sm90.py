@@ -24,7 +24,7 @@ SHARED_MEMORY = 232_448  # of one multiprocessor of an H200
 
 def _compile(
     kind: str, head_dim: int, block: int, tokens: int, tma: bool, path: str, dtype: str,
-    launch: int = 0, row_stride: int = 1,
+    launch: int = 0, row_stride: int = 1, summaries: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Compile one kernel from its launcher's own arguments; return what the PTX holds. Runs in the child process.
 
@@ -61,8 +61,10 @@ def _compile(
     if kind == "block_sparse":
         counts = torch.zeros(2, blocks, dtype=torch.int32)
         indices = torch.zeros(2, blocks, 4, dtype=torch.int16)
+        means, words = torch.zeros(1, 2, blocks, head_dim, dtype=x.dtype), torch.zeros(2, blocks, 4, dtype=torch.int32)
+        pooled = adaspa_kernels.Summaries(means, means, words, range(blocks), block) if summaries else None
         adaspa_kernels.block_sparse_attention(
-            x, x, x, counts, indices, key_blocks=blocks, block_size=(block, block), scale=0.1
+            x, x, x, counts, indices, key_blocks=blocks, block_size=(block, block), scale=0.1, summaries=pooled
         )
     else:
         lse = torch.zeros(1, 2, tokens)
@@ -135,14 +137,13 @@ def test_pointers_are_copied_asynchronously(child: Any, kind: str) -> None:
 
 
 # Registers of a copying thread and a multiplying one; Triton adds those of warps that wait (below) and of the start.
-_TWO_WARPGROUPS, _THREE_WARPGROUPS = {24, 240}, {32, 160}
+_TWO_WARPGROUPS, _THREE_WARPGROUPS = {40, 232}, {32, 160}
 # Bytes a thread stored to local memory and loaded from it, before the first product of a row and after the last, by
 # Triton's release. Keys: block, head dim, dtype, and 1 for the launch that computes rows again.
 _SPILLED = {
-    (128, 128, "bfloat16"): {"3.6": (16, 24), "3.7": (16, 24)},
-    (128, 128, "bfloat16", 1): {"3.6": (12, 12), "3.7": (12, 12)},
-    (128, 128, "float16"): {"3.6": (16, 16), "3.7": (12, 12)},
-    (64, 128, "bfloat16", 1): {"3.6": (4, 4)},
+    (128, 128, "bfloat16"): {"3.6": (8, 8), "3.7": (4, 4)},
+    (128, 128, "bfloat16", 1): {"3.6": (4, 4)},
+    (128, 128, "float16"): {"3.6": (16, 16), "3.7": (16, 16)},
 }
 
 

@@ -11,7 +11,6 @@ import types
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
 pytest.importorskip("triton.experimental.gluon", reason="this triton has no Gluon")
 
@@ -22,8 +21,8 @@ BLOCK, KEY_BLOCKS = 64, 40
 
 
 class Event(NamedTuple):
-    kind: str  # wait, expect, copy, read, done, arrive, stop
-    ring: str = ""  # the barriers: full, empty, q_full or q_empty
+    kind: str  # wait, expect, copy, read, done, arrive, stop, store, stored
+    ring: str = ""  # the barriers: full, empty, q_full or q_empty; or what is read or stored
     slot: int = 0
     value: Any = None  # a parity, bytes, or what is copied or read
 
@@ -37,7 +36,7 @@ class Anything:
     def __call__(self, *_: object, **__: object) -> "Anything":
         return self
 
-    __getitem__ = __call__
+    __getitem__ = __rshift__ = __rlshift__ = __mod__ = __ne__ = __call__  # type: ignore[assignment]
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __call__
     __lt__ = __gt__ = __ge__ = __and__ = __rand__ = __or__ = __eq__ = __call__  # type: ignore[assignment]
     __hash__ = None  # type: ignore[assignment]
@@ -92,7 +91,7 @@ class Gluon:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self.reads: list[Place] = []
+        self.reads: list[list[Place]] = []
 
     # mbarrier, tma
     def wait(self, barrier: Place, phase: int) -> None:
@@ -110,7 +109,10 @@ class Gluon:
 
     def store_wait(self, pending: int) -> None:
         assert pending == 0
-        self.events.append(Event("done", "q_full"))
+        self.events.append(Event("stored"))
+
+    def async_copy_shared_to_global(self, _: object, __: object, box: Place) -> None:
+        self.events.append(Event("store", box.name, box.place))
 
     # async_copy
     def mbarrier_arrive(self, barrier: Place, increment_count: bool) -> None:
@@ -118,15 +120,14 @@ class Gluon:
         self.events.append(Event("arrive", barrier.name, barrier.place))
 
     # products
-    def warpgroup_mma(self, _: object, b: Place, *__: object, **___: object) -> Anything:
-        self.reads.append(b)
-        self.events.append(Event("read", b.name, b.place))
+    def warpgroup_mma(self, a: Any, b: Place, *_: object, **__: object) -> Anything:
+        self.reads.append([place for place in (a, b) if isinstance(place, Place)])
+        self.events += [Event("read", *place) for place in self.reads[-1]]
         return Anything()
 
     def warpgroup_mma_wait(self, pending: int, deps: list[Any]) -> Any:
         while len(self.reads) > pending:
-            place = self.reads.pop(0)
-            self.events.append(Event("done", place.name, place.place))
+            self.events += [Event("done", *place) for place in self.reads.pop(0)]
         return deps[0]
 
     # gl
@@ -183,17 +184,25 @@ def record(module: types.ModuleType, name: str, arguments: dict[str, Any], **rep
     return gluon.events
 
 
-def copying_role(counts: list[int], slots: int, panels: int, readers: int = 1) -> list[Event]:
+class Schedule:
+    """Entries in global memory: that of an item is its number."""
+
+    def __add__(self, item: int) -> Any:
+        return (range(item + 1), int(item))
+
+
+def copying_role(counts: list[int], slots: int, panels: int, readers: int = 1, summaries: bool = False) -> list[Event]:
     """What a team's copying warp does for rows that keep every other block, one row after the other."""
     rows = [
-        (*map(Number, (row, 0, 0, row, count)), Pointer(range(0, 2 * count, 2)), count < KEY_BLOCKS)
+        (*map(Number, (row, 0, 0, row, count)), Pointer(range(0, 2 * count, 2)), count < KEY_BLOCKS, True)
         for row, count in enumerate(counts)
     ]
     memory = tuple(map(Slots, ("q", "q_full", "q_empty", "ring", "full", "empty", "record")))
-    lists = (*[None] * 6, Number(KEY_BLOCKS), len(rows), Progress())
+    lists = (Schedule(), *[None] * 4, Number(KEY_BLOCKS), Number(len(rows)), Progress())
     arguments = {
-        "sources": ("Q", "K", "V"), "memory": memory, "lists": lists, "teams": 1,
-        "TEAM": 0, "READERS": readers, "SLOTS": slots, "PANELS": panels, "IN_STEP": False,
+        "sources": ("Q", "K", "V", "pooled K", "pooled V"), "memory": memory, "lists": lists, "teams": 1,
+        "stragglers": 0, "TEAM": 0, "READERS": readers, "SLOTS": slots, "PANELS": panels, "IN_STEP": False,
+        "SUMMARIES": summaries,
     }  # fmt: skip
     return record(
         hopper_block_sparse, "_copy", arguments,
@@ -201,14 +210,18 @@ def copying_role(counts: list[int], slots: int, panels: int, readers: int = 1) -
     )  # fmt: skip
 
 
-def multiplying_role(counts: list[int], slots: int, panels: int, readers: int = 1, fixed: bool = True) -> list[Event]:
+def multiplying_role(
+    counts: list[int], slots: int, panels: int, readers: int = 1, fixed: bool = True,
+    summaries: bool = False, ragged: bool = False,
+) -> list[Event]:  # fmt: skip
     """What a multiplying warpgroup does for the same rows."""
     said = iter([*counts, -1])
     memory = tuple(map(Slots, ("q", "q_full", "q_empty", "ring", "full", "empty", "record")))
     arguments = {
-        "targets": (Anything(), Anything(), Anything()), "memory": memory, "sizes": (Number(KEY_BLOCKS * BLOCK), 1.0),
+        "targets": (Anything(), Anything(), Anything(), Anything()), "memory": memory,
+        "sizes": (Number(KEY_BLOCKS * BLOCK), Number(KEY_BLOCKS), 1.0, Anything(), Number(1), 0.0),
         "TEAM": 0, "TEAMS": 1, "READER": 0, "READERS": readers, "SLOTS": slots, "D": panels * BLOCK,
-        "dtype": Anything(), "FIXED": fixed,
+        "dtype": Anything(), "FIXED": fixed, "SUMMARIES": summaries, "RAGGED": ragged,
     }  # fmt: skip
     return record(
         hopper_block_sparse, "_attend", arguments,
@@ -231,6 +244,7 @@ def tiles_of(events: list[Event], panels: int) -> list[tuple[str, int, tuple[int
         for source, row, column, box in copies:
             panel, half = divmod(box.place - event.slot * panels * 2, 2)
             assert source == copies[0][0]
+            assert box.place // (panels * 2) == event.slot
             assert 0 <= panel < panels
             assert column == panel * BLOCK
             assert starts.setdefault(half, row) == row
@@ -243,7 +257,8 @@ def play(copying: list[tuple[Any, ...]], multiplying: list[list[tuple[Any, ...]]
     """Explore every order of the roles' steps and of the copies' ends.
 
     Steps: (wait, ring, slot, parity), (load, slot, name) which ends later by itself, (read, slot, name),
-    (done, slot), (arrive, slot). A barrier's state is its parity and what is missing to end the phase.
+    (hold, slot) which reads what the role itself left there, (done, slot), (arrive, slot). A barrier's state is its
+    parity and what is missing to end the phase.
     """
     roles = [copying, *multiplying]
     readers = len(multiplying)
@@ -298,6 +313,9 @@ def _next_states(state: Any, roles: list[list[tuple[Any, ...]]], readers: int) -
             slot, name = rest
             assert content[slot] == name, f"slot {slot} holds {content[slot]}, not {name}"
             yield moved, full, empty, content, loading, reading | {(slot, role)}
+        elif kind == "hold":
+            (slot,) = rest
+            yield moved, full, empty, content, loading, reading | {(slot, role)}
         elif kind == "done":
             (slot,) = rest
             yield moved, full, empty, content, loading, reading - {(slot, role)}
@@ -317,30 +335,38 @@ def copying_steps(events: list[Event], panels: int, slots: int) -> list[tuple[An
             steps.append(("wait", "empty", slots if event.ring == "q_empty" else event.slot, event.value))
         elif event.kind == "expect" and event.ring == "full":
             source, slot, _ = next(tiles)
-            steps.append(("load", slot, f"{source}{numbers[source]}"))
-            numbers[source] += 1
+            steps.append(("load", slot, f"{source[-1]}{numbers[source[-1]]}"))
+            numbers[source[-1]] += 1
         elif event.ring == "q_full" and event.kind in ("expect", "stop"):
             steps.append(("load", slots, f"Q{numbers['Q']}"))
             numbers["Q"] += 1
     return steps
 
 
-def multiplying_steps(events: list[Event], order: list[str], slots: int) -> list[tuple[Any, ...]]:
-    """The steps of a multiplying role, whose products read the tiles in ``order``; queries are held until stored."""
+def multiplying_steps(events: list[Event], order: list[str], slots: int, panels: int = 2) -> list[tuple[Any, ...]]:
+    """The steps of a multiplying role, whose products read the tiles in ``order``.
+
+    The output leaves through the queries' place, or through a slot, which the copy engine reads until it is stored.
+    """
     names = iter(order)
-    queries, held = 0, False
+    queries, held, leaving = -1, False, 0
     steps: list[tuple[Any, ...]] = []
     for event in events:
-        if event.kind == "wait" and (event.ring == "full" or held):
-            steps.append(("wait", "full", event.slot if event.ring == "full" else slots, event.value))
-        elif event.kind == "wait":
-            steps += [("wait", "full", slots, event.value), ("read", slots, f"Q{queries}")]
-            queries, held = queries + 1, True
+        slot = slots if event.ring.startswith("q") else event.slot
+        if event.kind == "wait":
+            steps.append(("wait", "full", slot, event.value))
+            if event.ring == "q_full" and not held:
+                queries, held = queries + 1, True
         elif event.kind == "read":
-            steps.append(("read", event.slot, next(names)))
-        elif event.kind in ("done", "arrive"):
-            steps.append((event.kind, slots if event.ring.startswith("q_") else event.slot))
-            held = held and (event.kind, event.ring) != ("done", "q_full")
+            steps.append(("read", slot, f"Q{queries}" if event.ring == "q" else next(names)))
+        elif event.kind == "store":
+            leaving = slots if event.ring == "q" else event.slot // (panels * 2)
+            steps.append(("hold", leaving))
+        elif event.kind == "stored":
+            steps.append(("done", leaving))
+        else:
+            steps.append((event.kind, slot))
+            held = held and event.ring != "q_empty"
     assert next(names, None) is None
     return steps
 
@@ -380,6 +406,19 @@ def test_a_team_neither_waits_for_ever_nor_reads_early(counts: list[int], slots:
     play(copying_steps(copying_role(counts, slots, 2, readers), 2, slots), [steps] * readers, slots + 1)
 
 
+@pytest.mark.parametrize(("slots", "readers"), [(3, 1), (6, 1), (6, 2)])
+@pytest.mark.parametrize("counts", [[0], [1], [6], [KEY_BLOCKS], [3, 0, 2]], ids=str)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_summaries_follow_the_list(counts: list[int], slots: int, readers: int, ragged: bool) -> None:
+    events = multiplying_role(counts, slots, 2, readers, summaries=True, ragged=ragged)
+    assert events == multiplying_role(counts, slots, 2, readers, fixed=False, summaries=True, ragged=ragged)
+    copies = copying_role(counts, slots, 2, readers, summaries=True)
+    steps = multiplying_steps(events, _order(counts, readers, summaries=True), slots)
+    play(copying_steps(copies, 2, slots), [steps] * readers, slots + 1)
+    pooled = [tile for source, _, tile in tiles_of(copies, 2) if source == "pooled K"]
+    assert pooled == [(0, 64)] * sum(count < KEY_BLOCKS for count in counts)
+
+
 @pytest.mark.parametrize("tokens", [1, 64, 128, 129, 700])
 def test_three_warpgroups_share_the_ring_of_block_sums(tokens: int) -> None:
     shared = {
@@ -404,26 +443,31 @@ def test_three_warpgroups_share_the_ring_of_block_sums(tokens: int) -> None:
     play(copying_steps(copies, 2, 4), [steps] * 3, 4)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 7), (2, 3, 7)], ids=str)
-def test_the_schedule_takes_long_rows_first_and_equal_ones_as_they_stand(shape: tuple[int, ...]) -> None:
-    counts = torch.randint(0, 5, shape, dtype=torch.int32, generator=torch.Generator().manual_seed(0))
-    order = hopper_block_sparse.schedule(counts).tolist()
-    assert order == sorted(range(counts.numel()), key=lambda row: -int(counts.flatten()[row]))
-
-
 def test_the_play_finds_a_slot_given_back_too_early() -> None:
     steps = multiplying_steps(multiplying_role([9], 3, 2), _order([9], 1), 3)
-    early = next(i for i, step in enumerate(steps) if step[0] == "done")
+    early = next(i for i, step in enumerate(steps) if step[0] == "done" and step[1] < 3)
     steps[early], steps[early + 1] = steps[early + 1], steps[early]
     with pytest.raises(AssertionError, match="given back"):
         play(copying_steps(copying_role([9], 3, 2), 2, 3), [steps], 4)
 
 
-def test_the_play_finds_queries_overwritten_before_they_are_stored() -> None:
-    steps = multiplying_steps(multiplying_role([2, 2], 3, 2), _order([2, 2], 1), 3)
-    steps.insert(3, steps.pop(steps.index(("arrive", 3))))
+@pytest.mark.parametrize(("slots", "readers"), [(3, 1), (6, 2)])
+def test_the_play_finds_an_output_overwritten_before_it_is_stored(slots: int, readers: int) -> None:
+    steps = multiplying_steps(multiplying_role([2, 2], slots, 2, readers), _order([2, 2], readers), slots)
+    hold = next(i for i, step in enumerate(steps) if step[0] == "hold")
+    given_back = steps.index(("arrive", steps[hold][1]), hold)
+    steps.insert(hold + 1, steps.pop(given_back))
     with pytest.raises(AssertionError, match="given back"):
-        play(copying_steps(copying_role([2, 2], 3, 2), 2, 3), [steps], 4)
+        play(copying_steps(copying_role([2, 2], slots, 2, readers), 2, slots), [steps] * readers, slots + 1)
+
+
+def test_the_play_finds_queries_overwritten_before_they_are_read() -> None:
+    steps = multiplying_steps(multiplying_role([4, 2], 3, 2), _order([4, 2], 1), 3)
+    given_back = steps.index(("arrive", 3))
+    last_read = max(i for i, step in enumerate(steps[:given_back]) if step == ("read", 3, "Q0"))
+    steps.insert(last_read + 1, steps.pop(given_back))
+    with pytest.raises(AssertionError, match="slot 3 is given back"):
+        play(copying_steps(copying_role([4, 2], 3, 2), 2, 3), [steps], 4)
 
 
 def test_the_play_finds_a_ring_that_is_too_short() -> None:
@@ -433,12 +477,12 @@ def test_the_play_finds_a_ring_that_is_too_short() -> None:
         play(copying_steps(copying_role([9], 1, 2), 2, 1), [steps], 2)
 
 
-def _order(counts: list[int], readers: int) -> list[str]:
+def _order(counts: list[int], readers: int, summaries: bool = False) -> list[str]:
     """Names of the tiles in the order of the products that read them."""
     order: list[str] = []
     first = 0
     for count in counts:
-        end = first + max(1, count if readers == 2 else (count + 1) // 2)
+        end = first + max(1, count if readers == 2 else (count + 1) // 2) + (summaries and count < KEY_BLOCKS)
         order += [f"K{first}", *(name for i in range(first + 1, end) for name in (f"K{i}", f"V{i - 1}")), f"V{end - 1}"]
         first = end
     return order
