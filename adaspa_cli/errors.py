@@ -28,6 +28,10 @@ class ConfigError(UsageError):
     """A setting has no such name, the wrong type or an impossible value."""
 
 
+class ReportError(ConfigError):
+    """A file is no report that can be read: damaged, foreign or of another format."""
+
+
 class ModelError(UsageError):
     """A checkpoint is missing, gated, incomplete or of a family that adaspa does not know."""
 

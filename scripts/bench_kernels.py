@@ -44,6 +44,7 @@ from adaspa_cli.attention.block_mask import BlockMask, index_dtype
 from adaspa_cli.masks import FoundMask
 from adaspa_cli.masks.selection import select
 from adaspa_cli.report.machine import machine, versions
+from adaspa_cli.report.typed_json import to_json
 
 DEVICE = torch.device("cuda")
 DTYPE = torch.bfloat16
@@ -404,7 +405,8 @@ def main() -> int:
 
     def write(rows: list[Row]) -> None:
         if options.json:
-            found = {"versions": versions(), "machine": machine(DEVICE), "gpu_before": before, "gpu_after": gpu_state()}
+            found = {"versions": versions(), "machine": to_json(machine(DEVICE))}
+            found |= {"gpu_before": before, "gpu_after": gpu_state()}
             found |= {
                 "command": shlex.join(["python", "-m", "scripts.bench_kernels", *sys.argv[1:]]),
                 "repeats": options.repeats,

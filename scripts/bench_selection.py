@@ -28,6 +28,7 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask, TokenLayout, mask_conversion
 from adaspa_cli.masks import selection
 from adaspa_cli.report.machine import machine, versions
+from adaspa_cli.report.typed_json import to_json
 from scripts.bench_kernels import gpu_state, measure
 
 DEVICE = torch.device("cuda")
@@ -173,7 +174,8 @@ def main() -> int:
     for row in rows:
         print(line(row))
     if options.json:
-        found = {"versions": versions(), "machine": machine(DEVICE), "gpu_before": before, "gpu_after": gpu_state()}
+        found = {"versions": versions(), "machine": to_json(machine(DEVICE))}
+        found |= {"gpu_before": before, "gpu_after": gpu_state()}
         found |= {"heads": HEADS, "blocks": LAYOUT.blocks(BLOCK), "sparsity": SPARSITY, "repeats": options.repeats}
         found |= {"timing": "single calls, median"}
         options.json.write_text(json.dumps(found | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")

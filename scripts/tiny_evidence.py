@@ -31,6 +31,7 @@ from adaspa_cli.models.forward import Row
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import attach, family_of
 from adaspa_cli.report.machine import machine, versions
+from adaspa_cli.report.typed_json import to_json
 from adaspa_cli.sampling.handle import apply
 from adaspa_cli.visual.patterns import line_patterns, measure
 from adaspa_cli.visual.weights import HeadWeights
@@ -183,7 +184,7 @@ def main() -> None:
         "steps": config.sampling.steps,
         "search_steps": config.method.searching.schedule(config.sampling.steps),
         "versions": versions(),
-        "machine": machine(device),
+        "machine": to_json(machine(device)),
         options.what: result,
     }
     path = options.out / f"tiny-{options.what}.json"

@@ -1,5 +1,6 @@
 """Small pipelines with random weights, saved in the exact format of diffusers: nothing is downloaded."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffusers import (
 )
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
+from adaspa_cli.config import Resolved
 from adaspa_cli.hooks import clock
 from scripts.train_tiny.text import TextConfig, build_text
 
@@ -176,3 +178,10 @@ class Listener:
 
     def names(self) -> list[str]:
         return [name for name, *_ in self.heard]
+
+
+def make_reports(resolved: Resolved, observer: Any, prompts: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Make the videos of a run; returns their reports as they lie on disk."""
+    from adaspa_cli.jobs.generate import generate
+
+    return [made.report.as_json() for made in generate(resolved, observer, prompts)]

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from adaspa_cli.config import resolve
-from adaspa_cli.jobs.generate import generate
 from scripts.clip_judge import judge_clip
-from tests.pipelines import Listener
+from tests.pipelines import Listener, make_reports
 
 PROMPT = "a red circle moves left on a blue background"
 
@@ -20,7 +19,7 @@ PROMPT = "a red circle moves left on a blue background"
 def run(out: Path, **flags: Any) -> tuple[Any, dict[str, Any]]:
     """Frames uint8 [F, H, W, 3] and report of a default run but for ``flags``."""
     torch.set_num_threads(2)  # unlike the random models of the other tests, this one has work for a second thread
-    list(generate(resolve({"prompt": [PROMPT], "out": str(out), **flags}), Listener()))
+    list(make_reports(resolve({"prompt": [PROMPT], "out": str(out), **flags}), Listener()))
     torch.set_num_threads(1)
     (video,), (report,) = out.glob("*.mp4"), out.glob("*.report.json")
     return np.stack(imageio.mimread(video)), json.loads(report.read_text())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of
+from adaspa_cli.bench.plan import PlannedRow, reference_of, report_of
+from adaspa_cli.bench.records import Quality, read_record
 from adaspa_cli.files.claims import hold
 from adaspa_cli.files.videos import read_frames
 from adaspa_cli.files.whole import write_json
@@ -20,6 +20,7 @@ from adaspa_cli.models.loading import choose_device
 from adaspa_cli.quality import vbench
 from adaspa_cli.quality.video_metrics import METRICS, Measurement, VideoMetrics
 from adaspa_cli.report.machine import versions
+from adaspa_cli.report.typed_json import to_json
 
 Pair = tuple[Job, Job | None]  # a run, and the dense run of the same prompt and seed
 
@@ -64,11 +65,11 @@ def _measure_against_dense(pairs: list[Pair], rows: Sequence[PlannedRow], note: 
         note(f"{name} is n/a: {measurement.reason}")
     for job, dense in todo:
         with hold(job.place.with_name(f".{job.place.stem}.quality.claim")):
-            found, more = reasons, None
+            found, identical = reasons, None
             if _lacks(job, dense, [name for name in METRICS if name not in reasons]):  # nor was it measured meanwhile
                 video, reference = (read_frames(lossless_path(run.place)) for run in (job, dense))
-                found, more = metrics.compare(video, reference), {"identical_frames": _identical(video, reference)}
-            _write(job, dense, found, more)
+                found, identical = metrics.compare(video, reference), _identical(video, reference)
+            _write(job, dense, found, identical_frames=identical)
 
 
 def _identical(video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> int:
@@ -90,52 +91,57 @@ def _score(pairs: list[Pair], note: Callable[[str], None]) -> None:
         return
     for (job, dense), dimensions in zip(todo, scores, strict=True):
         mean = Measurement(100 * statistics.mean(dimensions.values())) if dimensions else Measurement(None, "no score")
-        _write(job, dense, {"vbench": mean}, {"vbench_dimensions": dimensions})
+        _write(job, dense, {"vbench": mean}, vbench_dimensions=dimensions)
 
 
 def _lacks(job: Job, dense: Job | None, names: Sequence[str]) -> bool:
     """Whether one of the metrics has no value of these two videos."""
     found = measurements(job, dense)
-    return any(found.get(name, {}).get("value") is None for name in names)
+    return any(name not in found or found[name].value is None for name in names)
 
 
-def measurements(job: Job, dense: Job | None) -> dict[str, Any]:
+def measurements(job: Job, dense: Job | None) -> Mapping[str, Measurement]:
     """What was measured of these two videos, by metric; empty if nothing was, or of others."""
-    return dict(_content(job, dense).get("metrics", {}))
+    quality = _quality(job, dense)
+    return {} if quality is None else quality.metrics
 
 
 def identical_frames(job: Job, dense: Job | None) -> int:
     """How many frames of these two videos do not differ."""
-    return int(_content(job, dense).get("identical_frames", 0))
+    quality = _quality(job, dense)
+    return 0 if quality is None else quality.identical_frames or 0
 
 
-def _content(job: Job, dense: Job | None) -> dict[str, Any]:
+def _quality(job: Job, dense: Job | None) -> Quality | None:
     """The run's file, if it is of these two videos."""
-    content = read_json(quality_path(job)) or {}
-    fingerprints = (content.get("fingerprint"), content.get("reference_fingerprint"))
-    return content if fingerprints == (job.fingerprint, _fingerprint_of(dense)) else {}
+    quality = read_record(Quality, quality_path(job))
+    if quality is None or quality.fingerprint != job.fingerprint:
+        return None
+    return quality if quality.reference_fingerprint == (dense and dense.fingerprint) else None
 
 
-def _fingerprint_of(dense: Job | None) -> str | None:
-    return None if dense is None else dense.fingerprint
-
-
-def _write(job: Job, dense: Job | None, found: dict[str, Measurement], more: dict[str, Any] | None = None) -> None:
+def _write(
+    job: Job,
+    dense: Job | None,
+    found: Mapping[str, Measurement],
+    *,
+    identical_frames: int | None = None,
+    vbench_dimensions: Mapping[str, float] | None = None,
+) -> None:
     """Add measurements to a run's file; a value that is there is not replaced by a reason."""
-    metrics = measurements(job, dense)
+    before = _quality(job, dense)
+    metrics = dict(before.metrics) if before else {}
     for name, measurement in found.items():
-        if metrics.get(name, {}).get("value") is None:
-            metrics[name] = measurement.as_json()
-    content = {
-        **_content(job, dense),
-        "format": 1,
-        "kind": "adaspa quality",
-        "fingerprint": job.fingerprint,
-        "reference_fingerprint": _fingerprint_of(dense),
-        "report": report_of(job).name,
-        "reference_report": None if dense is None else f"{dense.place.parent.name}/{report_of(dense).name}",
-        "versions": versions(),
-        "metrics": metrics,
-        **({} if more is None else more),
-    }
-    write_json(quality_path(job), content, replace=True)
+        if name not in metrics or metrics[name].value is None:
+            metrics[name] = measurement
+    quality = Quality(
+        fingerprint=job.fingerprint,
+        reference_fingerprint=None if dense is None else dense.fingerprint,
+        report=report_of(job).name,
+        reference_report=None if dense is None else f"{dense.place.parent.name}/{report_of(dense).name}",
+        versions=versions(),
+        metrics=metrics,
+        identical_frames=before.identical_frames if before and identical_frames is None else identical_frames,
+        vbench_dimensions=before.vbench_dimensions if before and vbench_dimensions is None else vbench_dimensions,
+    )
+    write_json(quality_path(job), to_json(quality), replace=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from adaspa_cli.bench.pictures import pictures
 from adaspa_cli.bench.plots import plots
-from adaspa_cli.bench.text import machine_lines, tables, warnings
+from adaspa_cli.bench.render import machine_lines, tables, warnings
 from adaspa_cli.report.template import render
 
 

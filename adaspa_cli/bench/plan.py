@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adaspa_cli.bench.spec import BenchSpec, Row
 from adaspa_cli.config import ModelConfig, Resolved, SamplingConfig, resolve
-from adaspa_cli.errors import ConfigError
+from adaspa_cli.errors import ConfigError, ReportError
 from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT
 from adaspa_cli.jobs.places import report_path
 from adaspa_cli.jobs.plan import Job, plan
+from adaspa_cli.report.schema import Report, read_report
 
 RUNS = "runs"
 
@@ -80,10 +79,10 @@ def _refuse_changed(planned: PlannedRow) -> None:
         if job.complete:
             continue
         for path in sorted(job.place.parent.glob("*.report.json")):
-            report = read_json(path)
-            if report is None or (report.get("prompt"), report.get("seed")) != (job.prompt, job.seed):
+            report = report_at(path)
+            if report is None or (report.prompt, report.seed) != (job.prompt, job.seed):
                 continue
-            if report.get("fingerprint") == job.fingerprint:  # its video is gone: it is made again
+            if report.fingerprint == job.fingerprint:  # its video is gone: it is made again
                 continue
             raise ConfigError(
                 f"row '{planned.row.name}' was run with other settings before: {_difference(report, planned)} "
@@ -92,20 +91,19 @@ def _refuse_changed(planned: PlannedRow) -> None:
             )
 
 
-def _difference(report: dict[str, Any], planned: PlannedRow) -> str:
-    then = {key: setting["value"] for key, setting in report.get("settings", {}).items()}
+def _difference(report: Report, planned: PlannedRow) -> str:
+    then = {key: setting.value for key, setting in report.settings.items()}
     now = planned.resolved.flat()
     keys = [key for key in {**now, **then} if key not in NOT_IN_FINGERPRINT and then.get(key) != now.get(key)]
     return ", ".join(f"{key} {then.get(key)!r} then, {now.get(key)!r} now" for key in keys) or "another format"
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is none that can be read."""
+def report_at(path: Path) -> Report | None:
+    """A report, or None where there is none that can be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_report(path)
+    except ReportError:
         return None
-    return content if isinstance(content, dict) else None
 
 
 def current(planned: PlannedRow, spec: BenchSpec) -> PlannedRow:

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from adaspa_cli.bench.text import TITLES
+from adaspa_cli.bench.render import TITLES
 from adaspa_cli.config import MethodConfig
 from adaspa_cli.config.flat import keys_of
 from adaspa_cli.config.names import DENSE

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from adaspa_cli.bench.plan import PlannedRow
+from adaspa_cli.bench.records import Failure
 from adaspa_cli.bench.warm_up import warm_up
 from adaspa_cli.config import ModelConfig
 from adaspa_cli.errors import AdaspaError, DiskFullError, OutOfMemoryError, UsageError
@@ -26,6 +27,7 @@ from adaspa_cli.jobs.generate import claim, in_turn, make
 from adaspa_cli.jobs.places import ClaimedPlace
 from adaspa_cli.jobs.plan import Job
 from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.report.typed_json import to_json
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, session
 
@@ -92,7 +94,7 @@ def _groups(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
 
 
 @dataclass(frozen=True)
-class _Failure:
+class _Reason:
     """Why a run failed: words alone, because an exception would keep the tensors of its frames alive."""
 
     message: str
@@ -101,7 +103,7 @@ class _Failure:
     tried: bool = True
 
     @classmethod
-    def of(cls, error: Exception) -> _Failure:
+    def of(cls, error: Exception) -> _Reason:
         if isinstance(error, AdaspaError):
             return cls(error.message, error.hint, isinstance(error, UsageError | OutOfMemoryError))
         return cls(f"{type(error).__name__}: {' '.join(str(error).split())}", None, hopeless=False)
@@ -145,7 +147,7 @@ class _Worker:
     def __init__(self, pipe: Any, observer: BenchObserver, warmup_steps: int) -> None:
         self._pipe, self._observer, self._warmup_steps = pipe, observer, warmup_steps
         self._warm: set[str] = set()
-        self._hopeless: dict[str, _Failure] = {}
+        self._hopeless: dict[str, _Reason] = {}
 
     def attempt(self, row: PlannedRow, job: Job, claimed: ClaimedPlace) -> None:
         """Make a run; if it fails, record why. A row that cannot run at all is tried once."""
@@ -164,7 +166,7 @@ class _Worker:
         self._pipe.maybe_free_model_hooks()
         _free_memory()
 
-    def _try(self, row: PlannedRow, job: Job, claimed: ClaimedPlace) -> _Failure | None:
+    def _try(self, row: PlannedRow, job: Job, claimed: ClaimedPlace) -> _Reason | None:
         try:
             with memory_errors(row.resolved.config.model.offload):
                 self._warm_up(row, job)
@@ -173,7 +175,7 @@ class _Worker:
         except DiskFullError:
             raise  # the next run would fill it as well
         except Exception as error:
-            return _Failure.of(error)
+            return _Reason.of(error)
         return None
 
     def _warm_up(self, row: PlannedRow, job: Job) -> None:
@@ -183,20 +185,18 @@ class _Worker:
         self._warm.add(row.row.name)
 
 
-def _record(row: PlannedRow, job: Job, failure: _Failure) -> None:
+def _record(row: PlannedRow, job: Job, failure: _Reason) -> None:
     prepare_folder(str(job.place.parent))
-    content = {
-        "format": 1,
-        "kind": "adaspa failed run",
-        "fingerprint": job.fingerprint,
-        "prompt": job.prompt,
-        "seed": job.seed,
-        "error": failure.message,
-        "hint": failure.hint,
-        "tried": failure.tried,
-        "settings": row.resolved.flat(),
-    }
-    write_json(failure_path(job), content, replace=True)
+    record = Failure(
+        fingerprint=job.fingerprint,
+        prompt=job.prompt,
+        seed=job.seed,
+        error=failure.message,
+        hint=failure.hint,
+        tried=failure.tried,
+        settings=row.resolved.flat(),
+    )
+    write_json(failure_path(job), to_json(record), replace=True)
 
 
 def _free_memory() -> None:

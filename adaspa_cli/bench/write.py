@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from adaspa_cli.bench.figures import bench_tables
 from adaspa_cli.bench.measure import measure_bench
 from adaspa_cli.bench.page import page
 from adaspa_cli.bench.plan import PlannedRow, current
+from adaspa_cli.bench.render import markdown, rows_csv
 from adaspa_cli.bench.spec import BenchSpec
-from adaspa_cli.bench.tables import bench_tables
-from adaspa_cli.bench.text import markdown, rows_csv
 from adaspa_cli.files.claims import hold
 from adaspa_cli.files.folders import prepare_folder
 from adaspa_cli.files.whole import write_json, write_text

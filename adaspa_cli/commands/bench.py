@@ -197,7 +197,7 @@ def _show_plan(console: Console, planned: list[Any]) -> None:
 
 
 def _show(console: Console, result: dict[str, Any], out: Path) -> None:
-    from adaspa_cli.bench.text import tables, warnings
+    from adaspa_cli.bench.render import tables, warnings
 
     parts: list[Any] = [Text(said) for said in warnings(result)]
     for table in tables(result):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
@@ -19,6 +18,8 @@ from adaspa_cli.console import Console
 
 if TYPE_CHECKING:
     from adaspa_cli.config import GenerateConfig, Resolved
+    from adaspa_cli.jobs.write import Made
+    from adaspa_cli.report.schema import Report
 
 
 @command(*options.GENERATE)
@@ -73,65 +74,61 @@ def _run(console: Console, resolved: Resolved, prompts: list[str]) -> None:
     from adaspa_cli.commands.progress import ProgressObserver
     from adaspa_cli.jobs.generate import generate as run
 
-    reports: list[dict[str, Any]] = []
+    made: list[Made] = []
     try:
         with console.progress() as progress:
-            for report in run(resolved, ProgressObserver(console, progress), prompts):
-                reports.append(report)
+            for one in run(resolved, ProgressObserver(console, progress), prompts):
+                made.append(one)
     finally:
-        if reports:
-            _show(console, Path(resolved.config.output.out).expanduser(), reports)
+        if made:
+            _show(console, made)
 
 
-def _show(console: Console, folder: Path, reports: list[dict[str, Any]]) -> None:
+def _show(console: Console, made: list[Made]) -> None:
     from adaspa_cli.report.compensation import error_note
     from adaspa_cli.report.steps import estimated_note
 
-    made = [report["video"]["file"] or report.get("latents") for report in reports]
-    paths = [name and str(folder / name) for name in made]
-    videos = [path if report["video"]["file"] else None for path, report in zip(paths, reports, strict=True)]
-    data = [{"video": video, "report": report} for video, report in zip(videos, reports, strict=True)]
-    lines = [Text(path, no_wrap=True, overflow="ignore") for path in paths if path]
-    said = [note for report in reports for note in (report.get("random_weights"), estimated_note(report))]
+    reports = [one.report for one in made]
+    data = [{"video": one.video and str(one.video), "report": one.report.as_json()} for one in made]
+    lines = [Text(str(one.result), no_wrap=True, overflow="ignore") for one in made]
+    said = [note for report in reports for note in (report.random_weights, estimated_note(report))]
     lines += [Text(note) for note in dict.fromkeys(said) if note]
     lines += [Text(note) for note in map(_mask_note, reports) if note]
     lines += [Text(note) for note in map(error_note, reports) if note]
     console.result(data, Group(*lines, _table(reports)))
 
 
-def _mask_note(report: dict[str, Any]) -> str | None:
+def _mask_note(report: Report) -> str | None:
     """What was measured of the masks of a file."""
-    masks = report.get("mask_file")
-    if not masks or not masks["checks"]:
+    masks = report.mask_file
+    if masks is None or not masks.checks:
         return None
-    done = "searched anew" if masks["searched"] else "used all the same"
-    below = f", {done}" if masks["below"] else ""
+    done = "searched anew" if masks.searched else "used all the same"
+    below = f", {done}" if masks.below else ""
     return (
-        f"masks of {masks['file']}: recall below {masks['min_recall']:g} in {masks['below']} of {len(masks['checks'])} "
-        f"masks{below}"
+        f"masks of {masks.file}: recall below {masks.min_recall:g} in {masks.below} of {len(masks.checks)} masks{below}"
     )
 
 
-def _table(reports: list[dict[str, Any]]) -> Table:
+def _table(reports: list[Report]) -> Table:
     """One line of figures per video; what a cache skipped and what was merged only where there is such a thing."""
     table = Table(box=None, pad_edge=False)
-    extras = [key for key in ("cache", "merging") if any(report.get(key) for report in reports)]
+    extras = [key for key in ("cache", "merging") if any(getattr(report, key) for report in reports)]
     for title in ("denoising", "attention", "decoding", "total", "density", *extras):
         table.add_column(title, justify="right")
     for report in reports:
-        seconds = report["seconds"]
-        shown = (seconds[key] for key in ("denoising", "attention", "decoding", "total"))
+        seconds = report.seconds
+        shown = (seconds.denoising, seconds.attention, seconds.decoding, seconds.total)
         times = ("n/a" if value is None else f"{value:.1f} s" for value in shown)
-        more = (_saved(report, key) for key in extras)
-        table.add_row(*times, f"{report['density']:.1%}", *more)
+        density = "n/a" if report.density is None else f"{report.density:.1%}"
+        table.add_row(*times, density, *(_saved(report, key) for key in extras))
     return table
 
 
-def _saved(report: dict[str, Any], key: str) -> str:
+def _saved(report: Report, key: str) -> str:
     """What a cache skipped or a merging merged, in words."""
-    work = report.get(key)
-    if not work:
-        return "none"
-    if key == "merging":
-        return f"{work['name']}: {work['merged']:.1%} of video tokens merged"
-    return f"{work['name']}: {work['skipped']:.1%} of {work['unit']} calls skipped"
+    if key == "merging" and report.merging and report.merging.merged is not None:
+        return f"{report.merging.name}: {report.merging.merged:.1%} of video tokens merged"
+    if key == "cache" and report.cache and report.cache.skipped is not None:
+        return f"{report.cache.name}: {report.cache.skipped:.1%} of {report.cache.unit} calls skipped"
+    return "none"

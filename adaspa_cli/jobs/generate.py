@@ -6,20 +6,20 @@ with ``resume`` share the work: none makes what another is making.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from adaspa_cli.config import GenerateConfig, Resolved
 from adaspa_cli.files.folders import prepare_folder
 from adaspa_cli.jobs.places import ClaimedPlace, claim_place, report_path, video_name
 from adaspa_cli.jobs.plan import Job, plan
 from adaspa_cli.jobs.prompts import collect_prompts
-from adaspa_cli.jobs.write import write_result
+from adaspa_cli.jobs.write import Made, write_result
 from adaspa_cli.maskfiles.check import check_name, open_masks
 from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.report.schema import read_report
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, Session, session
 
@@ -33,10 +33,8 @@ class JobObserver(Observer, Protocol):
     def elsewhere(self, video: Path) -> None: ...
 
 
-def generate(
-    resolved: Resolved, observer: JobObserver, prompts: Sequence[str] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Make the videos of a run, and yield the report of each as it is complete (also of those skipped).
+def generate(resolved: Resolved, observer: JobObserver, prompts: Sequence[str] | None = None) -> Iterator[Made]:
+    """Make the videos of a run, and yield each as it is complete (also those skipped).
 
     With ``resume`` those that another process is making are left to it.
 
@@ -79,12 +77,12 @@ def generate(
                 observer.elsewhere(job.place)
 
 
-def _there(jobs: Sequence[Job], observer: JobObserver) -> Iterator[dict[str, Any]]:
-    """The reports of those that are complete."""
+def _there(jobs: Sequence[Job], observer: JobObserver) -> Iterator[Made]:
+    """Those that are complete."""
     for job in jobs:
         if job.complete:
             observer.skipped(job.place)
-            yield json.loads(report_path(job.place).read_text(encoding="utf-8"))
+            yield Made(read_report(report_path(job.place)), job.place)
 
 
 def _check_masks(config: GenerateConfig) -> None:
@@ -123,8 +121,8 @@ def in_turn(
         left = passed
 
 
-def make(at_work: Session, job: Job, claimed: ClaimedPlace) -> dict[str, Any]:
-    """Make one video, write it and its report; return the report.
+def make(at_work: Session, job: Job, claimed: ClaimedPlace) -> Made:
+    """Make one video, and write it and its report.
 
     Raises:
         AdaspaError: see :meth:`~adaspa_cli.sampling.run.Session.run`.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaspa_cli.errors import ReportError
 from adaspa_cli.files.claims import Claim, noted, take
 from adaspa_cli.files.whole import PARTIAL
+from adaspa_cli.report.schema import read_report
 
 
 def video_name(prompt: str, seed: int) -> str:
@@ -74,13 +75,11 @@ def is_complete(video: Path, fingerprint: str) -> bool:
     A report is written last, so what it names was whole.
     """
     try:
-        report = json.loads(report_path(video).read_text(encoding="utf-8"))
-        named = report["video"]["file"], report.get("latents")
-        fits = report["fingerprint"] == fingerprint
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        report = read_report(report_path(video))
+    except ReportError:
         return False
-    made = (video, latents_path(video))
-    return fits and all(path.exists() for path, name in zip(made, named, strict=True) if name)
+    made = ((video, report.video.file), (latents_path(video), report.latents))
+    return report.fingerprint == fingerprint and all(path.exists() for path, name in made if name)
 
 
 @dataclass(frozen=True)

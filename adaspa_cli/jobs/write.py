@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -16,11 +16,37 @@ from adaspa_cli.jobs.places import ClaimedPlace, latents_path, lossless_path, pa
 from adaspa_cli.jobs.plan import Job
 from adaspa_cli.report.latency import latency_report
 from adaspa_cli.report.page import page
+from adaspa_cli.report.schema import Report
 from adaspa_cli.sampling.run import RunResult
 
 
-def write_result(result: RunResult, job: Job, claimed: ClaimedPlace) -> dict[str, Any]:
-    """Write the files of a video and return its report; after an error none of them is left.
+@dataclass(frozen=True)
+class Made:
+    """A video that is there, with its report.
+
+    Attributes:
+        report: its report.
+        place: the path of the video, by which its other files go.
+    """
+
+    report: Report
+    place: Path
+
+    @property
+    def video(self) -> Path | None:
+        """The video; None if the run ended in latents."""
+        return self.place if self.report.video.file else None
+
+    @property
+    def result(self) -> Path:
+        """What a user wants to see first: the video, else its latents, else the report."""
+        if self.video is not None:
+            return self.video
+        return latents_path(self.place) if self.report.latents else report_path(self.place)
+
+
+def write_result(result: RunResult, job: Job, claimed: ClaimedPlace) -> Made:
+    """Write the files of a video; after an error none of them is left.
 
     Raises:
         OutputError: a file cannot be written.
@@ -29,14 +55,14 @@ def write_result(result: RunResult, job: Job, claimed: ClaimedPlace) -> dict[str
     claimed.clear()
     written: list[Path] = []
     try:
-        return _write(result, job, claimed.video, written)
+        return Made(_write(result, job, claimed.video, written), claimed.video)
     except BaseException:  # Ctrl-C too must not leave a video without its report
         for path in written:
             path.unlink(missing_ok=True)
         raise
 
 
-def _write(result: RunResult, job: Job, place: Path, written: list[Path]) -> dict[str, Any]:
+def _write(result: RunResult, job: Job, place: Path, written: list[Path]) -> Report:
     """Write the files; ``written`` grows by each that is there."""
     config = result.session.resolved.config
     begin = time.perf_counter()
@@ -57,7 +83,7 @@ def _write(result: RunResult, job: Job, place: Path, written: list[Path]) -> dic
     # A page that was left without its report is of no complete video, and gives way.
     write_text(page_path(place), page(report, video, job.compared), replace=True)
     written.append(page_path(place))
-    write_json(report_path(place), report)
+    write_json(report_path(place), report.as_json())
     return report
 
 

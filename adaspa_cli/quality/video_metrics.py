@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,7 @@ class Measurement:
     """A metric of one video: its value (mean over frames), or the reason why there is none."""
 
     value: float | None
-    reason: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The value or the reason, in plain types."""
-        return {"value": self.value} if self.reason is None else {"value": None, "reason": self.reason}
+    reason: str | None = field(default=None, metadata={"absent": True})  # no key in JSON where there is a value
 
 
 class VideoMetrics:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+
+from adaspa_cli.report.schema import CompensationUse, LayerCompensation, Report
 
 if TYPE_CHECKING:
     from adaspa_cli.sampling.records import AttentionCall
@@ -19,28 +21,22 @@ if TYPE_CHECKING:
 FIGURES = ("pooled", "before", "after")
 
 
-def compensation_report(calls: Sequence[AttentionCall], densified: int = 0) -> dict[str, Any] | None:
-    """The entry ``compensation`` of a report; None where nothing was made up for. Waits for the device.
-
-    - ``work``: what it cost, as a share of dense attention, mean over all calls; no part of ``density``.
-    - ``pooled``: share of the attention weights that summaries stand for, mean over the calls that had any.
-    - ``before`` and ``after`` the repair: distance of the probe rows from dense attention relative to its norm, root
-      mean square over the repaired calls and their heads. None without a repair.
-    - ``densified``: calls that were dense because of the error of the call before, where ``max_error`` limits it.
-    - ``steps``: those with such calls; ``layers``: the figures of each of them by these steps, of all heads.
-    """
+def compensation_use(calls: Sequence[AttentionCall], densified: int = 0) -> CompensationUse | None:
+    """What made up for left-out blocks in these calls; None where nothing did. Waits for the device."""
     made_up = [call for call in calls if call.estimate.work]
     if not made_up:
         return None
     steps = sorted({call.step for call in made_up})
     by_place = {figure: _by_place(made_up, figure) for figure in FIGURES}
-    layers: list[dict[str, Any]] = []
+    layers = []
     for layer in sorted({call.layer for call in made_up}):
-        row = {figure: [_mean(figure, by_place[figure].get((layer, step))) for step in steps] for figure in FIGURES}
-        layers.append({"layer": layer, **row})
+        row = {
+            figure: tuple(_mean(figure, by_place[figure].get((layer, step))) for step in steps) for figure in FIGURES
+        }
+        layers.append(LayerCompensation(layer, **row))
     whole = {figure: _mean(figure, [x for heads in by_place[figure].values() for x in heads]) for figure in FIGURES}
     work = sum(call.estimate.work for call in made_up) / len(calls)
-    return {"work": work, **whole, "densified": densified, "steps": steps, "layers": layers}
+    return CompensationUse(work, **whole, densified=densified, steps=tuple(steps), layers=tuple(layers))
 
 
 def _by_place(calls: Sequence[AttentionCall], figure: str) -> dict[tuple[int, int], list[list[float]]]:
@@ -63,13 +59,13 @@ def _mean(figure: str, calls: Sequence[Sequence[float]] | None) -> float | None:
     return round(mean, 6)
 
 
-def error_note(report: Mapping[str, Any]) -> str | None:
+def error_note(report: Report) -> str | None:
     """What the probes of a run say of its error, in one line; None where there were none."""
-    found = report.get("compensation")
-    if not found or found["after"] is None:
+    found = report.compensation
+    if found is None or found.after is None or found.before is None:
         return None
-    densified = f"; {found['densified']} calls were dense for it" if found.get("densified") else ""
+    densified = f"; {found.densified} calls were dense for it" if found.densified else ""
     return (
-        f"attention error about {found['after']:.1%} (before repair {found['before']:.1%}), "
+        f"attention error about {found.after:.1%} (before repair {found.before:.1%}), "
         f"estimated on the probe rows of every sparse call{densified}"
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from adaspa_cli.report.schema import CompensationUse, Search
 
 _OWN_HEAT = 4  # search steps that get heat maps of their own; more of them are averaged
 _NUMBERS = 8  # heads up to which a heat map's cells are wide enough for their number
@@ -44,35 +45,37 @@ def heat(name: str, where: str, rows: list[tuple[int, list[float]]]) -> Heat:
     return Heat(name, where, rows, min(values), max(values), len(rows[0][1]) <= _NUMBERS)
 
 
-def heats(searches: Sequence[Mapping[str, Any]]) -> list[Heat]:
+def heats(searches: Sequence[Search]) -> list[Heat]:
     """Heat maps of density and recall, by guidance branch and step; of many steps the mean."""
-    steps = sorted({search["step"] for search in searches})
+    steps = sorted({search.step for search in searches})
     apart = len(steps) <= _OWN_HEAT
-    groups: dict[tuple[str, int], dict[int, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, int], dict[int, list[Search]]] = defaultdict(lambda: defaultdict(list))
     for search in searches:
-        groups[search["branch"], search["step"] if apart else -1][search["layer"]].append(search)
-    branches = {search["branch"] for search in searches}
+        groups[search.branch, search.step if apart else -1][search.layer].append(search)
+    branches = {search.branch for search in searches}
     found = []
     for (branch, step), layers in groups.items():
         when = f"step {step}" if apart else f"mean of steps {steps[0]} to {steps[-1]}"
         where = f"{when}, {branch}" if len(branches) > 1 else when
-        for key in ("density", "recall"):
-            rows = [(layer, _mean([s[key] for s in its])) for layer, its in sorted(layers.items()) if its[0][key]]
-            if rows:
-                found.append(heat(key.capitalize(), where, rows))
+        by_layer = sorted(layers.items())
+        density = [(layer, _mean([s.density for s in its])) for layer, its in by_layer]
+        recall = [(layer, _mean([s.recall for s in its if s.recall])) for layer, its in by_layer if its[0].recall]
+        found += [heat(name, where, rows) for name, rows in (("Density", density), ("Recall", recall)) if rows]
     return found
 
 
-def error_heats(compensation: Mapping[str, Any] | None) -> list[Heat]:
+def error_heats(compensation: CompensationUse | None) -> list[Heat]:
     """Maps of what the summaries stand for and of the error after the repair, a layer a row and a step a column."""
     if compensation is None:
         return []
-    names = {"pooled": "Pooled share", "after": "Error after repair"}
+    steps = f"steps {compensation.steps[0]} to {compensation.steps[-1]}"
+    pooled = {entry.layer: entry.pooled for entry in compensation.layers}
+    after = {entry.layer: entry.after for entry in compensation.layers}
     found = []
-    for figure, name in names.items():
-        rows = [(entry["layer"], entry[figure]) for entry in compensation["layers"]]
-        if all(value is not None for _, row in rows for value in row):
-            found.append(heat(name, f"steps {compensation['steps'][0]} to {compensation['steps'][-1]}", rows))
+    for name, by_layer in (("Pooled share", pooled), ("Error after repair", after)):
+        known = {layer: [value for value in row if value is not None] for layer, row in by_layer.items()}
+        if all(len(known[layer]) == len(row) for layer, row in by_layer.items()):
+            found.append(heat(name, steps, list(known.items())))
     return found
 
 

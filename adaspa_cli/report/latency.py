@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,10 +13,25 @@ from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.models.registry import family_of
-from adaspa_cli.report.compensation import compensation_report
+from adaspa_cli.report.compensation import compensation_use
 from adaspa_cli.report.machine import machine, versions
-from adaspa_cli.report.mask_file import mask_file_report
-from adaspa_cli.report.steps import estimate_others, run_density, step_table, untouched_steps
+from adaspa_cli.report.mask_file import mask_file_use
+from adaspa_cli.report.schema import (
+    CacheUse,
+    Estimated,
+    Merging,
+    ModelRecord,
+    PeakMemory,
+    Report,
+    Search,
+    SearchSteps,
+    Seconds,
+    Setting,
+    Step,
+    Video,
+)
+from adaspa_cli.report.steps import run_density, step_table, untouched_steps, with_estimates
+from adaspa_cli.report.typed_json import from_json
 
 if TYPE_CHECKING:
     from adaspa_cli.hooks.timeline import Timeline
@@ -25,12 +41,10 @@ if TYPE_CHECKING:
     from adaspa_cli.sampling.run import RunResult
     from adaspa_cli.sampling.steps_per_phase import StepsPerPhase
 
-FORMAT = 1
-
 
 def latency_report(
     result: RunResult, *, video: Path | None, latents: Path | None, fingerprint: str, writing: float
-) -> dict[str, Any]:
+) -> Report:
     """Assemble the report of a run before the next one begins; all times in seconds.
 
     Args:
@@ -58,50 +72,44 @@ def latency_report(
     pipe, handle, timeline = session.pipe, session.handle, session.timeline
     sampling, engine, total = resolved.config.sampling, handle.engine, result.seconds + writing
     steps, estimated = _steps(handle, timeline, session.chosen)
-    for step, sparsity in zip(steps, _sparsities(resolved, len(steps)), strict=True):
-        step["sparsity"] = sparsity
-    denoising = sum(step["seconds"] for step in steps)
-    return {
-        "format": FORMAT,
-        "kind": "adaspa latency report",
-        "fingerprint": fingerprint,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "machine": machine(pipe._execution_device),
-        "random_weights": random_weights_note(resolved.config.model),
-        "model": _model(pipe, handle, resolved),
-        "settings": {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()},
-        "attention_backend": handle.backend,
-        "dense_attention": engine.dense_kernel,
-        "cache": None if handle.cache is None else handle.cache.report(),
-        "merging": _merging(handle),
-        "search_steps": _search_steps(resolved, engine),
-        "prompt": result.prompt,
-        "seed": result.seed,
-        "video": {
-            "file": None if video is None else video.name,
-            "frames": sampling.frames,
-            "height": sampling.height,
-            "width": sampling.width,
-            "fps": sampling.fps,
-        },
-        "latents": None if latents is None else latents.name,
-        "seconds": {
-            "total": total - _total(timeline.steps) + denoising if estimated else total,
-            "text_encoding": _total(timeline.text),
-            "denoising": denoising,
-            "attention": sum(step["attention"] for step in steps) if handle.attached else None,
-            "decoding": _total(timeline.decode),
-            "writing": writing,
-        },
-        "estimated": estimated,
-        "density": _density(handle, steps, estimated),
-        "steps": steps,
-        "searches": search_table(engine),
-        "compensation": compensation_report(engine.calls, engine.densified),
-        "mask_file": mask_file_report(engine.policy),
-        "peak_memory": result.peak,
-    }
+    sparsities = _sparsities(resolved, len(steps))
+    steps = [dataclasses.replace(step, sparsity=value) for step, value in zip(steps, sparsities, strict=True)]
+    denoising = sum(step.seconds for step in steps)
+    return Report(
+        fingerprint=fingerprint,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+        machine=machine(pipe._execution_device),
+        random_weights=random_weights_note(resolved.config.model),
+        model=_model(pipe, handle, resolved),
+        settings={key: Setting(value, resolved.origins()[key]) for key, value in resolved.flat().items()},
+        attention_backend=handle.backend,
+        dense_attention=engine.dense_kernel,
+        cache=_cache(handle),
+        merging=_merging(handle),
+        search_steps=_search_steps(resolved, engine),
+        prompt=result.prompt,
+        seed=result.seed,
+        video=Video(
+            None if video is None else video.name, sampling.frames, sampling.height, sampling.width, sampling.fps
+        ),
+        latents=None if latents is None else latents.name,
+        seconds=Seconds(
+            total=total - _total(timeline.steps) + denoising if estimated else total,
+            text_encoding=_total(timeline.text),
+            denoising=denoising,
+            attention=sum(step.attention or 0.0 for step in steps) if handle.attached else None,
+            decoding=_total(timeline.decode),
+            writing=writing,
+        ),
+        estimated=estimated,
+        density=_density(handle, steps, estimated),
+        steps=tuple(steps),
+        searches=search_table(engine),
+        compensation=compensation_use(engine.calls, engine.densified),
+        mask_file=mask_file_use(engine.policy),
+        peak_memory=PeakMemory(**result.peak),
+    )
 
 
 def _sparsities(resolved: Resolved, steps: int) -> Sequence[float | None]:
@@ -113,73 +121,74 @@ def _sparsities(resolved: Resolved, steps: int) -> Sequence[float | None]:
     return sparsity if isinstance(sparsity, tuple) else [sparsity] * steps
 
 
-def _steps(
-    handle: Handle, timeline: Timeline, chosen: StepsPerPhase | None
-) -> tuple[list[dict[str, Any]], dict[str, int] | None]:
+def _steps(handle: Handle, timeline: Timeline, chosen: StepsPerPhase | None) -> tuple[list[Step], Estimated | None]:
     """The steps, and where some of them were not computed, how many were."""
     spans = timeline.steps
     steps = step_table(spans, handle.engine.calls) if handle.attached else untouched_steps(spans)
-    for step in steps:
-        step["skipped"] = None if handle.cache is None else handle.cache.work.skipped(step["step"])
+    if handle.cache is not None:
+        steps = [dataclasses.replace(step, skipped=handle.cache.work.skipped(step.step)) for step in steps]
     if chosen is None or len(chosen.computed) == len(steps):
         return steps, None
-    estimate_others(steps, [plan.phase for plan in chosen.plan], chosen.computed)
-    return steps, {"computed_steps": len(chosen.computed), "of": len(steps), "steps_per_phase": chosen.number}
+    steps = with_estimates(steps, [plan.phase for plan in chosen.plan], chosen.computed)
+    return steps, Estimated(len(chosen.computed), len(steps), chosen.number)
 
 
-def _density(handle: Handle, steps: list[dict[str, Any]], estimated: dict[str, int] | None) -> float | None:
+def _density(handle: Handle, steps: list[Step], estimated: Estimated | None) -> float | None:
     """Over the calls that were made; where steps are estimated, over the steps, which have equally many calls."""
     if not handle.attached:
         return 1.0
-    return fmean(step["density"] for step in steps) if estimated else run_density(handle.engine.calls)
+    known = [step.density for step in steps if step.density is not None]
+    return fmean(known) if estimated else run_density(handle.engine.calls)
 
 
 def _total(spans: Iterable[Span]) -> float:
     return sum(span.seconds() for span in spans)
 
 
-def _model(pipe: Any, handle: Handle, resolved: Resolved) -> dict[str, Any]:
+def _model(pipe: Any, handle: Handle, resolved: Resolved) -> ModelRecord:
     shape = family_of(pipe).shape(pipe)
-    return {
-        "name": resolved.config.model.model,
-        "pipeline": type(pipe).__name__,
-        "dtype": str(shape.dtype).removeprefix("torch."),
-        "layers": handle.layers,
-        "heads": shape.heads,
-        "head_dim": shape.head_dim,
-    }
+    return ModelRecord(
+        name=resolved.config.model.model,
+        pipeline=type(pipe).__name__,
+        dtype=str(shape.dtype).removeprefix("torch."),
+        layers=handle.layers,
+        heads=shape.heads,
+        head_dim=shape.head_dim,
+    )
 
 
-def _merging(handle: Handle) -> dict[str, Any] | None:
+def _cache(handle: Handle) -> CacheUse | None:
+    return None if handle.cache is None else from_json(CacheUse, handle.cache.report())
+
+
+def _merging(handle: Handle) -> Merging | None:
     """What merged tokens, and the share of the video tokens that it did."""
     merging = handle.merging
-    return None if merging is None else {"name": "tomesd", "asked": merging.ratio, "merged": merging.merged}
+    return None if merging is None else Merging("tomesd", merging.ratio, merging.merged)
 
 
-def _search_steps(resolved: Resolved, engine: AttentionEngine) -> dict[str, Any]:
-    """What was asked for, what the schedule made of it, and when masks were really searched."""
+def _search_steps(resolved: Resolved, engine: AttentionEngine) -> SearchSteps:
     method, steps = resolved.config.method, resolved.config.sampling.steps
     if not isinstance(method.algorithm, SparseConfig):
-        return {"asked": [], "planned": [], "done": []}
-    return {
-        "asked": list(method.algorithm.search_steps),
-        "planned": [] if method.mask_file.masks else list(method.algorithm.mask_steps(steps)),
-        "done": sorted({search.step for search in engine.searches if not search.loaded}),
-    }
+        return SearchSteps((), (), ())
+    return SearchSteps(
+        asked=tuple(method.algorithm.search_steps),
+        planned=() if method.mask_file.masks else tuple(method.algorithm.mask_steps(steps)),
+        done=tuple(sorted({search.step for search in engine.searches if not search.loaded})),
+    )
 
 
-def search_table(engine: AttentionEngine) -> list[dict[str, Any]]:
-    """Per mask found or loaded: where and when, and each head's achieved density and recall (None where it is not
-    known). The recall of a loaded mask is that of the search that made its file."""
-    return [
-        {
-            "layer": search.layer,
-            "branch": search.branch,
-            "sample": search.sample,
-            "step": search.step,
-            "loaded": search.loaded,
-            "density": [round(value, 6) for value in search.density.tolist()],
-            "recall": None if search.recall is None else [round(value, 6) for value in search.recall.tolist()],
-        }
+def search_table(engine: AttentionEngine) -> tuple[Search, ...]:
+    """Per mask found or loaded: where and when, and each head's achieved density and recall."""
+    return tuple(
+        Search(
+            search.layer,
+            search.branch,
+            search.sample,
+            search.step,
+            search.loaded,
+            density=tuple(round(value, 6) for value in search.density.tolist()),
+            recall=None if search.recall is None else tuple(round(value, 6) for value in search.recall.tolist()),
+        )
         for search in engine.searches
-    ]
+    )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from adaspa_cli.report.schema import Machine
 from adaspa_cli.version import __version__
 
 _LIBRARIES = ("torch", "triton", "diffusers", "transformers", "accelerate")
@@ -29,27 +29,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> Machine:
     """The processor, and the GPU where one is used."""
-    described: dict[str, Any] = {
-        "device": str(device),
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        described["gpu"] = properties.name
-        described["gpu_memory_bytes"] = properties.total_memory
-        described["compute_capability"] = f"{properties.major}.{properties.minor}"
-    return described
-
-
-def machine_line(described: Mapping[str, Any]) -> str:
-    """What :func:`machine` found, in words."""
-    what = described.get("gpu") or f"{described['cpu']}, threads: {described['threads']}"
-    return f"{what} ({described['system']})"
+    described = Machine(
+        device=str(device),
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)),
+        threads=torch.get_num_threads(),
+        system=f"{platform.system()} {platform.machine()}",
+    )
+    if device.type != "cuda":
+        return described
+    gpu = torch.cuda.get_device_properties(device)
+    return dataclasses.replace(
+        described, gpu=gpu.name, gpu_memory_bytes=gpu.total_memory, compute_capability=f"{gpu.major}.{gpu.minor}"
+    )
 
 
 def _cpu_name() -> str:

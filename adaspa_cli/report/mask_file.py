@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from adaspa_cli.maskfiles.stored import StoredMasks
 from adaspa_cli.masks import MaskPolicy
+from adaspa_cli.report.schema import LoadedAt, MaskCheck, MaskFileUse
 
 
-def mask_file_report(policy: MaskPolicy | None) -> dict[str, Any] | None:
-    """The part of a report about loaded masks; None for a run that searched its own. Waits for the device.
-
-    ``checks`` has the recall of each layer and head twice: ``stored``, of the search that made the file, and
-    ``measured``, on the attention of this video.
-    """
+def mask_file_use(policy: MaskPolicy | None) -> MaskFileUse | None:
+    """What a run loaded and how well it fitted; None for a run that searched its own masks. Waits for the device."""
     if not isinstance(policy, StoredMasks):
         return None
-    return {
-        "file": policy.file.path.name,
-        "checksum": policy.file.checksum,
-        "schedule": [{"step": step, "searched_at": stored} for step, stored in policy.schedule],
-        "min_recall": policy.min_recall,
-        "below": sum(check.below for check in policy.checks.values()),
-        "searched": sum(check.searched for check in policy.checks.values()),
-        "checks": [
-            {
-                "layer": layer,
-                "branch": branch,
-                "sample": sample,
-                "step": check.step,
-                "stored": [round(value, 6) for value in check.stored.tolist()],
-                "measured": [round(value, 6) for value in check.measured.tolist()],
-                "below": check.below,
-                "searched": check.searched,
-            }
-            for (layer, branch, sample), check in policy.checks.items()
-        ],
-    }
+    checks = tuple(
+        MaskCheck(
+            layer,
+            branch,
+            sample,
+            check.step,
+            stored=tuple(round(value, 6) for value in check.stored.tolist()),
+            measured=tuple(round(value, 6) for value in check.measured.tolist()),
+            below=bool(check.below),
+            searched=bool(check.searched),
+        )
+        for (layer, branch, sample), check in policy.checks.items()
+    )
+    return MaskFileUse(
+        file=policy.file.path.name,
+        checksum=policy.file.checksum,
+        schedule=tuple(LoadedAt(step, stored) for step, stored in policy.schedule),
+        min_recall=policy.min_recall,
+        below=sum(check.below for check in checks),
+        searched=sum(check.searched for check in checks),
+        checks=checks,
+    )

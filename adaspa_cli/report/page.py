@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adaspa_cli.config.names import DENSE
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.compensation import error_note
 from adaspa_cli.report.heat import error_heats, heats
-from adaspa_cli.report.machine import machine_line
 from adaspa_cli.report.media import data_uri
+from adaspa_cli.report.schema import Report
 from adaspa_cli.report.steps import estimated_note
 from adaspa_cli.report.template import render
 
@@ -45,13 +44,13 @@ class Run:
     """A run as the page shows it."""
 
     name: str
-    report: dict[str, Any]
+    report: Report
     parts: list[Part]
     video: str | None
     estimated: str | None
 
 
-def page(report: dict[str, Any], video: Path | None, compared: Compared | None = None) -> str:
+def page(report: Report, video: Path | None, compared: Compared | None = None) -> str:
     """The page as HTML.
 
     Args:
@@ -67,49 +66,49 @@ def page(report: dict[str, Any], video: Path | None, compared: Compared | None =
         report=report,
         runs=runs,
         notes=_notes(report, compared),
-        longest=max(run.report["seconds"]["total"] for run in runs),
-        slowest=max(step["seconds"] for run in runs for step in run.report["steps"]),
+        longest=max(run.report.seconds.total for run in runs),
+        slowest=max(step.seconds for run in runs for step in run.report.steps),
         phases=PHASES,
         rest=_REST,
-        heats=heats(report["searches"]),
-        error_heats=error_heats(report.get("compensation")),
+        heats=heats(report.searches),
+        error_heats=error_heats(report.compensation),
         error=error_note(report),
-        settings={key: setting for key, setting in report["settings"].items() if setting["value"] is not None},
+        settings={key: setting for key, setting in report.settings.items() if setting.value is not None},
     )
 
 
-def _run(report: dict[str, Any], video: Path | None) -> Run:
-    method, sparsity = (report["settings"][key]["value"] for key in ("method", "sparsity"))
-    name = method if report["settings"]["algorithm"]["value"] in DENSE else f"{method}, {sparsity:.0%} left out"
+def _run(report: Report, video: Path | None) -> Run:
+    method, sparsity = (report.setting(key) for key in ("method", "sparsity"))
+    name = method if report.setting("algorithm") in DENSE else f"{method}, {sparsity:.0%} left out"
     inside = None if video is None else data_uri("video/mp4", video.read_bytes())
     return Run(name, report, time_parts(report), inside, estimated_note(report))
 
 
-def time_parts(report: dict[str, Any]) -> list[Part]:
+def time_parts(report: Report) -> list[Part]:
     """Where the total time went, in the order of a run; the parts sum to the total.
 
     Attention is split by the phase of its step, so that a step's search stands in one part with the dense attention
     that it needs. Where its time is unknown, denoising is one part.
     """
-    seconds = report["seconds"]
-    known_attention = seconds["attention"] is not None
+    seconds = report.seconds
+    known_attention = seconds.attention is not None
     attention: dict[str, float] = defaultdict(float)
-    for step in report["steps"]:
-        attention[step["phase"]] += step["attention"] or 0.0
-    parts = [Part("text encoding", seconds["text_encoding"], _OTHER_PARTS["text encoding"])]
+    for step in report.steps:
+        attention[step.phase] += step.attention or 0.0
+    parts = [Part("text encoding", seconds.text_encoding, _OTHER_PARTS["text encoding"])]
     parts += [Part(f"attention, {phase}", attention[phase], PHASES[phase]) for phase in PHASES if attention[phase]]
     rest = "rest of denoising" if known_attention else "denoising"
-    parts.append(Part(rest, seconds["denoising"] - (seconds["attention"] or 0.0), _REST))
-    parts += [Part(key, seconds[key], _OTHER_PARTS[key]) for key in ("decoding", "writing")]
+    parts.append(Part(rest, seconds.denoising - (seconds.attention or 0.0), _REST))
+    parts += [Part(key, getattr(seconds, key), _OTHER_PARTS[key]) for key in ("decoding", "writing")]
     known = sum(part.seconds for part in parts)
-    return [*parts, Part("other", max(0.0, seconds["total"] - known), _OTHER_PARTS["other"])]
+    return [*parts, Part("other", max(0.0, seconds.total - known), _OTHER_PARTS["other"])]
 
 
-def _notes(report: dict[str, Any], compared: Compared | None) -> list[str]:
+def _notes(report: Report, compared: Compared | None) -> list[str]:
     """What the reader must know to judge the figures."""
     notes = [
-        f"{report['model']['name']} ({report['model']['layers']} layers, {report['model']['heads']} heads of "
-        f"{report['model']['head_dim']}, {report['model']['dtype']}), {_attention(report)}",
+        f"{report.model.name} ({report.model.layers} layers, {report.model.heads} heads of {report.model.head_dim}, "
+        f"{report.model.dtype}), {_attention(report)}",
         _machine(report),
     ]
     if compared is not None and _machine(compared.report) != notes[1]:
@@ -117,24 +116,23 @@ def _notes(report: dict[str, Any], compared: Compared | None) -> list[str]:
     if compared is not None and _compiled(report) != _compiled(compared.report):
         which = "this run" if _compiled(report) else "the run beside it"
         notes.append(f"blocks ran through torch.compile in {which} alone")
-    work = {key: report.get(key) for key in ("cache", "merging")}
-    if work["cache"]:
-        notes.append(f"{work['cache']['name']} skipped {work['cache']['skipped']:.1%} of {work['cache']['unit']} calls")
-    if work["merging"]:
-        notes.append(f"{work['merging']['name']} merged {work['merging']['merged']:.1%} of the video tokens")
+    if report.cache and report.cache.skipped is not None:
+        notes.append(f"{report.cache.name} skipped {report.cache.skipped:.1%} of {report.cache.unit} calls")
+    if report.merging and report.merging.merged is not None:
+        notes.append(f"{report.merging.name} merged {report.merging.merged:.1%} of the video tokens")
     return notes
 
 
-def _compiled(report: dict[str, Any]) -> bool:
-    return bool(report["settings"].get("compile", {}).get("value"))
+def _compiled(report: Report) -> bool:
+    return bool(report.setting("compile"))
 
 
-def _attention(report: dict[str, Any]) -> str:
-    backend = report["attention_backend"]
+def _attention(report: Report) -> str:
+    backend = report.attention_backend
     return f"attention backend {backend}" if backend else "attention as diffusers has it, its time not known"
 
 
-def _machine(report: dict[str, Any]) -> str:
-    known = report["versions"]
-    versions = ", ".join(f"{name} {known[name]}" for name in ("torch", "diffusers", "adaspa"))
-    return f"{machine_line(report['machine'])}; {versions}"
+def _machine(report: Report) -> str:
+    known = report.versions
+    versions = ", ".join(f"{name} {known.get(name)}" for name in ("torch", "diffusers", "adaspa"))
+    return f"{report.machine.line()}; {versions}"

@@ -4,49 +4,40 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from adaspa_cli.masks.plan import DENSE, PLANS, SPARSE
+from adaspa_cli.report.schema import Report, Step
 
 if TYPE_CHECKING:
     from adaspa_cli.hooks.timing import Span
     from adaspa_cli.sampling.records import AttentionCall
 
 
-def step_table(spans: list[Span], calls: list[AttentionCall]) -> list[dict[str, Any]]:
+def step_table(spans: list[Span], calls: list[AttentionCall]) -> list[Step]:
     """Per denoising step: its phase, its time and that of its attention, and the mean density over its calls."""
     by_step: dict[int, list[AttentionCall]] = defaultdict(list)
     for call in calls:
         by_step[call.step].append(call)
     return [
-        {
-            "step": step,
-            "phase": _phase(by_step[step]),
-            "seconds": span.seconds(),
-            "attention": sum(call.span.seconds() for call in by_step[step]),
-            "density": run_density(by_step[step]),
-            "estimated": False,
-        }
+        Step(
+            step,
+            phase=_phase(by_step[step]),
+            seconds=span.seconds(),
+            attention=sum(call.span.seconds() for call in by_step[step]),
+            density=run_density(by_step[step]),
+        )
         for step, span in enumerate(spans)
     ]
 
 
-def untouched_steps(spans: list[Span]) -> list[dict[str, Any]]:
+def untouched_steps(spans: list[Span]) -> list[Step]:
     """The same for a pipeline that attended by itself: every step dense, the time of attention unknown."""
-    return [
-        {
-            "step": step,
-            "phase": DENSE.phase,
-            "seconds": span.seconds(),
-            "attention": None,
-            "density": 1.0,
-            "estimated": False,
-        }
-        for step, span in enumerate(spans)
-    ]
+    return [Step(step, DENSE.phase, span.seconds(), None, 1.0) for step, span in enumerate(spans)]
 
 
 def _phase(calls: list[AttentionCall]) -> str:
@@ -70,31 +61,50 @@ def run_density(calls: list[AttentionCall]) -> float | None:
     return (dense + (float(torch.stack(sparse).mean(-1).sum()) if sparse else 0.0)) / len(calls)
 
 
-def estimate_others(steps: Sequence[dict[str, Any]], phases: Sequence[str], computed: Collection[int]) -> None:
-    """Give the steps that were not computed the typical figures of the computed ones of the same phase.
+def with_estimates(steps: Sequence[Step], phases: Sequence[str], computed: Collection[int]) -> list[Step]:
+    """The steps, those that were not computed with the typical figures of the computed ones of the same phase.
 
     Args:
-        steps: what :func:`step_table` or :func:`untouched_steps` gave; changed.
+        steps: what :func:`step_table` or :func:`untouched_steps` gave.
         phases: phase of each step, of those that were not computed too.
         computed: steps that were; at least one of each phase.
     """
-    for entry in steps:
-        entry["estimated"] = entry["step"] not in computed
-    for phase in set(phases):
-        alike = [entry for entry in steps if phases[entry["step"]] == phase]
-        measured = [entry for entry in alike if not entry["estimated"]]
-        figures = {key: typical(measured, key) for key in ("seconds", "attention", "density")}
-        for entry in alike:
-            if entry["estimated"]:
-                entry.update(figures, phase=phase)
+    measured: dict[str, list[Step]] = defaultdict(list)
+    for step in steps:
+        if step.step in computed:
+            measured[phases[step.step]].append(step)
+    typical_steps = {
+        phase: replace(
+            alike[0],
+            seconds=typical_seconds(alike) or 0.0,
+            attention=typical_attention(alike),
+            density=median([step.density for step in _later(alike)]),
+            phase=phase,
+            estimated=True,
+        )
+        for phase, alike in measured.items()
+    }
+    return [
+        step
+        if step.step in computed
+        else replace(typical_steps[phases[step.step]], step=step.step, skipped=step.skipped)
+        for step in steps
+    ]
 
 
-def typical(computed: Sequence[dict[str, Any]], key: str) -> float | None:
-    """The median of a figure over computed steps of one phase; without step 0, which holds the start of the run, if
-    there are others.
-    """
-    later = [entry[key] for entry in computed if entry["step"] > 0]
-    return median(later or [entry[key] for entry in computed])
+def _later(computed: Sequence[Step]) -> Sequence[Step]:
+    """Steps of one phase without step 0, which holds the start of the run, if there are others."""
+    return [step for step in computed if step.step > 0] or computed
+
+
+def typical_seconds(computed: Sequence[Step]) -> float | None:
+    """The median time of computed steps of one phase, see :func:`_later`."""
+    return median([step.seconds for step in _later(computed)])
+
+
+def typical_attention(computed: Sequence[Step]) -> float | None:
+    """The median time of attention in computed steps of one phase."""
+    return median([step.attention for step in _later(computed)])
 
 
 def median(values: Sequence[float | None]) -> float | None:
@@ -103,13 +113,13 @@ def median(values: Sequence[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def estimated_note(report: Mapping[str, Any]) -> str | None:
+def estimated_note(report: Report) -> str | None:
     """What a reader of a report with estimated steps must know; None if every step was computed."""
-    estimated = report.get("estimated")
-    if not estimated:
+    estimated = report.estimated
+    if estimated is None:
         return None
     return (
-        f"estimated: {estimated['computed_steps']} of {estimated['of']} steps were computed, those at the beginning of "
-        f"each phase (steps_per_phase: {estimated['steps_per_phase']}) and every search; each of the others counts as "
+        f"estimated: {estimated.computed_steps} of {estimated.of} steps were computed, those at the beginning of "
+        f"each phase (steps_per_phase: {estimated.steps_per_phase}) and every search; each of the others counts as "
         f"the median of those of its phase"
     )

@@ -23,6 +23,7 @@ from adaspa_cli.models.forward import Row
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import attach, check_sampling, family_of
 from adaspa_cli.report.machine import machine, versions
+from adaspa_cli.report.typed_json import to_json
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, sample, to_frames
 from adaspa_cli.visual.choice import ProbeRequest
@@ -87,7 +88,7 @@ def probe(
         across.append({**seen[0].across, number: own})
         masks[number] = seen[0].masks
     assert first is not None
-    facts: dict[str, Any] = {"versions": versions(), "machine": machine(pipe._execution_device)}
+    facts: dict[str, Any] = {"versions": versions(), "machine": to_json(machine(pipe._execution_device))}
     facts |= {"attention_backend": backend.name, "heads": shape.heads}
     return ProbeResult(first.choice, first, videos, across, frames, facts)
 

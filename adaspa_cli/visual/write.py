@@ -13,11 +13,12 @@ from adaspa_cli.files.videos import write_video
 from adaspa_cli.files.whole import write_json, write_text
 from adaspa_cli.report.drawing import Drawing, png, svg
 from adaspa_cli.report.heat import heats
-from adaspa_cli.report.machine import machine_line
 from adaspa_cli.report.media import data_uri, jpeg
+from adaspa_cli.report.schema import Machine, Search
 from adaspa_cli.report.template import render
+from adaspa_cli.report.typed_json import from_json
 from adaspa_cli.visual import figures, view
-from adaspa_cli.visual.probe import WEIGHTS, ProbeResult, mean
+from adaspa_cli.visual.probe import WEIGHTS, MaskRecord, ProbeResult, mean
 
 PAGE, DATA, VIDEO = "index.html", "data.json", "video.mp4"
 _HEIGHT = 3.4  # inches of a plot
@@ -123,7 +124,7 @@ def page(result: ProbeResult, found: dict[str, Any], drawings: dict[str, Drawing
     return render(
         Path(__file__).parent / "page.html.j2",
         found=found,
-        machine=machine_line(found["machine"]),
+        machine=from_json(Machine, found["machine"]).line(),
         maps=maps,
         names=(WEIGHTS, *figures.PATTERNS),
         weights=WEIGHTS,
@@ -134,10 +135,14 @@ def page(result: ProbeResult, found: dict[str, Any], drawings: dict[str, Drawing
         views=list(views),
         started=_view_name(started),
         opened=started[:2],
-        heats=heats([{**mask, "branch": "cond"} for mask in found["masks"]]),
+        heats=heats([_search(at, first.records[at]) for at in sorted(first.records)]),
         view_data=json.dumps(view_data(result, views)),
         script=(Path(__file__).parent / "view.js").read_text(encoding="utf-8"),
     )
+
+
+def _search(at: tuple[int, int], record: MaskRecord) -> Search:
+    return Search(at[0], "cond", 0, at[1], False, tuple(record.density), tuple(record.recall))
 
 
 def _view_name(at: tuple[int, int, int]) -> str:

@@ -30,7 +30,9 @@ from adaspa_cli.config.architecture import architecture_of, random_weights_note
 from adaspa_cli.errors import AdaspaError, BackendError, OutputError
 from adaspa_cli.files.whole import write_json
 from adaspa_cli.models.loading import choose_device, load_pipeline
-from adaspa_cli.report.machine import machine, machine_line, versions
+from adaspa_cli.report.machine import machine, versions
+from adaspa_cli.report.schema import Machine
+from adaspa_cli.report.typed_json import from_json, to_json
 from adaspa_cli.sampling.memory import memory_errors
 from scripts.bench_kernels import gpu_state
 from scripts.profile_steps.record import Profiled, check_profiler, profile_diffusers, profile_method
@@ -104,7 +106,7 @@ def text(record: dict[str, Any], found: list[Profiled]) -> str:
         [
             f"{record['model']}, {record['layers']} layers, {record['size']}, {record['weights']}",
             SHORT_STACK,
-            f"{machine_line(record['machine'])}; {record['versions']}",
+            f"{from_json(Machine, record['machine']).line()}; {record['versions']}",
             f"GPU before: {record['gpu_before']}",
             f"GPU after:  {record['gpu_after']}",
             *(memory_line(run) for run in found),
@@ -120,7 +122,7 @@ def profile_record(resolved: Resolved, found: list[Profiled], device: torch.devi
     return {
         "command": shlex.join(["python", "-m", "scripts.profile_steps", *sys.argv[1:]]),
         "versions": versions(),
-        "machine": machine(device),
+        "machine": to_json(machine(device)),
         "gpu_before": before,
         "gpu_after": gpu_state(),
         "model": config.model.model,

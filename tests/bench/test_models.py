@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from adaspa_cli.bench import runner
+from adaspa_cli.bench.figures import bench_tables
 from adaspa_cli.bench.plan import plan_bench, reference_of, untouched_of
 from adaspa_cli.bench.plots import plots
-from adaspa_cli.bench.tables import bench_tables
-from adaspa_cli.bench.text import markdown, rows_csv, tables
+from adaspa_cli.bench.render import markdown, rows_csv, tables
 from adaspa_cli.bench.write import write_bench
 from tests.bench.benches import PROMPTS, make, rows, settings, small_bench
 from tests.pages import read

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from adaspa_cli.bench.plots import figure_of, plots
-from adaspa_cli.bench.text import markdown
+from adaspa_cli.bench.render import markdown
 from tests.bench.benches import PROMPTS, make, small_bench
 from tests.pages import Page, loads_nothing, read
 

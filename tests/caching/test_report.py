@@ -9,13 +9,12 @@ from typer.testing import CliRunner
 
 from adaspa_cli.app import app
 from adaspa_cli.config import resolve
-from adaspa_cli.jobs.generate import generate
-from tests.pipelines import PROMPT, Listener, small_run
+from tests.pipelines import PROMPT, Listener, make_reports, small_run
 
 
 def report_of(folder: Path, out: Path, **flags: Any) -> dict[str, Any]:
     settings = small_run(folder, out) | flags
-    (report,) = generate(resolve({k: v for k, v in settings.items() if v is not None}), Listener())
+    (report,) = make_reports(resolve({k: v for k, v in settings.items() if v is not None}), Listener())
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     return report
 
@@ -52,7 +51,7 @@ def test_calibration_reports_its_ratios(hunyuan_folder: Path, tmp_path: Path) ->
     file = tmp_path / "ratios.yaml"
     file.write_text(f"cache: magcache\nmagcache_ratios: {ratios}\nmagcache_threshold: 9\n")
     settings = small_run(hunyuan_folder, tmp_path / "second") | {"method": "full"}
-    (second,) = generate(resolve(settings, file), Listener())
+    (second,) = make_reports(resolve(settings, file), Listener())
     assert second["cache"]["name"] == "magcache"
     assert second["cache"]["skipped"] > 0
 

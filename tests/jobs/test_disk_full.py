@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 from adaspa_cli.app import app
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import DiskFullError
-from adaspa_cli.jobs.generate import generate
-from tests.pipelines import Listener, small_run
+from tests.pipelines import Listener, make_reports, small_run
 
 LINK, REPLACE = os.link, os.replace
 
@@ -50,12 +49,12 @@ def test_whatever_is_written_when_the_disk_is_full_leaves_no_file(
     for room in range(count):
         disks(room)
         with pytest.raises(DiskFullError, match="the disk is full") as told:
-            list(generate(resolve(small_run(hunyuan_folder, tmp_path, **flags)), Listener()))
+            list(make_reports(resolve(small_run(hunyuan_folder, tmp_path, **flags)), Listener()))
         assert "make room" in str(told.value.hint)
         assert told.value.exit_code == 1
         assert list(tmp_path.iterdir()) == [], f"the disk was full at write {room}"
     enough = disks(count)
-    list(generate(resolve(small_run(hunyuan_folder, tmp_path, **flags)), Listener()))
+    list(make_reports(resolve(small_run(hunyuan_folder, tmp_path, **flags)), Listener()))
     assert enough.written == count == len(list(tmp_path.iterdir()))
 
 

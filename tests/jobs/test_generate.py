@@ -12,13 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import BackendError, ConfigError, OutOfMemoryError, OutputError, RunError
-from adaspa_cli.jobs.generate import generate
 from adaspa_cli.jobs.plan import plan
-from tests.pipelines import PROMPT, Listener, hunyuan_video, save, small_run
+from tests.pipelines import PROMPT, Listener, hunyuan_video, make_reports, save, small_run
 
 
 def make(folder: Path, out: Path, listener: Any = None, **flags: Any) -> list[dict[str, Any]]:
-    return list(generate(resolve(small_run(folder, out, **flags)), listener or Listener()))
+    return list(make_reports(resolve(small_run(folder, out, **flags)), listener or Listener()))
 
 
 def files(out: Path) -> set[str]:
@@ -119,7 +118,7 @@ def test_resume_does_not_load_the_model_when_all_is_complete(hunyuan_folder: Pat
     resolved = resolve(small_run(hunyuan_folder, tmp_path, seed=[1, 2], resume=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("adaspa_cli.jobs.generate.load_pipeline", lambda _config: pytest.fail("the model was loaded"))
-        assert list(generate(resolved, listener)) == first
+        assert list(make_reports(resolved, listener)) == first
     assert listener.names() == ["skipped", "skipped"]
     assert files(tmp_path) == before
 

@@ -16,6 +16,7 @@ from adaspa_cli.jobs.places import (
     report_path,
     video_name,
 )
+from tests.reports import small_report
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,8 @@ def finish(folder: Path, name: str, fingerprint: str) -> None:
 
 def report(folder: Path, name: str, fingerprint: str, video: dict[str, Any], **more: Any) -> None:
     """A report, as far as places are found by it."""
-    content = {"fingerprint": fingerprint, "video": video, **more}
+    content = small_report() | more | {"fingerprint": fingerprint}
+    content["video"] |= video
     (folder / f"{name}.report.json").write_text(json.dumps(content))
 
 
@@ -87,7 +89,7 @@ def test_what_is_incomplete_is_neither_skipped_nor_overwritten(tmp_path: Path, l
     if left_over != "report":
         (tmp_path / "x.mp4").touch()
     contents = {
-        "report": '{"fingerprint": "f", "video": {"file": "x.mp4"}}',
+        "report": json.dumps(small_report()),
         "broken report": '{"finger',
         "list report": "[]",
     }

@@ -15,13 +15,12 @@ from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import AdaspaError, ConfigError, MaskFileError, OutputError
 from adaspa_cli.files.videos import read_frames
 from adaspa_cli.jobs import search_masks as job
-from adaspa_cli.jobs.generate import generate
 from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.maskfiles import MaskFile
 from adaspa_cli.masks.plan import DENSE, LOAD, SPARSE
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import sums_with_text, video_part
-from tests.pipelines import PROMPT, Listener, hunyuan_video, latents, masks_at_end, small_run
+from tests.pipelines import PROMPT, Listener, hunyuan_video, latents, make_reports, masks_at_end, small_run
 
 SIZE = {"height": 64, "width": 96, "frames": 9}  # 288 video tokens: 18 blocks of 16
 OTHER = "two red squares move slowly to the right"
@@ -36,7 +35,7 @@ def search(folder: Path, out: Path, listener: Any = None, prompts: Any = (PROMPT
 
 
 def make(folder: Path, out: Path, **flags: Any) -> dict[str, Any]:
-    (report,) = generate(resolve(small_run(folder, out, **SIZE | flags)), Listener())
+    (report,) = make_reports(resolve(small_run(folder, out, **SIZE | flags)), Listener())
     return report
 
 
@@ -346,7 +345,7 @@ def test_a_corrupt_file_is_refused_before_the_model_is_loaded(hunyuan_folder: Pa
     file.path.write_bytes(content)
     listener = Listener()
     with pytest.raises(MaskFileError, match="the checksum does not fit the bits of layer 3"):
-        list(generate(resolve(small_run(hunyuan_folder, tmp_path / "out", masks=str(file.path), **SIZE)), listener))
+        list(make_reports(resolve(small_run(hunyuan_folder, tmp_path / "out", masks=str(file.path), **SIZE)), listener))
     assert listener.heard == []
 
 
@@ -360,7 +359,7 @@ def test_resume_sees_that_the_masks_changed(hunyuan_folder: Path, tmp_path: Path
     def made(path: Path) -> bool:
         listener = Listener()
         flags = small_run(hunyuan_folder, tmp_path / "out", masks=str(path), resume=True, **SIZE)
-        list(generate(resolve(flags), listener))
+        list(make_reports(resolve(flags), listener))
         return "video" in listener.names()
 
     assert [made(path) for path in (first.path, moved, other.path)] == [True, False, True]

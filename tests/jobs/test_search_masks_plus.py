@@ -9,10 +9,9 @@ import torch
 from adaspa_cli.config import resolve
 from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import MaskFileError
-from adaspa_cli.jobs.generate import generate
 from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.maskfiles import MaskFile
-from tests.pipelines import PROMPT, Listener, small_run
+from tests.pipelines import PROMPT, Listener, make_reports, small_run
 
 PLUS = {"method": "adaspa-plus", "sparsity": 0.6, "search_rows": 4, "probes": 8, "search_steps": (1, 3)}
 
@@ -31,7 +30,7 @@ def test_a_file_of_one_video_makes_the_video_of_its_search(hunyuan_folder: Path,
     assert file.description.layout.order == "hilbert"
     own = small_run(hunyuan_folder, tmp_path / "own", **PLUS)
     loaded = small_run(hunyuan_folder, tmp_path / "loaded", **PLUS, masks=str(tmp_path / "masks.safetensors"))
-    reports = [next(iter(generate(resolve(flags), Listener()))) for flags in (own, loaded)]
+    reports = [next(iter(make_reports(resolve(flags), Listener()))) for flags in (own, loaded)]
     densities = [{s["layer"]: s["density"] for s in report["searches"] if s["step"] == 3} for report in reports]
     assert densities[0] == densities[1]
     assert reports[1]["compensation"]["after"] is not None
@@ -53,4 +52,4 @@ def test_a_file_of_another_token_order_is_refused(hunyuan_folder: Path, tmp_path
     searched(hunyuan_folder, tmp_path / "masks.safetensors", [PROMPT])
     flags = small_run(hunyuan_folder, tmp_path / "out", **PLUS, masks=str(tmp_path / "masks.safetensors"))
     with pytest.raises(MaskFileError, match="order is hilbert in the file and raster in the run"):
-        next(iter(generate(resolve(flags | {"token_order": "raster"}), Listener())))
+        next(iter(make_reports(resolve(flags | {"token_order": "raster"}), Listener())))

@@ -13,8 +13,7 @@ import pytest
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import RunError
 from adaspa_cli.jobs import write
-from adaspa_cli.jobs.generate import generate
-from tests.pipelines import Listener, small_run
+from tests.pipelines import Listener, make_reports, small_run
 from tests.processes import at_once
 
 
@@ -27,7 +26,7 @@ def run(folder: Path, out: Path, log: Path | None = None, **flags: Any) -> Calla
                 with log.open("a") as file:
                     file.write(f"{prompt} {seed}\n")
 
-    return lambda: list(generate(resolve(small_run(folder, out, **flags)), Log()))
+    return lambda: list(make_reports(resolve(small_run(folder, out, **flags)), Log()))
 
 
 class Fail(Listener):
@@ -77,7 +76,7 @@ def test_what_a_killed_process_left_is_replaced_by_resume(
     assert not list(tmp_path.glob("*.report.json"))
     (tmp_path / "a-circle-seed0.mp4").write_bytes(b"an orphan")
     with pytest.raises(RunError, match="stop"):  # an attempt that fails leaves the orphan and what tells of it
-        list(generate(resolve(small_run(hunyuan_folder, tmp_path, **flags, resume=True)), Fail()))
+        list(make_reports(resolve(small_run(hunyuan_folder, tmp_path, **flags, resume=True)), Fail()))
     assert (tmp_path / "a-circle-seed0.mp4").read_bytes() == b"an orphan"
     run(hunyuan_folder, tmp_path, **flags, resume=True)()
     assert {path.name for path in tmp_path.iterdir()} == {

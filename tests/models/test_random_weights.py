@@ -14,11 +14,10 @@ from accelerate import init_empty_weights
 
 from adaspa_cli.config import resolve
 from adaspa_cli.config.architecture import architecture_of
-from adaspa_cli.jobs.generate import generate
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.random_text import text_tokens
 from adaspa_cli.models.random_weights import random_pipeline
-from tests.pipelines import Listener, small_run
+from tests.pipelines import Listener, make_reports, small_run
 
 CLASSES = {
     "HunyuanVideoPipeline": ("HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo"),
@@ -111,21 +110,21 @@ def test_a_run_ends_in_latents_and_says_that_its_weights_are_random(
     folder: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     settings = small_run(request.getfixturevalue(folder), tmp_path, frames=9, random_weights=True)
-    (report,) = generate(resolve(settings), Listener())
+    (report,) = make_reports(resolve(settings), Listener())
     assert report["random_weights"] == "random weights: only the times mean something"
     assert report["video"]["file"] is None
     assert [step["phase"] for step in report["steps"]] == ["dense", "search", "sparse", "cached search"]
     assert report["seconds"]["decoding"] == 0
     assert sorted(path.suffixes for path in tmp_path.iterdir()) == [[".report", ".html"], [".report", ".json"]]
     listener = Listener()
-    (again,) = generate(resolve({**settings, "resume": True}), listener)
+    (again,) = make_reports(resolve({**settings, "resume": True}), listener)
     assert again == report
     assert listener.names() == ["skipped"]
 
 
 def test_a_decoded_video_says_so_in_its_metadata(hunyuan_folder: Path, tmp_path: Path) -> None:
     settings = small_run(hunyuan_folder, tmp_path, random_weights=True, layers=2, decode=True)
-    (report,) = generate(resolve(settings), Listener())
+    (report,) = make_reports(resolve(settings), Listener())
     assert "2 of 4 layers" in report["random_weights"]
     assert report["model"]["layers"] == 2
     path = tmp_path / report["video"]["file"]
@@ -136,5 +135,5 @@ def test_a_decoded_video_says_so_in_its_metadata(hunyuan_folder: Path, tmp_path:
 
 def test_true_guidance_runs_both_branches(hunyuan_folder: Path, tmp_path: Path) -> None:
     settings = small_run(hunyuan_folder, tmp_path, random_weights=True, true_cfg_scale=2.0, negative_prompt="dull")
-    (report,) = generate(resolve(settings), Listener())
+    (report,) = make_reports(resolve(settings), Listener())
     assert {search["branch"] for search in report["searches"]} == {"cond", "uncond"}

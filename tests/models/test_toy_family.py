@@ -14,13 +14,12 @@ from adaspa_cli.bench.warm_up import first_blocks
 from adaspa_cli.config import families, resolve
 from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import ConfigError, RunError
-from adaspa_cli.jobs.generate import generate
 from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.masks.plan import CACHED_SEARCH, SEARCH
 from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.registry import check_sampling, family_of
 from tests.models.toy_family import BOUNDARY, FACTS, FAMILY, SCHEDULER, TRANSFORMER, toy
-from tests.pipelines import PROMPT, Listener, latents, masks_at_end, small_run
+from tests.pipelines import PROMPT, Listener, latents, make_reports, masks_at_end, small_run
 
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}  # the same float32 sums in another order, as in tests/models/families
 SPARSE: dict[str, Any] = {
@@ -211,7 +210,7 @@ def folder(tmp_path: Path) -> Path:
 def test_random_weights_make_a_report(folder: Path, tmp_path: Path, layers: int | None, counts: list[int]) -> None:
     flags = small_run(folder, tmp_path / "out", random_weights=True, guidance_scale=5.0)
     resolved = resolve(flags | ({} if layers is None else {"layers": layers}))
-    (report,) = generate(resolved, Listener())
+    (report,) = make_reports(resolved, Listener())
     assert report["model"]["pipeline"] == "WanPipeline"
     assert report["model"]["layers"] == sum(counts)
     assert report["model"]["heads"] == 2
@@ -229,4 +228,4 @@ def test_a_mask_file_is_of_one_transformer(folder: Path, tmp_path: Path) -> None
 def test_steps_per_phase_needs_one_transformer(folder: Path, tmp_path: Path) -> None:
     flags = small_run(folder, tmp_path / "out", random_weights=True, steps_per_phase=1)
     with pytest.raises(RunError, match="needs a model with one transformer"):
-        list(generate(resolve(flags), Listener()))
+        list(make_reports(resolve(flags), Listener()))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("torchmetrics")
 
-from adaspa_cli.quality.video_metrics import PSNR_OF_EQUAL_FRAMES, VideoMetrics
+from adaspa_cli.quality.video_metrics import PSNR_OF_EQUAL_FRAMES, Measurement, VideoMetrics
 
 CPU = torch.device("cpu")
 
@@ -92,7 +92,7 @@ def test_lpips_is_n_a_without_its_weights_and_nothing_is_downloaded(
     assert str(tmp_path) in metrics.reasons["lpips"]
     found = metrics.compare(picture(1), picture(1))
     assert found["lpips"].value is None
-    assert found["lpips"].as_json() == {"value": None, "reason": metrics.reasons["lpips"]}
+    assert found["lpips"] == Measurement(None, metrics.reasons["lpips"])
     assert found["psnr"].value is not None
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from adaspa_cli import __version__
 from adaspa_cli.config import resolve
-from adaspa_cli.jobs.generate import generate
-from tests.pipelines import PROMPT, Listener, small_run
+from tests.pipelines import PROMPT, Listener, make_reports, small_run
 
 METHODS = {"adaspa": {}, "no cache": {"lse_cache": False}, "full": {"method": "full"}}
 
@@ -21,7 +20,7 @@ def case(
 ) -> tuple[str, dict[str, Any]]:
     """A method's name and the report of a run with it."""
     flags = small_run(hunyuan_folder, tmp_path_factory.mktemp("out"), **METHODS[request.param])
-    (report,) = generate(resolve(flags), Listener())
+    (report,) = make_reports(resolve(flags), Listener())
     return request.param, report
 
 
@@ -125,5 +124,5 @@ def test_the_report_is_plain_json(case: tuple[str, dict[str, Any]]) -> None:
 def test_a_schedule_that_was_scaled_is_told(hunyuan_folder: Path, tmp_path: Path) -> None:
     flags = small_run(hunyuan_folder, tmp_path, steps=5)
     del flags["search_steps"]
-    (report,) = generate(resolve(flags), Listener())
+    (report,) = make_reports(resolve(flags), Listener())
     assert report["search_steps"] == {"asked": [10, 30], "planned": [1, 3], "done": [1, 3]}

@@ -10,22 +10,27 @@ import pytest
 
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError
-from adaspa_cli.jobs.generate import generate
 from adaspa_cli.jobs.places import page_path, report_path
 from adaspa_cli.jobs.plan import plan
 from adaspa_cli.masks.plan import PLANS
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.page import PHASES, page, time_parts
+from adaspa_cli.report.schema import Report, Search, read_report
+from adaspa_cli.report.typed_json import from_json
 from tests.pages import Page, loads_nothing, read
-from tests.pipelines import PROMPT, Listener, small_run
+from tests.pipelines import PROMPT, Listener, make_reports, small_run
 
 Made = tuple[Path, str, Page, dict[str, Any]]
 
 
+def typed(report: dict[str, Any]) -> Report:
+    return from_json(Report, json.loads(json.dumps(report)))
+
+
 def make(folder: Path, model: Path, **flags: Any) -> Path:
     """One run; returns its video."""
-    (report,) = generate(resolve(small_run(model, folder, **flags)), Listener())
+    (report,) = make_reports(resolve(small_run(model, folder, **flags)), Listener())
     return folder / (report["video"]["file"] or "none")
 
 
@@ -78,14 +83,14 @@ def test_it_says_which_run_alone_was_compiled(made: Made, own: bool, which: str)
     report = made[3]
     compiled = report | {"settings": report["settings"] | {"compile": {"value": True, "origin": "flag"}}}
     pair = (compiled, report) if own else (report, compiled)
-    words = "".join(read(page(pair[0], None, Compared(pair[1], None))).text)
+    words = "".join(read(page(typed(pair[0]), None, Compared(typed(pair[1]), None))).text)
     assert f"blocks ran through torch.compile in {which} alone" in words
-    assert "torch.compile" not in "".join(read(page(report, None, Compared(report, None))).text)
+    assert "torch.compile" not in "".join(read(page(typed(report), None, Compared(typed(report), None))).text)
 
 
 def test_the_parts_of_the_time_sum_to_the_whole(made: Made) -> None:
     report = made[3]
-    parts = time_parts(report)
+    parts = time_parts(typed(report))
     assert all(part.seconds >= 0 for part in parts)
     assert sum(part.seconds for part in parts) == pytest.approx(report["seconds"]["total"])
     attention = sum(part.seconds for part in parts if part.name.startswith("attention, "))
@@ -95,8 +100,8 @@ def test_the_parts_of_the_time_sum_to_the_whole(made: Made) -> None:
     }
 
 
-def search(step: int, layer: int, density: list[float], branch: str = "cond") -> dict[str, Any]:
-    return {"step": step, "layer": layer, "branch": branch, "sample": 0, "density": density, "recall": None}
+def search(step: int, layer: int, density: list[float], branch: str = "cond") -> Search:
+    return Search(layer, branch, 0, step, False, tuple(density), None)
 
 
 def test_masks_of_many_steps_are_averaged() -> None:
@@ -120,21 +125,21 @@ def test_masks_of_few_steps_and_of_branches_stand_apart() -> None:
 
 
 def test_dense_attention_has_no_heat_map(dense: Path) -> None:
-    text = page(json.loads(dense.read_text()), None)
+    text = page(read_report(dense), None)
     assert "Density and recall by layer" not in text
     assert "ended in latents" in text
 
 
 def test_prompts_are_text(made: Made) -> None:
     report = {**made[3], "prompt": "<b>a</b> & 'b'"}
-    text = page(report, None)
+    text = page(typed(report), None)
     read(text)
     assert "<b>a</b>" not in text
 
 
 def test_other_methods_and_latents_have_pages(hunyuan_folder: Path, tmp_path: Path) -> None:
     flags = {"method": "minference", "height": 64, "width": 96, "cache": "adacache", "seed": (0, 1), "decode": False}
-    reports = list(generate(resolve(small_run(hunyuan_folder, tmp_path, **flags)), Listener()))
+    reports = list(make_reports(resolve(small_run(hunyuan_folder, tmp_path, **flags)), Listener()))
     texts = [path.read_text(encoding="utf-8") for path in tmp_path.glob("*.report.html")]
     assert len(texts) == len(reports) == 2
     for text in texts:

@@ -9,8 +9,7 @@ import torch
 import adaspa_cli
 from adaspa_cli.config import preset_names, resolve
 from adaspa_cli.config.methods import SparseConfig
-from adaspa_cli.jobs.generate import generate
-from tests.pipelines import Listener, cogvideox, hunyuan_video, latents, masks_at_end, small_run
+from tests.pipelines import Listener, cogvideox, hunyuan_video, latents, make_reports, masks_at_end, small_run
 
 METHODS = ("sparse-videogen", "minference", "frame-region")
 ESTIMATING = ("sparse-videogen", "minference")
@@ -21,7 +20,7 @@ SIZES = {
 
 
 def report_of(folder: Path, out: Path, **flags: Any) -> dict[str, Any]:
-    (report,) = generate(resolve(small_run(folder, out, **flags)), Listener())
+    (report,) = make_reports(resolve(small_run(folder, out, **flags)), Listener())
     return report
 
 

@@ -13,16 +13,18 @@ from typer.testing import CliRunner
 from adaspa_cli.app import app
 from adaspa_cli.config import Resolved, resolve
 from adaspa_cli.errors import ConfigError, RunError
-from adaspa_cli.jobs.generate import claim, generate, make
+from adaspa_cli.jobs.generate import claim, make
 from adaspa_cli.jobs.plan import Job, plan
 from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, LOAD, SEARCH, SPARSE
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.report.page import page, time_parts
-from adaspa_cli.report.steps import estimate_others
+from adaspa_cli.report.schema import Report, Step
+from adaspa_cli.report.steps import with_estimates
+from adaspa_cli.report.typed_json import from_json
 from adaspa_cli.sampling.run import Session, session
 from adaspa_cli.sampling.steps_per_phase import choose_steps
 from tests.pages import read
-from tests.pipelines import PROMPT, Listener, small_run
+from tests.pipelines import PROMPT, Listener, make_reports, small_run
 
 AUTO = {"attention_backend": "auto"}
 # Flags of a run of 12 steps, the phases of its steps, and those that are computed with 2 of each phase.
@@ -52,7 +54,7 @@ def made(at_work: Session, job: Job) -> dict[str, Any]:
     claimed = claim(job, resume=False)
     assert claimed is not None
     with claimed:
-        return make(at_work, job, claimed)
+        return make(at_work, job, claimed).report.as_json()
 
 
 @pytest.mark.parametrize("family", ["hunyuan", "cogvideox"])
@@ -96,7 +98,7 @@ def check_sums(report: dict[str, Any]) -> None:
     if seconds["attention"] is not None:
         assert seconds["attention"] == pytest.approx(sum(step["attention"] for step in steps))
     assert report["density"] == pytest.approx(statistics.fmean(step["density"] for step in steps))
-    assert sum(part.seconds for part in time_parts(report)) == pytest.approx(seconds["total"])
+    assert sum(part.seconds for part in time_parts(from_json(Report, report))) == pytest.approx(seconds["total"])
     assert seconds["total"] >= seconds["denoising"]
 
 
@@ -109,26 +111,18 @@ def test_a_step_that_gives_masks_is_always_computed() -> None:
 
 
 def test_estimates_are_medians_and_what_was_computed_keeps_its_figures() -> None:
-    steps = [
-        {"step": i, "phase": "skipped", "seconds": s, "attention": None, "density": d}
-        for i, (s, d) in enumerate([(5.0, 1.0), (1.0, 0.2), (2.0, 0.3), (4.0, 0.4), (0.01, None)])
-    ]
-    steps[0]["phase"] = "search"
-    estimate_others(steps, ["search"] + ["sparse"] * 4, {0, 1, 2, 3})
-    assert [step["seconds"] for step in steps] == [5, 1, 2, 4, 2]
-    assert [step["estimated"] for step in steps] == [False] * 4 + [True]
-    assert (steps[4]["phase"], steps[4]["density"], steps[4]["attention"]) == ("sparse", 0.3, None)
+    figures = enumerate([(5.0, 1.0), (1.0, 0.2), (2.0, 0.3), (4.0, 0.4), (0.01, None)])
+    before = [Step(i, "search" if i == 0 else "skipped", seconds, None, density) for i, (seconds, density) in figures]
+    steps = with_estimates(before, ["search"] + ["sparse"] * 4, {0, 1, 2, 3})
+    assert [step.seconds for step in steps] == [5, 1, 2, 4, 2]
+    assert [step.estimated for step in steps] == [False] * 4 + [True]
+    assert (steps[4].step, steps[4].phase, steps[4].density, steps[4].attention) == (4, "sparse", 0.3, None)
 
 
 def test_the_start_of_the_run_is_in_no_estimate_unless_nothing_else_was_computed() -> None:
-    steps = [
-        {"step": i, "phase": "dense", "seconds": s, "attention": 1.0, "density": 1.0}
-        for i, s in enumerate([9.0, 2.0, 3.0, 0.01])
-    ]
-    estimate_others(steps, ["dense"] * 4, {0, 1, 2})
-    assert [step["seconds"] for step in steps] == [9, 2, 3, 2.5]
-    estimate_others(steps, ["dense"] * 4, {0})
-    assert [step["seconds"] for step in steps] == [9, 9, 9, 9]
+    steps = [Step(i, "dense", seconds, 1.0, 1.0) for i, seconds in enumerate([9.0, 2.0, 3.0, 0.01])]
+    assert [step.seconds for step in with_estimates(steps, ["dense"] * 4, {0, 1, 2})] == [9, 2, 3, 2.5]
+    assert [step.seconds for step in with_estimates(steps, ["dense"] * 4, {0})] == [9, 9, 9, 9]
 
 
 def test_with_as_many_steps_as_there_are_nothing_is_estimated(hunyuan_folder: Path, tmp_path: Path) -> None:
@@ -136,7 +130,7 @@ def test_with_as_many_steps_as_there_are_nothing_is_estimated(hunyuan_folder: Pa
     for name, number in (("all", 12), ("none", None)):
         flags = {} if number is None else {"steps_per_phase": number}
         resolved = settings(hunyuan_folder, tmp_path / name, search_steps=(4, 8), decode=True, **flags)
-        (report,) = generate(resolved, Listener())
+        (report,) = make_reports(resolved, Listener())
         assert report["estimated"] is None
         assert not any(step["estimated"] for step in report["steps"])
         runs[name] = (tmp_path / name / report["video"]["file"]).read_bytes(), report["searches"], report["density"]
@@ -167,7 +161,7 @@ def test_the_transformer_is_whole_again_after_an_error_and_for_the_next_run(
 
 def test_true_guidance_computes_both_branches_of_a_step(hunyuan_folder: Path, tmp_path: Path) -> None:
     flags = {"true_cfg_scale": 3.0, "negative_prompt": "x", "search_steps": (4, 8)}
-    (report,) = generate(settings(hunyuan_folder, tmp_path, steps_per_phase=1, **flags), Listener())
+    (report,) = make_reports(settings(hunyuan_folder, tmp_path, steps_per_phase=1, **flags), Listener())
     assert report["estimated"]["computed_steps"] == 5
     assert {search["branch"] for search in report["searches"]} == {"cond", "uncond"}
     check_sums(report)
@@ -193,7 +187,7 @@ NOTE = "2 of 6 steps were computed, those at the beginning of each phase (steps_
 def test_the_summary_and_the_page_say_that_times_are_estimated(shown: tuple[dict[str, Any], str]) -> None:
     report, printed = shown
     assert f"estimated: {NOTE}" in printed
-    text = page(report, None)
+    text = page(from_json(Report, report), None)
     parsed = read(text)
     assert f"full, estimated: {NOTE}" in "".join(parsed.text)
     assert len(re.findall(r'<div class="estimated" title="step \d, dense: [^"]*\(estimated\)"', text)) == 4
@@ -231,7 +225,7 @@ def test_masks_of_a_file_are_loaded_at_their_steps(hunyuan_folder: Path, tmp_pat
     search = ["search-masks", "--prompt", PROMPT, "--out", masks, "--set", "search_steps=[4, 8]", *arguments]
     result = CliRunner().invoke(app, search)
     assert result.exit_code == 0, result.output
-    (report,) = generate(resolve(flags | {"masks": masks, "steps_per_phase": 2}), Listener())
+    (report,) = make_reports(resolve(flags | {"masks": masks, "steps_per_phase": 2}), Listener())
     loading = [step["step"] for step in report["steps"] if step["phase"] == "loaded masks"]
     assert loading == [4, 8]
     assert report["estimated"]["computed_steps"] == 7

@@ -16,13 +16,14 @@ from adaspa_cli.config import ModelConfig, resolve
 from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import ConfigError, RunError
 from adaspa_cli.files.videos import read_frames
-from adaspa_cli.jobs.generate import generate
 from adaspa_cli.jobs.places import lossless_path, page_path
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.report.page import time_parts
+from adaspa_cli.report.schema import Report
+from adaspa_cli.report.typed_json import from_json
 from adaspa_cli.sampling.run import to_frames
 from tests.pages import read
-from tests.pipelines import PROMPT, Listener, cogvideox, hunyuan_video, latents, small_run
+from tests.pipelines import PROMPT, Listener, cogvideox, hunyuan_video, latents, make_reports, small_run
 
 UNTOUCHED = {"method": "diffusers", "attention_backend": "auto"}
 
@@ -61,7 +62,7 @@ def test_a_pipeline_that_is_not_as_diffusers_has_it_is_refused() -> None:
 @pytest.fixture(scope="module")
 def made(hunyuan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Listener]:
     out, listener = tmp_path_factory.mktemp("out"), Listener()
-    (report,) = generate(resolve(small_run(hunyuan_folder, out, **UNTOUCHED)), listener)
+    (report,) = make_reports(resolve(small_run(hunyuan_folder, out, **UNTOUCHED)), listener)
     return out / report["video"]["file"], report, listener
 
 
@@ -80,7 +81,7 @@ def test_its_report_claims_no_time_of_attention_and_no_kernel(made: Any) -> None
 
 def test_its_page_says_that_the_time_of_attention_is_not_known(made: Any) -> None:
     video, report, _ = made
-    parts = {part.name: part.seconds for part in time_parts(report)}
+    parts = {part.name: part.seconds for part in time_parts(from_json(Report, report))}
     assert parts["denoising"] == report["seconds"]["denoising"]
     assert not [name for name in parts if "attention" in name]
     assert sum(parts.values()) == pytest.approx(report["seconds"]["total"])

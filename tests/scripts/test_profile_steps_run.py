@@ -19,6 +19,7 @@ from adaspa_cli.hooks.timing import Span
 from adaspa_cli.masks import CallPlan
 from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, SPARSE
 from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.report.schema import Machine
 from adaspa_cli.sampling.records import AttentionCall
 from scripts.profile_steps import __main__ as program
 from scripts.profile_steps import record, tables
@@ -208,7 +209,7 @@ def test_what_was_found_is_printed_and_written(
         return [run]
 
     monkeypatch.setattr(program, "choose_device", lambda _name: torch.device("cuda"))
-    monkeypatch.setattr(program, "machine", lambda _device: {"gpu": "a GPU", "system": "Linux x86_64"})
+    monkeypatch.setattr(program, "machine", lambda _device: Machine("cuda", "a CPU", 1, 1, "Linux x86_64", "a GPU"))
     monkeypatch.setattr(program, "profiles", profiles)
     assert program.main(["--layers", "6", "--no-diffusers", "--json", str(tmp_path / "steps.json")]) == 0
     assert asked == [False]

@@ -15,7 +15,6 @@ from PIL import Image
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError
-from adaspa_cli.jobs.generate import generate
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.visual import view
 from adaspa_cli.visual.choice import Choice, ProbeRequest, check_grid
@@ -24,7 +23,7 @@ from adaspa_cli.visual.probe import PackedMask, ProbeResult, view_of
 from adaspa_cli.visual.run import probe, visualize
 from adaspa_cli.visual.weights import cell_size, mass
 from tests.pages import Page, loads_nothing, read
-from tests.pipelines import PROMPT, Listener, cogvideox, small_run
+from tests.pipelines import PROMPT, Listener, cogvideox, make_reports, small_run
 
 GRID = (2, 4, 6)  # tokens of 5 frames of 32 x 48
 ASKED = ProbeRequest((0, 3), (1,), (1, 3), 1, 16, (1, 2, 3))
@@ -67,7 +66,7 @@ def test_recall_and_density_are_those_of_the_latency_report(
     found: dict[str, Any], hunyuan_folder: Path, tmp_path: Path
 ) -> None:
     """Up to its first search a sparse run is dense too, so that it must find the same masks."""
-    (report,) = generate(resolve(small_run(hunyuan_folder, tmp_path, head_adaptive=False)), Listener())
+    (report,) = make_reports(resolve(small_run(hunyuan_folder, tmp_path, head_adaptive=False)), Listener())
     masks = {(mask["layer"], mask["step"]): mask for mask in found["masks"]}
     assert set(masks) == {(layer, step) for layer in range(4) for step in (1, 3)}
     first = [search for search in report["searches"] if search["step"] == 1]

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaspa_cli.bench.tables import PARTS, QUALITY, REFERENCE
+from adaspa_cli.bench.figures import PARTS, QUALITY, REFERENCE
 from adaspa_cli.quality.video_metrics import METRICS
-from adaspa_cli.report.machine import machine_line
+from adaspa_cli.report.schema import Machine
+from adaspa_cli.report.typed_json import from_json
 
 TITLES = {"psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS", "vbench": "VBench-6 %"}
 _DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "vbench": 2}
@@ -227,7 +228,7 @@ def warnings(bench: dict[str, Any]) -> list[str]:
 
 def machine_lines(bench: dict[str, Any]) -> list[str]:
     """The machines and versions, one line each."""
-    lines = [machine_line(machine) for machine in bench["machines"]]
+    lines = [from_json(Machine, machine).line() for machine in bench["machines"]]
     for versions in bench["versions"]:
         lines.append(", ".join(f"{name} {version}" for name, version in versions.items()))
     return lines

@@ -5,18 +5,21 @@ from __future__ import annotations
 import datetime
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adaspa_cli.bench.measure import identical_frames, measurements, quality_path
 from adaspa_cli.bench.paper import paper_figures, without_times
-from adaspa_cli.bench.plan import PlannedRow, read_json, reference_of, report_of, untouched_of
+from adaspa_cli.bench.plan import PlannedRow, reference_of, report_at, report_of, untouched_of
+from adaspa_cli.bench.records import Failure, read_record
 from adaspa_cli.bench.runner import failure_path
 from adaspa_cli.bench.spec import RESERVED, BenchSpec
 from adaspa_cli.jobs.plan import Job
 from adaspa_cli.quality.video_metrics import METRICS, PSNR_OF_EQUAL_FRAMES
-from adaspa_cli.report.steps import typical
+from adaspa_cli.report.schema import Machine, Report, Step
+from adaspa_cli.report.steps import typical_attention, typical_seconds
+from adaspa_cli.report.typed_json import to_json
 
 QUALITY = (*METRICS, "vbench")
 LEFT_OUT = "times are left out"
@@ -38,13 +41,13 @@ def bench_tables(
         (row.row.name, index): report
         for row in rows
         for index, job in enumerate(row.jobs)
-        if job.complete and (report := read_json(report_of(job))) is not None
+        if job.complete and (report := report_at(report_of(job))) is not None
     }
     entries = [_row(row, rows, reports, out, paper) for row in rows]
     for entry in () if times else entries:
         _leave_times_out(entry)
     some = list(reports.values())
-    machines = _distinct(report["machine"] for report in some)
+    machines = _distinct(to_json(report.machine) for report in some)
     return {
         "format": 1,
         "kind": "adaspa bench",
@@ -55,9 +58,9 @@ def bench_tables(
         "prompts": list(spec.prompts),
         "seeds": list(spec.seeds),
         "machines": machines,
-        "versions": _distinct(report["versions"] for report in some),
+        "versions": _distinct(report.versions for report in some),
         "times": times,
-        "random_weights": "; ".join(_distinct(r["random_weights"] for r in some if r["random_weights"])) or None,
+        "random_weights": "; ".join(_distinct(r.random_weights for r in some if r.random_weights)) or None,
         "estimated": _estimated(entries),
         "notes": _notes(entries, machines),
         "plots": [{"x": plot.x, "y": plot.y} for plot in spec.plots],
@@ -73,7 +76,7 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return found
 
 
-Reports = dict[tuple[str, int], dict[str, Any]]
+Reports = dict[tuple[str, int], Report]
 
 
 def _row(
@@ -88,10 +91,10 @@ def _row(
         "series": row.row.series,
         "settings": {key: value for key, value in settings.items() if key not in RESERVED},
         "differs_in": list(row.row.settings),
-        "random_weights": next((report["random_weights"] for report in done.values()), None),
+        "random_weights": next((report.random_weights for report in done.values()), None),
         "planned": len(row.jobs),
         "runs": [_run(row, dense, index, out) for index in done],
-        "failures": [_failure(job, out) for job in row.jobs if not job.complete and _failed(job)],
+        "failures": _failures(row, out),
         "reference": None if dense is None else dense.row.name,
         "diffusers_row": None if untouched is None else untouched.row.name,
         "quality": _quality(row, dense, done),
@@ -99,13 +102,13 @@ def _row(
         "seconds": {part: _seconds(part, list(done.values())) for part in PARTS},
         "speed_up": _speed_ups(done, dense, reports),
         "speed_up_over_diffusers": _speed_ups(done, untouched, reports) if any(r.untouched for r in rows) else None,
-        "estimated": next((report["estimated"] for report in done.values() if report["estimated"]), None),
-        "density": summary([report["density"] for report in done.values() if report["density"] is not None]),
-        "skipped": summary([report["cache"]["skipped"] for report in done.values() if report.get("cache")]),
-        "merged": summary([report["merging"]["merged"] for report in done.values() if report.get("merging")]),
+        "estimated": next((to_json(report.estimated) for report in done.values() if report.estimated), None),
+        "density": summary([report.density for report in done.values() if report.density is not None]),
+        "skipped": summary([r.cache.skipped for r in done.values() if r.cache and r.cache.skipped is not None]),
+        "merged": summary([r.merging.merged for r in done.values() if r.merging and r.merging.merged is not None]),
         "phases": _phases(list(done.values())),
-        "peak_gpu_bytes": max((r["peak_memory"].get("gpu_bytes", 0) for r in done.values()), default=0) or None,
-        "attention_backend": next((report["attention_backend"] for report in done.values()), None),
+        "peak_gpu_bytes": max((r.peak_memory.gpu_bytes or 0 for r in done.values()), default=0) or None,
+        "attention_backend": next((report.attention_backend for report in done.values()), None),
         "paper": paper_figures(settings, _chosen(row), paper),
     }
 
@@ -138,14 +141,15 @@ def _dense_job(dense: PlannedRow | None, index: int) -> Job | None:
     return job if job is not None and job.complete else None
 
 
-def _failed(job: Job) -> bool:
-    return (read_json(failure_path(job)) or {}).get("fingerprint") == job.fingerprint
-
-
-def _failure(job: Job, out: Path) -> dict[str, Any]:
-    content = read_json(failure_path(job)) or {}
-    reason = {"prompt": job.prompt, "seed": job.seed, "error": content.get("error"), "hint": content.get("hint")}
-    return {**reason, "file": _relative(failure_path(job), out)}
+def _failures(row: PlannedRow, out: Path) -> list[dict[str, Any]]:
+    """Why runs of these settings failed."""
+    found = []
+    for job in row.jobs:
+        failure = None if job.complete else read_record(Failure, failure_path(job))
+        if failure is not None and failure.fingerprint == job.fingerprint:
+            reason = {"prompt": job.prompt, "seed": job.seed, "error": failure.error, "hint": failure.hint}
+            found.append({**reason, "file": _relative(failure_path(job), out)})
+    return found
 
 
 def summary(values: Sequence[float]) -> dict[str, Any] | None:
@@ -169,7 +173,7 @@ def missing(reason: str) -> dict[str, Any]:
     return {"missing": reason}
 
 
-def _quality(row: PlannedRow, dense: PlannedRow | None, done: dict[int, Any]) -> dict[str, Any]:
+def _quality(row: PlannedRow, dense: PlannedRow | None, done: dict[int, Report]) -> dict[str, Any]:
     """Summary of each metric over the runs, or the reason why there is none."""
     if row.resolved.config.model.random_weights:
         return dict.fromkeys(QUALITY, missing("random weights: there is nothing to see"))
@@ -178,8 +182,9 @@ def _quality(row: PlannedRow, dense: PlannedRow | None, done: dict[int, Any]) ->
     found = [measurements(row.jobs[index], _dense_job(dense, index)) for index in done]
     figures: dict[str, Any] = {}
     for metric in QUALITY:
-        values = [m[metric]["value"] for m in found if m.get(metric, {}).get("value") is not None]
-        reasons = [m[metric]["reason"] for m in found if m.get(metric, {}).get("reason")]
+        measured = [metrics[metric] for metrics in found if metric in metrics]
+        values = [one.value for one in measured if one.value is not None]
+        reasons = [one.reason for one in measured if one.reason]
         if values:
             figures[metric] = summary(values)
         elif metric != "vbench" and row == dense:
@@ -194,20 +199,21 @@ def _quality(row: PlannedRow, dense: PlannedRow | None, done: dict[int, Any]) ->
     return figures
 
 
-def part_seconds(part: str, report: dict[str, Any]) -> float | None:
+def part_seconds(part: str, report: Report) -> float | None:
     """Seconds of a part of one run; ``latency`` is text encoding, denoising and decoding, without writing the file.
     With random weights no text is encoded, and of a pipeline as diffusers runs it the time of attention is unknown."""
-    seconds = report["seconds"]
+    seconds = report.seconds
     if part == "latency":
-        return float(seconds["text_encoding"] + seconds["denoising"] + seconds["decoding"])
-    if part == "text_encoding" and report["random_weights"]:
+        return seconds.text_encoding + seconds.denoising + seconds.decoding
+    if part == "text_encoding" and report.random_weights:
         return None
-    if part == "decoding" and report["video"]["file"] is None:
+    if part == "decoding" and report.video.file is None:
         return None
-    return None if seconds[part] is None else float(seconds[part])
+    found: float | None = getattr(seconds, part)
+    return found
 
 
-def _seconds(part: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
+def _seconds(part: str, reports: list[Report]) -> dict[str, Any]:
     if not reports:
         return missing("no run is complete")
     values = [value for report in reports if (value := part_seconds(part, report)) is not None]
@@ -223,14 +229,14 @@ _WHY_NO_SECONDS = {
 }
 
 
-def _speed_ups(done: dict[int, dict[str, Any]], reference: PlannedRow | None, reports: Reports) -> dict[str, Any]:
+def _speed_ups(done: dict[int, Report], reference: PlannedRow | None, reports: Reports) -> dict[str, Any]:
     """Of the latency, of denoising and of attention, over the runs of another row."""
     name = None if reference is None else reference.row.name
     theirs = {index: reports[name, index] for index in done if name is not None and (name, index) in reports}
     return {part: _speed_up(part, done, theirs) for part in ("latency", "denoising", "attention")}
 
 
-def _speed_up(part: str, done: dict[int, dict[str, Any]], dense: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def _speed_up(part: str, done: dict[int, Report], dense: dict[int, Report]) -> dict[str, Any]:
     """Median seconds of the dense runs over the median of the row's, over the prompts and seeds that both have."""
     if not dense:
         return missing("no dense run to compare with" if done else "no run is complete")
@@ -245,20 +251,20 @@ def _speed_up(part: str, done: dict[int, dict[str, Any]], dense: dict[int, dict[
     return {"value": full / own, "pairs": len(pairs)}
 
 
-def _machine(report: dict[str, Any]) -> tuple[Any, Any]:
-    return report["machine"], report["versions"]
+def _machine(report: Report) -> tuple[Machine, Mapping[str, str]]:
+    return report.machine, report.versions
 
 
-def _phases(reports: list[dict[str, Any]]) -> dict[str, Any]:
+def _phases(reports: list[Report]) -> dict[str, Any]:
     """Typical seconds of a denoising step that was computed, and of its attention, by the phase of the step."""
-    steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    steps: dict[str, list[Step]] = defaultdict(list)
     for report in reports:
-        for step in report["steps"]:
-            steps[step["phase"]].append(step)
+        for step in report.steps:
+            steps[step.phase].append(step)
     figures = {}
     for phase, of_phase in steps.items():
-        computed = [step for step in of_phase if not step["estimated"]]
-        medians = {key: typical(computed, key) for key in ("seconds", "attention")}
+        computed = [step for step in of_phase if not step.estimated]
+        medians = {"seconds": typical_seconds(computed), "attention": typical_attention(computed)}
         figures[phase] = {"steps": len(of_phase), "computed": len(computed), **medians}
     return figures
 

@@ -1,0 +1,314 @@
+"""The latency report as it lies on disk: its types, its format, and the one way to read it.
+
+Format 1 has grown: a report may lack what later versions added, and then reads as the default that stands here. A key
+that is not known here is passed over. A change that an old reader would misunderstand raises ``FORMAT``, and a report
+of another format is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adaspa_cli.errors import ReportError
+from adaspa_cli.report.typed_json import ABSENT, REST, ShapeError, from_json, to_json
+
+FORMAT = 1
+KIND = "adaspa latency report"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The processor, and the GPU where one is used."""
+
+    device: str
+    cpu: str
+    cores: int
+    threads: int
+    system: str
+    gpu: str | None = field(default=None, metadata=ABSENT)
+    gpu_memory_bytes: int | None = field(default=None, metadata=ABSENT)
+    compute_capability: str | None = field(default=None, metadata=ABSENT)
+
+    def line(self) -> str:
+        """In words."""
+        return f"{self.gpu or f'{self.cpu}, threads: {self.threads}'} ({self.system})"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The model as it ran."""
+
+    name: str
+    pipeline: str
+    dtype: str
+    layers: int
+    heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting, and where its value came from."""
+
+    value: Any
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """A cache, and the share of calls that it skipped, counted; ``details`` are its own."""
+
+    name: str
+    unit: str
+    computed: int
+    possible: int
+    skipped: float | None
+    details: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
+
+
+@dataclass(frozen=True)
+class Merging:
+    """What merged tokens: the share that was asked for, and the share of the video tokens that it merged."""
+
+    name: str
+    asked: float
+    merged: float | None
+
+
+@dataclass(frozen=True)
+class SearchSteps:
+    """What was asked for, what the schedule made of it, and when masks were really searched."""
+
+    asked: tuple[int, ...]
+    planned: tuple[int, ...]
+    done: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Video:
+    """The video; ``file`` is None for a run that ended in latents."""
+
+    file: str | None
+    frames: int
+    height: int
+    width: int
+    fps: int
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Where the time went. ``attention`` is part of ``denoising``; None where nothing could time it."""
+
+    total: float
+    text_encoding: float
+    denoising: float
+    attention: float | None
+    decoding: float
+    writing: float
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """How many of the steps were computed, where the others are estimated."""
+
+    computed_steps: int
+    of: int
+    steps_per_phase: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A denoising step.
+
+    Attributes:
+        seconds, attention: of the step, and of it those of attention; None where nothing could time it.
+        density: mean over its calls; None if a cache left out all of them.
+        estimated: whether it was not computed.
+        skipped: the share of calls that a cache left out; None without one.
+        sparsity: γ of its masks; None of a method without masks.
+    """
+
+    step: int
+    phase: str
+    seconds: float
+    attention: float | None
+    density: float | None
+    estimated: bool = False
+    skipped: float | None = None
+    sparsity: float | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """A mask that was found or loaded: density and recall by head; recall is None where it is not known.
+
+    The recall of a loaded mask is that of the search that made its file.
+    """
+
+    layer: int
+    branch: str
+    sample: int
+    step: int
+    loaded: bool
+    density: tuple[float, ...]
+    recall: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class LoadedAt:
+    """A step at which masks were loaded, and the step of the search that made them."""
+
+    step: int
+    searched_at: int
+
+
+@dataclass(frozen=True)
+class MaskCheck:
+    """Recall by head of a loaded mask: of the search that made the file, and on the attention of this video."""
+
+    layer: int
+    branch: str
+    sample: int
+    step: int
+    stored: tuple[float, ...]
+    measured: tuple[float, ...]
+    below: bool
+    searched: bool
+
+
+@dataclass(frozen=True)
+class MaskFileUse:
+    """A mask file, and how well its masks fitted where that was measured."""
+
+    file: str
+    checksum: str
+    schedule: tuple[LoadedAt, ...]
+    min_recall: float | None
+    below: int
+    searched: int
+    checks: tuple[MaskCheck, ...]
+
+
+@dataclass(frozen=True)
+class LayerCompensation:
+    """The figures of :class:`CompensationUse` of one layer, by its steps; of all heads."""
+
+    layer: int
+    pooled: tuple[float | None, ...]
+    before: tuple[float | None, ...]
+    after: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class CompensationUse:
+    """What made up for left-out blocks.
+
+    Attributes:
+        work: what it cost, as a share of dense attention, mean over all calls; no part of ``density``.
+        pooled: share of the attention weights that summaries stand for, mean over the calls that had any.
+        before, after: the repair: distance of the probe rows from dense attention relative to its norm, root mean
+            square over the repaired calls and their heads. None without a repair.
+        densified: calls that were dense because of the error of the call before, where ``max_error`` limits it.
+        steps: those with such calls.
+        layers: the figures of each layer by these steps.
+    """
+
+    work: float
+    pooled: float | None
+    before: float | None
+    after: float | None
+    densified: int = 0
+    steps: tuple[int, ...] = ()
+    layers: tuple[LayerCompensation, ...] = ()
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Peak memory in bytes: of the whole process, and of this video on the GPU."""
+
+    process_bytes: int
+    gpu_bytes: int | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The latency report of one video.
+
+    Attributes:
+        fingerprint: of all settings that decide what the video looks like.
+        random_weights: what to say of them; None if the weights are real.
+        attention_backend: that ran; None where attention was left as diffusers has it.
+        dense_attention: which kernel ran dense attention and what the others took, where there was a choice.
+        latents: file of the latents, where they were not decoded and are worth keeping.
+        estimated: how many steps were computed, if not all; every sum is with the estimates then.
+        density: mean over the calls that were made, blocks of text too; None without a call.
+        searches: masks that were found or loaded.
+    """
+
+    format: int = FORMAT
+    kind: str = KIND
+    fingerprint: str
+    created: str
+    versions: Mapping[str, str]
+    machine: Machine
+    random_weights: str | None = None
+    model: ModelRecord
+    settings: Mapping[str, Setting]
+    attention_backend: str | None = None
+    dense_attention: Mapping[str, Any] | None = None
+    cache: CacheUse | None = None
+    merging: Merging | None = None
+    search_steps: SearchSteps
+    prompt: str
+    seed: int
+    video: Video
+    latents: str | None = None
+    seconds: Seconds
+    estimated: Estimated | None = None
+    density: float | None
+    steps: tuple[Step, ...]
+    searches: tuple[Search, ...]
+    compensation: CompensationUse | None = None
+    mask_file: MaskFileUse | None = None
+    peak_memory: PeakMemory
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """The value of a setting; ``default`` if the report is older than the setting."""
+        found = self.settings.get(key)
+        return default if found is None else found.value
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is written."""
+        content: dict[str, Any] = to_json(self)
+        return content
+
+
+def read_report(path: Path) -> Report:
+    """Read a report.
+
+    Raises:
+        ReportError: the file cannot be read, is no latency report, or is one of another format.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ReportError(f"cannot read the report {path}: {reason}") from error
+    except ValueError as error:
+        raise ReportError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise ReportError(f"{path} is no latency report")
+    found = content.get("format")
+    if found != FORMAT:
+        raise ReportError(
+            f"{path} is a latency report of format {found!r:.20}, and this version of adaspa reads format {FORMAT}",
+            hint="make it anew with this version, or read it with the one that made it",
+        )
+    try:
+        return from_json(Report, content)
+    except ShapeError as error:
+        raise ReportError(f"{path} is no whole latency report of format {FORMAT}: {error}") from error
