@@ -6,7 +6,8 @@
   and of each row a quarter of k at least and four times k at most. So lists are no longer than 4k, and their width
   follows from the settings: nothing waits for the device, and a stored mask stays small.
 
-Text sink and recall are as in :mod:`adaspa_cli.masks.selection`; the recall is of the block sums, whatever the score.
+Two ways to the same mask, as in :mod:`adaspa_cli.masks.selection`: every row is sorted, or on a GPU none is. Text sink
+and recall are as there; the recall is of the block sums, whatever the score.
 
 Shapes: H heads, R query rows and Nv key blocks without text, W [H, Nq, Nk] block sums, K the longest list.
 """
@@ -16,12 +17,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adaspa_cli.attention import TokenLayout
+from adaspa_cli.attention import BlockMask, TokenLayout
+from adaspa_cli.attention.block_mask import index_dtype
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.config.methods.adaspa import BUDGETS
 from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import FoundMask
-from adaspa_cli.masks.selection import adapt_counts, candidate_counts, heaviest, kept_blocks
+from adaspa_cli.masks.recall import mask_recall
+from adaspa_cli.masks.selection import adapt_counts, candidate_counts, heaviest, kept_blocks, kernels_take
 
 LEAST_SHARE, MOST_TIMES = 4, 4  # of the base count, in a layer's budget
 
@@ -59,10 +62,33 @@ def select_by_score(
     if sparsity == 0 or not rows or not columns:
         full = full_mask(layout, heads, block_size, block_sums.device)
         return FoundMask(full, block_sums.new_ones(heads))
+    base = kept_blocks(sparsity, len(columns))
+    if budget == "head-adaptive" or not kernels_take(scores):
+        return _by_sorting(block_sums, scores, layout, block_size, sparsity, budget)
+    mask = _by_kernels(scores, layout, block_size, base, budget)
+    return FoundMask(mask, mask_recall(mask.to_bool(), block_sums))
+
+
+def _bounds(base: int, columns: int, budget: str) -> tuple[int, int]:
+    """The fewest and the most video blocks that a row may keep."""
+    return (ceil_div(base, LEAST_SHARE), min(columns, MOST_TIMES * base)) if budget == "layer" else (base, base)
+
+
+def _by_sorting(
+    block_sums: Tensor,
+    scores: Tensor,
+    layout: TokenLayout,
+    block_size: tuple[int, int],
+    sparsity: float,
+    budget: str,
+) -> FoundMask:
+    """Sort every row: the truth to compare with, and the way on a CPU."""
+    rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
     video, video_scores = (x[:, rows.start : rows.stop, columns.start : columns.stop] for x in (block_sums, scores))
     base = kept_blocks(sparsity, len(columns))
     candidates = candidate_counts(sparsity, len(columns), head_adaptive=budget == "head-adaptive")
-    most = min(len(columns), MOST_TIMES * base) if budget == "layer" else candidates[-1]
+    least, most = _bounds(base, len(columns), budget)
+    most = max(most, candidates[-1])
     score, position = heaviest(video_scores, most)  # [H, R, K]
     mass = video.gather(-1, position)
     total = block_sums.sum((-1, -2))
@@ -75,32 +101,74 @@ def select_by_score(
 
     counts = torch.full(position.shape[:2], base, device=position.device)
     if budget == "layer":
-        counts = _layer_counts(score, base)
+        counts, _ = _shared(_keys(score), least, most, base)
     elif len(candidates) > 1:
         counts = adapt_counts(recall(counts), *candidates)[:, None].expand_as(counts)
     position = torch.where(ranks < counts[..., None], position + columns.start, block_sums.shape[-1])
     return FoundMask(pack_lists(position, counts, layout, block_size), recall(counts))
 
 
-def _layer_counts(score: Tensor, base: int) -> Tensor:
-    """How many of its heaviest blocks each row keeps, int64 [H, R], from their scores [H, R, K] in descending order."""
-    keys = torch.where(score.isnan(), torch.inf, score)
-    keys[..., : ceil_div(base, LEAST_SHARE)] = torch.inf
-    # Scores are not negative, so their bits are in the same order. Of equal ones the first are kept.
-    bits = keys.view(torch.int32)
-    budget = base * score.shape[:2].numel()
-    threshold = _threshold(bits, budget)
-    above, level = bits > threshold, bits == threshold
-    ties = level.flatten().cumsum(0, dtype=torch.int32).view_as(bits)
-    return (above | (level & (ties <= budget - above.sum()))).sum(-1)
+def _by_kernels(scores: Tensor, layout: TokenLayout, block_size: tuple[int, int], base: int, budget: str) -> BlockMask:
+    """Nothing is sorted: each row keeps what is above a threshold, and as many of its ties as are missing."""
+    import adaspa_kernels
+    from adaspa_kernels.selection import WeighedRows
+
+    rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
+    least, most = _bounds(base, len(columns), budget)
+    by_row = adaspa_kernels.weigh_rows(scores[None], rows, columns, (least, base, most))
+    threshold, ties = by_row.threshold[-1], by_row.ties[-1]  # [1, H, Nq]
+    video = slice(rows.start, rows.stop)
+    counts = torch.full((len(scores), len(rows)), base, device=scores.device)
+    if budget == "layer":
+        keys = _keys(scores[:, video, columns.start : columns.stop])
+        counts, level = _shared(keys, least, most, base)
+
+        def own(of_bounds: Tensor, of_level: Tensor) -> Tensor:
+            """A row at one of its bounds has the threshold and the ties of that, any other one those of the layer."""
+            at_most = torch.where(counts == most, of_bounds[-1, 0, :, video], of_level)
+            return torch.where(counts == least, of_bounds[0, 0, :, video], at_most).int()
+
+        threshold[0, :, video] = own(by_row.threshold, level)
+        ties[0, :, video] = own(by_row.ties, counts - (keys > level).sum(-1))
+    one = WeighedRows((most,), by_row.total, by_row.kept[-1:], threshold[None], ties[None])
+    chosen = torch.full((1, len(scores)), most, device=scores.device)
+    kept, indices = adaspa_kernels.pack_rows(scores[None], rows, columns, one, chosen, index_dtype(scores.shape[-1]))
+    kept[0, :, video] = (counts + len(layout.text_blocks(block_size[1]))).int()
+    return BlockMask(kept[0], indices[0], scores.shape[-1], block_size)
 
 
-def _threshold(bits: Tensor, budget: int) -> Tensor:
-    """The smallest number that no more than ``budget`` of the bits are above: bisection, without waiting."""
-    low = torch.full((), -1, dtype=torch.int32, device=bits.device)
+def _keys(scores: Tensor) -> Tensor:
+    """Integers in the order of the scores, which are not negative; of what is no number the largest."""
+    return torch.where(scores.isnan(), torch.inf, scores).view(torch.int32)
+
+
+def _shared(keys: Tensor, least: int, most: int, base: int) -> tuple[Tensor, Tensor]:
+    """How many of its largest keys each row keeps, int64 [H, R], if all share a budget of ``base`` a row; and the key
+    that separates kept from left-out blocks wherever a row is at none of its bounds.
+
+    Args:
+        keys: [H, R, K]; blocks that a row may not keep at all may be missing.
+        least, most: bounds of each row's number.
+        base: mean number.
+    """
+    budget = base * keys.shape[:2].numel()
+    level = _level(keys, least, most, budget)
+    counts, reached = ((keys > level).sum(-1), (keys >= level).sum(-1))
+    counts, reached = counts.clamp(least, most), reached.clamp(least, most)
+    # Of equal ones the first rows' are kept, until the budget is spent.
+    more = (reached - counts).flatten()
+    before = more.cumsum(0) - more
+    given = (budget - counts.sum() - before).clamp(min=0).minimum(more)
+    return counts + given.view_as(counts), level
+
+
+def _level(keys: Tensor, least: int, most: int, budget: int) -> Tensor:
+    """The smallest number such that rows that keep what is above it, within their bounds, keep no more than ``budget``:
+    bisection, without waiting."""
+    low = torch.full((), -1, dtype=torch.int32, device=keys.device)
     high = torch.full_like(low, _INFINITY_BITS)
     for _ in range(_INFINITY_BITS.bit_length()):
         middle = low + torch.div(high - low, 2, rounding_mode="floor")
-        enough = (bits > middle).sum() <= budget
+        enough = (keys > middle).sum(-1).clamp(least, most).sum() <= budget
         low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
     return high

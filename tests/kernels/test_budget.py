@@ -1,0 +1,69 @@
+"""Budgets by kernel against those by sorting, on a GPU where there is one, or in the interpreter: the same lists."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from adaspa_cli.attention import TokenLayout
+from adaspa_cli.masks import FoundMask, budget
+from adaspa_cli.masks.budget import select_by_score
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+SIZE = (64, 16)
+LAYOUTS = {
+    "text last": TokenLayout(8, 16, 4, 40, "last"),
+    "text first": TokenLayout(8, 16, 4, 40, "first"),
+    "no text": TokenLayout(8, 16, 4, 0, "last"),
+}
+
+
+def both(sums: Tensor, scores: Tensor, layout: TokenLayout, sparsity: float, kind: str) -> FoundMask:
+    """Select in both ways and compare; returns what the kernels found."""
+    found = []
+    for kernels in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(budget, "kernels_take", lambda _, way=kernels: way)
+            found.append(select_by_score(sums, scores, layout, SIZE, sparsity, kind))
+    truth, mine = found
+    assert torch.equal(mine.mask.counts, truth.mask.counts)
+    assert torch.equal(mine.mask.indices, truth.mask.indices)
+    assert mine.mask.indices.dtype == truth.mask.indices.dtype
+    torch.testing.assert_close(mine.recall, truth.recall, rtol=1e-5, atol=0)
+    return mine
+
+
+def random_scores(layout: TokenLayout, device: torch.device, heads: int = 2) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    shape = (heads, layout.blocks(SIZE[0]), layout.blocks(SIZE[1]))
+    sums = torch.softmax(torch.randn(shape, generator=random) * torch.linspace(0.5, 4, heads)[:, None, None], -1)
+    return sums.to(device), (sums * torch.rand(shape, generator=random)).to(device)
+
+
+@pytest.mark.parametrize("kind", ["row", "layer"])
+@pytest.mark.parametrize("sparsity", [0.3, 0.8, 0.95])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_the_same_lists(layout: TokenLayout, sparsity: float, kind: str, device: torch.device) -> None:
+    found = both(*random_scores(layout, device), layout, sparsity, kind)
+    assert (len(found.mask.counts[:, layout.video_blocks(64).start :].unique()) > 2) == (kind == "layer")
+
+
+@pytest.mark.parametrize("kind", ["row", "layer"])
+def test_ties(kind: str, device: torch.device) -> None:
+    """Scores of a few values: ties in rows, at their bounds and across rows, and zeros."""
+    layout = LAYOUTS["text last"]
+    sums, scores = random_scores(layout, device)
+    for levels in (1, 2, 5):
+        both(sums, (scores * levels / scores.max()).round(), layout, 0.8, kind)
+
+
+def test_scores_that_stand_out_meet_the_bounds(device: torch.device) -> None:
+    layout = LAYOUTS["no text"]
+    sums, scores = random_scores(layout, device)
+    scores[0, 0] *= 1e6
+    scores[1, 1] *= 1e-6
+    found = both(sums, scores, layout, 0.8, "layer")
+    assert int(found.mask.counts[0, 0]) == 4 * 6
+    assert int(found.mask.counts[1, 1]) == 2
