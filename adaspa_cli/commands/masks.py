@@ -41,6 +41,7 @@ def info(
 
     masks = MaskFile.open(file)
     content = masks.description.as_json()
+    content["layout"]["order"] = masks.description.layout.order  # which the file itself leaves out if it is raster
     for entry in content["entries"]:
         del entry["digests"]
     data = {"file": str(file), "bytes": file.expanduser().stat().st_size, "checksum": masks.checksum, **content}
@@ -93,7 +94,11 @@ def compare(
     from adaspa_cli.maskfiles import MaskFile
     from adaspa_cli.maskfiles.compare import compare as overlaps
 
-    found = overlaps(MaskFile.open(first), MaskFile.open(second), None if pair is None else (pair[0], pair[1]))
+    files = [MaskFile.open(path) for path in (first, second)]
+    found = overlaps(*files, None if pair is None else (pair[0], pair[1]))
+    orders = [file.description.layout.order for file in files]
+    if orders[0] != orders[1]:
+        console.note(f"token orders are {orders[0]} and {orders[1]}: IoU counts pairs of tokens in place of blocks")
     rows = [_row(overlap) for overlap in found]
     console.result({"files": [str(first), str(second)], "masks": rows}, _overlap_table(rows, heads))
 
@@ -180,6 +185,7 @@ def _facts(data: dict[str, Any]) -> Table:
         "model": f"{model['name']} ({model['pipeline']}, transformer config {model['transformer'][:12]})",
         "masks of": f"{data['layers']} layers, {data['heads']} heads, {', '.join(data['branches'])}",
         "latent tokens": f"{layout['frames']} x {layout['height']} x {layout['width']}, text {layout['text_position']}",
+        "token order": layout["order"],
         "method": f"{method['algorithm']}, sparsity {method['sparsity']:g}, blocks of {data['block_size']}, "
         f"head-adaptive: {'yes' if method['head_adaptive'] else 'no'}",
         "searched": f"at steps {', '.join(map(str, data['search_steps']))} of {data['steps']}, "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adaspa_cli.attention import TokenLayout
+from adaspa_cli.attention.layout import OrderName
 from adaspa_cli.config.load import preset_names
 from adaspa_cli.config.methods import SearchingConfig
 from adaspa_cli.config.schema import MethodConfig, ModelConfig
@@ -43,6 +44,7 @@ def open_masks(config: MethodConfig) -> MaskFile | None:
         return None
     file = MaskFile.open(config.mask_file.masks)
     check_method(file, config.searching)
+    _check_order(file, config.order)
     return file
 
 
@@ -121,12 +123,15 @@ def check_call(masks: MaskFile, branch: str, layout: TokenLayout) -> None:
     for name in ("frames", "height", "width"):
         hint = "masks hold for one size of video: frames, height and width are counted in latent tokens here"
         _same(masks, name, getattr(facts.layout, name), getattr(layout, name), hint)
-    _same(
-        masks, "order", facts.layout.order, layout.order, "run with the --token-order that the masks were searched in"
-    )
+    _check_order(masks, layout.order)
     _same(masks, "text_position", facts.layout.text_position, layout.text_position)
     if not same_video_blocks(facts.layout, layout, (facts.block_size, facts.block_size)):
         _same(masks, "text_tokens", facts.layout.text_tokens, layout.text_tokens)
+
+
+def _check_order(masks: MaskFile, order: OrderName) -> None:
+    found = masks.description.layout.order
+    _same(masks, "token_order", found, order, f"--token-order {found}, in which the masks were searched")
 
 
 def _same(masks: MaskFile, field: str, found: object, wanted: object, hint: str | None = None) -> None:

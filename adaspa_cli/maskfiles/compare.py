@@ -1,11 +1,15 @@
 """How much two mask files have in common, layer by layer.
 
+Masks of tokens in one order are compared block by block. In two orders a block of one file holds other tokens than any
+block of the other, so that positions are mapped back, and pairs of tokens are counted
+(:mod:`adaspa_cli.maskfiles.orders`).
+
 Shapes: H heads, R query and C key blocks without text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles.description import Description
+from adaspa_cli.maskfiles.orders import TokenPairs
 from adaspa_cli.maskfiles.reader import MaskFile
 from adaspa_cli.masks.recall import mask_recall
 
@@ -23,10 +28,10 @@ class Overlap:
 
     Attributes:
         steps: search step of the first and of the second file.
-        iou: blocks that both keep over blocks that either keeps, text left out.
+        iou: blocks that both keep over blocks that either keeps, text left out; in two orders, pairs of tokens.
         recalls: of each mask on the attention that it was searched in.
         mutual: recall of the first mask on the second one's attention, and the other way round; None where the file
-            of that attention keeps no block sums.
+            of that attention keeps no block sums, or has the tokens in another order.
     """
 
     layer: int
@@ -60,8 +65,9 @@ def compare(first: MaskFile, second: MaskFile, steps: tuple[int, int] | None = N
             f"{second.path} {list(b.search_steps)} of {', '.join(b.branches)}",
             hint="--steps A,B compares step A of the first file with step B of the second",
         )
+    overlap = overlap_of(a, b)
     return (
-        _overlap(first, second, layer, branch, pair)
+        _overlap(first, second, layer, branch, pair, overlap)
         for layer in range(a.layers)
         for branch in branches
         for pair in pairs
@@ -89,6 +95,14 @@ def _shape(facts: Description) -> dict[str, int]:
     return grid | sizes
 
 
+def overlap_of(first: Description, second: Description) -> Callable[[Tensor, Tensor], Tensor]:
+    """What tells the IoU float32 [H] of two masks bool [H, R, C] of these files: their blocks', or in two orders that
+    of the pairs of tokens."""
+    if first.layout.order == second.layout.order:
+        return iou
+    return TokenPairs.of(first, second).iou
+
+
 def iou(first: Tensor, second: Tensor) -> Tensor:
     """Blocks that both masks keep over those that either keeps: bool [H, R, C] twice to float32 [H].
 
@@ -101,18 +115,28 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(either > 0, both.float() / either, 1.0)
 
 
-def _overlap(first: MaskFile, second: MaskFile, layer: int, branch: str, steps: tuple[int, int]) -> Overlap:
+def _overlap(
+    first: MaskFile,
+    second: MaskFile,
+    layer: int,
+    branch: str,
+    steps: tuple[int, int],
+    overlap: Callable[[Tensor, Tensor], Tensor],
+) -> Overlap:
     places = [(layer, branch, step) for step in steps]
     masks = [file.video_mask(place) for file, place in zip((first, second), places, strict=True)]
     entries = [file.entry(place) for file, place in zip((first, second), places, strict=True)]
     recalls = [torch.tensor(entry.recall, dtype=torch.float32, device="cpu") for entry in entries]
+    mutual: tuple[Tensor | None, Tensor | None] = (None, None)
+    if first.description.layout.order == second.description.layout.order:
+        mutual = _recall_in(second, places[1], masks[0]), _recall_in(first, places[0], masks[1])
     return Overlap(
         layer,
         branch,
         steps,
-        iou(*masks),
+        overlap(*masks),
         (recalls[0], recalls[1]),
-        (_recall_in(second, places[1], masks[0]), _recall_in(first, places[0], masks[1])),
+        mutual,
     )
 
 

@@ -59,6 +59,14 @@ def sequence_order(layout: TokenLayout, device: torch.device | str = "cpu") -> T
     return TokenOrder(*(torch.cat([before, x + start, after]) for x in (video.forward, video.backward)))
 
 
+def token_blocks(layout: TokenLayout, block_size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Block of the sequence that each video token stands in, int64 [N]; the tokens frame by frame and row by row."""
+    places = torch.arange(layout.video_tokens, device=device)
+    if layout.order == "hilbert":
+        places = video_order(layout, device).backward
+    return (places + layout.video_start) // block_size
+
+
 @functools.lru_cache(_CACHED_ORDERS)
 def _video_order(frames: int, height: int, width: int, device: torch.device) -> TokenOrder:
     places = (torch.arange(size, device="cpu") for size in (frames, height, width))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adaspa_cli.errors import ConfigError, MaskFileError
 from adaspa_cli.maskfiles import MaskFile
-from adaspa_cli.maskfiles.compare import check_shapes, iou
+from adaspa_cli.maskfiles.compare import check_shapes, iou, overlap_of
 from adaspa_cli.maskfiles.description import Entry, Place
 from adaspa_cli.visual.choice import spread
 from adaspa_cli.visual.probe import rounded
@@ -155,12 +155,13 @@ def read_masks(files: Sequence[MaskFile], choice: MaskChoice, on_mask: Callable[
         MaskFileError: a mask is corrupt.
     """
     seen = MaskReading(tuple(files), choice)
+    with_first = [overlap_of(files[0].description, file.description) for file in files]
     held: dict[int, tuple[Place, Tensor]] = {}  # the last mask of each file; no other name keeps one alive
     for number, place in masks_to_read(files, choice):
         layer, branch, step = place
         kept = files[number].video_mask(place)
         if number:
-            row = (layer, rounded(iou(held[0][1], kept)))
+            row = (layer, rounded(with_first[number](held[0][1], kept)))
             seen.file_overlaps.setdefault((number, branch, step), []).append(row)
         if number in held and held[number][0][:2] == place[:2]:
             row = (layer, rounded(iou(held[number][1], kept)))

@@ -1,6 +1,8 @@
 """``adaspa search-masks``, ``generate --masks`` and ``adaspa masks`` as their users see them."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 from adaspa_cli.app import app
 from adaspa_cli.errors import ConfigError
 from adaspa_cli.jobs import search_masks as job
-from tests.mask_files import small_file
+from tests.mask_files import LAYOUT, small_file
 from tests.pipelines import PROMPT, small_run
 
 USAGE, CORRUPT, INTERRUPTED = 2, 1, 130
@@ -219,6 +221,19 @@ def test_compare(tmp_path: Path) -> None:
     assert len(lines) == 1 + 4 * 2
     refused(call("masks", "compare", str(first), str(first), "--steps", "2"), "--steps takes two steps")
     refused(call("masks", "compare", str(first), str(first), "--steps", "2,9"), "nothing to compare")
+
+
+def test_token_orders_are_told(tmp_path: Path) -> None:
+    raster = small_file(tmp_path / "a.safetensors").path
+    hilbert = small_file(tmp_path / "b.safetensors", layout=dataclasses.replace(LAYOUT, order="hilbert")).path
+    for file, order in ((raster, "raster"), (hilbert, "hilbert")):
+        assert re.search(rf"token order +{order}", call("masks", "info", str(file)).stdout)
+        assert json.loads(call("masks", "info", str(file), "--json").stdout)["layout"]["order"] == order
+        assert call("masks", "verify", str(file)).exit_code == 0
+    result = call("masks", "compare", str(raster), str(hilbert))
+    assert "token orders are raster and hilbert: IoU counts pairs of tokens" in result.stderr
+    assert len(result.stdout.splitlines()) == 1 + 8
+    assert "token orders" not in call("masks", "compare", str(hilbert), str(hilbert)).stderr
 
 
 def test_help_names_the_commands() -> None:

@@ -193,6 +193,16 @@ def test_masks_of_another_method_are_refused(masks: MaskFile, settings: dict[str
         open_masks(method(masks=str(masks.path), **settings))
 
 
+def test_masks_of_another_token_order_are_refused_before_the_model_is_loaded(tmp_path: Path, masks: MaskFile) -> None:
+    with pytest.raises(MaskFileError, match="token_order is raster in the file and hilbert in the run") as caught:
+        open_masks(method(masks=str(masks.path), token_order="hilbert"))
+    assert "--token-order raster" in str(caught.value.hint)
+    file = small_file(tmp_path / "hilbert.safetensors", layout=dataclasses.replace(LAYOUT, order="hilbert"))
+    with pytest.raises(MaskFileError, match="token_order is hilbert in the file and raster in the run"):
+        open_masks(method(masks=str(file.path)))
+    assert open_masks(method(masks=str(file.path), token_order="hilbert")) is not None
+
+
 def test_a_ranking_refuses_a_sparsity_that_it_does_not_reach(tmp_path: Path) -> None:
     file = small_file(tmp_path / "masks.safetensors", ranked=5)
     check_method(file, method(sparsity=0.9).searching)
@@ -207,6 +217,7 @@ def test_a_ranking_refuses_a_sparsity_that_it_does_not_reach(tmp_path: Path) -> 
         ({"height": 5}, "height is 4"),
         ({"width": 7}, "width is 8"),
         ({"text_position": "first"}, "text_position is last"),
+        ({"order": "hilbert"}, "token_order is raster"),
     ],
 )
 def test_masks_for_other_tokens_are_refused(masks: MaskFile, changed: dict[str, Any], field: str) -> None:

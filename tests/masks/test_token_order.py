@@ -1,11 +1,13 @@
 """The Hilbert order: a permutation of the video tokens in which neighbours follow one another."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.masks.token_order import hilbert_index, sequence_order, video_order
+from adaspa_cli.masks.token_order import hilbert_index, sequence_order, token_blocks, video_order
 
 SIZES = [(1, 1, 1), (1, 1, 7), (2, 2, 2), (9, 32, 32), (5, 3, 13), (33, 2, 1)]
 
@@ -56,6 +58,16 @@ def test_text_stays_where_it_is(position: str) -> None:
     assert torch.equal(moved[text], tokens[text])
     assert not torch.equal(moved, tokens)
     assert torch.equal(order.undo(moved[None], 1)[0], tokens)
+
+
+@pytest.mark.parametrize("position", ["first", "last"])
+def test_a_token_s_block_is_the_one_that_its_place_lies_in(position: str) -> None:
+    layout = TokenLayout(3, 4, 5, 7, position, "hilbert")
+    start, order = layout.video_start, sequence_order(layout)
+    expected = [int((order.forward == start + token).nonzero()) // 8 for token in range(60)]
+    assert token_blocks(layout, 8).tolist() == expected
+    raster = dataclasses.replace(layout, order="raster")
+    assert token_blocks(raster, 8).tolist() == [(start + token) // 8 for token in range(60)]
 
 
 def test_orders_are_made_once_for_each_size() -> None:
