@@ -17,6 +17,7 @@ from adaspa_cli.errors import MaskFileError
 
 if TYPE_CHECKING:
     from adaspa_cli.maskfiles import MaskFile
+    from adaspa_cli.visual.mask_reading import MaskChoice
 
 masks_app = typer.Typer(
     help="Look into mask files, which adaspa search-masks makes.",
@@ -94,11 +95,11 @@ def compare(
     from adaspa_cli.maskfiles import MaskFile
     from adaspa_cli.maskfiles.compare import compare as overlaps
 
-    files = [MaskFile.open(path) for path in (first, second)]
-    found = overlaps(*files, None if pair is None else (pair[0], pair[1]))
-    orders = [file.description.layout.order for file in files]
-    if orders[0] != orders[1]:
-        console.note(f"token orders are {orders[0]} and {orders[1]}: IoU counts pairs of tokens in place of blocks")
+    one, other = MaskFile.open(first), MaskFile.open(second)
+    found = overlaps(one, other, None if pair is None else (pair[0], pair[1]))
+    order, theirs = (file.description.layout.order for file in (one, other))
+    if order != theirs:
+        console.note(f"token orders are {order} and {theirs}: IoU counts pairs of tokens in place of blocks")
     rows = [_row(overlap) for overlap in found]
     console.result({"files": [str(first), str(second)], "masks": rows}, _overlap_table(rows, heads))
 
@@ -125,40 +126,47 @@ def plot(
     pixels: Annotated[
         int, typer.Option("--pixels", min=8, max=4096, help="Points along a side of a picture of blocks, at most.")
     ] = 512,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            "--query",
+            metavar="FRAME,Y,X",
+            help="Token whose kept tokens are drawn over the frames. (default: the middle of the video)",
+        ),
+    ] = None,
     console: Console,
 ) -> None:
-    """Draw mask files: density, recall and overlap (IoU) of steps and files by layer and head, and the kept blocks.
+    """Draw mask files: density, recall and overlap (IoU) of steps and files by layer and head, the kept blocks, and the
+    tokens that one token looks at in the frames.
 
     PNG files, and one page that works offline, in a new folder.
 
     Example: adaspa masks plot masks.safetensors --at-layers 0,4 --at-heads 0,1
     """
-    from adaspa_cli.commands.visualize import parse_numbers
+    from adaspa_cli.commands.visualize import parse_numbers, parse_query
     from adaspa_cli.files.folders import check_folder
 
     flags = {"--at-layers": at_layers, "--at-heads": at_heads, "--steps": steps}
     numbers = [parse_numbers(flag, text) for flag, text in flags.items()]
+    token = parse_query(query)
     check_readable(*files)
     check_folder(str(out))
 
     from adaspa_cli.maskfiles import MaskFile
+    from adaspa_cli.visual.mask_reading import MaskChoice
 
-    folder = _plotted(console, [MaskFile.open(file) for file in files], numbers, pixels, str(out))
+    opened = [MaskFile.open(file) for file in files]
+    choice = MaskChoice.of(opened, numbers[0], numbers[1], numbers[2], pixels, token)
+    folder = _plotted(console, opened, choice, str(out))
     shown = str(folder / "index.html")
     made = sorted(str(path) for path in folder.iterdir())
     console.result({"page": shown, "files": made}, Text(shown, no_wrap=True, overflow="ignore"))
 
 
-def _plotted(
-    console: Console, files: list[MaskFile], numbers: list[tuple[int, ...] | None], pixels: int, out: str
-) -> Path:
-    from adaspa_cli.files.folders import check_folder
+def _plotted(console: Console, files: list[MaskFile], choice: MaskChoice, out: str) -> Path:
     from adaspa_cli.visual.mask_plot import write_mask_pictures
-    from adaspa_cli.visual.mask_reading import MaskChoice, masks_to_read, read_masks
+    from adaspa_cli.visual.mask_reading import masks_to_read, read_masks
 
-    layers, heads, steps = numbers
-    choice = MaskChoice.of(files, layers, heads, steps, pixels)
-    check_folder(out)
     with console.progress() as progress:
         task = progress.add_task("masks", total=len(masks_to_read(files, choice)), phase="reading")
         seen = read_masks(files, choice, lambda _place: progress.advance(task))

@@ -83,7 +83,7 @@ def visualize(
         "layers": parse_numbers("--at-layers", at_layers),
         "heads": parse_numbers("--at-heads", at_heads),
         "steps": _steps(at_steps, resolved),
-        "query": _query(query),
+        "query": parse_query(query),
         "pixels": pixels,
     }
     prompts = check_early(resolved, str(out))
@@ -147,7 +147,12 @@ def _steps(text: str | None, resolved: Resolved) -> tuple[int, ...]:
     return chosen
 
 
-def _query(text: str | None) -> tuple[int, int, int] | None:
+def parse_query(text: str | None) -> tuple[int, int, int] | None:
+    """Read ``4,8,8``: frame, row and column of a token; None if the flag was not given.
+
+    Raises:
+        ConfigError: it is something else.
+    """
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]

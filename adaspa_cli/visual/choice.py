@@ -65,18 +65,27 @@ def check_grid(layout: TokenLayout, choice: Choice, block_size: int) -> None:
     Raises:
         ConfigError: with what is allowed.
     """
-    grid = (layout.frames, layout.height, layout.width)
-    if choice.query is not None and any(at >= size for at, size in zip(choice.query, grid, strict=True)):
-        asked, last = (",".join(map(str, place)) for place in (choice.query, (size - 1 for size in grid)))
-        raise ConfigError(
-            f"query {asked} lies outside the video of {grid[0]} x {grid[1]} x {grid[2]} tokens",
-            hint=f"frame, row and column count from 0: at most {last}",
-        )
+    check_query(layout, choice.query)
     views, blocks = len(choice.layers) * len(choice.heads) * len(choice.steps), layout.blocks(block_size)
     if views * blocks**2 > _VIEW_BYTES:
         raise ConfigError(
             f"{views} views of {blocks} x {blocks} blocks are too many for a page",
             hint=f"at most {_VIEW_BYTES // blocks**2} here: fewer --at-layers, --at-heads or --at-steps",
+        )
+
+
+def check_query(layout: TokenLayout, query: tuple[int, int, int] | None) -> None:
+    """Refuse a query token outside the token grid.
+
+    Raises:
+        ConfigError: with what is allowed.
+    """
+    grid = (layout.frames, layout.height, layout.width)
+    if query is not None and any(at >= size for at, size in zip(query, grid, strict=True)):
+        asked, last = (",".join(map(str, place)) for place in (query, (size - 1 for size in grid)))
+        raise ConfigError(
+            f"query {asked} lies outside the video of {grid[0]} x {grid[1]} x {grid[2]} tokens",
+            hint=f"frame, row and column count from 0: at most {last}",
         )
 
 

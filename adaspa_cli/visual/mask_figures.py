@@ -13,9 +13,9 @@ from torch import Tensor
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.maskfiles.description import Place
 from adaspa_cli.report.heat import Heat
+from adaspa_cli.visual import view
 from adaspa_cli.visual.mask_reading import MaskReading
 from adaspa_cli.visual.sheet import Tile, draw_sheet
-from adaspa_cli.visual.weights import cell_size
 
 _MOST_TICKS = 12
 
@@ -45,14 +45,48 @@ def draw_blocks(seen: MaskReading, layer: int, head: int) -> Image.Image:
     return draw_sheet("L", [f"Kept blocks of layer {layer}, head {head}", *_legend(seen)], rows)
 
 
+def draw_looks(seen: MaskReading, layer: int, head: int) -> Image.Image:
+    """What the mask of the query token keeps, over the frames: rows and columns as in :func:`draw_blocks`."""
+    query = seen.choice.query
+    frames = view.frames_shown(None, seen.files[0].description.layout)
+    rows = [
+        (
+            f"step {step}",
+            [
+                Tile(
+                    Image.fromarray(view.paint(frames, seen.looks[number, (layer, branch, step)][head], query)),
+                    caption(seen, number, (layer, branch, step), head),
+                )
+                for branch in seen.choice.branches
+                for number in range(len(seen.files))
+            ],
+        )
+        for step in seen.choice.steps
+    ]
+    titles = [
+        f"Tokens that token {','.join(map(str, query))} (frame, row, column) looks at, layer {layer}, head {head}",
+        "orange: kept, dark: left out, blue: the token; a picture for each frame of tokens, row by row",
+    ]
+    return draw_sheet("RGB", [*titles, *_files(seen)], rows)
+
+
 def _legend(seen: MaskReading) -> list[str]:
     """What a sheet needs to be read without its page."""
-    cell = cell_size(seen.files[0].description.video_blocks, seen.choice.pixels)
+    cell = seen.choice.cell(seen.files[0].description)
+    what, axes = "blocks", "query blocks downwards, key blocks across"
+    if seen.choice.by_tokens:
+        what, axes = "tokens", "query tokens downwards, key tokens across, frame by frame and row by row"
     lines = [
-        "black: kept, white: left out" if cell == 1 else f"a point: {cell} x {cell} blocks, the darker the more kept",
-        "query blocks downwards, key blocks across",
+        "black: kept, white: left out" if cell == 1 else f"a point: {cell} x {cell} {what}, the darker the more kept",
+        axes,
         "text: not drawn, but in density and recall",
     ]
+    return lines + _files(seen)
+
+
+def _files(seen: MaskReading) -> list[str]:
+    """What the numbers of files stand for, and a warning."""
+    lines = []
     if len(seen.files) > 1:
         lines += [f"file {number}: {file.path.name}" for number, file in enumerate(seen.files, 1)]
     if any(file.description.model.random_weights for file in seen.files):

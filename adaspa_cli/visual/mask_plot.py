@@ -11,9 +11,8 @@ from adaspa_cli.report.heat import Heat, heat
 from adaspa_cli.report.media import data_uri, png_bytes
 from adaspa_cli.report.template import render
 from adaspa_cli.visual.folder import whole_folder
-from adaspa_cli.visual.mask_figures import draw_blocks, draw_heats, heat_size
+from adaspa_cli.visual.mask_figures import draw_blocks, draw_heats, draw_looks, heat_size
 from adaspa_cli.visual.mask_reading import MaskReading
-from adaspa_cli.visual.weights import cell_size
 
 PAGE = "index.html"
 
@@ -77,25 +76,30 @@ def _fill(seen: MaskReading, folder: Path) -> None:
         png(draw_heats(heats), folder / f"{name}.png", heat_size(heats))
     sheets = {}
     for layer, head in itertools.product(seen.choice.layers, seen.choice.heads):
-        content = png_bytes(draw_blocks(seen, layer, head))
-        (folder / f"blocks-layer{layer}-head{head}.png").write_bytes(content)
-        sheets[layer, head] = data_uri("image/png", content)
+        drawings = {"blocks": draw_blocks(seen, layer, head), "frames": draw_looks(seen, layer, head)}
+        contents = {kind: png_bytes(drawing) for kind, drawing in drawings.items()}
+        for kind, content in contents.items():
+            (folder / f"{kind}-layer{layer}-head{head}.png").write_bytes(content)
+        sheets[layer, head] = {kind: data_uri("image/png", content) for kind, content in contents.items()}
     drawn = [list(itertools.chain.from_iterable(section.values())) for section in sections]
     write_text(folder / PAGE, page(seen, drawn, sheets))
 
 
-def page(seen: MaskReading, drawn: list[list[Heat]], sheets: dict[tuple[int, int], str]) -> str:
+def page(seen: MaskReading, drawn: list[list[Heat]], sheets: dict[tuple[int, int], dict[str, str]]) -> str:
     """The page as HTML.
 
     Args:
         drawn: heat maps of density and recall, of overlaps of steps, and of overlaps of files.
-        sheets: data URIs of the pictures of kept blocks, by layer and head.
+        sheets: data URIs of the pictures of kept ``blocks`` and of what a token looks at in the ``frames``, by layer
+            and head.
     """
     kept, steps, files = drawn
     return render(
         Path(__file__).parent / "masks.html.j2",
         files=seen.files,
-        cell=cell_size(seen.files[0].description.video_blocks, seen.choice.pixels),
+        cell=seen.choice.cell(seen.files[0].description),
+        by_tokens=seen.choice.by_tokens,
+        query=seen.choice.query,
         kept=kept,
         step_overlaps=steps,
         file_overlaps=files,

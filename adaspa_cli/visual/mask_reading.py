@@ -9,14 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from adaspa_cli.attention import TokenLayout
 from adaspa_cli.errors import ConfigError, MaskFileError
 from adaspa_cli.maskfiles import MaskFile
 from adaspa_cli.maskfiles.compare import check_shapes, iou, overlap_of
-from adaspa_cli.maskfiles.description import Entry, Place
-from adaspa_cli.visual.choice import spread
+from adaspa_cli.maskfiles.description import Description, Entry, Place
+from adaspa_cli.masks.text import with_text
+from adaspa_cli.masks.token_order import token_blocks
+from adaspa_cli.visual import view
+from adaspa_cli.visual.choice import check_query, spread
 from adaspa_cli.visual.probe import rounded
 from adaspa_cli.visual.weights import cell_areas, cell_size, cell_sums
 
@@ -35,6 +41,9 @@ class MaskChoice:
         branches: guidance branches that all files have, in the order of the first.
         steps: ascending, of the search steps that all files have.
         pixels: cells along a side of a picture at most.
+        query: (frame, row, column) of the token whose kept tokens are drawn over the frames.
+        by_tokens: whether cells are areas of tokens, frame by frame and row by row, in place of blocks: so where the
+            tokens of a file are in another order, and its blocks in none that a person sees.
     """
 
     layers: Numbers
@@ -42,6 +51,8 @@ class MaskChoice:
     branches: tuple[str, ...]
     steps: Numbers
     pixels: int
+    query: tuple[int, int, int]
+    by_tokens: bool
 
     @classmethod
     def of(
@@ -51,11 +62,13 @@ class MaskChoice:
         heads: Numbers | None = None,
         steps: Numbers | None = None,
         pixels: int = 512,
+        query: tuple[int, int, int] | None = None,
     ) -> MaskChoice:
-        """Fill in the first, middle and last layer, the first and middle head, and all steps that the files share.
+        """Fill in the first, middle and last layer, the first and middle head, all steps that the files share, and the
+        token in the middle of the video.
 
         Raises:
-            ConfigError: a file has no such layer, head or step.
+            ConfigError: a file has no such layer, head or step, or the video no such token.
             MaskFileError: the files have different shapes, or no step or branch in common.
         """
         for other in files[1:]:
@@ -66,13 +79,20 @@ class MaskChoice:
             _check_known(file, "head", heads, range(facts.heads))
             _check_known(file, "search step", steps, facts.search_steps)
         facts = files[0].description
+        check_query(facts.layout, query)
         return cls(
             layers or spread(facts.layers),
             heads or tuple(sorted({0, facts.heads // 2})),
             _shared("guidance branch", [file.description.branches for file in files]),
             steps or _shared("search step", [file.description.search_steps for file in files]),
             pixels,
+            query or view.middle(facts.layout),
+            any(file.description.layout.order != "raster" for file in files),
         )
+
+    def cell(self, facts: Description) -> int:
+        """Blocks, or tokens, along a side of a picture's cell."""
+        return cell_size(facts.layout.video_tokens if self.by_tokens else facts.video_blocks, self.pixels)
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -104,7 +124,8 @@ class MaskReading:
 
     Attributes:
         files, choice: what was looked at.
-        shares: of the blocks that a mask keeps, by (file, its place) and head: float64 [P, P].
+        shares: of the blocks, or pairs of tokens, that a mask keeps, by (file, its place) and head: float64 [P, P].
+        looks: the tokens that the query token's mask keeps, by the same: uint8 [frames, height, width], 255 or 0.
         step_overlaps: IoU [H] of the masks of a step and the next, by (file, branch, the two steps), for all layers.
         file_overlaps: IoU [H] with the first file's mask of the same place, by (file, branch, step), for all layers.
     """
@@ -112,6 +133,7 @@ class MaskReading:
     files: tuple[MaskFile, ...]
     choice: MaskChoice
     shares: dict[tuple[int, Place], dict[int, Tensor]] = field(default_factory=dict)
+    looks: dict[tuple[int, Place], dict[int, NDArray[np.uint8]]] = field(default_factory=dict)
     step_overlaps: dict[tuple[int, str, tuple[int, int]], Rows] = field(default_factory=dict)
     file_overlaps: dict[tuple[int, str, int], Rows] = field(default_factory=dict)
 
@@ -167,10 +189,40 @@ def read_masks(files: Sequence[MaskFile], choice: MaskChoice, on_mask: Callable[
             row = (layer, rounded(iou(held[number][1], kept)))
             seen.step_overlaps.setdefault((number, branch, (held[number][0][2], step)), []).append(row)
         if layer in choice.layers:
-            seen.shares[number, place] = {head: kept_shares(kept[head], choice.pixels) for head in choice.heads}
+            facts = files[number].description
+            masks = {head: kept[head] for head in choice.heads}
+            seen.shares[number, place] = {head: _shares(mask, facts, choice) for head, mask in masks.items()}
+            seen.looks[number, place] = {head: _look(mask, facts, choice.query) for head, mask in masks.items()}
         held[number] = place, kept
         on_mask(place)
     return seen
+
+
+def _shares(kept: Tensor, facts: Description, choice: MaskChoice) -> Tensor:
+    if choice.by_tokens:
+        return token_shares(kept, facts.layout, facts.block_size, choice.pixels)
+    return kept_shares(kept, choice.pixels)
+
+
+def _look(kept: Tensor, facts: Description, query: tuple[int, int, int]) -> NDArray[np.uint8]:
+    size = facts.block_size
+    row = with_text(kept[None], facts.layout, (size, size))[0, view.query_block(facts.layout, size, query)]
+    return view.token_strength(row * torch.tensor(255, dtype=torch.uint8), facts.layout, size)
+
+
+def token_shares(kept: Tensor, layout: TokenLayout, block_size: int, pixels: int) -> Tensor:
+    """Share of the pairs of tokens of each cell that a mask keeps: bool [R, R] to float64 [P, P].
+
+    A cell is an area of tokens frame by frame and row by row, whatever their order in the sequence. Tokens that share
+    a block with text are kept, as every mask does.
+    """
+    full = with_text(kept[None], layout, (block_size, block_size))[0].double()
+    cells = torch.arange(layout.video_tokens) // cell_size(layout.video_tokens, pixels)
+    tokens = full.new_zeros(int(cells[-1]) + 1, len(full))  # [P, blocks]
+    ones = full.new_ones(layout.video_tokens)
+    tokens.index_put_((cells, token_blocks(layout, block_size)), ones, accumulate=True)
+    sizes = tokens.sum(1)
+    return (tokens @ full @ tokens.T) / (sizes[:, None] * sizes)
 
 
 def kept_shares(kept: Tensor, pixels: int) -> Tensor:

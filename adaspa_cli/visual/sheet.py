@@ -15,7 +15,7 @@ _INK, _FRAME = "#282828", "#a8a8a8"
 
 @dataclass(frozen=True)
 class Tile:
-    """A square picture, one pixel a cell, and the lines above it."""
+    """A picture, one pixel a cell, and the lines above it."""
 
     image: Image.Image
     caption: Sequence[str]
@@ -33,10 +33,11 @@ def draw_sheet(mode: str, titles: Sequence[str], rows: Sequence[tuple[str, Seque
     font = ImageFont.load_default(_FONT)
     tiles = [tile for _, row in rows for tile in row]
     lines = max(len(tile.caption) for tile in tiles)
-    side = tiles[0].image.width * max(1, round(_SIDE / tiles[0].image.width))
+    size = tiles[0].image.size
+    wide, high = (pixels * max(1, round(_SIDE / size[0])) for pixels in size)
     above = lines * _CAPTION + _GAP // 2
-    across = max(side, *(_width(font, line) for tile in tiles for line in tile.caption)) + _GAP
-    down, top = above + side + _GAP, len(titles) * _LINE + _GAP
+    across = max(wide, *(_width(font, line) for tile in tiles for line in tile.caption)) + _GAP
+    down, top = above + high + _GAP, len(titles) * _LINE + _GAP
     widest = max(len(row) * across for _, row in rows)
     width = _LABEL + max(widest, *(_width(font, title) + _GAP for title in titles))
     sheet = Image.new(mode, (width, top + len(rows) * down), "white")
@@ -45,14 +46,14 @@ def draw_sheet(mode: str, titles: Sequence[str], rows: Sequence[tuple[str, Seque
         pen.text((_LABEL, 4 + number * _LINE), title, fill=_INK, font=font)
     for number, (label, row) in enumerate(rows):
         upper = top + number * down
-        pen.text((4, upper + above + side // 2), label, fill=_INK, font=font)
+        pen.text((4, upper + above + high // 2), label, fill=_INK, font=font)
         for column, tile in enumerate(row):
             left = _LABEL + column * across
             for line, text in enumerate(tile.caption):
                 pen.text((left, upper + line * _CAPTION), text, fill=_INK, font=font)
-            picture = tile.image.resize((side, side), Image.Resampling.NEAREST)
+            picture = tile.image.resize((wide, high), Image.Resampling.NEAREST)
             sheet.paste(picture, (left, upper + above))
-            pen.rectangle((left - 1, upper + above - 1, left + side, upper + above + side), outline=_FRAME)
+            pen.rectangle((left - 1, upper + above - 1, left + wide, upper + above + high), outline=_FRAME)
     return sheet
 
 

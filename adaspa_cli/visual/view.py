@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
+from adaspa_cli.masks.token_order import token_blocks
 from adaspa_cli.report.media import small
 
 _HEIGHT = 160  # pixels of a frame
@@ -30,13 +31,18 @@ _QUERY = (0, 230, 255)
 def query_block(layout: TokenLayout, block_size: int, query: tuple[int, int, int]) -> int:
     """The query block of a token (frame, row, column)."""
     frame, row, column = query
-    return (layout.video_start + (frame * layout.height + row) * layout.width + column) // block_size
+    return int(token_blocks(layout, block_size)[(frame * layout.height + row) * layout.width + column])
 
 
 def token_strength(view_row: Tensor, layout: TokenLayout, block_size: int) -> NDArray[np.uint8]:
     """What a row of a view [Nk] says of each token: uint8 [frames, height, width], 0 where it is left out."""
-    place = np.arange(layout.video_tokens) + layout.video_start
-    return view_row.numpy()[place // block_size].reshape(layout.frames, layout.height, layout.width)
+    tokens: NDArray[np.uint8] = view_row[token_blocks(layout, block_size)].numpy()
+    return tokens.reshape(layout.frames, layout.height, layout.width)
+
+
+def middle(layout: TokenLayout) -> tuple[int, int, int]:
+    """The token in the middle of the video."""
+    return layout.frames // 2, layout.height // 2, layout.width // 2
 
 
 def frames_shown(frames: NDArray[np.uint8] | None, layout: TokenLayout) -> NDArray[np.uint8]:

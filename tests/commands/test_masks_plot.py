@@ -1,6 +1,7 @@
 """``adaspa masks plot``: its pictures are those of the file, its folder is whole, its page loads nothing."""
 
 import base64
+import dataclasses
 import errno
 import itertools
 import json
@@ -8,7 +9,7 @@ import os
 import re
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ from adaspa_cli.app import app
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.maskfiles import MaskFile, ModelFacts
 from adaspa_cli.maskfiles.compare import compare
+from adaspa_cli.masks.text import with_text
+from adaspa_cli.masks.token_order import sequence_order, video_order
 from adaspa_cli.visual import mask_plot
-from adaspa_cli.visual.mask_figures import caption, greys
-from adaspa_cli.visual.mask_reading import MaskChoice, kept_shares, read_masks
-from tests.mask_files import small_file
+from adaspa_cli.visual.mask_figures import caption, draw_looks, greys
+from adaspa_cli.visual.mask_reading import MaskChoice, kept_shares, read_masks, token_shares
+from tests.mask_files import BLOCK, LAYOUT, small_file
 from tests.pages import loads_nothing, read
 
 USAGE, INTERRUPTED = 2, 130
@@ -80,7 +83,8 @@ def test_the_folder_is_whole(file: MaskFile) -> None:
     heats = [f"heat-step{step}-{branch}.png" for step in (2, 8) for branch in ("cond", "uncond")]
     overlaps = [f"overlap-steps2-8-{branch}.png" for branch in ("cond", "uncond")]
     blocks = [f"blocks-layer{layer}-head{head}.png" for layer in (0, 1) for head in (0, 1)]
-    expected = sorted(str(out / "cat" / name) for name in ("index.html", *heats, *overlaps, *blocks))
+    frames = [f"frames-layer{layer}-head{head}.png" for layer in (0, 1) for head in (0, 1)]
+    expected = sorted(str(out / "cat" / name) for name in ("index.html", *heats, *overlaps, *blocks, *frames))
     assert json.loads(result.stdout) == {"page": str(out / "cat" / "index.html"), "files": expected}
     assert [path.name for path in out.iterdir()] == ["cat"]
     for path in (out / "cat").glob("*.png"):
@@ -126,6 +130,45 @@ def test_shares_of_cells() -> None:
     assert greys(torch.tensor([[0.0, 0.2, 1.0]])).tolist() == [[255, 204, 0]]
 
 
+@pytest.mark.parametrize("position", ["last", "first"])
+@pytest.mark.parametrize("pixels", [105, 20])
+def test_other_orders_are_shown_as_tokens_frame_by_frame(position: Literal["first", "last"], pixels: int) -> None:
+    """Mapped back by brute force; the text and 3 or 1 tokens of video are in blocks with text, which are kept."""
+    layout = TokenLayout(3, 5, 7, 5, position, "hilbert")
+    blocks = len(layout.video_blocks(8))
+    kept = torch.rand(1, blocks, blocks, generator=torch.Generator().manual_seed(0)) < 0.3
+    full = with_text(kept, layout, (8, 8))[0].repeat_interleave(8, 0).repeat_interleave(8, 1)
+    order = sequence_order(layout)
+    seen = order.undo(order.undo(full[: layout.tokens, : layout.tokens], 0), 1)
+    video = seen[layout.video_start :, layout.video_start :][:105, :105].double()
+    cell = -(-105 // pixels)
+    expected = [[video[y : y + cell, x : x + cell].mean() for x in range(0, 105, cell)] for y in range(0, 105, cell)]
+    torch.testing.assert_close(token_shares(kept[0], layout, 8, pixels), torch.tensor(expected))
+
+
+def test_what_a_token_looks_at_is_painted_over_the_frames(tmp_path: Path) -> None:
+    """Of the Hilbert file the tokens on the curve, of the raster file those in reading order."""
+    raster = small_file(tmp_path / "raster.safetensors", branches=("cond",))
+    hilbert = small_file(
+        tmp_path / "hilbert.safetensors", branches=("cond",), layout=dataclasses.replace(LAYOUT, order="hilbert")
+    )
+    query = (1, 2, 5)
+    seen = read_masks([raster, hilbert], MaskChoice.of([raster, hilbert], query=query), lambda _place: None)
+    token, place = (1 * 4 + 2) * 8 + 5, (1, "cond", 8)
+    for number, file in enumerate((raster, hilbert)):
+        places = video_order(LAYOUT).backward if number else torch.arange(96)
+        kept = file.video_mask(place)[1][places[token] // BLOCK]
+        look = seen.looks[number, place][1]
+        assert look.shape == (3, 4, 8)
+        assert look.flatten().tolist() == (kept[places // BLOCK] * 255).tolist()
+    assert draw_looks(seen, 1, 1).size == draw_looks(seen, 0, 0).size
+    result = plot(raster.path, str(hilbert.path), "--query", "1,2,5")
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "out" / "raster" / "index.html").read_text()
+    for words in ("along a Hilbert curve", "frame by frame and row by row", "token 1, 2, 5"):
+        assert words in text
+
+
 def test_overlaps_of_steps_are_those_of_compare(file: MaskFile) -> None:
     seen = read_masks([file], MaskChoice.of([file], (0,), (0,)), lambda _place: None)
     for overlap in compare(file, file, (2, 8)):
@@ -164,6 +207,8 @@ def test_two_files(file: MaskFile) -> None:
         "overlap-files1-2-step8-cond.png",
         "blocks-layer0-head1.png",
         "blocks-layer1-head1.png",
+        "frames-layer0-head1.png",
+        "frames-layer1-head1.png",
     }
     for layer in (0, 1):
         lefts: list[int] = []
@@ -198,7 +243,8 @@ def test_what_was_chosen_is_drawn(file: MaskFile) -> None:
     assert places == [(1, "cond", 8), (1, "uncond", 8)]
     assert plot(file.path, "--at-layers", "1", "--at-heads", "0", "--steps", "8").exit_code == 0
     names = {path.name for path in (file.path.parent / "out" / "cat").iterdir()}
-    assert names == {"index.html", "heat-step8-cond.png", "heat-step8-uncond.png", "blocks-layer1-head0.png"}
+    heats = {"heat-step8-cond.png", "heat-step8-uncond.png"}
+    assert names == {"index.html", *heats, "blocks-layer1-head0.png", "frames-layer1-head0.png"}
     assert "Overlap" not in (file.path.parent / "out" / "cat" / "index.html").read_text()
 
 
@@ -209,7 +255,10 @@ def test_the_page_holds_everything_and_loads_nothing(file: MaskFile) -> None:
     loads_nothing(text, read(text))
     inside = [base64.b64decode(found) for found in re.findall(r'src="data:image/png;base64,([^"]*)"', text)]
     assert inside == [
-        (folder / f"blocks-layer{layer}-head{head}.png").read_bytes() for layer in (0, 1) for head in (0, 1)
+        (folder / f"{kind}-layer{layer}-head{head}.png").read_bytes()
+        for layer in (0, 1)
+        for head in (0, 1)
+        for kind in ("blocks", "frames")
     ]
     for title in ("Density, step 2, cond", "Recall, step 8, uncond", "IoU, steps 2 and 8, cond", "grüner Stern"):
         assert title in text
@@ -281,6 +330,8 @@ def test_a_full_disk_leaves_nothing(file: MaskFile, monkeypatch: pytest.MonkeyPa
         (["--at-layers", "0,2"], "cat.safetensors has no layer 2; its layers are 0 to 1"),
         (["--at-heads", "7"], "cat.safetensors has no head 7; its heads are 0 to 1"),
         (["--steps", "2,3"], "cat.safetensors has no search step 3; its search steps are 2, 8"),
+        (["--query", "3,0,0"], "query 3,0,0 lies outside the video of 3 x 4 x 8 tokens"),
+        (["--query", "1,2"], "--query takes FRAME,Y,X"),
         (["--steps", "two"], "--steps takes whole numbers from 0 with commas between, got 'two'"),
     ],
 )
