@@ -163,7 +163,7 @@ class AttentionEngine:
             q,
             k,
             v,
-            known.found,
+            known.in_use(),
             known.density,
             call.layout,
             backend=self._backend,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from adaspa_cli.errors import RunError
 from adaspa_cli.masks import Call
 from adaspa_cli.masks.plan import DENSE, SPARSE, CallPlan, MaskSource
@@ -52,9 +50,11 @@ class Lending:
         key = (call.layer, call.branch, call.sample)
         fitted = self._fitted.get(key)
         if fitted is None or fitted.step != lent.step:
-            found = fit_to_text(lent.found, lent.layout, call.layout)
-            density = lent.density if found is lent.found else found.mask.density()
-            fitted = dataclasses.replace(lent, layout=call.layout, found=found, density=density, lse=None)
+            lists = lent.in_use()
+            found = fit_to_text(lists, lent.layout, call.layout)
+            density = lent.density if found is lists else found.mask.density()
+            fitted = KnownMask(call.layout, lent.step, lent.source, found, density)
+            fitted.pack()
             self._fitted[key] = fitted
         if lent.source is MaskSource.ESTIMATE:
             self._memory.drop(call, LENDER)

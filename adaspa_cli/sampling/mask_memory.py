@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from adaspa_cli.attention import TokenLayout
+from adaspa_cli.attention import BlockMask, TokenLayout
+from adaspa_cli.attention.layout import ceil_div
+from adaspa_cli.attention.mask_conversion import WORD_BITS
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.transfer import OnItsWay
 from adaspa_cli.masks import Call, FoundMask
 from adaspa_cli.masks.plan import MaskSource
 
 Key = tuple[int, str, int]  # layer, branch, sample
+
+LEAST_PACKED = 16_000_000  # bytes of a mask's lists
+PACKED_TIMES = 4  # lists of 16 bits over one bit a block: where a row may keep a quarter of the blocks and more
 
 
 @dataclass
@@ -26,6 +32,8 @@ class KnownMask:
         density: [H].
         lse: [1, H, L] for the next search, while one is to come.
         error: of the last sparse call with it, [1, H], where that is limited.
+        bits: of the mask, int32 words [H, Nq, S], where they take so much less memory that its lists are not kept.
+        width: K of those lists.
     """
 
     layout: TokenLayout
@@ -35,6 +43,26 @@ class KnownMask:
     density: Tensor
     lse: Tensor | None = None
     error: OnItsWay | None = None
+    bits: Tensor | None = None
+    width: int = 0
+
+    def pack(self) -> None:
+        """Keep a large mask as bits, if its lists take more than ``PACKED_TIMES`` their memory."""
+        mask = self.found.mask
+        words = mask.counts.numel() * ceil_div(mask.key_blocks, WORD_BITS) * 4
+        if mask.nbytes < LEAST_PACKED or mask.nbytes <= PACKED_TIMES * words:
+            return
+        self.bits, self.width = mask.to_bits(), mask.indices.shape[-1]
+        empty = BlockMask(mask.counts, mask.indices.new_zeros(*mask.counts.shape, 0), mask.key_blocks, mask.block_size)
+        self.found = dataclasses.replace(self.found, mask=empty)
+
+    def in_use(self) -> FoundMask:
+        """The mask with its lists, made of bits if they are what is kept; without waiting for the device."""
+        if self.bits is None:
+            return self.found
+        mask = self.found.mask
+        lists = BlockMask.from_bits(self.bits, mask.key_blocks, mask.block_size, width=self.width)
+        return dataclasses.replace(self.found, mask=lists)
 
     def strayed(self, limit: float) -> bool:
         """Whether the root mean square of the heads' errors at the last sparse call is above a limit."""
@@ -64,6 +92,7 @@ class MaskMemory:
 
     def keep(self, call: Call, known: KnownMask) -> None:
         """Remember the mask of a call, and no longer the one before."""
+        known.pack()
         self._known[call.layer, call.branch, call.sample] = known
 
     def drop(self, call: Call, branch: str) -> None:
@@ -72,7 +101,7 @@ class MaskMemory:
 
     def masks(self) -> dict[Key, FoundMask]:
         """All masks."""
-        return {key: known.found for key, known in self._known.items()}
+        return {key: known.in_use() for key, known in self._known.items()}
 
     def entries(self) -> list[KnownMask]:
         """All that is remembered, in the order in which it was found first."""
