@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.errors import OutputError, RunError
-from adaspa_cli.files.whole import whole_file, write_json
+from adaspa_cli.files.whole import cannot_write, whole_file, write_json
 from adaspa_cli.maskfiles import Description, write_mask_file, write_part
 from adaspa_cli.maskfiles.description import Place
 
@@ -52,9 +52,7 @@ class MaskParts:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(
-                f"cannot write to {self.folder}: {error.strerror}", hint="choose another --out"
-            ) from error
+            raise cannot_write(f"to {self.folder}", error, hint="choose another --out") from error
         if resume and (self.folder / STATE).exists():
             self._read_state()
         elif any(path.name != STATE for path in self.folder.iterdir()):
@@ -156,9 +154,7 @@ class MaskParts:
                 parts = {place: self._mask(place) for place in description.places()}
                 write_mask_file(partial, description, parts)
         except OSError as error:
-            raise OutputError(
-                f"cannot write {out}: {error.strerror}", hint="the search itself is kept: --resume"
-            ) from error
+            raise cannot_write(out, error, hint="the search itself is kept: --resume") from error
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -168,9 +164,7 @@ class MaskParts:
             with whole_file(path, replace=True) as partial:
                 yield partial
         except (OSError, SafetensorError) as error:
-            raise OutputError(
-                f"cannot write {path}: {error}", hint="make room there, and go on with --resume"
-            ) from error
+            raise cannot_write(path, error, hint="go on with --resume") from error
 
     def _sums(self, place: Place) -> Path:
         return self.folder / f"{'.'.join(map(str, place))}.sums"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from adaspa_cli.errors import OutputError
 from adaspa_cli.files.folders import prepare_folder
+from adaspa_cli.files.whole import cannot_write
 
 
 def whole_folder(out: str, name: str, write: Callable[[Path], None]) -> Path:
@@ -19,6 +20,7 @@ def whole_folder(out: str, name: str, write: Callable[[Path], None]) -> Path:
 
     Raises:
         OutputError: the folder cannot be made or written.
+        DiskFullError: the disk is full.
     """
     parent = prepare_folder(out)
     try:
@@ -28,13 +30,18 @@ def whole_folder(out: str, name: str, write: Callable[[Path], None]) -> Path:
             write(partial)
             return _place(partial, parent / name)
     except OSError as error:
-        raise OutputError(f"cannot write to {parent}: {error.strerror or error}") from error
+        raise cannot_write(f"to {parent}", error) from error
 
 
 def _place(partial: Path, folder: Path) -> Path:
     """Give a complete folder the first name that is free."""
     for number in itertools.count(1):
         target = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        if not target.exists():
+        if target.exists():
+            continue
+        try:
             return partial.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process took the name meanwhile
+                raise
     raise AssertionError("unreachable")

@@ -1,0 +1,35 @@
+"""New folders of pictures: whole or not there, under a name of their own."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from adaspa_cli.errors import DiskFullError
+from adaspa_cli.visual.folder import whole_folder
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        (folder / "half.png").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(DiskFullError, match="the disk is full"):
+        whole_folder(str(tmp_path), "x", full)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_another_process_takes_meanwhile_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(folder: Path) -> None:
+        (folder / "mine.png").touch()
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "theirs.png").touch()
+
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != "x" and exists(path))
+    assert whole_folder(str(tmp_path), "x", write) == tmp_path / "x-2"
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["theirs.png"]
+    assert [path.name for path in (tmp_path / "x-2").iterdir()] == ["mine.png"]
