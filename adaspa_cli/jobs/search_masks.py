@@ -17,7 +17,8 @@ from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import ConfigError, OutputError, RunError
-from adaspa_cli.files.folders import check_folder
+from adaspa_cli.files.claims import Claim, take
+from adaspa_cli.files.folders import check_folder, prepare_folder
 from adaspa_cli.hooks.clock import Listener, Order
 from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT, digest
 from adaspa_cli.jobs.generate import JobObserver
@@ -88,7 +89,8 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
     Raises:
         AdaspaError: see :meth:`~adaspa_cli.config.search_masks.SearchOptions.check`,
             :func:`~adaspa_cli.models.loading.load_pipeline`, and below.
-        OutputError: the disk is too small, or the unfinished search that is there is another one.
+        OutputError: the disk is too small, the unfinished search that is there is another one, or another process is
+            at it.
         RunError: the block sums are no numbers, or the model has two transformers.
     """
     options.check(resolved.config.method)
@@ -113,9 +115,18 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
                 "masks are searched for a model with one transformer: a second one has other search steps",
                 hint="adaspa generate searches masks as it goes",
             )
-        search = _search(pipe, job, observer)
-    search.finish(options.out)
+        prepare_folder(str(options.out.parent))
+        with _claim(options.out):
+            _search(pipe, job, observer).finish(options.out)
     return MaskFile.open(options.out)
+
+
+def _claim(out: Path) -> Claim:
+    """Hold the name of a mask file while it is searched; raises OutputError if another process does."""
+    claim = take(out.with_name(f".{out.name}.claim"))
+    if claim is None:
+        raise OutputError(f"another process is searching {out}", hint="choose another --out, or wait for it")
+    return claim
 
 
 def _finished(out: Path, settings: str) -> MaskFile:

@@ -11,8 +11,11 @@ import imageio.v2 as imageio
 import pytest
 
 from adaspa_cli.config import resolve
-from adaspa_cli.errors import RunError
+from adaspa_cli.config.search_masks import SearchOptions
+from adaspa_cli.errors import OutputError, RunError
+from adaspa_cli.files.claims import take
 from adaspa_cli.jobs import write
+from adaspa_cli.jobs.search_masks import search_masks
 from tests.pipelines import Listener, make_reports, small_run
 from tests.processes import at_once
 
@@ -102,3 +105,16 @@ def test_an_orphan_of_unknown_origin_is_left_alone(hunyuan_folder: Path, tmp_pat
     run(hunyuan_folder, tmp_path, prompt=["a circle"], resume=True)()
     assert (tmp_path / "a-circle-seed0.mp4").read_bytes() == b"of another program"
     assert stems(tmp_path, ".report.json") == ["a-circle-seed0-2"]
+
+
+def test_a_mask_file_is_searched_by_one_process_alone(hunyuan_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "masks.safetensors"
+    resolved = resolve(small_run(hunyuan_folder, tmp_path / "videos"))
+    options = SearchOptions(out)
+    other = take(tmp_path / ".masks.safetensors.claim")
+    assert other is not None
+    with other, pytest.raises(OutputError, match="another process is searching"):
+        search_masks(resolved, options, ["a circle"], Listener())
+    assert list(tmp_path.iterdir()) == []
+    search_masks(resolved, options, ["a circle"], Listener())
+    assert list(tmp_path.iterdir()) == [out]
