@@ -12,7 +12,7 @@ import torch
 import adaspa_cli
 from adaspa_cli.config import resolve
 from adaspa_cli.config.search_masks import SearchOptions
-from adaspa_cli.errors import AdaspaError, ConfigError, MaskFileError, OutputError
+from adaspa_cli.errors import AdaspaError, ConfigError, DiskFullError, MaskFileError, OutputError
 from adaspa_cli.files.videos import read_frames
 from adaspa_cli.jobs import search_masks as job
 from adaspa_cli.jobs.search_masks import search_masks
@@ -398,7 +398,8 @@ def test_a_full_disk_is_told_and_the_search_goes_on(
     out = tmp_path / "masks.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(parts, "write_part", full)
-        with pytest.raises(OutputError, match="No space left on device"):
+        with pytest.raises(DiskFullError, match="the disk is full") as told:
             search(hunyuan_folder, out)
+    assert "--resume" in str(told.value.hint)
     assert not out.exists()
     assert list(search(hunyuan_folder, out, resume=True).verify())
