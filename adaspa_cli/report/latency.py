@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,7 @@ def latency_report(
     pipe, handle, timeline = session.pipe, session.handle, session.timeline
     sampling, engine, total = resolved.config.sampling, handle.engine, result.seconds + writing
     steps, estimated = _steps(handle, timeline, session.chosen)
-    sparsities = _sparsities(resolved, len(steps))
+    sparsities = resolved.config.method.algorithm.sparsities(len(steps))
     steps = [dataclasses.replace(step, sparsity=value) for step, value in zip(steps, sparsities, strict=True)]
     denoising = sum(step.seconds for step in steps)
     return Report(
@@ -112,15 +112,6 @@ def latency_report(
     )
 
 
-def _sparsities(resolved: Resolved, steps: int) -> Sequence[float | None]:
-    """γ of the masks of each step; None of a method without masks."""
-    algorithm = resolved.config.method.algorithm
-    if not isinstance(algorithm, SparseConfig):
-        return [None] * steps
-    sparsity = algorithm.sparsity_by_step(steps)
-    return sparsity if isinstance(sparsity, tuple) else [sparsity] * steps
-
-
 def _steps(handle: Handle, timeline: Timeline, chosen: StepsPerPhase | None) -> tuple[list[Step], Estimated | None]:
     """The steps, and where some of them were not computed, how many were."""
     spans = timeline.steps
@@ -129,7 +120,8 @@ def _steps(handle: Handle, timeline: Timeline, chosen: StepsPerPhase | None) -> 
         steps = [dataclasses.replace(step, skipped=handle.cache.work.skipped(step.step)) for step in steps]
     if chosen is None or len(chosen.computed) == len(steps):
         return steps, None
-    steps = with_estimates(steps, [plan.phase for plan in chosen.plan], chosen.computed)
+    kinds = [(plan.phase, sparsity) for plan, sparsity in zip(chosen.plan, chosen.sparsities, strict=True)]
+    steps = with_estimates(steps, kinds, chosen.computed)
     return steps, Estimated(len(chosen.computed), len(steps), chosen.number)
 
 

@@ -61,33 +61,35 @@ def run_density(calls: list[AttentionCall]) -> float | None:
     return (dense + (float(torch.stack(sparse).mean(-1).sum()) if sparse else 0.0)) / len(calls)
 
 
-def with_estimates(steps: Sequence[Step], phases: Sequence[str], computed: Collection[int]) -> list[Step]:
-    """The steps, those that were not computed with the typical figures of the computed ones of the same phase.
+def with_estimates(
+    steps: Sequence[Step], kinds: Sequence[tuple[str, float | None]], computed: Collection[int]
+) -> list[Step]:
+    """The steps, those that were not computed with the typical figures of the computed ones of the same kind.
 
     Args:
         steps: what :func:`step_table` or :func:`untouched_steps` gave.
-        phases: phase of each step, of those that were not computed too.
-        computed: steps that were; at least one of each phase.
+        kinds: phase and sparsity of each step, of those that were not computed too.
+        computed: steps that were; at least one of each kind.
     """
-    measured: dict[str, list[Step]] = defaultdict(list)
+    measured: dict[tuple[str, float | None], list[Step]] = defaultdict(list)
     for step in steps:
         if step.step in computed:
-            measured[phases[step.step]].append(step)
+            measured[kinds[step.step]].append(step)
     typical_steps = {
-        phase: replace(
+        kind: replace(
             alike[0],
             seconds=typical_seconds(alike) or 0.0,
             attention=typical_attention(alike),
             density=median([step.density for step in _later(alike)]),
-            phase=phase,
+            phase=kind[0],
             estimated=True,
         )
-        for phase, alike in measured.items()
+        for kind, alike in measured.items()
     }
     return [
         step
         if step.step in computed
-        else replace(typical_steps[phases[step.step]], step=step.step, skipped=step.skipped)
+        else replace(typical_steps[kinds[step.step]], step=step.step, skipped=step.skipped)
         for step in steps
     ]
 

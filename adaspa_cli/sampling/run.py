@@ -77,7 +77,8 @@ class Session:
         handle.engine.on_call = lambda plan: observer.phase(plan.phase)
         handle.clock.listen(Listener(Order.OBSERVERS, step_end=observer.step_done))
         number = resolved.config.sampling.steps_per_phase
-        self.chosen = None if number is None else StepsPerPhase(pipe, handle.engine, handle.clock, number)
+        sparsities = resolved.config.method.algorithm.sparsities
+        self.chosen = None if number is None else StepsPerPhase(pipe, handle.engine, handle.clock, number, sparsities)
         self.timeline = Timeline(pipe, handle.clock, observer.decoding)
 
     def run(self, prompt: str, seed: int) -> RunResult:

@@ -1,8 +1,8 @@
 """Only some denoising steps of each phase are computed: times of a long run in a part of its time.
 
-Steps of one phase take the same time, whatever they compute. So a run with random weights, whose video is of no use,
-needs each phase a few times only. For the other steps the transformer answers zeros, and the schedule goes on; the
-report estimates what they would have taken (:mod:`adaspa_cli.report.steps`).
+Steps of one phase that are as sparse take the same time, whatever they compute. So a run with random weights, whose
+video is of no use, needs each phase a few times only. For the other steps the transformer answers zeros, and the
+schedule goes on; the report estimates what they would have taken (:mod:`adaspa_cli.report.steps`).
 """
 
 from __future__ import annotations
@@ -30,16 +30,25 @@ class StepsPerPhase:
     Attributes:
         number: steps of each phase that are computed.
         plan: what the attention calls of each step of the last run did, or would have done.
+        sparsities: γ at each step of the last run.
         computed: steps of the last run that are computed.
     """
 
-    def __init__(self, pipe: Any, engine: AttentionEngine, clock: StepClock, number: int) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        engine: AttentionEngine,
+        clock: StepClock,
+        number: int,
+        sparsities: Callable[[int], Sequence[float | None]],
+    ) -> None:
         """
         Args:
             pipe: the pipeline; no cache skips work in it.
             engine: says what the steps of a run do.
             clock: of the pipeline.
             number: steps of each phase that are computed.
+            sparsities: γ at each step of a run of so many steps.
 
         Raises:
             RunError: the model has two transformers, whose phases are not those of the run.
@@ -51,13 +60,16 @@ class StepsPerPhase:
         self._zeros: Callable[[], tuple[Tensor, ...]] = tuple
         self.number = number
         self.plan: list[CallPlan] = []
+        self.sparsities: Sequence[float | None] = ()
         self.computed: set[int] = set()
+        self._sparsities = sparsities
         clock.listen(Listener(Order.CHOICE, start=self._begin, end=self.stop))
 
     def _begin(self, steps: int) -> None:
         self.stop()
         self.plan = self._engine.plan(steps)
-        self.computed = choose_steps(self.plan, self.number)
+        self.sparsities = self._sparsities(steps)
+        self.computed = choose_steps(list(zip(self.plan, self.sparsities, strict=True)), self.number)
         self._overrides = [Override(transformer, "forward", self._wrap) for transformer in self._transformers]
 
     def _wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,15 +90,15 @@ class StepsPerPhase:
         self._overrides = []
 
 
-def choose_steps(plan: Sequence[CallPlan], number: int) -> set[int]:
-    """The first ``number`` steps of each phase, and every step that gives masks to those after it.
+def choose_steps(plan: Sequence[tuple[CallPlan, float | None]], number: int) -> set[int]:
+    """The first ``number`` steps of each phase and sparsity, and every step that gives masks to those after it.
 
     Step 0 is computed besides and not counted: it holds the start of the run, and shows what the transformer returns.
     """
-    seen: Counter[CallPlan] = Counter()
+    seen: Counter[tuple[CallPlan, float | None]] = Counter()
     chosen = {0} if plan else set()
     for step, done in enumerate(plan[1:], start=1):
-        if done.gives_mask or seen[done] < number:
+        if done[0].gives_mask or seen[done] < number:
             chosen.add(step)
         seen[done] += 1
     return chosen

@@ -104,16 +104,22 @@ def check_sums(report: dict[str, Any]) -> None:
 
 def test_a_step_that_gives_masks_is_always_computed() -> None:
     cached, loaded = CACHED_SEARCH, LOAD
-    actions = [DENSE, DENSE, SEARCH, SPARSE, SPARSE, cached, SPARSE, cached, loaded, loaded, SEARCH]
+    plans = [DENSE, DENSE, SEARCH, SPARSE, SPARSE, cached, SPARSE, cached, loaded, loaded, SEARCH]
+    actions = [(plan, 0.8) for plan in plans]
     assert choose_steps(actions, 1) == {0, 1, 2, 3, 5, 7, 8, 9, 10}
     assert choose_steps(actions, 3) == set(range(11))
     assert choose_steps([], 1) == set()
 
 
+def test_steps_of_another_sparsity_are_of_another_kind() -> None:
+    plan = [(SEARCH, 0.5), (SPARSE, 0.5), (SPARSE, 0.5), (CACHED_SEARCH, 0.9), (SPARSE, 0.9), (SPARSE, 0.9)]
+    assert choose_steps(plan, 1) == {0, 1, 3, 4}
+
+
 def test_estimates_are_medians_and_what_was_computed_keeps_its_figures() -> None:
     figures = enumerate([(5.0, 1.0), (1.0, 0.2), (2.0, 0.3), (4.0, 0.4), (0.01, None)])
     before = [Step(i, "search" if i == 0 else "skipped", seconds, None, density) for i, (seconds, density) in figures]
-    steps = with_estimates(before, ["search"] + ["sparse"] * 4, {0, 1, 2, 3})
+    steps = with_estimates(before, [("search", 0.8)] + [("sparse", 0.8)] * 4, {0, 1, 2, 3})
     assert [step.seconds for step in steps] == [5, 1, 2, 4, 2]
     assert [step.estimated for step in steps] == [False] * 4 + [True]
     assert (steps[4].step, steps[4].phase, steps[4].density, steps[4].attention) == (4, "sparse", 0.3, None)
@@ -121,8 +127,8 @@ def test_estimates_are_medians_and_what_was_computed_keeps_its_figures() -> None
 
 def test_the_start_of_the_run_is_in_no_estimate_unless_nothing_else_was_computed() -> None:
     steps = [Step(i, "dense", seconds, 1.0, 1.0) for i, seconds in enumerate([9.0, 2.0, 3.0, 0.01])]
-    assert [step.seconds for step in with_estimates(steps, ["dense"] * 4, {0, 1, 2})] == [9, 2, 3, 2.5]
-    assert [step.seconds for step in with_estimates(steps, ["dense"] * 4, {0})] == [9, 9, 9, 9]
+    assert [step.seconds for step in with_estimates(steps, [("dense", None)] * 4, {0, 1, 2})] == [9, 2, 3, 2.5]
+    assert [step.seconds for step in with_estimates(steps, [("dense", None)] * 4, {0})] == [9, 9, 9, 9]
 
 
 def test_with_as_many_steps_as_there_are_nothing_is_estimated(hunyuan_folder: Path, tmp_path: Path) -> None:

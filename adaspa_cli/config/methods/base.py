@@ -36,6 +36,10 @@ class AlgorithmConfig:
         """Keys that mean nothing beside the others."""
         return ()
 
+    def sparsities(self, steps: int) -> tuple[float | None, ...]:
+        """γ at each of ``steps`` denoising steps; None of a method without masks."""
+        return (None,) * steps
+
     def mask_steps(self, steps: int) -> tuple[int, ...]:
         """The denoising steps, of ``steps``, at which masks are found.
 
@@ -93,6 +97,10 @@ class SparseConfig(AlgorithmConfig):
             return self.sparsity
         ramp = SparsityRamp.parse(self.sparsity_ramp)
         return tuple(ramp.at(step, steps) for step in range(steps))
+
+    def sparsities(self, steps: int) -> tuple[float | None, ...]:
+        sparsity = self.sparsity_by_step(steps)
+        return sparsity if isinstance(sparsity, tuple) else (sparsity,) * steps
 
     def schedule(self, steps: int) -> tuple[int, ...]:
         """The search steps of a run of ``steps`` denoising steps.
