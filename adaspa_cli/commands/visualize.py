@@ -25,7 +25,8 @@ _LOOK = "What to look at"
     options.PROMPT.but(text="What the video shows. The first is drawn; on the others its masks are tried."),
     options.PROMPTS,
     options.SEED,
-    options.SPARSITY.but(text="Share left out by every pattern.", panel=_LOOK),
+    options.METHOD_NAME.but(text="Whose masks are drawn: adaspa, its ablations, or adaspa-plus.", panel=_LOOK),
+    options.SPARSITY.but(text="Share left out by every pattern, or shares by step.", panel=_LOOK),
     options.MODEL,
     options.DEVICE,
     options.STEPS.but(panel=options.MACHINE),
@@ -113,7 +114,9 @@ def _check_method(resolved: Resolved) -> None:
     """Refuse methods whose masks are not those that are drawn, and what leaves calls or steps out."""
     method = resolved.config.method
     if method.algorithm.name != "adaspa":
-        raise ConfigError(f"visualize draws the masks of adaspa, not of {method.method}", hint="drop the method")
+        raise ConfigError(
+            f"visualize draws the masks of adaspa, not of {method.method}", hint="as --method adaspa-plus"
+        )
     for key, name in (("cache", method.cache.name), ("merge", method.merge.name)):
         if name != "none":
             raise ConfigError(f"visualize looks at dense attention, without {key} '{name}'")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.compensated import NO_COMPENSATION, Compensation
+from adaspa_cli.attention.remainder import block_means
 from adaspa_cli.masks.order import HeadOrder
 from adaspa_cli.masks.plan import CallPlan
 
@@ -122,6 +123,13 @@ class MaskPolicy(ABC):
     def search(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> FoundMask:
         """Choose the mask of one sample from its block sums W [H, Nq, Nk], and by their scores if it has any."""
         raise NotImplementedError(f"{type(self).__name__} does not search in block sums")
+
+    def choose(self, call: Call, block_sums: Tensor, v: Tensor) -> FoundMask:
+        """Search in block sums [1, H, Nq, Nk], by the scores that v [1, H, L, D] gives their blocks if it wants any."""
+        if not self.scores_blocks:
+            return self.search(call, block_sums[0])
+        values = block_means(v, self.block_size[1])[0]
+        return self.search(call, block_sums[0], self.scores(block_sums[0], values))
 
     def load(self, call: Call, device: torch.device) -> FoundMask:
         """Give a mask of one sample that was made before, for later calls to reuse."""

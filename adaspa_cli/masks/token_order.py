@@ -59,12 +59,17 @@ def sequence_order(layout: TokenLayout, device: torch.device | str = "cpu") -> T
     return TokenOrder(*(torch.cat([before, x + start, after]) for x in (video.forward, video.backward)))
 
 
-def token_blocks(layout: TokenLayout, block_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Block of the sequence that each video token stands in, int64 [N]; the tokens frame by frame and row by row."""
+def token_places(layout: TokenLayout, device: torch.device | str = "cpu") -> Tensor:
+    """Place in the sequence of each video token, int64 [N]; the tokens frame by frame and row by row."""
     places = torch.arange(layout.video_tokens, device=device)
     if layout.order == "hilbert":
         places = video_order(layout, device).backward
-    return (places + layout.video_start) // block_size
+    return places + layout.video_start
+
+
+def token_blocks(layout: TokenLayout, block_size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Block of the sequence that each video token stands in, int64 [N]; the tokens as in :func:`token_places`."""
+    return token_places(layout, device) // block_size
 
 
 @functools.lru_cache(_CACHED_ORDERS)

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor
 
 from adaspa_cli.attention import Backend
-from adaspa_cli.attention.remainder import block_means
 from adaspa_cli.caching import TokenMerging
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
@@ -154,7 +153,7 @@ class AttentionEngine:
             return Attended(*self._merging.attend(q, k, v, scale, call.layout))
         if plan.mask.reads_dense_attention:
             out, lse, sums = self._backend.search(q, k, v, policy.block_size, scale, policy.search_rows)
-            self._keep(policy, plan, call, _search(policy, call, sums, v), lse)
+            self._keep(policy, plan, call, policy.choose(call, sums, v), lse)
             return Attended(out)
         if plan.attention is not Attention.SPARSE:
             return Attended(self._backend.dense(q, k, v, scale)[0])
@@ -194,7 +193,7 @@ class AttentionEngine:
         if known.lse is None:
             raise RunError(f"layer {call.layer} is to search at step {call.step}, but its LSE was not kept")
         sums = self._backend.sums(q, k, known.lse, policy.block_size, scale, policy.search_rows)
-        return self._keep(policy, plan, call, _search(policy, call, sums, v), known.lse)
+        return self._keep(policy, plan, call, policy.choose(call, sums, v), known.lse)
 
     def _keep(
         self,
@@ -213,10 +212,3 @@ class AttentionEngine:
         if for_later:
             self.memory.keep(call, known)
         return known
-
-
-def _search(policy: MaskPolicy, call: Call, sums: Tensor, v: Tensor) -> FoundMask:
-    """The mask from block sums [1, H, Nq, Nk] and v [1, H, L, D]."""
-    if not policy.scores_blocks:
-        return policy.search(call, sums[0])
-    return policy.search(call, sums[0], policy.scores(sums[0], block_means(v, policy.block_size[1])[0]))

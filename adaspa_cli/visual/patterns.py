@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
+from adaspa_cli.masks.token_order import token_places
 from adaspa_cli.visual.weights import HeadWeights, Keep
 
 _BINS = 1 << 15  # of positive floats, by their leading 16 bits
@@ -77,7 +78,7 @@ def block_pattern(
     weights: HeadWeights, masses: Masses, kept: Tensor, layout: TokenLayout, block_size: tuple[int, int]
 ) -> Pattern:
     """The blocks of a mask, bool [Nq, Nk] of one head; its recall here is that among video tokens."""
-    place = torch.arange(weights.tokens, device=weights.q.device) + layout.video_start
+    place = token_places(layout, weights.q.device)
     query_block, key_block = place // block_size[0], place // block_size[1]
 
     def keep(start: int, rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: H heads, Nq and Nk query and key blocks, P cells along a side of a pictu
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adaspa_cli.attention import BlockMask, TokenLayout, attention_with_block_sums, dense_attention
+from adaspa_cli.attention import BlockMask, TokenLayout, attention_with_block_sums, block_sums, dense_attention
 from adaspa_cli.attention.mask_conversion import unpack_words
-from adaspa_cli.config.methods import SearchingConfig
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks import FoundMask
 from adaspa_cli.masks.plan import DENSE, SEARCH
+from adaspa_cli.masks.policy import Call, MaskPolicy
 from adaspa_cli.masks.recall import mask_recall
+from adaspa_cli.masks.schedule import Sparsity, sparsity_at
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import pack_video, same_video_blocks, with_text
 from adaspa_cli.models.forward import Row
@@ -71,6 +73,8 @@ class AttentionProbe:
     """An :class:`~adaspa_cli.models.attachment.Attend` that looks at the first video of the conditional branch.
 
     Attributes:
+        policy: finds the masks that a run would find.
+        sparsity: γ, of the run or of each of its steps.
         detail: whether to draw, or only to record recalls and keep masks.
         earlier: masks of other videos at the reference step, by number and layer.
         records: by (layer, step).
@@ -81,7 +85,8 @@ class AttentionProbe:
     """
 
     clock: StepClock
-    method: SearchingConfig
+    policy: MaskPolicy
+    sparsity: Sparsity
     choice: Choice
     backend: str
     detail: bool = True
@@ -95,25 +100,34 @@ class AttentionProbe:
 
     @property
     def block_size(self) -> tuple[int, int]:
-        return self.method.block_size, self.method.block_size
+        return self.policy.block_size
 
     def __call__(self, layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend densely: q, k, v [1, H, L, D] to output [1, H, L, D]."""
         probed = (row.branch, row.sample) == ("cond", 0) and self.clock.step in self.choice.steps
         if self.layout is None:
-            check_grid(row.layout, self.choice, self.method.block_size)
+            check_grid(row.layout, self.choice, self.block_size[0])
             self.layout = row.layout
         self.on_phase((SEARCH if probed else DENSE).phase)
         if not probed:
             return dense_attention(q, k, v, backend=self.backend)[0]
         out, lse, sums = attention_with_block_sums(q, k, v, self.block_size, backend=self.backend)
-        found = select(
-            sums[0], row.layout, self.block_size, self.method.sparsity, head_adaptive=self.method.adapts_heads
-        )
+        call = Call(layer, self.clock.step, row.branch, row.sample, row.layout)
+        found = self._find(call, q, k, v, lse, sums)
         self._record(layer, row.layout, found, lse, sums[0])
         if self.detail and layer in self.choice.layers:
             self._draw(layer, row.layout, found, q, k, lse, sums[0])
         return out
+
+    def _find(self, call: Call, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, sums: Tensor) -> FoundMask:
+        """The mask of a run, which may weigh some rows of each block only, and its recall of all rows."""
+        rows = self.policy.search_rows
+        if rows == 1:
+            return self.policy.choose(call, sums, v)
+        found = self.policy.choose(
+            call, block_sums(q, k, lse, self.block_size, row_stride=rows, backend=self.backend), v
+        )
+        return dataclasses.replace(found, recall=mask_recall(found.mask.to_bool(), sums[0]))
 
     def _record(self, layer: int, layout: TokenLayout, found: FoundMask, lse: Tensor, sums: Tensor) -> None:
         """Keep the figures of a mask, and of the masks that are tried on these weights."""
@@ -140,10 +154,11 @@ class AttentionProbe:
     ) -> None:
         """Weights, patterns and video view of the chosen heads.
 
-        Patterns are compared at one share of the weights, that of the blocks without head adaption.
+        Patterns are compared at one share of the weights, that of blocks with the same budget in every row.
         """
         kept = found.mask.to_bool()
-        alike = select(sums, layout, self.block_size, self.method.sparsity, head_adaptive=False).mask.to_bool()
+        sparsity = sparsity_at(self.sparsity, self.clock.step)
+        alike = select(sums, layout, self.block_size, sparsity, head_adaptive=False).mask.to_bool()
         for head in self.choice.heads:
             weights = HeadWeights.of_head(q, k, lse, layout, head)
             masses = measure(weights)
@@ -156,7 +171,7 @@ class AttentionProbe:
                 {name: picture.cpu() for name, picture in means.items()},
                 share,
                 {name: pattern.recall for name, pattern in patterns.items()},
-                view_of(sums[head], kept[head], layout.video_blocks(self.method.block_size)).cpu(),
+                view_of(sums[head], kept[head], layout.video_blocks(self.block_size[1])).cpu(),
                 ((sums[head] * kept[head]).sum(-1) / sums[head].sum(-1)).cpu(),
             )
 

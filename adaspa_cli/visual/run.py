@@ -13,12 +13,11 @@ from torch import Tensor
 
 from adaspa_cli.attention import check_kernel
 from adaspa_cli.attention import resolve as resolve_backend
-from adaspa_cli.config import MethodConfig, Resolved
-from adaspa_cli.config.methods import AdaSpaConfig
-from adaspa_cli.errors import ConfigError
+from adaspa_cli.config import Resolved
 from adaspa_cli.files.folders import check_folder
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.jobs.places import video_name
+from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.models.forward import Row
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import attach, check_sampling, family_of
@@ -40,7 +39,6 @@ def visualize(resolved: Resolved, request: ProbeRequest, observer: Observer, pro
         AdaspaError: see :func:`~adaspa_cli.jobs.generate.generate`.
     """
     config = resolved.config
-    _check_method(config.method)
     check_folder(config.output.out)
     observer.loading(config.model.source)
     with memory_errors(config.model.offload):
@@ -48,17 +46,6 @@ def visualize(resolved: Resolved, request: ProbeRequest, observer: Observer, pro
         result = probe(pipe, resolved, request, observer, prompts)
     name = video_name(*result.videos[0])
     return whole_folder(config.output.out, name, lambda folder: write_pictures(result, resolved, folder))
-
-
-def _check_method(method: MethodConfig) -> None:
-    """Pictures show the masks that AdaSpa finds by mass, of tokens frame by frame."""
-    searching = method.searching
-    searching.check_mask_file()
-    if method.order != "raster" or (not searching.ranks_blocks and isinstance(searching, AdaSpaConfig)):
-        raise ConfigError(
-            f"visualize shows masks of tokens in raster order, chosen by their mass, which '{method.method}' has not",
-            hint="use --method adaspa",
-        )
 
 
 def probe(
@@ -105,17 +92,18 @@ def _probe_video(
     detail: bool,
 ) -> tuple[AttentionProbe, NDArray[np.uint8] | None]:
     """Run one video: the first to its end, with pictures, others as far as their masks are needed."""
-    clock = StepClock(pipe)
+    clock, method, steps = StepClock(pipe), resolved.config.method, resolved.config.sampling.steps
+    policy = make_policy(method.searching, steps)
 
     def attend(layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return seen(layer, row, q, k, v)
 
     try:
-        attachment = attach(pipe, attend)
+        attachment = attach(pipe, attend, method.order)
         try:
             choice = request.choose(attachment.layers, attachment.family.shape(pipe).heads)
             seen = AttentionProbe(
-                clock, resolved.config.method.searching, choice, backend, detail, masks, observer.phase
+                clock, policy, method.searching.sparsity_by_step(steps), choice, backend, detail, masks, observer.phase
             )
             clock.listen(Listener(Order.OBSERVERS, step_end=observer.step_done))
             if detail:

@@ -9,22 +9,22 @@
   const unpacked = new Map();
   let query = data.query;
 
-  function unpack(key) {
+  function unpack(key, text, Numbers) {
     if (!unpacked.has(key)) {
-      const bytes = Uint8Array.from(atob(data.views[key].blocks), (letter) => letter.charCodeAt(0));
+      const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
       const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-      unpacked.set(key, new Response(stream).arrayBuffer().then((buffer) => new Uint8Array(buffer)));
+      unpacked.set(key, new Response(stream).arrayBuffer().then((buffer) => new Numbers(buffer)));
     }
     return unpacked.get(key);
   }
 
-  const block = (frame, row, column) =>
-    Math.floor((data.start + (frame * height + row) * width + column) / data.blockSize);
-
   async function paint() {
     const key = chooser.value;
-    const blocks = await unpack(key);
+    // The block of each token, frame by frame and row by row, whatever the order of the sequence.
+    const places = await unpack("", data.tokenBlocks, Int32Array);
+    const blocks = await unpack(key, data.views[key].blocks, Uint8Array);
     if (key !== chooser.value) return;
+    const block = (frame, row, column) => places[(frame * height + row) * width + column];
     const own = block(...query);
     const line = blocks.subarray(own * data.blocks, (own + 1) * data.blocks);
     const { leftOut, kept, alpha } = data.style;

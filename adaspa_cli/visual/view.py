@@ -78,8 +78,8 @@ def draw_query(sheet: NDArray[np.uint8], path: Path) -> None:
 
 
 def packed(view: Tensor) -> str:
-    """A view [Nq, Nk] for the page: zlib, then base64. Most of it is zeros."""
-    return base64.b64encode(zlib.compress(view.numpy().tobytes(), 9)).decode("ascii")
+    """Numbers for the page, such as a view [Nq, Nk]: zlib, then base64."""
+    return base64.b64encode(zlib.compress(view.contiguous().numpy().tobytes(), 9)).decode("ascii")
 
 
 def style() -> dict[str, Any]:

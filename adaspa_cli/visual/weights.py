@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import ceil_div
+from adaspa_cli.masks.token_order import token_places
 
 # Weights made at once: 67 MB in float32 on a GPU, and what stays in a processor's caches.
 _ROWS_WEIGHTS, _CPU_ROWS_WEIGHTS = 1 << 24, 1 << 20
@@ -42,8 +43,11 @@ class HeadWeights:
 
     @classmethod
     def of_head(cls, q: Tensor, k: Tensor, lse: Tensor, layout: TokenLayout, head: int) -> HeadWeights:
-        """Cut one head's video tokens out of q, k [1, H, tokens, D] and lse [1, H, tokens]."""
-        video = slice(layout.video_start, layout.video_start + layout.video_tokens)
+        """Take one head's video tokens out of q, k [1, H, tokens, D] and lse [1, H, tokens].
+
+        They come frame by frame and row by row, whatever their order in the sequence.
+        """
+        video = token_places(layout, q.device)
         return cls(q[0, head, video].float(), k[0, head, video].float(), lse[0, head, video], q.shape[-1] ** -0.5)
 
     @property

@@ -7,10 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
+from adaspa_cli.config.methods import AdaSpaConfig, SearchingConfig
 from adaspa_cli.files.videos import write_video
 from adaspa_cli.files.whole import write_json, write_text
+from adaspa_cli.masks.schedule import sparsity_at
+from adaspa_cli.masks.token_order import token_blocks
 from adaspa_cli.report.drawing import Drawing, png, svg
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.media import data_uri, jpeg
@@ -21,6 +26,11 @@ from adaspa_cli.visual import figures, view
 from adaspa_cli.visual.probe import WEIGHTS, MaskRecord, ProbeResult, mean
 
 PAGE, DATA, VIDEO = "index.html", "data.json", "video.mp4"
+_BUDGETS = {
+    "row": "the same share in every head",
+    "head-adaptive": "head-adaptive",
+    "layer": "one budget for all rows and heads of a layer",
+}
 _HEIGHT = 3.4  # inches of a plot
 
 
@@ -33,7 +43,8 @@ def write_pictures(result: ProbeResult, resolved: Resolved, folder: Path) -> Non
     for layer in choice.layers:
         for head in choice.heads:
             steps = {step: first.pictures[layer, head, step] for step in choice.steps}
-            title = f"layer {layer}, head {head}, {found['sparsity']:.0%} left out"
+            left_out = ", ".join(dict.fromkeys(f"{sparsity:.0%}" for sparsity in found["sparsity_by_step"]))
+            title = f"layer {layer}, head {head}, {left_out} left out"
             figures.draw_patterns(steps, folder / f"layer{layer}-head{head}.png", title)
     plots = {
         "recall": ("Recall by step", figures.recall_by_step(first.records, choice.layers)),
@@ -47,13 +58,14 @@ def write_pictures(result: ProbeResult, resolved: Resolved, folder: Path) -> Non
         _draw_query(result, choice.query, folder)
     write_json(folder / DATA, found)
     drawings = {name: Drawing(title, svg(draw, height=_HEIGHT)) for name, (title, draw) in plots.items()}
-    write_text(folder / PAGE, page(result, found, drawings, folder))
+    write_text(folder / PAGE, page(result, resolved, found, drawings, folder))
 
 
 def data(result: ProbeResult, resolved: Resolved) -> dict[str, Any]:
     """The numbers behind the pictures, rounded as in reports."""
     first, choice = result.first, result.choice
     assert first.layout is not None
+    method = resolved.config.method.searching
     return {
         "format": 1,
         "kind": "adaspa pictures",
@@ -61,8 +73,9 @@ def data(result: ProbeResult, resolved: Resolved) -> dict[str, Any]:
         "model": resolved.config.model.model,
         "random_weights": random_weights_note(resolved.config.model),
         "settings": {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()},
-        "sparsity": first.method.sparsity,
-        "block_size": first.method.block_size,
+        "sparsity": method.sparsity,
+        "sparsity_by_step": [sparsity_at(first.sparsity, step) for step in choice.steps],
+        "block_size": method.block_size,
         "videos": [{"prompt": prompt, "seed": seed} for prompt, seed in result.videos],
         "layout": dataclasses.asdict(first.layout),
         "choice": dataclasses.asdict(choice),
@@ -97,7 +110,7 @@ def across_table(result: ProbeResult) -> list[list[float | None]]:
 
 def _draw_query(result: ProbeResult, query: tuple[int, int, int], folder: Path) -> None:
     """The asked query token's view by each layer and head that were chosen, at the reference step."""
-    layout, size = result.first.layout, result.first.method.block_size
+    layout, size = result.first.layout, result.first.block_size[0]
     assert layout is not None
     frames, block = view.frames_shown(result.frames, layout), view.query_block(layout, size, query)
     for (layer, head, step), picture in result.first.pictures.items():
@@ -107,7 +120,9 @@ def _draw_query(result: ProbeResult, query: tuple[int, int, int], folder: Path) 
             view.draw_query(sheet, folder / f"query-layer{layer}-head{head}.png")
 
 
-def page(result: ProbeResult, found: dict[str, Any], drawings: dict[str, Drawing], folder: Path) -> str:
+def page(
+    result: ProbeResult, resolved: Resolved, found: dict[str, Any], drawings: dict[str, Drawing], folder: Path
+) -> str:
     """The page as HTML; the video is read from ``folder``."""
     first, choice = result.first, result.choice
     assert first.layout is not None
@@ -121,9 +136,12 @@ def page(result: ProbeResult, found: dict[str, Any], drawings: dict[str, Drawing
     at_reference = {at: seen.recall["block"] for at, seen in first.pictures.items() if at[2] == choice.reference}
     started = max(at_reference, key=at_reference.__getitem__)
     video = folder / VIDEO
+    shares = {pattern["step"]: pattern["share"] for pattern in found["patterns"]}
     return render(
         Path(__file__).parent / "page.html.j2",
         found=found,
+        chosen_by=_chosen_by(resolved.config.method.searching),
+        shares=shares,
         machine=from_json(Machine, found["machine"]).line(),
         maps=maps,
         names=(WEIGHTS, *figures.PATTERNS),
@@ -145,24 +163,30 @@ def _search(at: tuple[int, int], record: MaskRecord) -> Search:
     return Search(at[0], "cond", 0, at[1], False, tuple(record.density), tuple(record.recall))
 
 
+def _chosen_by(method: SearchingConfig) -> str:
+    """How the blocks of masks are chosen, in words."""
+    if not isinstance(method, AdaSpaConfig):
+        return _BUDGETS["row"]
+    by = ", by what the output would change without them" if method.scores_blocks else ""
+    return f"{_BUDGETS[method.spreading]}{by}"
+
+
 def _view_name(at: tuple[int, int, int]) -> str:
     return f"layer {at[0]}, head {at[1]}, step {at[2]}"
 
 
 def view_data(result: ProbeResult, views: dict[str, tuple[int, int, int]]) -> dict[str, Any]:
     """What the script of the page needs, by the names of the views."""
-    first, size = result.first, result.first.method.block_size
+    first, size = result.first, result.first.block_size[0]
     layout = first.layout
     assert layout is not None
     video = layout.video_blocks(size)
-    middle = (layout.frames // 2, layout.height // 2, layout.width // 2)
     return {
         "grid": [layout.frames, layout.height, layout.width],
-        "start": layout.video_start,
-        "blockSize": size,
+        "tokenBlocks": view.packed(token_blocks(layout, size).to(torch.int32)),
         "blocks": layout.blocks(size),
         "video": [video.start, video.stop],
-        "query": result.choice.query or middle,
+        "query": result.choice.query or view.middle(layout),
         "style": view.style(),
         "views": {
             name: {

@@ -10,6 +10,7 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout, attention_with_block_sums
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
+from adaspa_cli.masks.token_order import sequence_order
 from adaspa_cli.visual import patterns
 from adaspa_cli.visual.patterns import block_pattern, line_patterns, measure, video_share
 from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size, mass
@@ -18,9 +19,9 @@ DENSITIES = [0.02, 0.2, 0.55]
 BLOCK = (8, 8)
 
 
-@pytest.fixture(params=["first", "last"])
+@pytest.fixture(params=[("first", "raster"), ("last", "raster"), ("first", "hilbert"), ("last", "hilbert")])
 def layout(request: pytest.FixtureRequest) -> TokenLayout:
-    return TokenLayout(3, 5, 7, 11, request.param)
+    return TokenLayout(3, 5, 7, 11, *request.param)
 
 
 @pytest.fixture
@@ -42,8 +43,16 @@ def head(layout: TokenLayout, qkv: tuple[Tensor, Tensor, Tensor]) -> HeadWeights
 def whole(layout: TokenLayout, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """All weights among video tokens, in double precision."""
     q, k, _ = (x.double() for x in qkv)
+    return of_video(torch.softmax(q[0, 1] @ k[0, 1].T / 4, dim=-1), layout)
+
+
+def of_video(x: Tensor, layout: TokenLayout) -> Tensor:
+    """The part [N, N] among video tokens, frame by frame and row by row, of x [L, L] in the order of a layout."""
+    if layout.order == "hilbert":
+        order = sequence_order(layout)
+        x = order.undo(order.undo(x, 0), 1)
     video = slice(layout.video_start, layout.video_start + layout.video_tokens)
-    return torch.softmax(q[0, 1] @ k[0, 1].T / 4, dim=-1)[video, video]
+    return x[video, video]
 
 
 def kept_of(head: HeadWeights, pattern: patterns.Pattern) -> Tensor:
@@ -108,8 +117,7 @@ def test_blocks_are_those_of_the_mask(
     flags = mask.mask.to_bool()
     found = block_pattern(head, measure(head), flags[1], layout, BLOCK)
     tokens = flags[1].repeat_interleave(8, 0).repeat_interleave(8, 1)[: layout.tokens, : layout.tokens]
-    video = slice(layout.video_start, layout.video_start + layout.video_tokens)
-    expected = tokens[video, video]
+    expected = of_video(tokens, layout)
     assert torch.equal(kept_of(head, found) > 0, expected)
     assert found.recall == pytest.approx(float(whole[expected].sum() / whole.sum()), rel=1e-5)
     assert video_share(flags[1], layout, BLOCK) == pytest.approx(float(expected.double().mean()))

@@ -15,6 +15,7 @@ from PIL import Image
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError
+from adaspa_cli.masks.token_order import video_order
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.visual import view
 from adaspa_cli.visual.choice import Choice, ProbeRequest, check_grid
@@ -76,6 +77,81 @@ def test_recall_and_density_are_those_of_the_latency_report(
         assert mask["recall"] == pytest.approx(search["recall"], abs=2e-6)
         assert mask["density"] == search["density"]
         assert mask["reused"] == pytest.approx(mask["recall"], abs=2e-6)
+
+
+@pytest.fixture(scope="module")
+def plus(hunyuan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Settings of adaspa-plus with a ramp, and what ``adaspa visualize`` leaves of them."""
+    flags = settings(
+        hunyuan_folder,
+        tmp_path_factory.mktemp("out"),
+        seed=0,
+        method="adaspa-plus",
+        head_adaptive=True,
+        sparsity="0:0.4,2:0.7",
+        search_rows=1,
+        height=64,
+        width=96,
+        frames=9,
+    )
+    del flags["search_steps"]
+    asked = ProbeRequest((0, 3), (1,), (0, 1, 2), 0, 16, (1, 2, 3))
+    return flags, visualize(resolve(flags), asked, Listener(), [PROMPT])
+
+
+@pytest.fixture(scope="module")
+def seen_plus(plus: tuple[dict[str, Any], Path]) -> dict[str, Any]:
+    return json.loads((plus[1] / "data.json").read_text())
+
+
+def first_searches(flags: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+    """What a run says of its first searches, which are in dense attention."""
+    (report,) = make_reports(resolve(flags | {"out": str(out)}), Listener())
+    return [search for search in report["searches"] if search["step"] == 0]
+
+
+def test_masks_of_adaspa_plus_are_those_of_its_run(
+    plus: tuple[dict[str, Any], Path], seen_plus: dict[str, Any], tmp_path: Path
+) -> None:
+    """In its order, by its scores and budget, at each step's sparsity."""
+    masks = {(mask["layer"], mask["step"]): mask for mask in seen_plus["masks"]}
+    first = first_searches(plus[0], tmp_path)
+    assert len(first) == 4
+    for search in first:
+        mask = masks[search["layer"], 0]
+        assert mask["density"] == search["density"]
+        assert mask["recall"] == pytest.approx(search["recall"], abs=2e-6)
+    assert seen_plus["layout"]["order"] == "hilbert"
+    assert seen_plus["sparsity_by_step"] == [0.4, 0.4, 0.7]
+    assert [pattern["share"] for pattern in seen_plus["patterns"]] == pytest.approx([11 / 18, 11 / 18, 5 / 18] * 2)
+
+
+def test_recall_is_of_all_rows_where_a_search_weighs_some(plus: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    """The mask is that of the run; of the rows that chose it, it recalls more than of all."""
+    flags = plus[0] | {"search_rows": 8, "decode": False}
+    result = probe(
+        load_pipeline(resolve(flags).config.model), resolve(flags), ProbeRequest((0,), (1,), (0,), 0, 8, None),
+        Listener(), [PROMPT],
+    )  # fmt: skip
+    for search in first_searches(flags, tmp_path):
+        record = result.first.records[search["layer"], 0]
+        assert record.density == search["density"]
+        assert all(exact < rough for exact, rough in zip(record.recall, search["recall"], strict=True))
+
+
+def test_the_page_of_another_order_says_where_blocks_are(plus: tuple[dict[str, Any], Path]) -> None:
+    text = (plus[1] / "index.html").read_text(encoding="utf-8")
+    loads_nothing(text, read(text))
+    for words in (
+        "16 tokens along a Hilbert curve",
+        "leave out 40 to 70 % of the video",
+        "one budget for all rows and heads of a layer, by what the output would change without them",
+    ):
+        assert words in text
+    data = json.loads(re.findall(r'id="view-data">(.*?)</script>', text)[0])
+    layout = TokenLayout(3, 8, 12, 11, "last", "hilbert")
+    blocks = np.frombuffer(zlib.decompress(base64.b64decode(data["tokenBlocks"])), np.int32)
+    assert blocks.tolist() == (video_order(layout).backward // 16).tolist()
 
 
 def test_a_mask_kept_recalls_less_than_a_new_one_of_the_same_size(found: dict[str, Any]) -> None:
@@ -157,6 +233,17 @@ def test_a_query_tokens_blocks_are_painted_where_they_stand() -> None:
     assert dark == (1 + 4) * token  # what is left out of blocks 0 and 2
     block_1, queried = (np.argwhere((sheet == colour).all(-1)) for colour in ((216, 130, 25), (0, 230, 255)))
     assert block_1[:, 1].max() < queried[:, 1].min(), "the query token is in the second frame, right of the first"
+
+
+def test_along_a_curve_a_block_is_painted_where_its_tokens_stand() -> None:
+    layout = TokenLayout(3, 4, 5, 3, "first", "hilbert")
+    forward = video_order(layout).forward  # the token that stands at each place after the text
+    row = torch.arange(16, dtype=torch.uint8)  # blocks of 4
+    strength = view.token_strength(row, layout, 4)
+    for place, token in enumerate(forward.tolist()):
+        where = np.unravel_index(token, (3, 4, 5))
+        assert strength[where] == (3 + place) // 4
+        assert view.query_block(layout, 4, (int(where[0]), int(where[1]), int(where[2]))) == (3 + place) // 4
 
 
 def test_weights_become_strengths_by_their_root() -> None:
