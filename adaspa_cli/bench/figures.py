@@ -106,8 +106,6 @@ def _row(
         "density": summary([report.density for report in done.values() if report.density is not None]),
         "skipped": summary([r.cache.skipped for r in done.values() if r.cache and r.cache.skipped is not None]),
         "merged": summary([r.merging.merged for r in done.values() if r.merging and r.merging.merged is not None]),
-        "made_up": summary([r.compensation.work for r in done.values() if r.compensation]),
-        "own_error": summary([r.compensation.after for r in done.values() if r.compensation and r.compensation.after]),
         "phases": _phases(list(done.values())),
         "peak_gpu_bytes": max((r.peak_memory.gpu_bytes or 0 for r in done.values()), default=0) or None,
         "attention_backend": next((report.attention_backend for report in done.values()), None),
@@ -304,6 +302,9 @@ def _notes(entries: list[dict[str, Any]], machines: list[Any]) -> list[str]:
     compiled = [entry["name"] for entry in entries if entry["settings"]["compile"]]
     if 0 < len(compiled) < len(entries):
         notes.append(f"Blocks ran through torch.compile in {', '.join(compiled)}; in the other rows they did not.")
+    fp8 = [entry["name"] for entry in entries if entry["settings"].get("linear") == "fp8"]
+    if fp8:
+        notes.append(f"Linear layers of the blocks multiplied in FP8 in {', '.join(fp8)}.")
     if any(entry["random_weights"] for entry in entries):
         notes.append(
             "With random weights attention is nearly uniform. Methods that decide by content (head-adaptive sparsity, "

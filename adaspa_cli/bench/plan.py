@@ -42,6 +42,11 @@ class PlannedRow:
         """Whether its blocks run through torch.compile."""
         return self.resolved.config.model.compile
 
+    @property
+    def fp8(self) -> bool:
+        """Whether its linear layers multiply in FP8."""
+        return self.resolved.config.method.linear == "fp8"
+
 
 def plan_bench(spec: BenchSpec, out: Path, *, rerun_changed: bool = False) -> list[PlannedRow]:
     """Resolve the rows, and look for runs that are there already; writes nothing.
@@ -121,7 +126,8 @@ def part_of(rows: Sequence[PlannedRow], number: int, parts: int) -> list[Planned
 def reference_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | None:
     """The dense row with the same model and sampling, which the row's videos and times are compared with.
 
-    Both end in a video or both in latents. Of two the one whose blocks are compiled if the row's own are.
+    Both end in a video or both in latents. Of several one whose blocks are compiled if the row's own are, and of these
+    one whose linear layers multiply in the model's dtype.
     """
     return _most_alike(planned, [row for row in rows if row.dense])
 
@@ -136,7 +142,7 @@ def untouched_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | No
 
 def _most_alike(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | None:
     same = [row for row in rows if _drawn(row) == _drawn(planned)]
-    return min(same, key=lambda row: row.compiled != planned.compiled, default=None)
+    return min(same, key=lambda row: (row.compiled != planned.compiled, row.fp8), default=None)
 
 
 def _drawn(planned: PlannedRow) -> tuple[ModelConfig, SamplingConfig, bool]:

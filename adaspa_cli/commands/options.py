@@ -16,7 +16,7 @@ import typer
 
 from adaspa_cli.config.load import preset_names
 from adaspa_cli.config.methods.adaspa import BUDGETS
-from adaspa_cli.config.names import BACKENDS, CACHES, DTYPES, OFFLOADS, TOKEN_ORDERS
+from adaspa_cli.config.names import BACKENDS, CACHES, DTYPES, LINEARS, OFFLOADS, TOKEN_ORDERS
 from adaspa_cli.errors import shortened
 
 WHAT, METHOD, SAMPLING, MACHINE, OUTPUT = "What to show", "Method", "Sampling", "Model and machine", "Output"
@@ -159,6 +159,7 @@ WEIGHTS = _flag("--weights", str, MACHINE, "Folder or hub id to take a named mod
 DTYPE = _flag("--dtype", str, MACHINE, ", ".join(DTYPES), default="auto")
 DEVICE = _flag("--device", str, MACHINE, "auto, cpu, cuda, cuda:N.", default="auto")
 ATTENTION_BACKEND = _flag("--attention-backend", str, MACHINE, ", ".join(BACKENDS), default="auto")
+LINEAR = _flag("--linear", str, MACHINE, ", ".join(LINEARS) + ": what linear layers multiply in.", default="model")
 RANDOM_WEIGHTS = _flag(
     "--random-weights", bool, MACHINE, "Real architecture, random weights: times alone, no download."
 )
@@ -197,7 +198,7 @@ GENERATE = (
     *(TOKEN_ORDER, SELECTION, BUDGET, REMAINDER, REPAIR, PROBES, MAX_ERROR),
     *(MASKS, MASKS_FROM_START, MASKS_MIN_RECALL, MASKS_FALLBACK, CACHE),
     *(STEPS, STEPS_PER_PHASE, HEIGHT, WIDTH, FRAMES, FPS, GUIDANCE_SCALE, TRUE_CFG_SCALE, FLOW_SHIFT),
-    *(MODEL, WEIGHTS, DTYPE, DEVICE, ATTENTION_BACKEND, RANDOM_WEIGHTS, LAYERS, COMPILE, OFFLOAD),
+    *(MODEL, WEIGHTS, DTYPE, DEVICE, ATTENTION_BACKEND, LINEAR, RANDOM_WEIGHTS, LAYERS, COMPILE, OFFLOAD),
     *(VAE_TILING, VAE_FRAMEWISE),
     *(OUT, DECODE, LOSSLESS, COMPARE_WITH, RESUME, CONFIG),
 )

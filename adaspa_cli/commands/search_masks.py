@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     options.DEVICE,
     options.RANDOM_WEIGHTS.but(text="Real architecture, random weights: times and sizes alone."),
     options.LAYERS,
+    options.LINEAR,
     options.COMPILE,
     options.OFFLOAD,
     options.SET,

@@ -26,7 +26,7 @@ from adaspa_cli.config.flat import keys_of, used_keys
 from adaspa_cli.config.mask_file import MaskFileConfig
 from adaspa_cli.config.merging import Merging, NoMerging
 from adaspa_cli.config.methods import AdaSpaConfig, Algorithm, DenseConfig, SearchingConfig, names_of
-from adaspa_cli.config.names import BACKENDS, DTYPES, OFFLOADS, TOKEN_ORDERS, OrderName
+from adaspa_cli.config.names import BACKENDS, DTYPES, LINEARS, OFFLOADS, TOKEN_ORDERS, OrderName
 from adaspa_cli.errors import ConfigError
 
 MOST_PIXELS = 16_384  # of one side
@@ -111,6 +111,8 @@ class MethodConfig:
             a space-filling curve, so that blocks are compact pieces of the video.
         attention_backend: what runs the operators: ``auto`` (Triton on a GPU, plain PyTorch on a CPU), ``triton``,
             ``cpu``, or ``reference``, which is slow and meant for comparisons.
+        linear: what the linear layers of the transformer's blocks multiply in: ``model``, the dtype of the model, or
+            ``fp8``, e4m3 with a scale for each row, on GPUs of compute capability 8.9 or newer.
     """
 
     mask_file: MaskFileConfig = field(default_factory=MaskFileConfig)
@@ -121,6 +123,7 @@ class MethodConfig:
     share_cfg_masks: bool = False
     attention_backend: str = setting("auto", one_of(BACKENDS))
     token_order: str = setting("raster", one_of(TOKEN_ORDERS), late=True)
+    linear: str = setting("model", one_of(LINEARS), late=True)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -144,6 +147,7 @@ class MethodConfig:
     def _check_untouched(self) -> None:
         """Refuse what would be attached to a pipeline that is to run as diffusers has it."""
         chosen = {"cache": self.cache.name, "merge": self.merge.name, "attention_backend": self.attention_backend}
+        chosen["linear"] = "none" if self.linear == "model" else self.linear
         for key, value in chosen.items():
             if value not in ("none", "auto"):
                 raise ConfigError(
@@ -309,11 +313,26 @@ class GenerateConfig:
                 f"compile does not go with cache '{cache.name}', which skips calls inside of blocks",
                 hint="use a cache that skips whole blocks (adacache, first-block, magcache), or drop --compile",
             )
+        if self.method.linear == "fp8":
+            self._check_fp8()
         self.method.algorithm.mask_steps(self.sampling.steps)
         if self.sampling.steps_per_phase is not None:
             self._check_steps_per_phase()
         if self.output.lossless and not self.decodes:
             raise ConfigError("lossless frames need a decoded video", hint="add --decode, or drop --lossless")
+
+    def _check_fp8(self) -> None:
+        if self.model.device == "cpu":
+            raise ConfigError("linear 'fp8' needs a GPU, and the device is 'cpu'", hint="drop --linear")
+        if self.model.dtype not in ("auto", "bfloat16"):
+            raise ConfigError(
+                f"linear 'fp8' gives bfloat16, and dtype is '{self.model.dtype}'", hint="use --dtype bfloat16"
+            )
+        if self.model.offload != "none":
+            raise ConfigError(
+                f"linear 'fp8' needs the weights on the GPU, and offload '{self.model.offload}' moves them",
+                hint="drop --offload, or drop --linear",
+            )
 
     def _check_steps_per_phase(self) -> None:
         if getattr(self.method.algorithm, "max_error", None) is not None:

@@ -18,7 +18,8 @@ from adaspa_cli.jobs.plan import Job, plan
 from adaspa_cli.jobs.prompts import collect_prompts
 from adaspa_cli.jobs.write import Made, write_result
 from adaspa_cli.maskfiles.check import check_name, open_masks
-from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.models.fp8_linear import check_fp8
+from adaspa_cli.models.loading import choose_device, load_pipeline
 from adaspa_cli.report.schema import read_report
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, Session, session
@@ -56,6 +57,8 @@ def generate(resolved: Resolved, observer: JobObserver, prompts: Sequence[str] |
     if not todo:
         return
     _check_masks(config)
+    if config.method.linear == "fp8":
+        check_fp8(choose_device(config.model.device))
     observer.loading(config.model.source)
     made: set[int] = set()
     with memory_errors(config.model.offload):

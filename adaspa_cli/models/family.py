@@ -20,6 +20,8 @@ Nothing else names a family. What the models of diffusers 0.42 do differently, a
   :meth:`Family.joined`.
 * Guidance in two passes announces its branches by ``cache_context``, which every attachment follows; names other than
   ``cond`` and ``uncond`` go to :attr:`Family.branch_names`. Guidance as one batch is up to the attachment (CogVideoX).
+* Linear layers by other paths, or another activation between them: :attr:`Family.linears` says what ``--linear fp8``
+  replaces. Without it that is refused.
 * Two transformers of which each does a part of the steps (Wan 2.2): name both in the light entry. Layers of the second
   are numbered on from the first's.
 """
@@ -38,6 +40,7 @@ from adaspa_cli.config.families import FamilyFacts, SizeRule
 from adaspa_cli.config.schema import SamplingConfig
 from adaspa_cli.errors import RunError
 from adaspa_cli.models.forward import Forward
+from adaspa_cli.models.linears import Linears
 from adaspa_cli.models.reordering import Ends
 
 Processor = Callable[..., Any]
@@ -70,6 +73,7 @@ class Family(ABC):
         facts: what is known without torch.
         attention: attribute of a block that is its attention module.
         attachment: subclass of :class:`~adaspa_cli.models.attachment.Attachment`.
+        linears: of the blocks, those that may multiply in FP8.
         branch_names: what ``cache_context`` calls the guidance branches, where not ``cond`` and ``uncond``.
         absent: parts that a pipeline with random weights does without.
     """
@@ -77,6 +81,7 @@ class Family(ABC):
     facts: FamilyFacts
     attention: ClassVar[str]
     attachment: ClassVar[type[Any]]
+    linears: ClassVar[Linears] = Linears()
     branch_names: ClassVar[Mapping[str, str]] = {}
     absent: ClassVar[tuple[str, ...]]
 

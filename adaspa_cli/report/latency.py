@@ -19,6 +19,7 @@ from adaspa_cli.report.mask_file import mask_file_use
 from adaspa_cli.report.schema import (
     CacheUse,
     Estimated,
+    LinearUse,
     Merging,
     ModelRecord,
     PeakMemory,
@@ -85,6 +86,7 @@ def latency_report(
         settings={key: Setting(value, resolved.origins()[key]) for key, value in resolved.flat().items()},
         attention_backend=handle.backend,
         dense_attention=engine.dense_kernel,
+        linear=_linear(handle),
         cache=_cache(handle),
         merging=_merging(handle),
         search_steps=_search_steps(resolved, engine),
@@ -151,6 +153,11 @@ def _model(pipe: Any, handle: Handle, resolved: Resolved) -> ModelRecord:
 
 def _cache(handle: Handle) -> CacheUse | None:
     return None if handle.cache is None else from_json(CacheUse, handle.cache.report())
+
+
+def _linear(handle: Handle) -> LinearUse | None:
+    found = handle.linears
+    return None if found is None else LinearUse("float8_e4m3fn", found.layers, found.of, found.weight_bytes)
 
 
 def _merging(handle: Handle) -> Merging | None:

@@ -116,6 +116,7 @@ def _notes(report: Report, compared: Compared | None) -> list[str]:
     if compared is not None and _compiled(report) != _compiled(compared.report):
         which = "this run" if _compiled(report) else "the run beside it"
         notes.append(f"blocks ran through torch.compile in {which} alone")
+    notes += _linear_notes(report, compared)
     if report.cache and report.cache.skipped is not None:
         notes.append(f"{report.cache.name} skipped {report.cache.skipped:.1%} of {report.cache.unit} calls")
     if report.merging and report.merging.merged is not None:
@@ -125,6 +126,21 @@ def _notes(report: Report, compared: Compared | None) -> list[str]:
 
 def _compiled(report: Report) -> bool:
     return bool(report.setting("compile"))
+
+
+def _linear_notes(report: Report, compared: Compared | None) -> list[str]:
+    """Which linear layers multiplied in FP8, and how it was in the run beside this one if that differs."""
+    notes = [_linear(report)] if report.linear else []
+    if compared is not None and bool(compared.report.linear) != bool(report.linear):
+        notes.append(f"in the run beside it {_linear(compared.report)}")
+    return notes
+
+
+def _linear(report: Report) -> str:
+    found = report.linear
+    if found is None:
+        return "no linear layer multiplied in FP8"
+    return f"{found.layers} of {found.of} linear layers of the blocks multiplied in FP8 (e4m3)"
 
 
 def _attention(report: Report) -> str:

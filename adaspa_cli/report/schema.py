@@ -59,6 +59,22 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class LinearUse:
+    """Linear layers that multiplied in another dtype than the model's.
+
+    Attributes:
+        dtype: that they multiplied in; each row had a scale.
+        layers, of: how many of the blocks' layers did.
+        weight_bytes: of their weights, beside the model's own.
+    """
+
+    dtype: str
+    layers: int
+    of: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
 class CacheUse:
     """A cache, and the share of calls that it skipped, counted; ``details`` are its own."""
 
@@ -243,6 +259,7 @@ class Report:
         random_weights: what to say of them; None if the weights are real.
         attention_backend: that ran; None where attention was left as diffusers has it.
         dense_attention: which kernel ran dense attention and what the others took, where there was a choice.
+        linear: linear layers in FP8; None without.
         latents: file of the latents, where they were not decoded and are worth keeping.
         estimated: how many steps were computed, if not all; every sum is with the estimates then.
         density: mean over the calls that were made, blocks of text too; None without a call.
@@ -260,6 +277,7 @@ class Report:
     settings: Mapping[str, Setting]
     attention_backend: str | None = None
     dense_attention: Mapping[str, Any] | None = None
+    linear: LinearUse | None = None
     cache: CacheUse | None = None
     merging: Merging | None = None
     search_steps: SearchSteps

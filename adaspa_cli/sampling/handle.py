@@ -22,6 +22,7 @@ from adaspa_cli.masks import FoundMask, MaskPolicy
 from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.masks.plan import DENSE
 from adaspa_cli.models.attachment import Attachment
+from adaspa_cli.models.fp8 import Fp8Linears
 from adaspa_cli.models.registry import attach, family_of
 from adaspa_cli.sampling.engine import AttentionEngine
 
@@ -41,6 +42,7 @@ class Handle:
             None if not attached.
         cache: what skips work between steps, with its counts of the last run; None without.
         mask_file: where masks are loaded from; None where they are searched.
+        linears: those that multiply in FP8; None without.
         merging: what merges tokens, with its count of the last run; None without.
     """
 
@@ -60,7 +62,7 @@ class Handle:
         Raises:
             ModelError: an unknown pipeline.
             MaskFileError: a mask file that is corrupt or does not fit.
-            BackendError: a backend that cannot run there.
+            BackendError: a backend, or a dtype of linear layers, that cannot run there.
             RunError: adaspa or a cache of diffusers is applied to the pipeline already.
         """
         family = family_of(pipe)
@@ -88,6 +90,7 @@ class Handle:
         self.layers = sum(count_layers(family.facts, one.config) for one in family.transformers(pipe))
         self.cache: StepCache | None = None
         self._attachment: Attachment | None = None
+        self.linears: Fp8Linears | None = None
         if not self.attached:
             self.clock.listen(Listener(Order.ENGINE, start=lambda _steps: self.engine.on_call(DENSE)))
             return
@@ -96,6 +99,8 @@ class Handle:
                 self.clock.watch(transformer)
             self._attachment = attach(pipe, self.engine, config.order)
             self.layers = self._attachment.layers
+            if config.linear == "fp8":
+                self.linears = Fp8Linears(family, pipe)
             self.cache = make_cache(config.cache, pipe, self._attachment, self.clock)
         except BaseException:
             self.remove()
@@ -117,6 +122,8 @@ class Handle:
             self.cache.remove()
         if self._attachment is not None:
             self._attachment.detach()
+        if self.linears is not None:
+            self.linears.remove()
         self.clock.stop()
 
     def __enter__(self) -> Handle:

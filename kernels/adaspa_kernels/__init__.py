@@ -1,5 +1,5 @@
 """Triton kernels for block-sparse attention, the exact block sums of attention weights, and the masks made of them; and
-for what comes before attention, the norm of each head with its rotary embedding.
+for what comes before attention, the norm of each head with its rotary embedding; and rows in FP8.
 
 Import works without Triton: :func:`unavailable` then says so, and the operators are absent.
 """
@@ -24,6 +24,7 @@ if find_spec("triton") is not None:
     from adaspa_kernels.block_sums import block_sums
     from adaspa_kernels.mask_lists import count_flags, flag_lists, list_flags
     from adaspa_kernels.norm_rope import norm_rope
+    from adaspa_kernels.quantise import quantise_rows
     from adaspa_kernels.selection import pack_rows, weigh_rows
     from adaspa_kernels.summaries import Summaries, summarise
 
@@ -43,6 +44,7 @@ __all__ = [
     "list_flags",
     "norm_rope",
     "pack_rows",
+    "quantise_rows",
     "selection_unavailable",
     "summarise",
     "unavailable",

@@ -88,6 +88,23 @@ def test_of_two_dense_rows_the_one_that_is_compiled_alike_is_the_reference(
         assert names == [f"full {row.compiled}", f"diffusers {row.compiled}"]
 
 
+def test_rows_in_fp8_are_compared_with_a_dense_row_that_is_not(hunyuan_folder: Path, tmp_path: Path) -> None:
+    run = settings(hunyuan_folder, attention_backend="auto", dtype="auto", device="auto")
+    spec_rows = [
+        {"name": "dense fp8", "method": "full", "linear": "fp8"},
+        {"name": "dense", "method": "full"},
+        {"name": "sparse fp8", "method": "adaspa", "linear": "fp8"},
+    ]
+    spec = small_bench(tmp_path, hunyuan_folder, run=run, rows=spec_rows)
+    planned = plan_bench(spec, tmp_path / "out")
+    for row in planned:
+        reference = reference_of(row, planned)
+        assert reference is not None
+        assert reference.row.name == "dense"
+    notes = bench_tables(spec, planned, tmp_path / "out", [])["notes"]
+    assert "Linear layers of the blocks multiplied in FP8 in dense fp8, sparse fp8." in notes
+
+
 def test_each_row_is_compared_with_the_dense_rows_of_its_own_model(made: Made) -> None:
     out, bench, _ = made
     found = rows(bench)

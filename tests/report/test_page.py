@@ -88,6 +88,18 @@ def test_it_says_which_run_alone_was_compiled(made: Made, own: bool, which: str)
     assert "torch.compile" not in "".join(read(page(typed(report), None, Compared(typed(report), None))).text)
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_it_says_which_linear_layers_multiplied_in_fp8(made: Made, own: bool) -> None:
+    report = made[3]
+    fp8 = report | {"linear": {"dtype": "float8_e4m3fn", "layers": 30, "of": 34, "weight_bytes": 7}}
+    pair = (fp8, report) if own else (report, fp8)
+    words = "".join(read(page(typed(pair[0]), None, Compared(typed(pair[1]), None))).text)
+    found = "30 of 34 linear layers of the blocks multiplied in FP8 (e4m3)"
+    assert (found if own else f"in the run beside it {found}") in words
+    assert ("in the run beside it no linear layer multiplied in FP8" in words) is own
+    assert "FP8" not in "".join(read(page(typed(report), None, Compared(typed(report), None))).text)
+
+
 def test_the_parts_of_the_time_sum_to_the_whole(made: Made) -> None:
     report = made[3]
     parts = time_parts(typed(report))

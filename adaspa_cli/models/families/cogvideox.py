@@ -22,6 +22,7 @@ from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.compiled import eager
 from adaspa_cli.models.family import Classes, Encode, Family, Grid
 from adaspa_cli.models.forward import Attend, Forward, Row, join
+from adaspa_cli.models.linears import Gelu, Linears
 from adaspa_cli.models.pinned_noise import PinnedNoise
 from adaspa_cli.models.qk import Rotation, prepare
 from adaspa_cli.models.random_text import text_noise
@@ -145,6 +146,11 @@ class CogVideoX(Family):
     facts = facts_of("CogVideoXPipeline", "CogVideoX")
     attention = "attn1"
     attachment = CogVideoXAttachment
+    linears = Linears(
+        sharing=(("attn1.to_q", "attn1.to_k", "attn1.to_v"),),
+        single=("attn1.to_out.0",),
+        gelus=(Gelu("ff.net.0", before="ff.net.0.proj", after="ff.net.2"),),
+    )
     absent = ("text_encoder", "tokenizer")
 
     def blocks(self, transformer: Any) -> list[Any]:

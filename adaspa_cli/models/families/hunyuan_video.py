@@ -20,6 +20,7 @@ from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.compiled import eager
 from adaspa_cli.models.family import Classes, Encode, Family, Grid
 from adaspa_cli.models.forward import Attend, Forward, Row, join, pad_tokens
+from adaspa_cli.models.linears import Gelu, Linears
 from adaspa_cli.models.qk import Norm, Rotation, prepare
 from adaspa_cli.models.random_text import text_noise, text_tokens
 from adaspa_cli.models.reordering import Ends
@@ -116,6 +117,18 @@ class HunyuanVideo(Family):
     facts = facts_of("HunyuanVideoPipeline", "HunyuanVideo")
     attention = "attn"
     attachment = HunyuanVideoAttachment
+    linears = Linears(
+        sharing=(
+            ("attn.to_q", "attn.to_k", "attn.to_v"),
+            ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        ),
+        single=("attn.to_out.0", "attn.to_add_out"),
+        gelus=(
+            Gelu("ff.net.0", before="ff.net.0.proj", after="ff.net.2"),
+            Gelu("ff_context.net.0", before="ff_context.net.0.proj", after="ff_context.net.2"),
+            Gelu("act_mlp", before="proj_mlp", after="proj_out"),
+        ),
+    )
     absent = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
     def blocks(self, transformer: Any) -> list[Any]:

@@ -1,0 +1,166 @@
+"""A linear layer in FP8: weights and input as e4m3 numbers, each of their rows with a scale of its own.
+
+Weights are quantised once, by output channel; inputs in each call, by token. The product is accumulated in float32,
+scaled by both, and rounded once. On a GPU our kernel quantises and ``torch._scaled_mm`` multiplies. The *emulation*
+rounds the same values with PyTorch on any device and multiplies them in float32: for tests, and to judge the picture
+where there is no such GPU. It is as slow as that sounds.
+
+Shapes: M tokens of all rows of the batch, K input channels, N output channels.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adaspa_cli.errors import BackendError
+
+FP8 = torch.float8_e4m3fn
+LARGEST = 448.0  # of e4m3
+SMALLEST = 1e-12  # of a row's maximum: rows of zeros have a scale too
+ALIGNMENT = 16  # torch._scaled_mm wants K and N to be multiples of it
+
+Quantised = tuple[Tensor, Tensor]
+"""e4m3 [M, K], and the scales float32 [M, 1] that it is to be multiplied by."""
+
+
+def check_fp8(device: torch.device) -> None:
+    """Raise BackendError where FP8 products cannot run."""
+    import adaspa_kernels
+
+    what = str(device)
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if (major, minor) >= (8, 9):
+            if reason := adaspa_kernels.unavailable(device):
+                raise BackendError(f"linear 'fp8' cannot run: {reason}", hint="use --linear model")
+            return
+        what = f"{torch.cuda.get_device_name(device)}, of {major}.{minor}"
+    raise BackendError(
+        f"linear 'fp8' needs a GPU of compute capability 8.9 or newer, and the run is on {what}",
+        hint="use --linear model",
+    )
+
+
+def quantise_by_torch(x: Tensor, gelu_from: int | None = None) -> Quantised:
+    """What the kernel computes, readably: x [M, K] and, from a column on, the GELU of x; see ``quantise_rows``."""
+    y = x.float()
+    if gelu_from is not None:
+        y = torch.cat([y[:, :gelu_from], F.gelu(y[:, gelu_from:], approximate="tanh")], 1)
+    largest = y.abs().amax(1, keepdim=True).clamp(min=SMALLEST)
+    # Not LARGEST / largest, which PyTorch computes as a product with the reciprocal.
+    return (y * (torch.full_like(largest, LARGEST) / largest)).clamp(-LARGEST, LARGEST).to(FP8), largest / LARGEST
+
+
+def _quantise(x: Tensor, gelu_from: int | None) -> Quantised:
+    if x.device.type != "cuda":
+        return quantise_by_torch(x, gelu_from)
+    import adaspa_kernels
+
+    return adaspa_kernels.quantise_rows(x if x.stride(-1) == 1 else x.contiguous(), gelu_from=gelu_from)
+
+
+@torch.library.custom_op("adaspa::quantise_rows", mutates_args=())
+def quantise_operator(x: Tensor, gelu_from: int | None) -> tuple[Tensor, Tensor]:
+    """The quantiser as ``torch.compile`` sees it: one opaque node."""
+    return _quantise(x, gelu_from)
+
+
+@quantise_operator.register_fake
+def _(x: Tensor, gelu_from: int | None) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    return x.new_empty(x.shape, dtype=FP8), x.new_empty(len(x), 1, dtype=torch.float32)
+
+
+def quantise(x: Tensor, gelu_from: int | None = None) -> Quantised:
+    """Quantise the rows of x [.., K], flattened to [M, K].
+
+    Args:
+        x: of floating point.
+        gelu_from: the first column that goes through GELU before; None for none.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    return quantise_operator(rows, gelu_from) if torch.compiler.is_compiling() else _quantise(rows, gelu_from)
+
+
+class SharedInput:
+    """The quantised input of layers that are called one after another with the same tensor.
+
+    It is kept until as many layers have had it as share it, and for the very same tensor alone.
+    """
+
+    def __init__(self) -> None:
+        self.layers = 0
+        self._left = 0
+        self._of: tuple[weakref.ref[Tensor], int | None] | None = None
+        self._kept: Quantised | None = None
+
+    def get(self, x: Tensor) -> Quantised:
+        """Quantise x [.., K], or return what the layer before got."""
+        version = None if x.is_inference() else x._version
+        kept = self._kept
+        if kept is None or self._of is None or self._of[0]() is not x or self._of[1] != version:
+            kept = quantise(x)
+            self._of, self._kept, self._left = (weakref.ref(x), version), kept, self.layers
+        self._left -= 1
+        if self._left <= 0:
+            self._of = self._kept = None
+        return kept
+
+
+class Fp8Linear(nn.Module):
+    """Stands for a linear layer, which it keeps as ``original``, so that both move together."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        original: nn.Linear,
+        *,
+        emulate: bool,
+        gelu_from: int | None = None,
+        shared: SharedInput | None = None,
+    ) -> None:
+        """
+        Args:
+            original: K and N divisible by ``ALIGNMENT``.
+            emulate: multiply with PyTorch in float32.
+            gelu_from: the first channel of the input that goes through GELU before; None for none.
+            shared: with the layers that are called with the same tensor.
+        """
+        super().__init__()
+        self.original, self.emulate, self.gelu_from, self.shared = original, emulate, gelu_from, shared
+        if shared is not None:
+            shared.layers += 1
+        with torch.no_grad():
+            weight, scale = quantise(original.weight)
+        self.register_buffer("weight", weight, persistent=False)  # [N, K]
+        self.register_buffer("scale", scale.T, persistent=False)  # [1, N]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [.., K] to [.., N], of the same dtype."""
+        rows, scale = quantise(x, self.gelu_from) if self.shared is None else self.shared.get(x)
+        product = _emulated if self.emulate else _scaled
+        out = product(rows, scale, self.weight, self.scale, self.original.bias, x.dtype)
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    def extra_repr(self) -> str:
+        return f"emulate={self.emulate}, gelu_from={self.gelu_from}"
+
+
+def _scaled(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    return torch._scaled_mm(
+        x, weight.T, scale_a=x_scale, scale_b=weight_scale, bias=bias, out_dtype=dtype, use_fast_accum=True
+    )
+
+
+def _emulated(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    out = (x.float() @ weight.float().T) * x_scale * weight_scale
+    return (out if bias is None else out + bias.float()).to(dtype)
