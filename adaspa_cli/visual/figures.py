@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adaspa_cli.report.drawing import COLOURS
 from adaspa_cli.report.media import data_uri, png_bytes
-from adaspa_cli.visual.probe import WEIGHTS, HeadPicture, MaskRecord
+from adaspa_cli.visual.probe import MASK, SEEN, WEIGHTS, HeadPicture, MaskRecord
 from adaspa_cli.visual.sheet import Tile, draw_sheet
 
 PATTERNS = ("oracle", "block", "column", "diagonal", "diagonal+column")
@@ -68,7 +68,7 @@ def draw_patterns(steps: Mapping[int, HeadPicture], path: Path, title: str) -> N
             f"step {step}",
             [
                 Tile(map_image(picture.means[name], picture.means[WEIGHTS]), _pattern_caption(picture, name))
-                for name in (WEIGHTS, *PATTERNS)
+                for name in names(picture)
             ],
         )
         for step, picture in steps.items()
@@ -79,8 +79,18 @@ def draw_patterns(steps: Mapping[int, HeadPicture], path: Path, title: str) -> N
     sheet.quantize(palette=table, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
 
 
+def names(picture: HeadPicture) -> tuple[str, ...]:
+    """The pictures of a head, in the order in which they are shown."""
+    return tuple(name for name in (WEIGHTS, *PATTERNS, MASK, SEEN) if name in picture.means)
+
+
+def pattern_figure(picture: HeadPicture, name: str) -> str:
+    """What is left of the mass, or what is seen of it."""
+    return f"{'seen' if name == SEEN else 'recall'} {picture.recall[name]:.3f}"
+
+
 def _pattern_caption(picture: HeadPicture, name: str) -> list[str]:
-    return [name] if name == WEIGHTS else [name, f"recall {picture.recall[name]:.3f}"]
+    return [name] if name == WEIGHTS else [name, pattern_figure(picture, name)]
 
 
 def recall_by_step(records: Mapping[tuple[int, int], MaskRecord], layers: Sequence[int]) -> Callable[[Axes], None]:

@@ -89,6 +89,30 @@ def block_pattern(
     return Pattern(keep, total / masses.total)
 
 
+def summary_pattern(
+    weights: HeadWeights, masses: Masses, kept: Tensor, means: Tensor, layout: TokenLayout, block_size: tuple[int, int]
+) -> Pattern:
+    """What a row sees with a summary for each block that a mask leaves out, spread evenly over the block's tokens.
+
+    Args:
+        weights, masses: of the head.
+        kept: bool [Nq, Nk].
+        means: mean key of each block [Nk, D], float32.
+        layout: of the sequence.
+        block_size: tokens of a (query, key) block.
+    """
+    place = token_places(layout, weights.q.device)
+    query_block, key_block = place // block_size[0], place // block_size[1]
+
+    def keep(start: int, rows: Tensor) -> Tensor:
+        part = slice(start, start + rows.shape[0])
+        summaries = torch.exp(weights.q[part] @ means.T * weights.scale - weights.lse[part, None])  # [n, Nk]
+        return torch.where(kept[query_block[part]][:, key_block], rows, summaries[:, key_block])
+
+    total = sum(float(keep(start, rows).sum(dtype=torch.float64)) for start, rows in weights.rows())
+    return Pattern(keep, total / masses.total)
+
+
 def video_share(kept: Tensor, layout: TokenLayout, block_size: tuple[int, int]) -> float:
     """Share of the weights among video tokens that the blocks of a mask, bool [Nq, Nk] of one head, cover."""
     place = torch.arange(layout.video_tokens, device=kept.device) + layout.video_start

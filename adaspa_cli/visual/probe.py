@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout, attention_with_block_sums, block_sums, dense_attention
+from adaspa_cli.attention.backends import resolve
+from adaspa_cli.attention.compensated import NO_COMPENSATION
 from adaspa_cli.attention.mask_conversion import unpack_words
+from adaspa_cli.attention.remainder import block_means
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks import FoundMask
 from adaspa_cli.masks.plan import DENSE, SEARCH
@@ -27,10 +30,12 @@ from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import pack_video, same_video_blocks, with_text
 from adaspa_cli.models.forward import Row
 from adaspa_cli.visual.choice import Choice, check_grid
-from adaspa_cli.visual.patterns import block_pattern, line_patterns, measure, video_share
+from adaspa_cli.visual.made_up import MadeUp, make_up
+from adaspa_cli.visual.patterns import block_pattern, line_patterns, measure, summary_pattern, video_share
 from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size
 
 WEIGHTS = "weights"  # the picture of what no pattern has touched
+MASK, SEEN = "mask", "mask+summaries"  # those of what a run sees that makes up for left-out blocks
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,14 @@ class MaskRecord:
         recall, density: of the step's own mask, as a latency report has them.
         reused: recall of the reference step's mask on this step's weights; None before that step.
         lse: mean LSE of the video's rows.
+        made_up: what makes up for left-out blocks; None of a method that drops them, and of other videos.
     """
 
     recall: list[float]
     density: list[float]
     reused: list[float] | None
     lse: list[float]
+    made_up: MadeUp | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class HeadPicture:
         recall: of each pattern, among video tokens.
         view: uint8 [Nq, Nk]: 0 where the mask leaves a block out, else 1 to 255 by the root of its weight in its row.
         row_recall: share of each query block's weights that the mask keeps [Nq], text included.
+        row_pooled: share that summaries of left-out blocks stand for [Nq]; None without summaries.
     """
 
     means: dict[str, Tensor]
@@ -66,6 +74,7 @@ class HeadPicture:
     recall: dict[str, float]
     view: Tensor
     row_recall: Tensor
+    row_pooled: Tensor | None = None
 
 
 @dataclass
@@ -102,6 +111,11 @@ class AttentionProbe:
     def block_size(self) -> tuple[int, int]:
         return self.policy.block_size
 
+    @property
+    def made_up(self) -> dict[tuple[int, int], MadeUp]:
+        """What makes up for left-out blocks, by (layer, step); empty of a method that drops them."""
+        return {at: record.made_up for at, record in self.records.items() if record.made_up is not None}
+
     def __call__(self, layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend densely: q, k, v [1, H, L, D] to output [1, H, L, D]."""
         probed = (row.branch, row.sample) == ("cond", 0) and self.clock.step in self.choice.steps
@@ -114,9 +128,15 @@ class AttentionProbe:
         out, lse, sums = attention_with_block_sums(q, k, v, self.block_size, backend=self.backend)
         call = Call(layer, self.clock.step, row.branch, row.sample, row.layout)
         found = self._find(call, q, k, v, lse, sums)
-        self._record(layer, row.layout, found, lse, sums[0])
+        made_up, pooled, compensation = None, None, self.policy.compensation
+        if self.detail and compensation != NO_COMPENSATION:
+            backend = resolve(self.backend, q.device)
+            made_up, pooled = make_up(
+                (q, k, v), (out, lse), found.mask, row.layout, backend=backend, compensation=compensation
+            )
+        self._record(layer, row.layout, found, lse, sums[0], made_up)
         if self.detail and layer in self.choice.layers:
-            self._draw(layer, row.layout, found, q, k, lse, sums[0])
+            self._draw(layer, row.layout, found, q, k, lse, sums[0], pooled)
         return out
 
     def _find(self, call: Call, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, sums: Tensor) -> FoundMask:
@@ -129,7 +149,9 @@ class AttentionProbe:
         )
         return dataclasses.replace(found, recall=mask_recall(found.mask.to_bool(), sums[0]))
 
-    def _record(self, layer: int, layout: TokenLayout, found: FoundMask, lse: Tensor, sums: Tensor) -> None:
+    def _record(
+        self, layer: int, layout: TokenLayout, found: FoundMask, lse: Tensor, sums: Tensor, made_up: MadeUp | None
+    ) -> None:
         """Keep the figures of a mask, and of the masks that are tried on these weights."""
         step = self.clock.step
         if step == self.choice.reference:
@@ -147,14 +169,24 @@ class AttentionProbe:
             rounded(found.mask.density()),
             None if reused is None else rounded(reused),
             rounded(lse[0, :, video].mean(-1)),
+            made_up,
         )
 
     def _draw(
-        self, layer: int, layout: TokenLayout, found: FoundMask, q: Tensor, k: Tensor, lse: Tensor, sums: Tensor
+        self,
+        layer: int,
+        layout: TokenLayout,
+        found: FoundMask,
+        q: Tensor,
+        k: Tensor,
+        lse: Tensor,
+        sums: Tensor,
+        pooled: Tensor | None,
     ) -> None:
         """Weights, patterns and video view of the chosen heads.
 
-        Patterns are compared at one share of the weights, that of blocks with the same budget in every row.
+        Patterns are compared at one share of the weights, that of blocks with the same budget in every row. Beside them
+        stands, where left-out blocks are made up for, what the run's own mask and its summaries see.
         """
         kept = found.mask.to_bool()
         sparsity = sparsity_at(self.sparsity, self.clock.step)
@@ -165,6 +197,12 @@ class AttentionProbe:
             share = video_share(alike[head], layout, self.block_size)
             patterns = line_patterns(weights, masses, share)
             patterns["block"] = block_pattern(weights, masses, alike[head], layout, self.block_size)
+            if pooled is not None:
+                patterns[MASK] = block_pattern(weights, masses, kept[head], layout, self.block_size)
+            if self.policy.compensation.pooled:
+                patterns[SEEN] = summary_pattern(
+                    weights, masses, kept[head], block_means(k, self.block_size[1])[0, head], layout, self.block_size
+                )
             keeps = {WEIGHTS: lambda _start, rows: rows} | {name: p.keep for name, p in patterns.items()}
             means = area_means(weights, keeps, cell_size(weights.tokens, self.choice.pixels))
             self.pictures[layer, head, self.clock.step] = HeadPicture(
@@ -173,6 +211,7 @@ class AttentionProbe:
                 {name: pattern.recall for name, pattern in patterns.items()},
                 view_of(sums[head], kept[head], layout.video_blocks(self.block_size[1])).cpu(),
                 ((sums[head] * kept[head]).sum(-1) / sums[head].sum(-1)).cpu(),
+                None if pooled is None or not self.policy.compensation.pooled else pooled[head].cpu(),
             )
 
 

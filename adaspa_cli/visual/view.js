@@ -48,6 +48,8 @@
       `Token ${query.join(",")} (frame, row, column) stands in query block ${own}, which keeps ${count} of ` +
       `${all} key blocks of video (${((100 * count) / all).toFixed(1)} %) and with the text ` +
       `${(100 * data.views[key].recall[own]).toFixed(1)} % of its attention weights.`;
+    const pooled = data.views[key].pooled;
+    if (pooled) says.textContent += ` The summaries of the others stand for ${(100 * pooled[own]).toFixed(1)} %.`;
   }
 
   const canvases = Array.from(place.querySelectorAll("canvas"));

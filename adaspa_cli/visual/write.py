@@ -22,8 +22,8 @@ from adaspa_cli.report.media import data_uri, jpeg
 from adaspa_cli.report.schema import Machine, Search
 from adaspa_cli.report.template import render
 from adaspa_cli.report.typed_json import from_json
-from adaspa_cli.visual import figures, view
-from adaspa_cli.visual.probe import WEIGHTS, MaskRecord, ProbeResult, mean
+from adaspa_cli.visual import figures, made_up_figures, view
+from adaspa_cli.visual.probe import WEIGHTS, HeadPicture, MaskRecord, ProbeResult, mean
 
 PAGE, DATA, VIDEO = "index.html", "data.json", "video.mp4"
 _BUDGETS = {
@@ -50,6 +50,9 @@ def write_pictures(result: ProbeResult, resolved: Resolved, folder: Path) -> Non
         "recall": ("Recall by step", figures.recall_by_step(first.records, choice.layers)),
         "lse": ("LSE by step", figures.lse_by_step(first.records, choice.layers)),
     }
+    if made_up := first.made_up:
+        plots["mass"] = ("What is seen of the mass", made_up_figures.mass_by_step(made_up, choice.layers))
+        plots["error"] = ("Error of the output", made_up_figures.error_by_step(made_up, choice.layers))
     if len(result.videos) > 1:
         plots["videos"] = ("Masks of one video on others", figures.recall_across(found["across"]))
     for name, (_, draw) in plots.items():
@@ -144,8 +147,11 @@ def page(
         shares=shares,
         machine=from_json(Machine, found["machine"]).line(),
         maps=maps,
-        names=(WEIGHTS, *figures.PATTERNS),
+        names=figures.names(next(iter(first.pictures.values()))),
         weights=WEIGHTS,
+        figure=figures.pattern_figure,
+        summaries=first.policy.compensation.pooled,
+        made_up_heats=made_up_figures.made_up_heats(first.made_up) if first.made_up else [],
         picture=figures.map_png,
         drawings=drawings,
         video=data_uri("video/mp4", video.read_bytes()) if result.frames is not None else None,
@@ -175,6 +181,10 @@ def _view_name(at: tuple[int, int, int]) -> str:
     return f"layer {at[0]}, head {at[1]}, step {at[2]}"
 
 
+def _row_pooled(picture: HeadPicture) -> list[float] | None:
+    return None if picture.row_pooled is None else [round(value, 4) for value in picture.row_pooled.tolist()]
+
+
 def view_data(result: ProbeResult, views: dict[str, tuple[int, int, int]]) -> dict[str, Any]:
     """What the script of the page needs, by the names of the views."""
     first, size = result.first, result.first.block_size[0]
@@ -192,6 +202,7 @@ def view_data(result: ProbeResult, views: dict[str, tuple[int, int, int]]) -> di
             name: {
                 "blocks": view.packed(first.pictures[at].view),
                 "recall": [round(value, 4) for value in first.pictures[at].row_recall.tolist()],
+                "pooled": _row_pooled(first.pictures[at]),
             }
             for name, at in views.items()
         },

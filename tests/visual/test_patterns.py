@@ -12,7 +12,7 @@ from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.token_order import sequence_order
 from adaspa_cli.visual import patterns
-from adaspa_cli.visual.patterns import block_pattern, line_patterns, measure, video_share
+from adaspa_cli.visual.patterns import block_pattern, line_patterns, measure, summary_pattern, video_share
 from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size, mass
 
 DENSITIES = [0.02, 0.2, 0.55]
@@ -122,6 +122,23 @@ def test_blocks_are_those_of_the_mask(
     assert found.recall == pytest.approx(float(whole[expected].sum() / whole.sum()), rel=1e-5)
     assert video_share(flags[1], layout, BLOCK) == pytest.approx(float(expected.double().mean()))
     torch.testing.assert_close(mask_recall(flags, sums[0]), mask.recall)
+
+
+def test_summaries_spread_their_weight_over_their_blocks(
+    head: HeadWeights, whole: Tensor, layout: TokenLayout, qkv: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    q, k, _ = (x.double()[0, 1] for x in qkv)
+    _, _, sums = attention_with_block_sums(*qkv, BLOCK, backend="reference")
+    kept = select(sums[0], layout, BLOCK, 0.7, head_adaptive=False).mask.to_bool()[1]
+    blocks = torch.arange(layout.tokens) // 8
+    means = torch.stack([k[blocks == block].mean(0) for block in range(len(kept))])
+    weights = (q @ means.T / 4).exp()[:, blocks] / (q @ k.T / 4).exp().sum(-1, keepdim=True)
+    expected = torch.where(of_video(kept[blocks][:, blocks], layout), whole, of_video(weights, layout))
+    masses = measure(head)
+    found = summary_pattern(head, masses, kept, means.float(), layout, BLOCK)
+    torch.testing.assert_close(kept_of(head, found).double(), expected, atol=1e-6, rtol=1e-4)
+    assert found.recall == pytest.approx(float(expected.sum() / whole.sum()), rel=1e-5)
+    assert block_pattern(head, masses, kept, layout, BLOCK).recall < found.recall < 1
 
 
 @pytest.mark.parametrize("pixels", [1, 4, 10, 33, 105, 500])

@@ -126,6 +126,39 @@ def test_masks_of_adaspa_plus_are_those_of_its_run(
     assert [pattern["share"] for pattern in seen_plus["patterns"]] == pytest.approx([11 / 18, 11 / 18, 5 / 18] * 2)
 
 
+def test_what_makes_up_for_left_out_blocks_is_shown(
+    plus: tuple[dict[str, Any], Path], seen_plus: dict[str, Any], found: dict[str, Any]
+) -> None:
+    """Beside the patterns, by step, by layer and head, and in the video view; nothing of it for plain AdaSpa."""
+    names = {path.name for path in plus[1].iterdir()}
+    assert {"mass.png", "error.png", "layer0-head1.png"} < names
+    text = (plus[1] / "index.html").read_text(encoding="utf-8")
+    for words in (
+        "Seen through summaries, mean of steps 0 to 2",
+        "Error, repaired",
+        "mask+\u200bsummaries",
+        "Crosses:",
+    ):
+        assert words in text
+    for mask in seen_plus["masks"]:
+        made_up = mask["made_up"]
+        assert list(made_up["errors"]) == ["kept blocks", "with summaries", "repaired"]
+        for head in range(2):
+            kept, summaries, repaired = (errors[head] for errors in made_up["errors"].values())
+            assert kept > summaries > repaired > 0
+            assert 0 < made_up["exact"][head] < 1 - made_up["pooled"][head] < 1
+    for pattern in seen_plus["patterns"]:
+        assert pattern["recall"]["mask"] < pattern["recall"]["mask+summaries"] < 1
+        assert f"seen {pattern['recall']['mask+summaries']:.3f}" in text
+    (view_data,) = re.findall(r'id="view-data">(.*?)</script>', text)
+    for shown in json.loads(view_data)["views"].values():
+        assert len(shown["pooled"]) == len(shown["recall"])
+        assert all(
+            0 <= pooled <= 1.001 - recall for pooled, recall in zip(shown["pooled"], shown["recall"], strict=True)
+        )
+    assert all(mask["made_up"] is None for mask in found["masks"])
+
+
 def test_recall_is_of_all_rows_where_a_search_weighs_some(plus: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     """The mask is that of the run; of the rows that chose it, it recalls more than of all."""
     flags = plus[0] | {"search_rows": 8, "decode": False}
