@@ -106,6 +106,8 @@ def _row(
         "density": summary([report.density for report in done.values() if report.density is not None]),
         "skipped": summary([r.cache.skipped for r in done.values() if r.cache and r.cache.skipped is not None]),
         "merged": summary([r.merging.merged for r in done.values() if r.merging and r.merging.merged is not None]),
+        "made_up": summary([r.compensation.work for r in done.values() if r.compensation]),
+        "own_error": summary([r.compensation.after for r in done.values() if r.compensation and r.compensation.after]),
         "phases": _phases(list(done.values())),
         "peak_gpu_bytes": max((r.peak_memory.gpu_bytes or 0 for r in done.values()), default=0) or None,
         "attention_backend": next((report.attention_backend for report in done.values()), None),

@@ -84,6 +84,13 @@ def _latency_table(bench: dict[str, Any]) -> Table:
         columns["skipped"] = [_share(row["skipped"]) for row in bench["rows"]]
         columns["merged"] = [_share(row["merged"]) for row in bench["rows"]]
         notes.append("Skipped: share of blocks or attention calls that a cache left out. Merged: of the video tokens.")
+    if any(row.get("made_up") for row in bench["rows"]):
+        columns["made up for"] = [_share(row["made_up"]) for row in bench["rows"]]
+        columns["own error"] = [_share(row["own_error"]) for row in bench["rows"]]
+        notes.append(
+            "Made up for: what summaries of left-out blocks and probes cost, as a share of dense attention, besides "
+            "the density. Own error: distance of attention from dense attention, as the runs' probes estimate it."
+        )
     if bench["estimated"]:
         columns["steps computed"] = [_computed(row) for row in bench["rows"]]
     gpu = [row["peak_gpu_bytes"] for row in bench["rows"]]
@@ -264,7 +271,7 @@ def rows_csv(bench: dict[str, Any]) -> str:
             line |= _csv_figure(metric, row["quality"][metric], "mean")
         if bench["times"]:
             line |= _csv_times(row)
-        for share in ("density", "skipped", "merged"):
+        for share in ("density", "skipped", "merged", "made_up", "own_error"):
             line[share] = row[share] and row[share]["median"]
         line["peak_gpu_bytes"] = row["peak_gpu_bytes"]
         line["random_weights"] = row["random_weights"]

@@ -389,3 +389,16 @@ def test_what_caches_skip_and_merging_merges_is_in_the_latency_table(hunyuan_fol
     markdown = (tmp_path / "out" / "bench.md").read_text()
     assert f"{merging['merged']['median']:.1%}" in markdown
     assert "Skipped: share of blocks" in markdown
+
+
+def test_what_is_made_up_for_and_the_runs_own_error_are_there_too(hunyuan_folder: Path, tmp_path: Path) -> None:
+    plus = {"name": "plus", "method": "adaspa-plus", "sparsity": 0.5, "search_rows": 4, "probes": 8}
+    rows_ = [{"method": "full"}, plus]
+    bench = make(small_bench(tmp_path, hunyuan_folder, rows=rows_, prompts=PROMPTS[:1]), tmp_path / "out")
+    found = rows(bench)
+    (run,) = found["plus"]["runs"]
+    made_up = json.loads((tmp_path / "out" / run["report"]).read_text())["compensation"]
+    assert found["plus"]["made_up"]["median"] == made_up["work"]
+    assert found["plus"]["own_error"]["median"] == made_up["after"]
+    assert found["full"]["made_up"] is found["full"]["own_error"] is None
+    assert f"{made_up['after']:.1%}" in (tmp_path / "out" / "bench.md").read_text()
