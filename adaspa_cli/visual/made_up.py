@@ -79,20 +79,25 @@ def make_up(
         stages[REPAIR] = compensation
     out, lse = dense
     video = slice(layout.video_start, layout.video_start + layout.video_tokens)
-    wanted = out[0, :, video].float()
-    norm = wanted.norm(dim=(1, 2)).clamp_(min=torch.finfo(torch.float32).tiny)
     errors, masses = {}, []
     for name, stage in stages.items():
         made, seen, estimate = compensated_attention(
             *qkv, mask, layout, qkv[0].shape[-1] ** -0.5, backend=backend, compensation=stage
         )
-        errors[name] = _rounded((made[0, :, video].float() - wanted).norm(dim=(1, 2)) / norm)
+        errors[name] = _rounded(_distance(made[0, :, video], out[0, :, video]))
         masses.append((seen - lse).exp().clamp_(max=1)[0])  # [H, L]
     pooled = (masses[-1] - masses[0]).clamp_(min=0)
     by_block = block_means(pooled[None, ..., None], mask.block_size[0])[0, ..., 0]
     before, after = (None if x is None else _rounded(x[0]) for x in (estimate.before, estimate.after))
     exact = masses[0][:, video].mean(-1)
     return MadeUp(_rounded(exact), _rounded(pooled[:, video].mean(-1)), errors, before, after), by_block
+
+
+def _distance(made: Tensor, wanted: Tensor) -> Tensor:
+    """Norm of the difference of [H, N, D] over the norm of what is wanted: float32 [H]; a head at a time in memory."""
+    tiny = torch.finfo(torch.float32).tiny
+    pairs = ((x.float(), y.float()) for x, y in zip(made, wanted, strict=True))
+    return torch.stack([(x - y).norm() / y.norm().clamp(min=tiny) for x, y in pairs])
 
 
 def _rounded(values: Tensor) -> list[float]:

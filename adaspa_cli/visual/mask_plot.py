@@ -99,6 +99,7 @@ def page(seen: MaskReading, drawn: list[list[Heat]], sheets: dict[tuple[int, int
         files=seen.files,
         cell=seen.choice.cell(seen.files[0].description),
         by_tokens=seen.choice.by_tokens,
+        two_orders=len({file.description.layout.order for file in seen.files}) > 1,
         query=seen.choice.query,
         kept=kept,
         step_overlaps=steps,

@@ -165,7 +165,12 @@ def test_what_a_token_looks_at_is_painted_over_the_frames(tmp_path: Path) -> Non
     result = plot(raster.path, str(hilbert.path), "--query", "1,2,5")
     assert result.exit_code == 0, result.output
     text = (tmp_path / "out" / "raster" / "index.html").read_text()
-    for words in ("along a Hilbert curve", "frame by frame and row by row", "token 1, 2, 5"):
+    for words in (
+        "along a Hilbert curve",
+        "frame by frame and row by row",
+        "token 1, 2, 5",
+        "pairs of tokens are counted",
+    ):
         assert words in text
 
 
@@ -320,7 +325,9 @@ def test_a_full_disk_leaves_nothing(file: MaskFile, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(mask_plot, "page", full)
-    refused(plot(file.path), "No space left on device")
+    result = plot(file.path)
+    assert result.exit_code == 1, result.output
+    assert "the disk is full" in result.stderr
     assert not list((file.path.parent / "out").iterdir())
 
 

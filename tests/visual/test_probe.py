@@ -339,6 +339,22 @@ def test_text_in_front_and_guidance_in_one_batch(hunyuan_folder: Path, tmp_path:
     assert (picture.view[:, : 226 // 16 + 1] > 0).all()  # text is always kept
 
 
+def test_pictures_of_weights_do_not_depend_on_the_token_order(hunyuan_folder: Path, tmp_path: Path) -> None:
+    """Dense attention is the same in any order; text first and learned positions too. Blocks alone are others."""
+    flags = settings(hunyuan_folder, tmp_path, height=64, width=96, frames=9, decode=False, seed=0)
+    asked = ProbeRequest((1,), (0,), (0, 2), 2, 16, None)
+    pipes = {"hunyuan": load_pipeline(resolve(flags).config.model), "cogvideox": cogvideox(), "1.0": cogvideox("1.0")}
+    for name, pipe in pipes.items():
+        raster, hilbert = (
+            probe(pipe, resolve(flags | {"token_order": order}), asked, Listener(), [PROMPT]).first.pictures
+            for order in ("raster", "hilbert")
+        )
+        for at, picture in raster.items():
+            weights, expected = hilbert[at].means["weights"], picture.means["weights"]
+            torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-7, msg=name)
+            assert hilbert[at].recall["block"] != pytest.approx(picture.recall["block"], abs=1e-4), name
+
+
 def test_a_second_look_gets_a_folder_of_its_own(hunyuan_folder: Path, tmp_path: Path) -> None:
     resolved = resolve(small_run(hunyuan_folder, tmp_path, decode=False))
     asked = ProbeRequest(None, None, (0,), 0, 8, None)
