@@ -120,6 +120,10 @@ def _check_method(resolved: Resolved) -> None:
     for key, name in (("cache", method.cache.name), ("merge", method.merge.name)):
         if name != "none":
             raise ConfigError(f"visualize looks at dense attention, without {key} '{name}'")
+    if method.mask_file.masks is not None:
+        raise ConfigError(
+            "visualize searches the masks that it shows", hint="adaspa masks plot draws those of a file; drop masks"
+        )
     if resolved.config.sampling.steps_per_phase is not None:
         raise ConfigError("visualize computes every step", hint="drop steps_per_phase")
 
