@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +43,9 @@ def info(
 
     masks = MaskFile.open(file)
     content = masks.description.as_json()
-    content["layout"]["order"] = masks.description.layout.order  # which the file itself leaves out if it is raster
+    # Which the file itself leaves out where they are what they were in its first version.
+    content["layout"] = dataclasses.asdict(masks.description.layout)
+    content["method"] = dataclasses.asdict(masks.description.method)
     for entry in content["entries"]:
         del entry["digests"]
     data = {"file": str(file), "bytes": file.expanduser().stat().st_size, "checksum": masks.checksum, **content}
@@ -196,6 +199,7 @@ def _facts(data: dict[str, Any]) -> Table:
         "token order": layout["order"],
         "method": f"{method['algorithm']}, sparsity {method['sparsity']:g}, blocks of {data['block_size']}, "
         f"head-adaptive: {'yes' if method['head_adaptive'] else 'no'}",
+        "chosen by": method["selection"] + (", one budget for a layer" if method["layer_budget"] else ""),
         "searched": f"at steps {', '.join(map(str, data['search_steps']))} of {data['steps']}, "
         f"prompts: {len(data['prompts'])}, seeds: {', '.join(map(str, data['seeds']))}",
         "ranking": ranked,

@@ -182,7 +182,9 @@ def _describe(pipe: Any, job: _Job, layers: int, layout: TokenLayout) -> Descrip
         layers=layers,
         heads=family.shape(pipe).heads,
         branches=("cond", "uncond") if both else ("cond",),
-        method=MethodFacts(method.name, method.sparsity, method.adapts_heads, method.lse_cache),
+        method=MethodFacts(
+            method.name, method.sparsity, method.adapts_heads, method.lse_cache, method.selects_by, method.layer_budget
+        ),
         steps=config.sampling.steps,
         search_steps=job.steps,
         prompts=tuple(job.prompts),

@@ -72,6 +72,10 @@ def check_method(masks: MaskFile, method: SearchingConfig) -> None:
         hint = f"--sparsity {facts.method.sparsity:g}; a file made with --keep-ranking serves others"
         _same(masks, "sparsity", facts.method.sparsity, method.sparsity, hint)
         _same(masks, "head_adaptive", facts.method.head_adaptive, method.adapts_heads)
+        hint = f"--selection {facts.method.selection}, by which the masks were chosen"
+        _same(masks, "selection", facts.method.selection, method.selects_by, hint)
+        hint = "--budget layer" if facts.method.layer_budget else "--budget row or head-adaptive"
+        _same(masks, "layer_budget", facts.method.layer_budget, method.layer_budget, hint)
     exact = method.search_steps_for is None
     if exact and facts.search_steps != method.search_steps[: len(facts.search_steps)]:
         hint = "drop --search-steps: with --masks the file's are used"

@@ -22,6 +22,12 @@ from adaspa_cli.attention.mask_conversion import WORD_BITS
 BRANCHES = (("cond",), ("uncond",), ("cond", "uncond"), ("uncond", "cond"))
 ITEM_BYTES = {"I32": 4, "F32": 4, "I16": 2, "F16": 2}
 
+# Fields that are younger than the format, by part of a description, and what they were in files without them.
+_LATER: dict[str, dict[str, Any]] = {
+    "layout": {"order": "raster"},
+    "method": {"selection": "mass", "layer_budget": False},
+}
+
 T = TypeVar("T")
 Place = tuple[int, str, int]  # layer, branch, step
 
@@ -51,6 +57,8 @@ class MethodFacts:
     sparsity: float
     head_adaptive: bool
     lse_cache: bool
+    selection: Literal["mass", "output-error"] = "mass"
+    layer_budget: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,12 +217,14 @@ class Description:
     def as_json(self) -> dict[str, Any]:
         """Plain types, which :meth:`from_json` takes.
 
-        The order of the tokens is younger than the format: it is left out where it is that of older files, so that
-        they are what they were to the last byte.
+        What is younger than the format is left out where it is what it was in older files, so that they are what they
+        were to the last byte.
         """
         content = dataclasses.asdict(self)
-        if self.layout.order == "raster":
-            del content["layout"]["order"]
+        for part, later in _LATER.items():
+            for name, former in later.items():
+                if content[part][name] == former:
+                    del content[part][name]
         return content
 
     @classmethod
@@ -231,12 +241,15 @@ class Description:
         return description
 
 
+_FORMER: dict[type, dict[str, Any]] = {TokenLayout: _LATER["layout"], MethodFacts: _LATER["method"]}
+
+
 def _build(kind: type[T], content: Any, where: str) -> T:
     """A dataclass from a mapping, strictly."""
     if not isinstance(content, dict):
         raise ValueError(f"{where} is not an object")
     hints = get_type_hints(kind)
-    content = ({"order": "raster"} if kind is TokenLayout else {}) | content
+    content = _FORMER.get(kind, {}) | content
     if set(content) != set(hints):
         raise ValueError(f"{where} has other fields: {', '.join(sorted(set(content) ^ set(hints)))[:200]}")
     return kind(**{name: _value(hint, content[name], name) for name, hint in hints.items()})

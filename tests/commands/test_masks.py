@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from adaspa_cli.app import app
 from adaspa_cli.errors import ConfigError
 from adaspa_cli.jobs import search_masks as job
+from adaspa_cli.maskfiles import MethodFacts
 from tests.mask_files import LAYOUT, small_file
 from tests.pipelines import PROMPT, small_run
 
@@ -221,6 +222,15 @@ def test_compare(tmp_path: Path) -> None:
     assert len(lines) == 1 + 4 * 2
     refused(call("masks", "compare", str(first), str(first), "--steps", "2"), "--steps takes two steps")
     refused(call("masks", "compare", str(first), str(first), "--steps", "2,9"), "nothing to compare")
+
+
+def test_what_masks_were_chosen_by_is_told(tmp_path: Path) -> None:
+    facts = MethodFacts("adaspa", 0.75, False, True, "output-error", True)
+    files = [small_file(tmp_path / "mass.safetensors"), small_file(tmp_path / "layer.safetensors", method=facts)]
+    for file, words in zip(files, ("mass", "output-error, one budget for a layer"), strict=True):
+        assert re.search(rf"chosen by +{words} *\n", call("masks", "info", str(file.path)).stdout)
+    told = json.loads(call("masks", "info", str(files[1].path), "--json").stdout)["method"]
+    assert (told["selection"], told["layer_budget"]) == ("output-error", True)
 
 
 def test_token_orders_are_told(tmp_path: Path) -> None:

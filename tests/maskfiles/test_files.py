@@ -163,18 +163,22 @@ def test_an_impossible_description_is_named(changed: dict[str, Any], problem: st
 
 
 @pytest.mark.parametrize(
-    ("layout", "digest"),
+    ("changed", "digest"),
     [
-        (LAYOUT, "aa284da5cd7d65f0876c2c9dd757e44dbde38b2d554bd6d251be922d9e4512fc"),
-        (dataclasses.replace(LAYOUT, order="hilbert"), None),
+        ({}, "aa284da5cd7d65f0876c2c9dd757e44dbde38b2d554bd6d251be922d9e4512fc"),
+        ({"layout": dataclasses.replace(LAYOUT, order="hilbert")}, None),
+        ({"method": MethodFacts("adaspa", 0.75, False, True, "output-error", True)}, None),
     ],
-    ids=["raster", "hilbert"],
+    ids=["first", "hilbert", "scores"],
 )
-def test_the_header_is_to_the_byte_that_of_the_first_files(layout: TokenLayout, digest: str | None) -> None:
+def test_the_header_is_to_the_byte_that_of_the_first_files(changed: dict[str, Any], digest: str | None) -> None:
     """So that files written before can be read: a reader makes the header anew and compares. What is younger than the
     format is there only where it is another than it was then."""
-    facts = description(layout=layout)
+    facts = description(**changed)
     entries = tuple(Entry(*place, (0.5, 0.25), (0.75, 0.5), {"bits": "0" * 64}) for place in facts.places())
-    raw = encode(dataclasses.replace(facts, entries=entries))
+    whole = dataclasses.replace(facts, entries=entries)
+    raw = encode(whole)
     assert (digest is None) or hashlib.sha256(raw).hexdigest() == digest
-    assert (b"order" in raw) == (layout.order != "raster")
+    assert (b"order" in raw) == ("layout" in changed)
+    assert (b"selection" in raw) == (b"layer_budget" in raw) == ("method" in changed)
+    assert Description.from_json(json.loads(json.dumps(whole.as_json()))) == whole

@@ -11,7 +11,7 @@ from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config import MethodConfig, ModelConfig
 from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import MaskFileError
-from adaspa_cli.maskfiles import MaskFile, ModelFacts
+from adaspa_cli.maskfiles import MaskFile, MethodFacts, ModelFacts
 from adaspa_cli.maskfiles.check import check_call, check_method, check_model, check_name, open_masks
 from adaspa_cli.maskfiles.stored import StoredMasks, stored_policy, stored_schedule
 from adaspa_cli.masks import Call, CallPlan
@@ -184,6 +184,10 @@ def test_each_run_has_checks_of_its_own(masks: MaskFile) -> None:
         ({"block_size": 64}, "block_size is 8 in the file and 64 in the run"),
         ({"sparsity": 0.8}, "sparsity is 0.75 in the file and 0.8 in the run"),
         ({"head_adaptive": False}, "head_adaptive is True in the file and False in the run"),
+        (
+            {"head_adaptive": True, "selection": "output-error"},
+            "selection is mass in the file and output-error in the run",
+        ),
         ({"algorithm": "frame-region"}, "algorithm is adaspa in the file and frame-region in the run"),
         ({"search_steps": (3,), "search_steps_for": None}, r"search_steps is \[2, 8\] in the file and \[3\]"),
     ],
@@ -191,6 +195,14 @@ def test_each_run_has_checks_of_its_own(masks: MaskFile) -> None:
 def test_masks_of_another_method_are_refused(masks: MaskFile, settings: dict[str, Any], field: str) -> None:
     with pytest.raises(MaskFileError, match=field):
         open_masks(method(masks=str(masks.path), **settings))
+
+
+def test_masks_of_another_budget_are_refused(tmp_path: Path) -> None:
+    facts = MethodFacts("adaspa", 0.75, False, True, "output-error", True)
+    file = str(small_file(tmp_path / "layer.safetensors", method=facts).path)
+    with pytest.raises(MaskFileError, match="layer_budget is True in the file and False in the run"):
+        open_masks(method(masks=file, selection="output-error", budget="row"))
+    assert open_masks(method(masks=file, selection="output-error", budget="layer")) is not None
 
 
 def test_masks_of_another_token_order_are_refused_before_the_model_is_loaded(tmp_path: Path, masks: MaskFile) -> None:

@@ -86,8 +86,12 @@ class AdaSpaConfig(SearchingConfig):
         return self.selection == "output-error"
 
     @property
+    def layer_budget(self) -> bool:
+        return self.spreading == "layer"
+
+    @property
     def ranks_blocks(self) -> bool:
-        return not self.scores_blocks and self.budget != "layer"
+        return not self.scores_blocks and not self.layer_budget
 
     @property
     def adapts_heads(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from adaspa_cli.config.fields import MOST_STEPS, at_least, check_fields, setting, shown, within
 from adaspa_cli.config.ramp import SparsityRamp
@@ -148,6 +148,16 @@ class SearchingConfig(SparseConfig):
     @property
     def scores_blocks(self) -> bool:
         """Whether blocks are chosen by scores, and not by their mass alone."""
+        return False
+
+    @property
+    def selects_by(self) -> Literal["mass", "output-error"]:
+        """What blocks are chosen by."""
+        return "output-error" if self.scores_blocks else "mass"
+
+    @property
+    def layer_budget(self) -> bool:
+        """Whether the rows of all heads of a layer share one budget of blocks."""
         return False
 
     def check_mask_file(self) -> None:
