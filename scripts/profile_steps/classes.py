@@ -26,9 +26,9 @@ _PATTERNS = tuple(
     for kind, pattern in (
         # Ours, and those behind scaled_dot_product_attention: cuDNN, FlashAttention-2, memory-efficient; FlexAttention.
         (SUMS, r"block_sums_kernel"),
-        (ATTENTION, r"block_sparse_kernel"),
+        (ATTENTION, r"block_sparse_kernel|block_means_kernel"),
         (ATTENTION, r"sdpa|fmha|[Ff]lash_?[Aa]tt|flash_fwd|FlashFwd|MemEffAttention|flex_attention"),
-        (MASKS, r"(weigh_rows|pack_rows|count_flags|list_flags|flag_lists)_kernel"),
+        (MASKS, r"(weigh_rows|pack_rows|count_flags|list_flags|flag_lists|closed_words)_kernel"),
         (MASKS, r"[Ss]ort|fill_index_and_segment|fill_reverse_indices|[tT]op[kK]|radixFind|_assert_async"),
         # cuBLAS (nvjet and sm90_xmma on Hopper), CUTLASS, convolutions of cuDNN, templates of Inductor.
         (GEMM, r"nvjet|xmma|cutlass|cublas|[Gg]emm|GEMM|gem[vk]|splitKreduce|dot_kernel|reduce_1Block"),
@@ -42,7 +42,7 @@ _PATTERNS = tuple(
         (ELEMENTWISE, r"triton_(poi|red|per|spl|for)_"),
         (
             ELEMENTWISE,
-            r"elementwise|reduce_kernel|[Nn]orm|[Ss]oft_?[Mm]ax|RowwiseMoments|[Rr]otary|rope|[Gg]elu|[Ss]ilu",
+            r"elementwise|reduce_kernel|[Nn]orm|[Ss]oft_?[Mm]ax|RowwiseMoments|[Rr]otary|rope|[Gg]elu|[Ss]ilu|quantise_rows",
         ),
     )
 )

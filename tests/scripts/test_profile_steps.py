@@ -69,6 +69,7 @@ NAMES = {
         "triton_poi_fused_cat_mul_7",
         "triton_red_fused__to_copy_add_mul_native_layer_norm_2",
         "triton_per_fused_mean_pow_rsqrt_0",
+        "quantise_rows_kernel",
     ),
     COPIES: (
         "Memcpy DtoD (Device -> Device)",
