@@ -3,8 +3,8 @@
     python -m scripts.paired_rows tiny-plus --against "adaspa sparsity={sparsity}"
 
 Needs the bench's ``bench.json`` and the reports and qualities of its runs. *Work* is the mean density of all attention
-calls, dense ones counted as 1, and what summaries and probes cost. *Error* is the runs' own estimate of their attention
-error after repair.
+calls, dense ones counted as 1 and those that a cache skips as 0, and what summaries and probes cost. *Error* is the
+runs' own estimate of their attention error after repair.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +32,16 @@ class Video:
     error: float | None
 
 
-def videos(folder: Path) -> dict[Place, Video]:
-    """The measured videos of a row's folder."""
+def videos(folder: Path, seeds: Collection[int] | None = None) -> dict[Place, Video]:
+    """The measured videos of a row's folder, of some seeds or of all."""
     found = {}
     for path in sorted(folder.glob("*.quality.json")):
         psnr = json.loads(path.read_text())["metrics"].get("psnr", {}).get("value")
         report = json.loads(path.with_name(path.name.replace(".quality.json", ".report.json")).read_text())
         made_up = report.get("compensation") or {"work": 0.0, "after": None}
-        if psnr is not None:
-            work = report["density"] + made_up["work"]
+        if psnr is not None and (seeds is None or report["seed"] in seeds):
+            skipped = (report.get("cache") or {}).get("skipped") or 0.0
+            work = (report["density"] + made_up["work"]) * (1 - skipped)
             found[report["prompt"], report["seed"]] = Video(psnr, work, made_up["after"])
     return found
 
@@ -53,10 +54,10 @@ def paired(mine: Mapping[Place, Video], yours: Mapping[Place, Video]) -> tuple[f
     return statistics.fmean(both), statistics.stdev(both) / math.sqrt(len(both)), len(both)
 
 
-def table(bench: Path, against: str) -> list[str]:
+def table(bench: Path, against: str, seeds: Collection[int] | None = None) -> list[str]:
     """Lines of Markdown; ``against`` may hold settings of a row in braces."""
     rows = json.loads((bench / "bench.json").read_text())["rows"]
-    by_name = {row["name"]: videos(bench / "runs" / Row(row["name"], {}, "").folder) for row in rows}
+    by_name = {row["name"]: videos(bench / "runs" / Row(row["name"], {}, "").folder, seeds) for row in rows}
     lines = [
         "| row | work | PSNR dB | against | difference dB | videos | error |",
         "|---|---:|---:|---|---:|---:|---:|",
@@ -85,8 +86,9 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bench", type=Path, help="folder of the bench")
     parser.add_argument("--against", default="adaspa sparsity={sparsity}", help="name of the row to compare with")
+    parser.add_argument("--seed", type=int, action="append", help="only videos of this seed; may be repeated")
     chosen = parser.parse_args(arguments)
-    print("\n".join(table(chosen.bench, chosen.against)))
+    print("\n".join(table(chosen.bench, chosen.against, chosen.seed)))
 
 
 if __name__ == "__main__":

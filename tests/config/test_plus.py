@@ -33,7 +33,7 @@ def test_the_preset_sets_every_piece() -> None:
         fresh_lse=True,
         selection="output-error",
         search_rows=8,
-        compensation=Compensation(pooled=True, probes=64, ridge=10.0),
+        compensation=Compensation(pooled=True, probes=128, ridge=30.0),
     )
 
 
@@ -96,7 +96,7 @@ def test_one_sparsity_has_the_searches_of_its_model() -> None:
         fresh_lse=True,
         selection="output-error",
         search_rows=8,
-        compensation=Compensation(pooled=True, probes=64, ridge=10.0),
+        compensation=Compensation(pooled=True, probes=128, ridge=30.0),
     )
 
 

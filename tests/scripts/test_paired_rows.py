@@ -13,6 +13,7 @@ ROWS = {
     "full": [],
     "adaspa sparsity=0.9": [30.0, 32.0, 28.0],
     "plus sparsity=0.9": [40.0, 44.0, 39.0],
+    "plus cache=magcache": [40.0],
 }
 
 
@@ -24,7 +25,8 @@ def bench(tmp_path: Path) -> Path:
         folder.mkdir(parents=True)
         for number, value in enumerate(psnr):
             made_up = {"work": 0.02, "after": 0.05} if name.startswith("plus") else None
-            report: dict[str, Any] = {"prompt": f"caption {number}", "seed": 0, "density": 0.3, "compensation": made_up}
+            report: dict[str, Any] = {"prompt": f"caption {number}", "seed": number % 2, "density": 0.3}
+            report |= {"compensation": made_up, "cache": {"skipped": 0.5} if name.endswith("magcache") else None}
             (folder / f"{number}.report.json").write_text(json.dumps(report))
             (folder / f"{number}.quality.json").write_text(json.dumps({"metrics": {"psnr": {"value": value}}}))
         rows.append({"name": name, "settings": {"sparsity": 0.9}})
@@ -49,5 +51,7 @@ def test_the_table_has_work_difference_and_estimate(bench: Path, capsys: pytest.
     lines = table(bench, "adaspa sparsity={sparsity}")
     assert lines[2] == "| adaspa sparsity=0.9 | 0.300 | 30.00 | – | – | 3 | – |"
     assert lines[3] == "| plus sparsity=0.9 | 0.320 | 41.00 | adaspa sparsity=0.9 | +11.00 ± 0.58 | 3 | 5.0% |"
+    assert lines[4].startswith("| plus cache=magcache | 0.160 | 40.00 |")
+    assert [line.split(" | ")[5] for line in table(bench, "none", [0])[2:]] == ["2", "2", "1"]
     main([str(bench)])
     assert capsys.readouterr().out.splitlines() == lines
