@@ -14,6 +14,7 @@ launches, and *sustained*. TFLOP/s counts kept blocks, and with summaries one ke
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import shlex
 import sys
@@ -29,8 +30,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import adaspa_kernels
-from adaspa_cli.attention import dense
+from adaspa_cli.attention import TokenLayout, dense, resolve
 from adaspa_cli.attention.block_mask import BlockMask, index_dtype
+from adaspa_cli.attention.compensated import Compensation, compensated_attention
 from adaspa_cli.report.machine import machine, versions
 from adaspa_kernels import hopper_block_sparse, schedule, summaries
 from scripts import bench_kernels
@@ -166,17 +168,50 @@ def bench_sparse(table: Table, options: argparse.Namespace, x: Inputs, tokens: i
                 order = by_length(kept.counts, teams)
                 with instead(kept_schedule=lambda *_, order=order: order):
                     table.add(f"{name}, by length", without, work * share)
-            for number in options.variants:
-                with instead(_STRAGGLERS=number or 1, keeps_step=lambda _, n=number: n > 0):
-                    table.add(f"{name}, stragglers 1/{number}", without, work * share)
-            if options.old:
-                import adaspa_kernels_old
-
-                old = partial(
-                    adaspa_kernels_old.block_sparse_attention, x.q, x.k, x.v, kept.counts, kept.indices,
+            for package in options.packages:
+                other = partial(
+                    importlib.import_module(package).block_sparse_attention, x.q, x.k, x.v, kept.counts, kept.indices,
                     key_blocks=kept.key_blocks, block_size=kept.block_size, scale=x.scale, path="hopper",
                 )  # fmt: skip
-                table.add(f"{name}, kernel of before", old, work * share)
+                table.add(f"{name}, {package}", other, work * share)
+
+
+def bench_plus(table: Table, options: argparse.Namespace) -> None:
+    """A layer of adaspa-plus at HunyuanVideo's 720x1280x129, called as the engine calls it, and its search."""
+    layout = TokenLayout(33, 45, 80, 256, "last")
+    x = bench_kernels.inputs(layout.tokens, 128)
+    backend = resolve("triton", DEVICE)
+    full = 4.0 * layout.tokens**2 * 128 * options.heads
+    dense_ms = table.add("dense", lambda: backend.dense(x.q, x.k, x.v, x.scale), full)
+    _, lse = backend.dense(x.q, x.k, x.v, x.scale)
+    for row_stride in (1, 8):
+        sums = table.add(
+            f"cached search, stride {row_stride}",
+            lambda n=row_stride: backend.sums(x.q, x.k, lse, (BLOCK, BLOCK), x.scale, n),
+            full / 2 / row_stride,
+        )
+        search = table.add(
+            f"fused search, stride {row_stride}",
+            lambda n=row_stride: backend.search(x.q, x.k, x.v, (BLOCK, BLOCK), x.scale, n),
+            full + full / 2 / row_stride,
+        )
+        print(f"{'':<52}{sums / dense_ms:.3f} and {search / dense_ms:.3f} of dense attention")
+    hidden = torch.randn(1, layout.tokens, 24 * 128, device=DEVICE, dtype=x.q.dtype)
+    order = torch.randperm(layout.tokens, device=DEVICE)
+    table.add("permutation of the tokens, one way", lambda: hidden.index_select(1, order), size=4.0 * hidden.numel())
+    pieces = {
+        "sparse": Compensation(),
+        "with remainder": Compensation(pooled=True),
+        "with remainder and repair": Compensation(pooled=True, probes=64),
+    }
+    for density in (0.05, 0.1):
+        kept = budget(layout.tokens, options.heads, density)
+        share = float(kept.density().mean())
+        for name, compensation in pieces.items():
+            call = partial(
+                compensated_attention, x.q, x.k, x.v, kept, layout, x.scale, backend=backend, compensation=compensation
+            )
+            table.add(f"layer {share:.1%}, {name}", call)
 
 
 def bench_parts(table: Table, x: Inputs, tokens: int, head_dim: int) -> None:
@@ -235,10 +270,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--variants", type=int, nargs="*", default=[], help="also: all but one in so many teams; 0: no rounds"
-    )
-    parser.add_argument("--old", action="store_true", help="also the package adaspa_kernels_old, if it can be imported")
+    parser.add_argument("--packages", nargs="*", default=[], help="also the sparse kernels of these packages")
+    parser.add_argument("--plus", action="store_true", help="only layers of adaspa-plus at HunyuanVideo's size")
     parser.add_argument("--no-dense", action="store_true")
     parser.add_argument("--json", type=Path, help="write all rows there")
     return parser.parse_args()
@@ -253,7 +286,9 @@ def main() -> int:
     bench_kernels.SUSTAINED_SECONDS = 0.3
     print(versions(), machine(DEVICE), gpu_state(), sep="\n")
     table = Table(options.repeats)
-    for head_dim in options.head_dims:
+    if options.plus:
+        bench_plus(table, options)
+    for head_dim in [] if options.plus else options.head_dims:
         tokens = options.tokens or bench_kernels.TOKENS[head_dim]
         x = bench_kernels.inputs(tokens, head_dim)
         if not options.no_dense:

@@ -32,6 +32,17 @@ class PooledOperator(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
+class AffineOperator(Protocol):
+    """x + ((x - mean) * factor) @ weight + intercept in the ``video`` rows [B, H, L, D] that leave key blocks out.
+
+    Float32 means, factors, intercepts [B, H, 1, D] and weights [B, H, D, D].
+    """
+
+    def __call__(
+        self, x: Tensor, mean: Tensor, factor: Tensor, weight: Tensor, intercept: Tensor, mask: BlockMask, video: range
+    ) -> Tensor: ...
+
+
 class DenseOperator(Protocol):
     """q, k, v [B, H, L, D] to output [B, H, Lq, D] and LSE [B, H, Lq]."""
 
@@ -67,6 +78,7 @@ class Backend:
     block_sizes: tuple[BlockSize, ...] | None = None  # None: any
     dtypes: tuple[torch.dtype, ...] | None = None  # None: any
     pooled: PooledOperator | None = None  # None: a pass of its own over the summaries, merged with the sparse one
+    affine: AffineOperator | None = None  # None: in PyTorch
     describe_dense: Callable[[Tensor, Tensor], dict[str, Any] | None] = lambda _q, _k: None  # the kernel, if chosen
 
 
@@ -120,6 +132,12 @@ def _triton() -> Backend:
         )
         return out, lse, kept_lse
 
+    def affine(
+        x: Tensor, mean: Tensor, factor: Tensor, weight: Tensor, intercept: Tensor, mask: BlockMask, video: range
+    ) -> Tensor:
+        sizes = {"key_blocks": mask.key_blocks, "block": mask.block_size[0]}
+        return adaspa_kernels.add_affine(x, mean, factor, weight, intercept, mask.counts, video=video, **sizes)
+
     def sums(q: Tensor, k: Tensor, lse: Tensor, block_size: BlockSize, scale: float, row_stride: int = 1) -> Tensor:
         return adaspa_kernels.block_sums(q, k, lse, block_size=block_size, scale=scale, row_stride=row_stride)
 
@@ -133,6 +151,7 @@ def _triton() -> Backend:
         block_sizes=adaspa_kernels.BLOCK_SIZES,
         dtypes=adaspa_kernels.HALF_DTYPES,
         pooled=pooled,
+        affine=affine,
         describe_dense=dense.describe,
     )
 

@@ -90,7 +90,7 @@ def compensated_attention(
         return out, lse, Estimate(work, pooled)
     done = repair(
         q, k, v, out, mask, layout,
-        probes=compensation.probes, ridge=compensation.ridge, scale=scale, dense=backend.dense,
+        probes=compensation.probes, ridge=compensation.ridge, scale=scale, dense=backend.dense, affine=backend.affine,
     )  # fmt: skip
     return done.out, lse, Estimate(work, pooled, done.before, done.after)
 

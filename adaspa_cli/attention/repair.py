@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adaspa_cli.attention.backends import AffineOperator
 from adaspa_cli.attention.block_mask import BlockMask
 from adaspa_cli.attention.layout import TokenLayout
 
@@ -72,6 +73,7 @@ def repair(
     ridge: float,
     scale: float,
     dense: DenseOperator,
+    affine: AffineOperator | None = None,
 ) -> Repaired:
     """Repair the sparse output of one call.
 
@@ -84,6 +86,7 @@ def repair(
         ridge: λ, above 0.
         scale: factor of q k^T.
         dense: attends densely from some queries to all keys.
+        affine: applies the map to all rows at once; None: PyTorch does.
     """
     rows = probe_rows(layout, probes, q.device)
     exact = dense(q[:, :, rows], k, v, scale)[0]
@@ -92,14 +95,23 @@ def repair(
     fit = _Fit.of(there, target, ridge)
     whole = exact.float().norm(dim=(2, 3)).clamp_(min=torch.finfo(torch.float32).tiny)
 
-    video = slice(layout.video_start, layout.video_start + layout.video_tokens)
-    repaired = out.clone()
-    for part in _pieces(video, q.device):
-        repaired[:, :, part] += fit.correction(out[:, :, part]).to(out.dtype)
-    repaired[:, :, rows] = exact
-    full = (mask.counts == mask.key_blocks).repeat_interleave(mask.block_size[0], -1, output_size=_padded(mask))
-    torch.where(full[..., : q.shape[2], None], out, repaired, out=repaired)
+    video = range(layout.video_start, layout.video_start + layout.video_tokens)
+    if affine is None:
+        repaired = _apply(fit, out, mask, video)
+    else:
+        repaired = affine(out, fit.mean, fit.factor, fit.weight, fit.intercept, mask, video)
+    full = mask.counts[..., rows // mask.block_size[0], None] == mask.key_blocks
+    repaired[:, :, rows] = torch.where(full, out[:, :, rows], exact)
     return Repaired(repaired, target.norm(dim=(2, 3)) / whole, fit.left_out.norm(dim=(2, 3)) / whole)
+
+
+def _apply(fit: _Fit, out: Tensor, mask: BlockMask, video: range) -> Tensor:
+    """Add the correction to the video rows that leave key blocks out."""
+    repaired = out.clone()
+    for part in _pieces(slice(video.start, video.stop), out.device):
+        repaired[:, :, part] += fit.correction(out[:, :, part]).to(out.dtype)
+    full = (mask.counts == mask.key_blocks).repeat_interleave(mask.block_size[0], -1, output_size=_padded(mask))
+    return torch.where(full[..., : out.shape[2], None], out, repaired, out=repaired)
 
 
 def _padded(mask: BlockMask) -> int:

@@ -20,6 +20,7 @@ from adaspa_kernels.launch import (
 
 if find_spec("triton") is not None:
     # Eager on purpose (0.2 s): imported later, the module `block_sums` would replace the function of that name.
+    from adaspa_kernels.affine import add_affine
     from adaspa_kernels.block_sparse import block_sparse_attention
     from adaspa_kernels.block_sums import block_sums
     from adaspa_kernels.mask_lists import count_flags, flag_lists, list_flags
@@ -36,6 +37,7 @@ __all__ = [
     "PATHS",
     "ROW_STRIDES",
     "Summaries",
+    "add_affine",
     "block_sparse_attention",
     "block_sums",
     "count_flags",

@@ -3,9 +3,9 @@
 Maths, lists and outputs are those of ``block_sparse.py`` (AdaSpa, arXiv 2502.21079; online softmax, arXiv 2307.08691),
 for blocks of 64x64 and 128x128.
 
-Work. The grid is persistent. A *team* takes query blocks from the schedule, heaviest first, one after the other, until
-none is left: so uneven lists cost no idle time. One warp copies, and tells the others what it took; one warpgroup
-multiplies for each 64 query rows.
+Work. The grid is persistent. A *team* takes query blocks from the schedule (``schedule.py``), one after the other,
+until none is left: so uneven lists cost no idle time. One warp copies, and tells the others what it took; one warpgroup
+multiplies for each 64 query rows. A team takes its next row, and looks it up, before the last tiles of this one.
 
     64x64     two teams of one warpgroup (three at D = 64), each with a list and a ring of its own. They share nothing
               but the multiprocessor, so that lists of any lengths go together: while one team's warpgroup takes
@@ -17,6 +17,12 @@ or one block of 128. A list is walked from its end. Its last block comes first, 
 it, where blocks of 64 are odd in number, an empty half: the first step alone pays for masks.
 
     tile 0: entry n-1, and n-2 if n is even, else nothing;  tile t: the next two.  An empty list is one empty tile.
+
+Summaries. Where the launch has them (``summaries.py``), a row that is not full goes on, in the same softmax, with tiles
+of 128 summaries, all of its head's one after the other. With each comes a note of four words from the copying warp:
+whose bit is set is minus infinity. The logarithm of the tokens of a block is taken from the reference, once a row; the
+last block's lacks something if it is ragged, and then the last tile has code of its own. The LSE of the list alone is
+written in between.
 
 Memory. q, k, v and out are [B, H, L, D] views that the copy engine takes: last stride 1, the others multiples of
 16 bytes. It fills rows past the end, and empty halves, with zeros; so P = 0 meets V = 0 there, never NaN. All boxes
@@ -31,7 +37,9 @@ Ring. K and V tiles pass through one ring of ``SLOTS`` slots per team in the ord
 and so on with the next query block, whose first tiles are on their way while the last one is finished. Both sides walk
 the ring one slot at a time, hence one counter and one parity each; tests/kernels/test_hopper_ring.py plays all
 interleavings. Every barrier of the ring expects one arrival of the copy engine (full) or one of each of the threads
-that multiply (empty). So do those of the query block; its place takes the output before it is given back.
+that multiply (empty). So do those of the query block. Its place is given back once the last scores are there; the
+output then leaves through the slot of the last values. Two warpgroups that share their slots cannot do that: their
+output leaves through the place of the queries, before it is given back.
 
 Rounds. Teams that read the same keys at one time find them in the L2 cache. Left to themselves they drift apart until a
 third of the reads misses it; that costs power, and power is what limits these kernels (docs/kernels.md). So a row waits
@@ -79,11 +87,10 @@ from adaspa_kernels.hopper import BLOCK, BOX, THREADS, TILE, boxes, next_slot
 from adaspa_kernels.schedule import kept_schedule
 from adaspa_kernels.summaries import Summaries
 
-_STRAGGLERS = 1 << 30  # a round begins when all but one in so many teams have copied the one before
 RING_BYTES = 6 * 2 * BOX * 128 * 2  # of all teams: six slots of 128 x 128 numbers
 
 _LN_2 = gl.constexpr(1 / LOG2_E)
-_WORDS = gl.constexpr(6)  # of a record
+_WORDS = gl.constexpr(7)  # of a record
 _TAKEN_BEFORE = gl.constexpr(4)  # tiles before the end of a row, the next one is taken
 _RAISED = gl.constexpr(32)  # log2, of the reference over the largest score of the first tile
 # Of the sum of a row's weights. Below the first the reference was not the first tile's largest score: all of them were
@@ -110,9 +117,9 @@ def _scheduled(lists, entry):
 
 
 @gluon.jit
-def _keep_step(progress_ptr, item, teams, stragglers):
-    """Wait until as many rows are copied, or not waited for, as stand before the round of ``item``, but for some."""
-    enough = (item // teams) * teams - stragglers
+def _keep_step(progress_ptr, item, teams):
+    """Wait until as many rows are copied, or not waited for, as stand before the round of ``item``."""
+    enough = (item // teams) * teams
     copied = gl.load(progress_ptr + 1, volatile=True)
     while copied < enough:
         copied = gl.load(progress_ptr + 1, volatile=True)
@@ -171,29 +178,30 @@ def _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS
 
 @gluon.jit
 def _gather_tile(
-    source, pooled, ring, full, slot, batch, head, first_row, second_row, tile, tiles,
+    source, pooled, ring, full, slot, batch, head, first_row, second_row, is_pooled,
     PANELS: gl.constexpr, SUMMARIES: gl.constexpr,
 ):  # fmt: skip
-    """Copy ``tile`` to slot ``slot``: of ``source`` where it is of the list, of ``pooled`` where it comes after it."""
+    """Copy a tile to slot ``slot``: of ``pooled`` if it is one of summaries, of ``source`` if it is of the list."""
     if SUMMARIES:
-        if tile < tiles:
-            _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS)
-        else:
+        if is_pooled:
             _gather(pooled, ring, full, slot, batch, head, first_row, second_row, PANELS)
+        else:
+            _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS)
     else:
         _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS)
 
 
 @gluon.jit
 def _copy(
-    sources, memory, lists, teams, stragglers,
+    sources, memory, lists, teams,
     TEAM: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr, PANELS: gl.constexpr, IN_STEP: gl.constexpr,
     SUMMARIES: gl.constexpr,
 ):  # fmt: skip
     """The copying warp of a team: takes query blocks, says which, and copies their queries and listed tiles."""
     q_source, k_source, v_source, pooled_k, pooled_v = sources
-    q_boxes, q_full, q_empty, ring, full, empty, record = memory
-    order_ptr, key_blocks, items, progress_ptr = lists[0], lists[5], lists[6], lists[7]
+    q_boxes, q_full, q_empty, ring, full, empty, words, record = memory
+    order_ptr = lists[0]
+    key_blocks, items, progress_ptr, words_ptr, word_rows = lists[5:]
     BASE: gl.constexpr = TEAM * SLOTS
     SAID: gl.constexpr = TEAM * _WORDS
     PER_TILE: gl.constexpr = 2 // READERS
@@ -208,11 +216,13 @@ def _copy(
         if IN_STEP:
             if not waited_for:
                 gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
-            _keep_step(progress_ptr, item, teams, stragglers)
+            _keep_step(progress_ptr, item, teams)
         tiles = gl.maximum((count + PER_TILE - 1) // PER_TILE, 1)
         all_tiles = tiles
         if SUMMARIES:
-            all_tiles = tiles + gl.where(listed, (key_blocks + TILE - 1) // TILE, 0)
+            row_tiles = (key_blocks + TILE - 1) // TILE
+            all_tiles = tiles + gl.where(listed, row_tiles, 0)
+            p_words = words_ptr + (row % word_rows).to(gl.int64) * (row_tiles * 4)
         last = _last_block(p_list, count, listed)
         first, second = _tile_rows(p_list, count, listed, key_blocks, 0, tiles, PER_TILE)
         next_first, next_second = _tile_rows(p_list, count, listed, key_blocks, 1, tiles, PER_TILE)
@@ -228,6 +238,7 @@ def _copy(
         _say(record, SAID + 3, batch)
         _say(record, SAID + 4, head)
         _say(record, SAID + 5, query_block)
+        _say(record, SAID + 6, all_tiles - tiles)
         mbarrier.expect(q_full.index(TEAM), READERS * PANELS * BLOCK * BLOCK * 2)
         for reader in gl.static_range(READERS):
             for panel in gl.static_range(PANELS):
@@ -244,15 +255,21 @@ def _copy(
             # One tile ahead, so that the lists' latency passes while the warp waits for slots.
             after_first, after_second = _tile_rows(p_list, count, listed, key_blocks, tile + 1, tiles, PER_TILE)
             if tile < all_tiles:
+                if SUMMARIES:
+                    # All lanes hold all of the words, so that the one that says the tile is coming has stored them.
+                    four = gl.arange(0, 4, gl.BlockedLayout([4], [32], [1], [0]))
+                    b_words = gl.load(p_words + (tile - tiles) * 4 + four, mask=tile >= tiles, other=0)
                 mbarrier.wait(empty.index(BASE + slot), phase)
+                if SUMMARIES:
+                    words.index(BASE + slot).store(b_words)
                 _gather_tile(
-                    k_source, pooled_k, ring, full, BASE + slot, batch, head, next_first, next_second, tile, tiles,
+                    k_source, pooled_k, ring, full, BASE + slot, batch, head, next_first, next_second, tile >= tiles,
                     PANELS, SUMMARIES,
                 )  # fmt: skip
                 slot, phase = next_slot(slot, phase, SLOTS)
             mbarrier.wait(empty.index(BASE + slot), phase)
             _gather_tile(
-                v_source, pooled_v, ring, full, BASE + slot, batch, head, first, second, tile - 1, tiles,
+                v_source, pooled_v, ring, full, BASE + slot, batch, head, first, second, tile > tiles,
                 PANELS, SUMMARIES,
             )  # fmt: skip
             slot, phase = next_slot(slot, phase, SLOTS)
@@ -320,11 +337,11 @@ _BITS_LAYOUT = gl.constexpr(
 
 
 @gluon.jit
-def _load_words(p_words):
+def _load_words(words):
     """Four words of 128 summaries, [4, 1, 4, 1], moved so that a lane finds its bits at the same places as others."""
     words_layout: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, _BITS_LAYOUT)))
     lanes_layout: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, _BITS_LAYOUT)))
-    b_words = gl.load(p_words + gl.arange(0, 4, words_layout))
+    b_words = words.load(words_layout)
     return b_words[:, None, None, None] >> (gl.arange(0, 4, lanes_layout) * 2)[None, None, :, None]
 
 
@@ -342,9 +359,9 @@ def _are_closed(b_words):
 
 @gluon.jit
 def _step(
-    state, b_queries, p_words, ragged, memory, slot, phase, q_phase, scale_log2,
+    state, b_queries, ragged, memory, slot, phase, q_phase, scale_log2,
     TEAM: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr, D: gl.constexpr,
-    dtype: gl.constexpr, FIXED: gl.constexpr, POOLED: gl.constexpr, RAGGED: gl.constexpr,
+    dtype: gl.constexpr, FIXED: gl.constexpr, POOLED: gl.constexpr, RAGGED: gl.constexpr, FEW: gl.constexpr,
 ):  # fmt: skip
     """Issue the products of one tile's keys and of the values of the one before, and weigh the former.
 
@@ -352,7 +369,7 @@ def _step(
     one at ``ragged[0]`` has ``ragged[1]``, an addend of its score, for the tokens that its block lacks.
     """
     b_out, b_weights, b_sum, b_max = state
-    tiles_ring, q_full, full, empty = memory
+    tiles_ring, q_full, full, empty, words = memory
     BASE: gl.constexpr = TEAM * SLOTS
     # The logarithm of the tokens that a summary stands for.
     WORTH: gl.constexpr = 5.0 + READERS
@@ -365,11 +382,11 @@ def _step(
     k_slot = slot
     b_k = tiles_ring.index(BASE + k_slot).permute((1, 0))
     b_s = warpgroup_mma(b_queries, b_k, no_scores, use_acc=False, is_async=True)
+    if POOLED:
+        b_words = _load_words(words.index(BASE + k_slot))
     v_slot, phase = next_slot(slot, phase, SLOTS)
     mbarrier.wait(full.index(BASE + v_slot), phase)
     b_out = warpgroup_mma(b_weights, tiles_ring.index(BASE + v_slot), b_out, is_async=True)
-    if POOLED:
-        b_words = _load_words(p_words)
     b_s = warpgroup_mma_wait(1, deps=[b_s])
     async_copy.mbarrier_arrive(empty.index(BASE + k_slot), increment_count=False)
     if RAGGED:
@@ -384,7 +401,7 @@ def _step(
         # [64, 128]
         b_p = gl.exp2(b_s * scale_log2 - b_reference[:, None])
         # [64, 4], or [64, 16]
-        b_sum = b_sum + (_part(_parts(b_p)) if POOLED else _parts(b_p))
+        b_sum = b_sum + (_part(_parts(b_p)) if FEW else _parts(b_p))
     else:
         # [64]
         b_largest = gl.max(b_s, 1) * scale_log2
@@ -424,9 +441,9 @@ def _attend(
     RAGGED: gl.constexpr,
 ):  # fmt: skip
     """A multiplying warpgroup of a team: 64 rows of each of its query blocks."""
-    out_target, lse_ptr, kept_lse_ptr, again = targets
-    q_boxes, q_full, q_empty, ring, full, empty, record = memory
-    key_tokens, key_blocks, scale_log2, words_ptr, word_rows, ragged_worth = sizes
+    out_target, lse_ptr, again = targets
+    q_boxes, q_full, q_empty, ring, full, empty, words, record = memory
+    key_tokens, scale_log2, kept_offset, ragged = sizes
     SAID: gl.constexpr = TEAM * _WORDS
     PANELS: gl.constexpr = D // BLOCK
     BASE: gl.constexpr = TEAM * SLOTS
@@ -444,7 +461,7 @@ def _attend(
     tiles_ring = ring._reinterpret(dtype, [TEAMS * SLOTS, TILE, D], rows_layout)
     # The output of a team of one warpgroup leaves through the slot of its last values.
     slots_start = ring._reinterpret(dtype, [TEAMS * SLOTS * 2, BLOCK, D], rows_layout)
-    barriers = (tiles_ring, q_full, full, empty)
+    barriers = (tiles_ring, q_full, full, empty, words)
     no_scores = gl.zeros([BLOCK, TILE], gl.float32, scores_layout)
     key = gl.arange(0, TILE, gl.SliceLayout(0, scores_layout))
 
@@ -483,6 +500,8 @@ def _attend(
         b_p = gl.exp2(b_s * scale_log2 - b_reference[:, None])
         # [64, 16], or [64]
         b_sum = _parts(b_p) if FIXED else gl.sum(b_p, 1)
+        if FIXED and SUMMARIES and TEAMS == 3:
+            b_sum = _part(b_sum)
         b_weights = gl.convert_layout(b_p.to(dtype), weights_layout)
         b_out = gl.zeros([BLOCK, D], gl.float32, out_layout)
         slot, phase = next_slot(slot, phase, SLOTS)
@@ -492,33 +511,31 @@ def _attend(
             b_max = b_reference
         for _ in range(1, tiles):
             b_out, b_weights, b_sum, b_max, slot, phase = _step(
-                (b_out, b_weights, b_sum, b_max), b_queries, None, None, barriers, slot, phase, q_phase, scale_log2,
-                TEAM, READERS, SLOTS, D, dtype, FIXED, False, False,
+                (b_out, b_weights, b_sum, b_max), b_queries, None, barriers, slot, phase, q_phase, scale_log2,
+                TEAM, READERS, SLOTS, D, dtype, FIXED, False, False, SUMMARIES and TEAMS == 3,
             )  # fmt: skip
         row = _hear(record, SAID + 2)
         # Past the last query there is room for the rest of the block.
         lse_offset = (row.to(gl.int64) * READERS + READER) * BLOCK
         if SUMMARIES:
-            if FIXED:
+            if FIXED and TEAMS < 3:
                 b_sum = _part(b_sum)
             b_kept = gl.convert_layout(gl.sum(b_sum, 1), row_layout) if FIXED else b_sum
-            gl.store(kept_lse_ptr + lse_offset + gl.arange(0, BLOCK, row_layout), _log_sum(b_max, b_kept))
-            pooled_tiles = gl.where(count < key_blocks, (key_blocks + TILE - 1) // TILE, 0)
-            p_words = words_ptr + (row % word_rows).to(gl.int64) * ((key_blocks + TILE - 1) // TILE * 4)
+            gl.store(lse_ptr + kept_offset + lse_offset + gl.arange(0, BLOCK, row_layout), _log_sum(b_max, b_kept))
+            pooled_tiles = _hear(record, SAID + 6)
             whole_tiles = pooled_tiles
             if RAGGED:
                 whole_tiles = gl.maximum(pooled_tiles - 1, 0)
             for _ in range(whole_tiles):
                 b_out, b_weights, b_sum, b_max, slot, phase = _step(
-                    (b_out, b_weights, b_sum, b_max), b_queries, p_words, None, barriers, slot, phase, q_phase,
-                    scale_log2, TEAM, READERS, SLOTS, D, dtype, FIXED, True, False,
+                    (b_out, b_weights, b_sum, b_max), b_queries, None, barriers, slot, phase, q_phase,
+                    scale_log2, TEAM, READERS, SLOTS, D, dtype, FIXED, True, False, True,
                 )  # fmt: skip
-                p_words += 4
             if RAGGED:
                 for _ in range(whole_tiles, pooled_tiles):
                     b_out, b_weights, b_sum, b_max, slot, phase = _step(
-                        (b_out, b_weights, b_sum, b_max), b_queries, p_words, ((key_blocks - 1) % TILE, ragged_worth),
-                        barriers, slot, phase, q_phase, scale_log2, TEAM, READERS, SLOTS, D, dtype, FIXED, True, True,
+                        (b_out, b_weights, b_sum, b_max), b_queries, ragged, barriers, slot, phase, q_phase,
+                        scale_log2, TEAM, READERS, SLOTS, D, dtype, FIXED, True, True, True,
                     )  # fmt: skip
 
         batch = _hear(record, SAID + 3)
@@ -567,14 +584,15 @@ def _attend(
 # strides of the lists, which are products of such lengths.
 @gluon.jit(
     do_not_specialize=[
-        "heads", "key_tokens", "query_blocks", "key_blocks", "items", "word_rows", "stragglers",
+        "heads", "key_tokens", "query_blocks", "key_blocks", "items", "word_rows", "kept_offset", "ragged_place",
         "stride_ib", "stride_ih", "stride_iq",
     ]
 )  # fmt: skip
 def hopper_block_sparse_kernel(
-    q_source, k_source, v_source, pooled_k, pooled_v, out_target, lse_ptr, kept_lse_ptr, order_ptr, indices_ptr,
+    q_source, k_source, v_source, pooled_k, pooled_v, out_target, lse_ptr, order_ptr, indices_ptr,
     words_ptr, progress_ptr, again_ptr, stride_ib, stride_ih, stride_iq,
-    heads, key_tokens, query_blocks, key_blocks, items, word_rows, stragglers, scale_log2, ragged_worth,
+    heads, key_tokens, query_blocks, key_blocks, items, word_rows, kept_offset, ragged_place,
+    scale_log2, ragged_worth,
     D: gl.constexpr, TEAMS: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr, IN_STEP: gl.constexpr,
     FIXED: gl.constexpr, AGAIN: gl.constexpr, SUMMARIES: gl.constexpr, RAGGED: gl.constexpr,
 ):  # fmt: skip
@@ -602,6 +620,7 @@ def hopper_block_sparse_kernel(
     q_empty = gl.allocate_shared_memory(gl.int64, [TEAMS, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [TEAMS * SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [TEAMS * SLOTS, 1], mbarrier.MBarrierLayout())
+    words = gl.allocate_shared_memory(gl.int32, [TEAMS * SLOTS, 4], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     record = gl.allocate_shared_memory(gl.int32, [TEAMS * _WORDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     for team in gl.static_range(TEAMS):
         mbarrier.init(q_full.index(team), count=1)
@@ -612,17 +631,19 @@ def hopper_block_sparse_kernel(
     fence_async_shared()
 
     # What all roles share.
-    memory = (q_boxes, q_full, q_empty, ring, full, empty, record)
-    lists = (order_ptr, indices_ptr, strides, heads, query_blocks, key_blocks, items, progress_ptr)
+    memory = (q_boxes, q_full, q_empty, ring, full, empty, words, record)
+    lists = (
+        order_ptr, indices_ptr, strides, heads, query_blocks, key_blocks, items, progress_ptr, words_ptr, word_rows
+    )  # fmt: skip
     sources = (q_source, k_source, v_source, pooled_k, pooled_v)
-    targets = (out_target, lse_ptr, kept_lse_ptr, again)
-    sizes = (key_tokens, key_blocks, scale_log2, words_ptr, word_rows, ragged_worth)
+    targets = (out_target, lse_ptr, again)
+    sizes = (key_tokens, scale_log2, kept_offset, (ragged_place, ragged_worth))
     if READERS == 2:
         gl.warp_specialize(
             [
                 (_attend, (targets, memory, sizes, 0, 1, 0, 2, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
                 (_attend, (targets, memory, sizes, 0, 1, 1, 2, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
-                (_copy, (sources, memory, lists, teams, stragglers, 0, 2, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (_copy, (sources, memory, lists, teams, 0, 2, SLOTS, PANELS, IN_STEP, SUMMARIES)),
             ],
             [4, 1],
             [232, 40],
@@ -632,8 +653,8 @@ def hopper_block_sparse_kernel(
             [
                 (_attend, (targets, memory, sizes, 0, 2, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
                 (_attend, (targets, memory, sizes, 1, 2, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
-                (_copy, (sources, memory, lists, teams, stragglers, 0, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
-                (_copy, (sources, memory, lists, teams, stragglers, 1, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
             ],
             [4, 1, 1],
             [232, 40, 40],
@@ -644,9 +665,9 @@ def hopper_block_sparse_kernel(
                 (_attend, (targets, memory, sizes, 0, 3, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
                 (_attend, (targets, memory, sizes, 1, 3, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
                 (_attend, (targets, memory, sizes, 2, 3, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
-                (_copy, (sources, memory, lists, teams, stragglers, 0, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
-                (_copy, (sources, memory, lists, teams, stragglers, 1, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
-                (_copy, (sources, memory, lists, teams, stragglers, 2, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (_copy, (sources, memory, lists, teams, 2, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
             ],
             [4, 4, 1, 1, 1],
             [160, 160, 32, 32, 32],
@@ -670,40 +691,41 @@ def launch(
     """
     batch, heads, query_tokens, head_dim = q.shape
     query_blocks = triton.cdiv(query_tokens, block_size[0])
-    options = launch_options(block_size[0], head_dim, summaries is not None)
+    options = launch_options(block_size[0], head_dim)
     rows = batch * heads * query_blocks
     programs = min(multiprocessors(q.device), triton.cdiv(rows, options["TEAMS"]))
     teams = programs * options["TEAMS"]
     order = kept_schedule(counts, (batch, heads, query_blocks), key_blocks, teams)
     out = torch.empty(batch, query_tokens, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
-    lse = torch.empty(batch, heads, query_blocks * block_size[0], dtype=torch.float32, device=q.device)
+    # With summaries the LSE of the kept blocks comes behind that of all.
+    parts = 1 if summaries is None else 2
+    lse = torch.empty(parts, batch, heads, query_blocks * block_size[0], dtype=torch.float32, device=q.device)
     # Query blocks taken, copied and to compute again; of those, taken and copied.
     progress = torch.zeros(5, dtype=torch.int32, device=q.device)
     again = torch.empty(rows * options["READERS"], dtype=torch.int64, device=q.device)
     fixed = keeps_reference(q.dtype)
     pooled = (k, v) if summaries is None else (summaries.keys, summaries.values)
-    kept_lse = lse if summaries is None else torch.empty_like(lse)
     words = progress if summaries is None else summaries.words
     word_rows = words.numel() // words.shape[-1]
     sources = tuple(boxes(x) for x in (q, k, v, *pooled, out))
     shapes = (
-        *strides, heads, k.shape[2], query_blocks, key_blocks, rows, word_rows, teams // _STRAGGLERS,
+        *strides, heads, k.shape[2], query_blocks, key_blocks, rows, word_rows, lse.stride(0),
+        (key_blocks - 1) % TILE.value,
         scale * LOG2_E, 0.0 if summaries is None else summaries.ragged_worth(k.shape[2]) / scale,
     )  # fmt: skip
     options |= {"SUMMARIES": summaries is not None, "RAGGED": summaries is not None and summaries.ragged(k.shape[2])}
     with torch.cuda.device_of(q):
         kernel = hopper_block_sparse_kernel[(programs,)]
         kernel(
-            *sources, lse, kept_lse, order, indices, words, progress, again, *shapes,
+            *sources, lse, order, indices, words, progress, again, *shapes,
             D=head_dim, IN_STEP=keeps_step(k), FIXED=fixed, AGAIN=False, **options,
         )  # fmt: skip
         if fixed:
             kernel(
-                *sources, lse, kept_lse, again, indices, words, progress, again, *shapes,
+                *sources, lse, again, indices, words, progress, again, *shapes,
                 D=head_dim, IN_STEP=False, FIXED=False, AGAIN=True, **options,
             )  # fmt: skip
-    lses = (lse,) if summaries is None else (lse, kept_lse)
-    return out, *(x[..., :query_tokens] for x in lses)
+    return out, *lse[..., :query_tokens]
 
 
 def keeps_step(k: Tensor) -> bool:
@@ -722,14 +744,14 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def launch_options(block: int, head_dim: int, summaries: bool) -> dict[str, int]:
+def launch_options(block: int, head_dim: int) -> dict[str, int]:
     """Teams, warpgroups of a team, slots of a team's ring, and registers.
 
     With two warpgroups 168 registers a thread for 384 threads are handed out as 232 and 40, with three 128 for 512
-    threads as 160 and 32, which is too little for summaries.
+    threads as 160 and 32.
     """
     readers = block // BOX
-    teams = 1 if readers == 2 else 2 if head_dim == 128 or summaries else 3
+    teams = 1 if readers == 2 else 2 if head_dim == 128 else 3
     slots = RING_BYTES // (2 * BOX * head_dim * 2) // teams
     return {
         "TEAMS": teams, "READERS": readers, "SLOTS": slots, "num_warps": 4, "maxnreg": 168 if teams < 3 else 128

@@ -96,8 +96,9 @@ def test_the_estimate_is_near_the_error() -> None:
 
 
 @pytest.mark.parametrize("layout", [TokenLayout(3, 8, 20, 70, "last"), TokenLayout(3, 8, 20, 70, "first")], ids=str)
-def test_the_kernels_fold_the_remainder_into_the_sparse_pass(layout: TokenLayout, device: torch.device) -> None:
-    """The fused kernel gives what the passes of the reference give, merged: output, LSE and the summaries' share."""
+@pytest.mark.parametrize("probes", [0, 24])
+def test_the_kernels_give_what_pytorch_gives(layout: TokenLayout, probes: int, device: torch.device) -> None:
+    """Summaries in the sparse pass, and a repair in one pass: output, LSE, and what is known of the error."""
     adaspa_kernels = pytest.importorskip("adaspa_kernels", reason="triton is not installed")
     if reason := adaspa_kernels.unavailable(device):
         pytest.skip(reason)
@@ -112,7 +113,9 @@ def test_the_kernels_fold_the_remainder_into_the_sparse_pass(layout: TokenLayout
     for name in ("triton", "reference"):
         backend = resolve(name, device)
         results.append(
-            compensated_attention(q, k, v, mask, layout, SCALE, backend=backend, compensation=Compensation(pooled=True))
+            compensated_attention(
+                q, k, v, mask, layout, SCALE, backend=backend, compensation=Compensation(pooled=True, probes=probes)
+            )
         )
     (out, lse, estimate), (truth, true_lse, true_estimate) = results
     torch.testing.assert_close((out, lse), (truth, true_lse), rtol=4e-3, atol=4e-3)

@@ -183,5 +183,30 @@ def test_hopper_kernels_specialise_warps_and_keep_registers(
         assert "serialized" not in result["assembler"], case
 
 
+# The same with summaries, and how often registers go to memory among a row's products: before, between and after the
+# loops, not within one. Keys: block, head dim, and tokens, 517 of which have a ragged last summary.
+_SPILLED_WITH_SUMMARIES = {
+    (64, 64, 512): {"3.6": (164, 344, 34), "3.7": (272, 412, 11)},
+    (64, 64, 517): {"3.6": (256, 456, 59), "3.7": (352, 492, 12)},
+    (64, 128, 512): {"3.6": (92, 148, 3), "3.7": (96, 156, 4)},
+    (128, 128, 517): {"3.6": (144, 208, 4), "3.7": (164, 196, 4)},
+}
+
+
+def test_summaries_take_no_more_registers_than_are_said(child: Any) -> None:
+    keys = list(_SPILLED_WITH_SUMMARIES)
+    cases = [
+        ("block_sparse", head_dim, block, tokens, True, "hopper", "bfloat16", 0, 1, True)
+        for block, head_dim, tokens in keys
+    ]
+    for key, case, result in zip(keys, cases, child(*cases), strict=True):
+        assert "m64n128k16" in result["shapes"], case
+        assert result["shared"] <= SHARED_MEMORY, case
+        assert "serialized" not in result["assembler"], case
+        stored, loaded, among = _SPILLED_WITH_SUMMARIES[key][version("triton")[:3]]
+        assert f"{stored} bytes spill stores, {loaded} bytes spill loads" in result["assembler"], case
+        assert result["spills"] == among, case
+
+
 if __name__ == "__main__":
     print(json.dumps([_compile(*case) for case in json.loads(sys.argv[1])]))  # noqa: T201

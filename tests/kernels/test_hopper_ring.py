@@ -197,11 +197,11 @@ def copying_role(counts: list[int], slots: int, panels: int, readers: int = 1, s
         (*map(Number, (row, 0, 0, row, count)), Pointer(range(0, 2 * count, 2)), count < KEY_BLOCKS, True)
         for row, count in enumerate(counts)
     ]
-    memory = tuple(map(Slots, ("q", "q_full", "q_empty", "ring", "full", "empty", "record")))
-    lists = (Schedule(), *[None] * 4, Number(KEY_BLOCKS), Number(len(rows)), Progress())
+    memory = tuple(map(Slots, ("q", "q_full", "q_empty", "ring", "full", "empty", "words", "record")))
+    lists = (Schedule(), *[None] * 4, Number(KEY_BLOCKS), Number(len(rows)), Progress(), Anything(), Number(1))
     arguments = {
         "sources": ("Q", "K", "V", "pooled K", "pooled V"), "memory": memory, "lists": lists, "teams": 1,
-        "stragglers": 0, "TEAM": 0, "READERS": readers, "SLOTS": slots, "PANELS": panels, "IN_STEP": False,
+        "TEAM": 0, "READERS": readers, "SLOTS": slots, "PANELS": panels, "IN_STEP": False,
         "SUMMARIES": summaries,
     }  # fmt: skip
     return record(
@@ -216,16 +216,21 @@ def multiplying_role(
 ) -> list[Event]:  # fmt: skip
     """What a multiplying warpgroup does for the same rows."""
     said = iter([*counts, -1])
-    memory = tuple(map(Slots, ("q", "q_full", "q_empty", "ring", "full", "empty", "record")))
+    pooled_tiles = iter([int(count < KEY_BLOCKS) for count in counts])
+
+    def hear(_: object, place: int) -> Number:
+        return Number({0: lambda: next(said), 6: lambda: next(pooled_tiles)}.get(place, lambda: 0)())
+
+    memory = tuple(map(Slots, ("q", "q_full", "q_empty", "ring", "full", "empty", "words", "record")))
     arguments = {
-        "targets": (Anything(), Anything(), Anything(), Anything()), "memory": memory,
-        "sizes": (Number(KEY_BLOCKS * BLOCK), Number(KEY_BLOCKS), 1.0, Anything(), Number(1), 0.0),
+        "targets": (Anything(), Anything(), Anything()), "memory": memory,
+        "sizes": (Number(KEY_BLOCKS * BLOCK), 1.0, 0, (0, 0.0)),
         "TEAM": 0, "TEAMS": 1, "READER": 0, "READERS": readers, "SLOTS": slots, "D": panels * BLOCK,
         "dtype": Anything(), "FIXED": fixed, "SUMMARIES": summaries, "RAGGED": ragged,
     }  # fmt: skip
     return record(
         hopper_block_sparse, "_attend", arguments,
-        _hear=lambda _, place: Number(next(said) if place == 0 else 0), _write_down=lambda *_: None,
+        _hear=hear, _write_down=lambda *_: None, _load_words=lambda _: Anything(),
     )  # fmt: skip
 
 
