@@ -30,7 +30,7 @@ from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import pack_video, same_video_blocks, with_text
 from adaspa_cli.models.forward import Row
 from adaspa_cli.visual.choice import Choice, check_grid
-from adaspa_cli.visual.made_up import MadeUp, make_up
+from adaspa_cli.visual.compensation import Compensated, measure_compensation
 from adaspa_cli.visual.patterns import block_pattern, line_patterns, measure, summary_pattern, video_share
 from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size
 
@@ -46,14 +46,14 @@ class MaskRecord:
         recall, density: of the step's own mask, as a latency report has them.
         reused: recall of the reference step's mask on this step's weights; None before that step.
         lse: mean LSE of the video's rows.
-        made_up: what makes up for left-out blocks; None of a method that drops them, and of other videos.
+        compensated: what makes up for left-out blocks; None of a method that drops them, and of other videos.
     """
 
     recall: list[float]
     density: list[float]
     reused: list[float] | None
     lse: list[float]
-    made_up: MadeUp | None = None
+    compensated: Compensated | None = None
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ class AttentionProbe:
         return self.policy.block_size
 
     @property
-    def made_up(self) -> dict[tuple[int, int], MadeUp]:
+    def compensated(self) -> dict[tuple[int, int], Compensated]:
         """What makes up for left-out blocks, by (layer, step); empty of a method that drops them."""
-        return {at: record.made_up for at, record in self.records.items() if record.made_up is not None}
+        return {at: record.compensated for at, record in self.records.items() if record.compensated is not None}
 
     def __call__(self, layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend densely: q, k, v [1, H, L, D] to output [1, H, L, D]."""
@@ -128,13 +128,13 @@ class AttentionProbe:
         out, lse, sums = attention_with_block_sums(q, k, v, self.block_size, backend=self.backend)
         call = Call(layer, self.clock.step, row.branch, row.sample, row.layout)
         found = self._find(call, q, k, v, lse, sums)
-        made_up, pooled, compensation = None, None, self.policy.compensation
+        compensated, pooled, compensation = None, None, self.policy.compensation
         if self.detail and compensation != NO_COMPENSATION:
             backend = resolve(self.backend, q.device)
-            made_up, pooled = make_up(
+            compensated, pooled = measure_compensation(
                 (q, k, v), (out, lse), found.mask, row.layout, backend=backend, compensation=compensation
             )
-        self._record(layer, row.layout, found, lse, sums[0], made_up)
+        self._record(layer, row.layout, found, lse, sums[0], compensated)
         if self.detail and layer in self.choice.layers:
             self._draw(layer, row.layout, found, q, k, lse, sums[0], pooled)
         return out
@@ -150,7 +150,13 @@ class AttentionProbe:
         return dataclasses.replace(found, recall=mask_recall(found.mask.to_bool(), sums[0]))
 
     def _record(
-        self, layer: int, layout: TokenLayout, found: FoundMask, lse: Tensor, sums: Tensor, made_up: MadeUp | None
+        self,
+        layer: int,
+        layout: TokenLayout,
+        found: FoundMask,
+        lse: Tensor,
+        sums: Tensor,
+        compensated: Compensated | None,
     ) -> None:
         """Keep the figures of a mask, and of the masks that are tried on these weights."""
         step = self.clock.step
@@ -169,7 +175,7 @@ class AttentionProbe:
             rounded(found.mask.density()),
             None if reused is None else rounded(reused),
             rounded(lse[0, :, video].mean(-1)),
-            made_up,
+            compensated,
         )
 
     def _draw(

@@ -22,7 +22,7 @@ from adaspa_cli.report.media import data_uri, jpeg
 from adaspa_cli.report.schema import Machine, Search
 from adaspa_cli.report.template import render
 from adaspa_cli.report.typed_json import from_json
-from adaspa_cli.visual import figures, made_up_figures, view
+from adaspa_cli.visual import compensation_figures, figures, view
 from adaspa_cli.visual.probe import WEIGHTS, HeadPicture, MaskRecord, ProbeResult, mean
 
 PAGE, DATA, VIDEO = "index.html", "data.json", "video.mp4"
@@ -50,9 +50,9 @@ def write_pictures(result: ProbeResult, resolved: Resolved, folder: Path) -> Non
         "recall": ("Recall by step", figures.recall_by_step(first.records, choice.layers)),
         "lse": ("LSE by step", figures.lse_by_step(first.records, choice.layers)),
     }
-    if made_up := first.made_up:
-        plots["mass"] = ("What is seen of the mass", made_up_figures.mass_by_step(made_up, choice.layers))
-        plots["error"] = ("Error of the output", made_up_figures.error_by_step(made_up, choice.layers))
+    if compensated := first.compensated:
+        plots["mass"] = ("What is seen of the mass", compensation_figures.mass_by_step(compensated, choice.layers))
+        plots["error"] = ("Error of the output", compensation_figures.error_by_step(compensated, choice.layers))
     if len(result.videos) > 1:
         plots["videos"] = ("Masks of one video on others", figures.recall_across(found["across"]))
     for name, (_, draw) in plots.items():
@@ -151,7 +151,7 @@ def page(
         weights=WEIGHTS,
         figure=figures.pattern_figure,
         summaries=first.policy.compensation.pooled,
-        made_up_heats=made_up_figures.made_up_heats(first.made_up) if first.made_up else [],
+        compensation_heats=compensation_figures.compensation_heats(first.compensated) if first.compensated else [],
         picture=figures.map_png,
         drawings=drawings,
         video=data_uri("video/mp4", video.read_bytes()) if result.frames is not None else None,

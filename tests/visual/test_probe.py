@@ -141,12 +141,12 @@ def test_what_makes_up_for_left_out_blocks_is_shown(
     ):
         assert words in text
     for mask in seen_plus["masks"]:
-        made_up = mask["made_up"]
-        assert list(made_up["errors"]) == ["kept blocks", "with summaries", "repaired"]
+        compensated = mask["compensated"]
+        assert list(compensated["errors"]) == ["kept blocks", "with summaries", "repaired"]
         for head in range(2):
-            kept, summaries, repaired = (errors[head] for errors in made_up["errors"].values())
+            kept, summaries, repaired = (errors[head] for errors in compensated["errors"].values())
             assert kept > summaries > repaired > 0
-            assert 0 < made_up["exact"][head] < 1 - made_up["pooled"][head] < 1
+            assert 0 < compensated["exact"][head] < 1 - compensated["pooled"][head] < 1
     for pattern in seen_plus["patterns"]:
         assert pattern["recall"]["mask"] < pattern["recall"]["mask+summaries"] < 1
         assert f"seen {pattern['recall']['mask+summaries']:.3f}" in text
@@ -156,7 +156,7 @@ def test_what_makes_up_for_left_out_blocks_is_shown(
         assert all(
             0 <= pooled <= 1.001 - recall for pooled, recall in zip(shown["pooled"], shown["recall"], strict=True)
         )
-    assert all(mask["made_up"] is None for mask in found["masks"])
+    assert all(mask["compensated"] is None for mask in found["masks"])
 
 
 def test_recall_is_of_all_rows_where_a_search_weighs_some(plus: tuple[dict[str, Any], Path], tmp_path: Path) -> None:

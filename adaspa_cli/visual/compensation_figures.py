@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 
 from adaspa_cli.report.drawing import COLOURS
 from adaspa_cli.report.heat import Heat, heat
-from adaspa_cli.visual.made_up import KEPT, REPAIR, SUMMARIES, MadeUp
+from adaspa_cli.visual.compensation import KEPT, REPAIR, SUMMARIES, Compensated
 
-Records = Mapping[tuple[int, int], MadeUp]
+Records = Mapping[tuple[int, int], Compensated]
 """By (layer, step)."""
 
 _STYLES = {KEPT: "o:", SUMMARIES: "s--", REPAIR: "D-"}
@@ -42,8 +42,8 @@ def mass_by_step(records: Records, layers: Sequence[int]) -> Callable[[Axes], No
     return draw
 
 
-def _shares(made_up: MadeUp) -> tuple[float, float, float]:
-    return fmean(made_up.exact), fmean(made_up.pooled), fmean(made_up.unseen)
+def _shares(compensated: Compensated) -> tuple[float, float, float]:
+    return fmean(compensated.exact), fmean(compensated.pooled), fmean(compensated.unseen)
 
 
 def error_by_step(records: Records, layers: Sequence[int]) -> Callable[[Axes], None]:
@@ -56,7 +56,7 @@ def error_by_step(records: Records, layers: Sequence[int]) -> Callable[[Axes], N
             colour = COLOURS[number % len(COLOURS)]
             for stage, style in _STYLES.items():
                 if stage in found[0].errors:
-                    means = [fmean(made_up.errors[stage]) for made_up in found]
+                    means = [fmean(compensated.errors[stage]) for compensated in found]
                     axes.plot(steps, means, style, color=colour, label=f"layer {layer}, {stage}", markersize=3.5)
             estimates = [(step, fmean(one.after)) for step, one in zip(steps, found, strict=True) if one.after]
             if estimates:
@@ -67,13 +67,13 @@ def error_by_step(records: Records, layers: Sequence[int]) -> Callable[[Axes], N
     return draw
 
 
-def made_up_heats(records: Records) -> list[Heat]:
+def compensation_heats(records: Records) -> list[Heat]:
     """Maps by layer and head, mean over the steps that were looked at."""
     steps = sorted({step for _, step in records})
     layers = sorted({layer for layer, _ in records})
     when = f"step {steps[0]}" if len(steps) == 1 else f"mean of steps {steps[0]} to {steps[-1]}"
     stages = list(records[layers[0], steps[0]].errors)
-    figures: dict[str, Callable[[MadeUp], list[float]]] = {"Kept exactly": lambda one: one.exact}
+    figures: dict[str, Callable[[Compensated], list[float]]] = {"Kept exactly": lambda one: one.exact}
     if SUMMARIES in stages:
         figures["Seen through summaries"] = lambda one: one.pooled
     figures |= {f"Error, {stage}": _error_of(stage) for stage in stages}
@@ -83,7 +83,7 @@ def made_up_heats(records: Records) -> list[Heat]:
     ]
 
 
-def _error_of(stage: str) -> Callable[[MadeUp], list[float]]:
+def _error_of(stage: str) -> Callable[[Compensated], list[float]]:
     return lambda one: one.errors[stage]
 
 

@@ -11,8 +11,8 @@ from adaspa_cli.attention.backends import resolve
 from adaspa_cli.attention.compensated import Compensation, compensated_attention
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import with_text
-from adaspa_cli.visual.made_up import KEPT, REPAIR, SUMMARIES, MadeUp, make_up
-from adaspa_cli.visual.made_up_figures import made_up_heats
+from adaspa_cli.visual.compensation import KEPT, REPAIR, SUMMARIES, Compensated, measure_compensation
+from adaspa_cli.visual.compensation_figures import compensation_heats
 
 BLOCK = (8, 8)
 ALL = Compensation(pooled=True, probes=16, ridge=10.0)
@@ -32,9 +32,11 @@ def qkv(layout: TokenLayout) -> QKV:
     return 2 * q, k, v
 
 
-def looked_at(qkv: QKV, layout: TokenLayout, mask: BlockMask, compensation: Compensation) -> tuple[MadeUp, Tensor]:
+def looked_at(qkv: QKV, layout: TokenLayout, mask: BlockMask, compensation: Compensation) -> tuple[Compensated, Tensor]:
     out, lse, _ = attention_with_block_sums(*qkv, BLOCK, backend="reference")
-    return make_up(qkv, (out, lse), mask, layout, backend=resolve("reference", out.device), compensation=compensation)
+    return measure_compensation(
+        qkv, (out, lse), mask, layout, backend=resolve("reference", out.device), compensation=compensation
+    )
 
 
 def sparse_mask(qkv: QKV, layout: TokenLayout) -> BlockMask:
@@ -115,15 +117,15 @@ def test_stages_are_those_of_the_method(
     assert list(found.errors) == stages
     assert (found.after is not None) == (REPAIR in stages)
     assert any(found.pooled) == compensation.pooled
-    titles = [heat.name for heat in made_up_heats({(layer, step): found for layer in (0, 1) for step in (2, 3)})]
+    titles = [heat.name for heat in compensation_heats({(layer, step): found for layer in (0, 1) for step in (2, 3)})]
     summaries = ["Seen through summaries"] if compensation.pooled else []
     assert titles == ["Kept exactly", *summaries, *(f"Error, {stage}" for stage in stages)]
 
 
 def test_maps_are_means_over_steps() -> None:
-    def made_up(exact: float) -> MadeUp:
-        return MadeUp([exact, 0.5], [0.1, 0.1], {KEPT: [exact, 1.0]}, None, None)
+    def compensated(exact: float) -> Compensated:
+        return Compensated([exact, 0.5], [0.1, 0.1], {KEPT: [exact, 1.0]}, None, None)
 
-    kept, error = made_up_heats({(4, 0): made_up(0.25), (4, 2): made_up(0.75)})
+    kept, error = compensation_heats({(4, 0): compensated(0.25), (4, 2): compensated(0.75)})
     assert (kept.title, kept.rows) == ("Kept exactly, mean of steps 0 to 2", [(4, [0.5, 0.5])])
     assert error.rows == [(4, [0.5, 1.0])]

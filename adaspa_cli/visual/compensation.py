@@ -27,7 +27,7 @@ KEPT, SUMMARIES, REPAIR = "kept blocks", "with summaries", "repaired"
 
 
 @dataclass(frozen=True)
-class MadeUp:
+class Compensated:
     """One layer at one step, by head [H].
 
     Attributes:
@@ -50,7 +50,7 @@ class MadeUp:
         return [round(max(0.0, 1 - exact - pooled), 6) for exact, pooled in zip(self.exact, self.pooled, strict=True)]
 
 
-def make_up(
+def measure_compensation(
     qkv: tuple[Tensor, Tensor, Tensor],
     dense: tuple[Tensor, Tensor],
     mask: BlockMask,
@@ -58,7 +58,7 @@ def make_up(
     *,
     backend: Backend,
     compensation: Compensation,
-) -> tuple[MadeUp, Tensor]:
+) -> tuple[Compensated, Tensor]:
     """Attend as a run does, one stage after the other.
 
     Args:
@@ -90,7 +90,7 @@ def make_up(
     by_block = block_means(pooled[None, ..., None], mask.block_size[0])[0, ..., 0]
     before, after = (None if x is None else _rounded(x[0]) for x in (estimate.before, estimate.after))
     exact = masses[0][:, video].mean(-1)
-    return MadeUp(_rounded(exact), _rounded(pooled[:, video].mean(-1)), errors, before, after), by_block
+    return Compensated(_rounded(exact), _rounded(pooled[:, video].mean(-1)), errors, before, after), by_block
 
 
 def _distance(made: Tensor, wanted: Tensor) -> Tensor:
