@@ -14,8 +14,8 @@ from adaspa_cli.errors import ConfigError
 from adaspa_cli.masks.methods.adaspa import AdaSpa
 from adaspa_cli.masks.methods.registry import make_policy
 
-RAMP = "0:0.4,7%:0.5,14%:0.6,21%:0.7,28%:0.8,35%:0.95"
-BY_STEP = (0.4, 0.5, 0.6, 0.7, 0.8, *[0.95] * 9)
+RAMP = "0:0.4,7%:0.5,14%:0.6,21%:0.7,28%:0.8,35%:0.9,50%:0.95"
+BY_STEP = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9, *[0.95] * 7)
 
 
 def method(**settings: Any) -> Any:
@@ -28,7 +28,7 @@ def test_the_preset_sets_every_piece() -> None:
     policy = make_policy(plus.algorithm, 14)
     assert policy == AdaSpa(
         sparsity=BY_STEP,
-        search_steps=(0, 1, 2, 3, 4, 5, 8),
+        search_steps=(0, 1, 2, 3, 4, 5, 7, 8),
         budget="layer",
         fresh_lse=True,
         selection="output-error",
