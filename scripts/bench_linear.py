@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 import adaspa_kernels
 from adaspa_cli.models.fp8_linear import Fp8Linear, SharedInput, quantise_by_torch
 from adaspa_cli.report.machine import machine, versions
+from adaspa_cli.report.typed_json import to_json
 from scripts.bench_kernels import gpu_state, measure
 
 DEVICE = torch.device("cuda")
@@ -230,6 +232,12 @@ def sum_lines(found: dict[str, float]) -> list[str]:
     return lines
 
 
+def as_json(rows: Sequence[Row], step: dict[str, float], about: dict[str, Any]) -> str:
+    """All figures, with the machine and what else there is to say ``about`` the run."""
+    found = {"versions": versions(), "machine": to_json(machine(DEVICE)), **about, "step_seconds": step}
+    return json.dumps(found | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n"
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=VIDEO, help="of the video")
@@ -254,13 +262,12 @@ def main() -> int:
     bench_quantiser(options.tokens, options.repeats, options.compiled, show)
     for product in products(options.tokens):
         bench_product(product, options.repeats, show)
-    print(f"{versions()}\n{machine(DEVICE)}\nGPU before: {before}\nGPU after:  {gpu_state()}\n\n{HEADER}")
+    print(f"{versions()}\n{machine(DEVICE).line()}\nGPU before: {before}\nGPU after:  {gpu_state()}\n\n{HEADER}")
     step = sums(rows)
     print("\n".join([*map(line, rows), *sum_lines(step)]))
     if options.json:
-        found = {"versions": versions(), "machine": machine(DEVICE), "gpu_before": before, "gpu_after": gpu_state()}
-        found |= {"repeats": options.repeats, "step_seconds": step, "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+        about = {"gpu_before": before, "gpu_after": gpu_state(), "repeats": options.repeats}
+        options.json.write_text(as_json(rows, step, about))
     return int(any(row.problem for row in rows))
 
 

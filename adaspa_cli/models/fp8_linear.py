@@ -51,8 +51,8 @@ def quantise_by_torch(x: Tensor, gelu_from: int | None = None) -> Quantised:
     if gelu_from is not None:
         y = torch.cat([y[:, :gelu_from], F.gelu(y[:, gelu_from:], approximate="tanh")], 1)
     largest = y.abs().amax(1, keepdim=True).clamp(min=SMALLEST)
-    # Not LARGEST / largest, which PyTorch computes as a product with the reciprocal.
-    return (y * (torch.full_like(largest, LARGEST) / largest)).clamp(-LARGEST, LARGEST).to(FP8), largest / LARGEST
+    whole = torch.full_like(largest, LARGEST)  # divided by a number, PyTorch may multiply by its reciprocal
+    return (y * (whole / largest)).clamp(-LARGEST, LARGEST).to(FP8), largest / whole
 
 
 def _quantise(x: Tensor, gelu_from: int | None) -> Quantised:

@@ -23,7 +23,7 @@ FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
 SMALLEST = 1e-12  # of a row's maximum: rows of zeros have a scale too
 MAX_COLUMNS = 32_768  # of a row that a program can hold
-COLUMNS_PER_WARP = 1024
+COLUMNS_PER_WARP = 2048  # on an H200 the fastest of 256 to 4096 in the mean of all sizes
 
 
 @triton.jit

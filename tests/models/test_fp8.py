@@ -322,7 +322,9 @@ def test_a_pipeline_on_a_gpu(pipe: Any, compiled: bool) -> None:
     with adaspa_cli.apply(pipe, "full", linear="fp8") as handle:
         assert handle.linears is not None
         found = latents(pipe, **SMALL)
-    assert error(found, emulation) < 0.02
+    # A product that rounds to another bfloat16 may put an element of the next input on the other side of an edge
+    # between two numbers of e4m3. Were all roundings independent, the two would be sqrt(2) times FP8's error apart.
+    assert error(found, emulation) < 2**0.5 * error(emulation, expected)
     assert error(found, expected) < 0.2
     if not compiled:
         assert torch.equal(run(pipe), expected)

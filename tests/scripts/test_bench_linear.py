@@ -1,5 +1,6 @@
 """The linear layers' benchmark's own logic, on the CPU: sums over a step, and a wrong result gets no time."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -53,6 +54,14 @@ def test_a_step_is_all_products_as_often_as_they_run() -> None:
     )
     assert "ratio: 1.00" in bench_linear.sum_lines(sums(found))
     assert sums([*found[:-1], replace(found[-1], problem="wrong")]) == {}
+
+
+def test_figures_are_written_as_json() -> None:
+    found = [Row("single: out", "fp8", 80, 192, 64, 40, milliseconds=1.0)]
+    content = json.loads(bench_linear.as_json(found, {"fp8": 1.5}, {"repeats": 3}))
+    assert content["rows"][0]["milliseconds"] == 1.0
+    assert (content["step_seconds"], content["repeats"]) == ({"fp8": 1.5}, 3)
+    assert content["machine"]["device"] == "cpu"
 
 
 def test_a_wrong_product_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
