@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adaspa_cli.config.fields import MOST_STEPS, at_least, shown
 from adaspa_cli.config.load import check_value, check_values, preset_names, presets_root, read_mapping
 from adaspa_cli.config.schema import PromptConfig
 from adaspa_cli.errors import ConfigError, nearest
@@ -139,8 +140,9 @@ def parse_bench(content: Mapping[str, Any], path: Path) -> BenchSpec:
         if twice:
             raise ConfigError(f"two rows in {origin} have the {what} '{twice.pop()}'", hint="give them a `name:` each")
     warmup = content.get("warmup_steps", BenchSpec.warmup_steps)
-    if not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 0:
-        raise ConfigError(f"warmup_steps in {origin} must be a whole number from 0 on, got {warmup!r}")
+    if not isinstance(warmup, int) or isinstance(warmup, bool):
+        raise ConfigError(f"warmup_steps in {origin} must be a whole number, got {shown(warmup)}")
+    at_least(0, MOST_STEPS)(f"warmup_steps in {origin}", warmup)
     paper = content.get("paper", [])
     return BenchSpec(
         title=str(content.get("title", path.stem)),

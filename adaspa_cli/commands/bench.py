@@ -12,6 +12,7 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
+from adaspa_cli import interrupts
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
 from adaspa_cli.commands.settings import Given
@@ -164,6 +165,7 @@ def _run(console: Console, spec: BenchSpec, task: _Task, *, plan_only: bool) -> 
             console.note(f"{left} runs were left to other processes; the last of them writes the tables of all runs")
     if task.share is not None:
         return _end_part(console, spec, planned, task.share, task.out)
+    interrupts.unwind()  # with tables alone there was no progress bar that said so
     result = write_bench(spec, planned, task.out, paper, console.note, times=task.times)
     _show(console, result, task.out)
     return sum(len(row["failures"]) for row in result["rows"])

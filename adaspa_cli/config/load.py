@@ -66,11 +66,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def key_types() -> dict[str, Any]:
-    """Every key that a file may hold, with its type."""
-    return {key: known.hint for key, known in keys_of(GenerateConfig).items()}
-
-
 def presets_root() -> Path:
     """The folder of presets: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent

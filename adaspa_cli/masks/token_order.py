@@ -51,14 +51,6 @@ def video_order(layout: TokenLayout, device: torch.device | str = "cpu") -> Toke
     return _video_order(layout.frames, layout.height, layout.width, torch.device(device))
 
 
-def sequence_order(layout: TokenLayout, device: torch.device | str = "cpu") -> TokenOrder:
-    """The Hilbert order of a whole sequence of L tokens: text stays where it is, first or last."""
-    video = video_order(layout, device)
-    start, stop = layout.video_start, layout.video_start + layout.video_tokens
-    before, after = (torch.arange(*ends, device=device) for ends in ((0, start), (stop, layout.tokens)))
-    return TokenOrder(*(torch.cat([before, x + start, after]) for x in (video.forward, video.backward)))
-
-
 def token_places(layout: TokenLayout, device: torch.device | str = "cpu") -> Tensor:
     """Place in the sequence of each video token, int64 [N]; the tokens frame by frame and row by row."""
     places = torch.arange(layout.video_tokens, device=device)

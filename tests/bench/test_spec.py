@@ -70,7 +70,8 @@ def test_prompts_come_from_a_file_beside_the_bench(tmp_path: Path) -> None:
         ({"prompts": [" "]}, "a prompt is empty"),
         ({"prompts": "/no/such/file"}, "cannot read prompts"),
         ({"seeds": ["x"]}, "seed in bench.yaml must be a list of whole numbers"),
-        ({"warmup_steps": -1}, "warmup_steps in bench.yaml must be a whole number from 0 on, got -1"),
+        ({"warmup_steps": -1}, "warmup_steps in bench.yaml must be at least 0, got -1"),
+        ({"warmup_steps": 10**9}, "warmup_steps in bench.yaml must be at most 10000, got 1000000000"),
         ({"plots": [{"x": "sparsity", "y": "beauty"}]}, "a plot in bench.yaml must be x and y"),
     ],
 )

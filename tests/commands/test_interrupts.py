@@ -22,6 +22,11 @@ from adaspa_cli.__main__ import main
 sys.exit(main())
 """
 
+# The same when a file is opened whose path holds a text.
+PRESS_AT_FILE = PRESS.replace(
+    'event == "import" and arguments[0] == module', 'module and event == "open" and module in str(arguments[0])'
+)
+
 # Runs a body as a command's, after the point from which there is something to put right.
 BODY = """
 import os, signal, sys, time
@@ -62,6 +67,17 @@ def test_an_import_is_interrupted(tmp_path: Path, module: str) -> None:
     assert done.stderr.count("\n") <= 1
     assert done.stdout == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_tables_alone_are_not_left_half_written(tmp_path: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    bench = tmp_path / "bench.yaml"
+    bench.write_text("rows: [{method: full}]\nprompts: [x]\nrun: {height: 96, width: 96, frames: 9, steps: 2}\n")
+    out = tmp_path / "out"
+    done = run(PRESS_AT_FILE, "rows.partial", "bench", "-c", str(bench), "-o", str(out), "--tables-only")
+    assert done.returncode == EXIT_CODE, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("interrupted; complete runs are kept")
+    assert sorted(path.name for path in out.iterdir()) == ["bench.json", "bench.md"]
 
 
 @pytest.mark.parametrize(

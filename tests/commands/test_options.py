@@ -9,14 +9,15 @@ from adaspa_cli.app import app
 from adaspa_cli.commands import options
 from adaspa_cli.commands.generate import generate
 from adaspa_cli.commands.options import Flag
-from adaspa_cli.config.load import key_types
+from adaspa_cli.config.flat import keys_of
+from adaspa_cli.config.schema import GenerateConfig
 
 TABLE = [value for value in vars(options).values() if isinstance(value, Flag)]
 
 
 @pytest.mark.parametrize("flag", TABLE, ids=lambda flag: flag.key)
 def test_a_flag_is_a_setting_of_a_run(flag: Flag) -> None:
-    assert flag.key in {*key_types(), "config", "set"}
+    assert flag.key in {*keys_of(GenerateConfig), "config", "set"}
     assert flag.text.endswith((".", "float32", "reference"))
 
 

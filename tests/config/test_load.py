@@ -14,7 +14,7 @@ from adaspa_cli.config import GenerateConfig, MethodConfig, Resolved, SamplingCo
 from adaspa_cli.config.caches import Cache
 from adaspa_cli.config.fields import options_of
 from adaspa_cli.config.flat import build, default_of, keys_of
-from adaspa_cli.config.load import check_values, key_types, load_preset, method_config, parse_steps, read_yaml
+from adaspa_cli.config.load import check_values, load_preset, method_config, parse_steps, read_yaml
 from adaspa_cli.config.merging import Merging
 from adaspa_cli.config.methods import AdaSpaConfig, Algorithm
 from adaspa_cli.errors import AdaspaError, ConfigError, ModelError
@@ -93,7 +93,7 @@ def held_by(config: Any) -> dict[str, Any]:
 
 def test_keys_are_unique_over_all_sections() -> None:
     names = [key for section in fields(GenerateConfig) for key in keys_of(type(default_of(section)))]
-    assert sorted(names) == sorted(key_types())
+    assert sorted(names) == sorted(keys_of(GenerateConfig))
 
 
 def test_methods_that_share_a_key_share_its_type_and_default() -> None:
@@ -218,7 +218,7 @@ def test_what_print_config_shows_can_be_given_back(write: Any, flags: dict[str, 
 
 def test_what_print_config_shows_is_one_setting_a_line_with_its_origin() -> None:
     lines = resolve({"steps": 9}).as_yaml().splitlines()
-    assert len(lines) == len(key_types())
+    assert len(lines) == len(keys_of(GenerateConfig))
     assert any(line.startswith("steps: 9 ") and line.endswith("# flag") for line in lines)
 
 
@@ -226,7 +226,7 @@ def test_what_print_config_shows_is_one_setting_a_line_with_its_origin() -> None
 def test_every_model_preset_loads(name: str) -> None:
     resolved = resolve({"model": name})
     assert resolved.config.model.model == name
-    assert set(load_preset("models", name)) <= set(key_types())
+    assert set(load_preset("models", name)) <= set(keys_of(GenerateConfig))
 
 
 @pytest.mark.parametrize("name", preset_names("methods"))
@@ -324,10 +324,12 @@ def build_with(given: dict[str, Any]) -> GenerateConfig:
     return build(GenerateConfig, defaults | check_values(given, "a file"))
 
 
-@pytest.mark.parametrize("key", [key for key, hint in key_types().items() if {int, float} & {*scalars(hint)}])
+@pytest.mark.parametrize(
+    "key", [key for key, known in keys_of(GenerateConfig).items() if {int, float} & {*scalars(known.hint)}]
+)
 def test_every_number_has_bounds(key: str) -> None:
     """Also where the value would be of no use; before torch is there, see below."""
-    hint = key_types()[key]
+    hint = keys_of(GenerateConfig)[key].hint
     scalar = next(iter({int, float} & {*scalars(hint)}))
     wrong: list[Any] = [10**20, -(10**20), 10**400, math.inf, -math.inf, math.nan] + [2.5] * (scalar is int)
     for value in wrong:

@@ -13,8 +13,8 @@ from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles.compare import compare, iou
 from adaspa_cli.maskfiles.orders import TokenPairs
 from adaspa_cli.masks.text import video_part
-from adaspa_cli.masks.token_order import sequence_order
 from tests.mask_files import BLOCK, LAYOUT, block_sums, description, small_file
+from tests.token_orders import sequence_order
 
 
 def test_a_file_overlaps_with_itself_entirely(tmp_path: Path) -> None:

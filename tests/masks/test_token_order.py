@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.masks.token_order import hilbert_index, sequence_order, token_blocks, video_order
+from adaspa_cli.masks.token_order import hilbert_index, token_blocks, video_order
+from tests.token_orders import sequence_order
 
 SIZES = [(1, 1, 1), (1, 1, 7), (2, 2, 2), (9, 32, 32), (5, 3, 13), (33, 2, 1)]
 

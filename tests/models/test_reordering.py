@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import dense_attention
-from adaspa_cli.masks.token_order import sequence_order
 from adaspa_cli.models.forward import Row
 from adaspa_cli.models.registry import attach
 from tests.pipelines import cogvideox, hunyuan_video, latents
+from tests.token_orders import sequence_order
 
 # The same float32 sums in another order, as in tests/models/families.
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}

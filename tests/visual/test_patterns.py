@@ -10,10 +10,10 @@ from torch import Tensor
 from adaspa_cli.attention import TokenLayout, attention_with_block_sums
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
-from adaspa_cli.masks.token_order import sequence_order
 from adaspa_cli.visual import patterns
 from adaspa_cli.visual.patterns import block_pattern, line_patterns, measure, summary_pattern, video_share
 from adaspa_cli.visual.weights import HeadWeights, area_means, cell_size, mass
+from tests.token_orders import sequence_order
 
 DENSITIES = [0.02, 0.2, 0.55]
 BLOCK = (8, 8)
