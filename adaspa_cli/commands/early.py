@@ -32,11 +32,23 @@ def check_early(resolved: Resolved, folder: str, *, may_be_complete: bool = Fals
     architecture.check_early(config.model, config.sampling)
     check_folder(folder)
     if config.method.mask_file.masks is not None:
-        check_readable(Path(config.method.mask_file.masks))
+        check_headers(Path(config.method.mask_file.masks))
     prompts = collect_prompts(config.prompts)
     if not (may_be_complete or config.model.random_weights):
         check_available(config.model.weights)
     return prompts
+
+
+def check_headers(*masks: Path) -> None:
+    """Refuse mask files whose header is not whole.
+
+    Raises:
+        MaskFileError: names the first of them.
+    """
+    from adaspa_cli.files.mask_header import read_header
+
+    for path in masks:
+        read_header(path.expanduser())
 
 
 def check_readable(*masks: Path) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adaspa_cli.commands.command import command
-from adaspa_cli.commands.early import check_readable
+from adaspa_cli.commands.early import check_headers, check_readable
 from adaspa_cli.console import Console
 from adaspa_cli.errors import MaskFileError
 
@@ -38,7 +38,7 @@ def info(
 
     The header alone is read and checked; `adaspa masks verify` checks everything.
     """
-    check_readable(file)
+    check_headers(file)
     from adaspa_cli.maskfiles import MaskFile
 
     masks = MaskFile.open(file)
@@ -93,7 +93,7 @@ def compare(
     pair = None if steps is None else parse_steps(steps)
     if pair is not None and len(pair) != 2:
         raise MaskFileError(f"--steps takes two steps, got '{steps}'", hint="as --steps 10,30")
-    check_readable(first, second)
+    check_headers(first, second)
 
     from adaspa_cli.maskfiles import MaskFile
     from adaspa_cli.maskfiles.compare import compare as overlaps
@@ -152,7 +152,7 @@ def plot(
     flags = {"--at-layers": at_layers, "--at-heads": at_heads, "--steps": steps}
     numbers = [parse_numbers(flag, text) for flag, text in flags.items()]
     token = parse_query(query)
-    check_readable(*files)
+    check_headers(*files)
     check_folder(str(out))
 
     from adaspa_cli.maskfiles import MaskFile

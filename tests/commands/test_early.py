@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from adaspa_cli.app import app
+from adaspa_cli.files.mask_header import FORMAT, LENGTH_BYTES, METADATA, VERSION, checksum_of
 from tests.pipelines import PROMPT, small_run
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy")
@@ -42,6 +43,13 @@ def refused(folder: Path, *arguments: Any) -> tuple[str, str]:
     return told["error"], told["hint"] or ""
 
 
+def write_header(path: Path, checksum: str) -> None:
+    """Write a mask file that describes nothing."""
+    metadata = {"format": FORMAT, "format_version": str(VERSION), "checksum": checksum, "description": "{}"}
+    text = json.dumps({METADATA: metadata}).encode()
+    path.write_bytes(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -69,12 +77,21 @@ def refused(folder: Path, *arguments: Any) -> tuple[str, str]:
         (("bench", "--preset", "tiny-smoke", "--out", "file"), "cannot write to file: "),
         (("masks", "info", "none"), "cannot read masks from none: No such file"),
         (("masks", "verify", "file", "none"), "cannot read masks from none: No such file"),
-        (("masks", "compare", "file", "none"), "cannot read masks from none: No such file"),
-        (("masks", "plot", "file", "--out", "file"), "cannot write to file: "),
+        (("masks", "compare", "none", "file"), "cannot read masks from none: No such file"),
+        (("masks", "plot", "header", "--out", "file"), "cannot write to file: "),
+        ((*RUN, "--masks", "file"), "file is no mask file, or truncated: its header is not whole"),
+        ((*RUN, "--masks", "foreign"), "foreign is a safetensors file, but holds no masks of adaspa"),
+        ((*RUN, "--masks", "changed"), "changed is corrupt: the checksum does not fit its description"),
+        (("masks", "info", "changed"), "changed is corrupt: the checksum does not fit its description"),
+        (("masks", "compare", "header", "changed"), "changed is corrupt: the checksum does not fit its description"),
+        (("masks", "plot", "changed"), "changed is corrupt: the checksum does not fit its description"),
     ],
 )
 def test_nothing_heavy_is_imported_for_a_mistake(tmp_path: Path, arguments: tuple[Any, ...], error: str) -> None:
     (tmp_path / "file").touch()
+    write_header(tmp_path / "header", checksum_of(VERSION, "{}"))
+    write_header(tmp_path / "changed", checksum_of(VERSION, "{ }"))
+    (tmp_path / "foreign").write_bytes((2).to_bytes(LENGTH_BYTES, "little") + b"{}")
     assert refused(tmp_path, *arguments)[0].startswith(error)
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from adaspa_cli.errors import MaskFileError
+from adaspa_cli.files.mask_header import LENGTH_BYTES, VERSION, checksum_of
 from adaspa_cli.maskfiles import MaskFile
-from adaspa_cli.maskfiles.header import LENGTH_BYTES, VERSION, checksum_of
 from tests.mask_files import small_file
 
 MUTATIONS = 4000
