@@ -186,8 +186,8 @@ def test_hopper_kernels_specialise_warps_and_keep_registers(
 # The same with summaries, and how often registers go to memory among a row's products: before, between and after the
 # loops, not within one. Keys: block, head dim, and tokens, 517 of which have a ragged last summary.
 _SPILLED_WITH_SUMMARIES = {
-    (64, 64, 512): {"3.6": (164, 344, 34), "3.7": (272, 412, 11)},
-    (64, 64, 517): {"3.6": (256, 456, 59), "3.7": (352, 492, 12)},
+    (64, 64, 512): {"3.6": (164, 344, 34), "3.7": (344, 484, 11)},
+    (64, 64, 517): {"3.6": (256, 456, 59), "3.7": (376, 516, 12)},
     (64, 128, 512): {"3.6": (92, 148, 3), "3.7": (96, 156, 4)},
     (128, 128, 517): {"3.6": (144, 208, 4), "3.7": (164, 196, 4)},
 }
