@@ -98,7 +98,7 @@ class MaskPolicy(ABC):
 
     @property
     def search_rows(self) -> int:
-        """Of a block's rows every so manieth is weighed in a search."""
+        """A search weighs every Nth row of a block; this is N."""
         return 1
 
     @property

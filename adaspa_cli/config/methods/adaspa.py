@@ -37,7 +37,7 @@ class AdaSpaConfig(SearchingConfig):
         repair_ridge: strength λ of the ridge regression that the repair is.
         max_error: attention error above which a layer attends densely at the next step, and searches a new mask there;
             None is no limit. The probes measure it: relative to the norm of dense attention, after the repair.
-        search_rows: weigh every so manieth row of a block in a search, and a search costs as much less.
+        search_rows: weigh every Nth row of a block in a search; a search then costs an Nth as much.
         lse: where searches after the first take the log-sum-exp from: ``cached`` at the first search, or ``fresh``,
             from the sparse output of the step before, which knows it from the pooled remainder.
     """
