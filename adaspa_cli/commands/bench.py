@@ -15,6 +15,7 @@ from rich.text import Text
 from adaspa_cli import interrupts
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
+from adaspa_cli.commands.early import say_repeated
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.config.load import preset_names
 from adaspa_cli.console import Console
@@ -111,9 +112,8 @@ def _chosen(console: Console, spec: BenchSpec, given: Given, rows: str | None, l
         spec = spec.chosen([name.strip() for name in rows.split(",")])
     if limit is not None:
         spec = dataclasses.replace(spec, prompts=spec.prompts[:limit])
-    for key, values in given.repeated().items():
-        console.note(f"{key} given twice, made once: {', '.join(map(str, values))}")
-    return dataclasses.replace(spec, seeds=tuple(seeds)) if seeds else spec
+    say_repeated(console, "seed", given.seeds() or spec.seeds)
+    return dataclasses.replace(spec, seeds=tuple(dict.fromkeys(seeds or spec.seeds)))
 
 
 def _parse_part(text: str, *, tables_only: bool) -> tuple[int, int]:

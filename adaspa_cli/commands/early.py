@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +15,8 @@ if TYPE_CHECKING:
     from adaspa_cli.config import Resolved
 
 
-def check_early(resolved: Resolved, folder: str, *, may_be_complete: bool = False) -> list[str]:
-    """Check a run as far as that takes no time; returns its prompts.
+def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_complete: bool = False) -> list[str]:
+    """Check a run as far as that takes no time; returns its prompts, each once.
 
     Args:
         folder: where its results go.
@@ -26,17 +28,18 @@ def check_early(resolved: Resolved, folder: str, *, may_be_complete: bool = Fals
     from adaspa_cli.config import architecture
     from adaspa_cli.config.model_source import check_available
     from adaspa_cli.files.folders import check_folder
-    from adaspa_cli.jobs.prompts import collect_prompts
+    from adaspa_cli.jobs.prompts import read_prompts
 
     config = resolved.config
     architecture.check_early(config.model, config.sampling)
     check_folder(folder)
     if config.method.mask_file.masks is not None:
         check_headers(Path(config.method.mask_file.masks))
-    prompts = collect_prompts(config.prompts)
+    prompts = read_prompts(config.prompts)
     if not (may_be_complete or config.model.random_weights):
         check_available(config.model.weights)
-    return prompts
+    say_repeated(console, "prompt", prompts)
+    return list(dict.fromkeys(prompts))
 
 
 def check_headers(*masks: Path) -> None:
@@ -72,8 +75,14 @@ def say_early(console: Console, given: Given, resolved: Resolved) -> None:
     idle = [f"--{key.replace('_', '-')}" for key in method.ignored(given.settings())]
     if idle:
         console.note(f"no effect with method {method.method}: {', '.join(idle)}")
-    for key, values in given.repeated().items():
-        console.note(f"{key} given twice, made once: {', '.join(shortened(str(value), 60) for value in values)}")
+    say_repeated(console, "seed", given.seeds())
     note = random_weights_note(resolved.config.model)
     if note:
         console.note(note)
+
+
+def say_repeated(console: Console, key: str, values: Sequence[object]) -> None:
+    """Say which values were given more than once."""
+    twice = [shortened(str(value), 60) for value, times in Counter(values).items() if times > 1]
+    if twice:
+        console.note(f"{key} given twice, made once: {', '.join(twice)}")

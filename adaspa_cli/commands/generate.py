@@ -43,7 +43,7 @@ def generate(
         settings = {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()}
         console.result(settings, resolved.as_yaml().rstrip())
         return
-    prompts = check_early(resolved, resolved.config.output.out, may_be_complete=resolved.config.output.resume)
+    prompts = check_early(console, resolved, resolved.config.output.out, may_be_complete=resolved.config.output.resume)
     _check_compared(resolved.config, prompts)
     say_early(console, given, resolved)
     _say_schedule(console, resolved)

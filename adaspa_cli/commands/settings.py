@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,13 +48,20 @@ class Given:
         found = check_values(parse_settings(self.texts), "--set") | self.flags
         if isinstance(found.get("search_steps"), str):
             found["search_steps"] = parse_steps(found["search_steps"])
-        return {key: list(dict.fromkeys(value)) if isinstance(value, list) else value for key, value in found.items()}
+        return found
 
-    def repeated(self) -> dict[str, list[Any]]:
-        """Values that a flag was given more than once, by its key."""
-        lists = {key: value for key, value in self.flags.items() if isinstance(value, list)}
-        twice = {key: [item for item in dict.fromkeys(value) if value.count(item) > 1] for key, value in lists.items()}
-        return {key: values for key, values in twice.items() if values}
+    def seeds(self) -> Sequence[int]:
+        """Seeds as they were given: by flags, or else by settings, or else by the file; some may be there twice.
+
+        Raises:
+            ConfigError: they cannot be read.
+        """
+        from adaspa_cli.config.load import check_values, read_yaml
+
+        from_file = read_yaml(self.file) if self.file else {}
+        from_settings = check_values(parse_settings(self.texts), "--set")
+        seeds: Sequence[int] = (from_file | from_settings | self.flags).get("seed", ())
+        return seeds
 
     def resolve(self, **fixed: Any) -> Resolved:
         """The whole configuration; ``fixed`` are settings that the command itself makes.

@@ -87,7 +87,7 @@ def visualize(
         "query": parse_query(query),
         "pixels": pixels,
     }
-    prompts = check_early(resolved, str(out))
+    prompts = check_early(console, resolved, str(out))
     say_early(console, given, resolved)
     console.note("starting ...")
     _run(console, resolved, looked_at, prompts)

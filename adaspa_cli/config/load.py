@@ -208,6 +208,8 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, or
         if "sparsity" in values:  # one for the whole run, unless the same source has a ramp
             settings["sparsity_ramp"] = Setting(None, "default")
         settings.update({key: Setting(value, origin) for key, value in _exact_search(values).items()})
+    seeds = settings["seed"]
+    settings["seed"] = Setting(tuple(dict.fromkeys(seeds.value)), seeds.origin)  # one that is given twice is made once
     config = _build(GenerateConfig, {key: setting.value for key, setting in settings.items()})
     return Resolved(config, settings)
 

@@ -10,7 +10,12 @@ from adaspa_cli.errors import ConfigError
 
 
 def collect_prompts(config: PromptConfig) -> list[str]:
-    """Prompts in order, each once: those given one by one, then those of the file.
+    """Prompts as :func:`read_prompts`, each once."""
+    return list(dict.fromkeys(read_prompts(config)))
+
+
+def read_prompts(config: PromptConfig) -> list[str]:
+    """Prompts in order: those given one by one, then those of the file.
 
     Raises:
         ConfigError: there is none, one is empty, or the file cannot be read.
@@ -22,7 +27,7 @@ def collect_prompts(config: PromptConfig) -> list[str]:
         prompts += _read(config.prompts)
     if not prompts:
         raise ConfigError("no prompt was given", hint="use --prompt TEXT, or --prompts FILE with one a line")
-    return list(dict.fromkeys(prompts))
+    return prompts
 
 
 def _read(name: str) -> list[str]:

@@ -76,6 +76,12 @@ def test_the_plan_shows_what_is_complete_and_makes_nothing(run: Any, tmp_path: P
     assert again[0]["settings"]["sparsity"] == 0.5
 
 
+def test_a_seed_of_a_bench_file_is_made_once(run: Any) -> None:
+    result = run("--plan", "--json", seeds=[1, 1])
+    assert [row["runs"] for row in json.loads(result.stdout)] == [2, 2]
+    assert "seed given twice, made once: 1" in result.stderr
+
+
 def test_several_processes_share_a_bench(run: Any, tmp_path: Path) -> None:
     out, part = tmp_path / "out", run("--part", "2/2")
     assert part.exit_code == 0, part.output

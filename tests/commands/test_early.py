@@ -114,9 +114,14 @@ def test_what_is_quoted_is_cut(tmp_path: Path) -> None:
         (["--method", "tomesd", "--lse-cache"], "--sparsity, --search-steps, --block-size, --lse-cache"),
         (["--seed", "1", "--seed", "1", "--seed", "2"], "seed given twice, made once: 1"),
         (["--prompt", PROMPT], f"prompt given twice, made once: {PROMPT}"),
+        (["--config", "seeds.yaml"], "seed given twice, made once: 3"),
     ],
 )
-def test_flags_that_do_nothing_are_said(hunyuan_folder: Path, tmp_path: Path, arguments: list[str], note: str) -> None:
+def test_flags_that_do_nothing_are_said(
+    hunyuan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], note: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("seeds.yaml").write_text("seed: [3, 3]\n")
     result = generate(hunyuan_folder, tmp_path, *arguments)
     assert result.exit_code == 0, result.output
     assert note in result.stderr
@@ -127,6 +132,7 @@ def test_prompts_come_from_stdin_and_from_a_file_each_once(hunyuan_folder: Path,
     given = "a circle\n# no prompt\n\na square\na circle\n"
     result = generate(hunyuan_folder, tmp_path, "--prompts", "-", stdin=given, prompt=[])
     assert [entry["report"]["prompt"] for entry in json.loads(result.stdout)] == ["a circle", "a square"]
+    assert "prompt given twice, made once: a circle" in result.stderr
     nothing = generate(hunyuan_folder, tmp_path, "--prompts", "-", stdin="", prompt=[])
     assert json.loads(nothing.stdout)["error"] == "stdin holds no prompt"
 

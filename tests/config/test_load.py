@@ -416,3 +416,10 @@ def test_a_file_is_no_model_folder_and_the_message_says_so(write: Any) -> None:
     with pytest.raises(ModelError, match="not a folder") as caught:
         resolve({"model": str(file)})
     assert "does not exist" not in caught.value.message
+
+
+def test_a_seed_that_a_file_gives_twice_is_there_once(tmp_path: Path) -> None:
+    """Whatever is made of each of them: videos, sums of a mask search, pictures."""
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: [3, 1, 3]\n")
+    assert resolve({}, file).config.sampling.seed == (3, 1)
