@@ -14,7 +14,9 @@ from adaspa_cli.bench.render import markdown, rows_csv
 from adaspa_cli.bench.spec import BenchSpec
 from adaspa_cli.files.claims import hold
 from adaspa_cli.files.folders import prepare_folder
-from adaspa_cli.files.whole import write_json, write_text
+from adaspa_cli.files.whole import clear_partial, write_json, write_text
+
+FILES = ("bench.json", "bench.md", "bench.html", "rows.csv")
 
 
 def write_bench(
@@ -39,7 +41,10 @@ def write_bench(
         OutputError: a file cannot be written or a video cannot be read.
     """
     prepare_folder(str(out))
-    with hold(out / ".tables.claim", lambda: note("another process is writing the tables; waiting for it")):
+    with hold(out / ".tables.claim", lambda: note("another process is writing the tables; waiting for it")) as claim:
+        if claim.exclusive:
+            for name in FILES:
+                clear_partial(out / name)
         rows = [current(row, spec) for row in planned]
         measure_bench(rows, note)
         bench = bench_tables(spec, rows, out, paper, times=times)

@@ -23,8 +23,6 @@ from adaspa_cli.console import Console
 if TYPE_CHECKING:
     from adaspa_cli.bench.spec import BenchSpec
 
-FILES = ("bench.json", "bench.md", "bench.html", "rows.csv")
-
 
 @dataclass(frozen=True)
 class _Task:
@@ -200,6 +198,7 @@ def _show_plan(console: Console, planned: list[Any]) -> None:
 
 def _show(console: Console, result: dict[str, Any], out: Path) -> None:
     from adaspa_cli.bench.render import tables, warnings
+    from adaspa_cli.bench.write import FILES
 
     parts: list[Any] = [Text(said) for said in warnings(result)]
     for table in tables(result):

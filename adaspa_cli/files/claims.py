@@ -30,10 +30,11 @@ class Claim:
     Attributes:
         path: of the file.
         left_over: what a process that died had noted in it; empty if there was none.
+        exclusive: whether nobody else holds it: not known on a file system without locks.
     """
 
-    def __init__(self, path: Path, descriptor: int, left_over: str) -> None:
-        self.path, self.left_over = path, left_over
+    def __init__(self, path: Path, descriptor: int, left_over: str, *, exclusive: bool) -> None:
+        self.path, self.left_over, self.exclusive = path, left_over, exclusive
         self._descriptor: int | None = descriptor
 
     def release(self) -> None:
@@ -80,14 +81,14 @@ def take(path: Path, note: str = "") -> Claim | None:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             locked = _lock(descriptor, path)
-            if locked and _is_file(descriptor, path):  # and not one that its holder has removed meanwhile
-                return Claim(path, descriptor, _write_note(descriptor, path, note))
+            if locked is not False and _is_file(descriptor, path):  # and not one that its holder has removed meanwhile
+                return Claim(path, descriptor, _write_note(descriptor, path, note), exclusive=bool(locked))
         except OSError as error:
             if descriptor >= 0:
                 os.close(descriptor)
             raise cannot_write(path, error) from error
         os.close(descriptor)
-        if not locked:
+        if locked is False:
             return None
 
 
@@ -142,7 +143,8 @@ def hold(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[Cla
         yield claim
 
 
-def _lock(descriptor: int, path: Path) -> bool:
+def _lock(descriptor: int, path: Path) -> bool | None:
+    """Whether it is locked now; False if another process has it, None without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -151,6 +153,7 @@ def _lock(descriptor: int, path: Path) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
         _log.warning("%s: no file locks here, so two processes may compute the same", path.parent)
+        return None
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -36,6 +37,12 @@ def whole_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
             _name(partial, path)
     finally:  # Ctrl-C too must not leave a broken file
         partial.unlink(missing_ok=True)
+
+
+def clear_partial(path: Path) -> None:
+    """Remove what processes that were killed have left of a file; nobody may be writing it."""
+    for left in path.parent.glob(f"{glob.escape(path.stem)}{PARTIAL}*{glob.escape(path.suffix)}"):
+        left.unlink(missing_ok=True)
 
 
 def _name(partial: Path, path: Path) -> None:

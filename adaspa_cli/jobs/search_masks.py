@@ -19,6 +19,7 @@ from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import ConfigError, OutputError, RunError
 from adaspa_cli.files.claims import Claim, take
 from adaspa_cli.files.folders import check_folder, prepare_folder
+from adaspa_cli.files.whole import clear_partial
 from adaspa_cli.hooks.clock import Listener, Order
 from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT, digest
 from adaspa_cli.jobs.generate import JobObserver
@@ -116,7 +117,9 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
                 hint="adaspa generate searches masks as it goes",
             )
         prepare_folder(str(options.out.parent))
-        with _claim(options.out):
+        with _claim(options.out) as claim:
+            if claim.exclusive:
+                clear_partial(options.out)
             _search(pipe, job, observer).finish(options.out)
     return MaskFile.open(options.out)
 

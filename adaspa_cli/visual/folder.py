@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from adaspa_cli.files.claims import hold, take
 from adaspa_cli.files.folders import prepare_folder
-from adaspa_cli.files.whole import cannot_write
+from adaspa_cli.files.whole import PARTIAL, cannot_write
+
+_PREFIX = f"{PARTIAL}-"
+_CLAIM = "claim"
 
 
 def whole_folder(out: str, name: str, write: Callable[[Path], None]) -> Path:
@@ -24,13 +30,37 @@ def whole_folder(out: str, name: str, write: Callable[[Path], None]) -> Path:
     """
     parent = prepare_folder(out)
     try:
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=parent) as scratch:
-            partial = Path(scratch) / "pictures"
-            partial.mkdir()
+        with _scratch(parent) as partial:
             write(partial)
             return _place(partial, parent / name)
     except OSError as error:
         raise cannot_write(f"to {parent}", error) from error
+
+
+@contextlib.contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A folder beside those that are whole, which goes at the end, with those that killed processes have left."""
+    with hold(parent / f"{PARTIAL}.claim") as alone:  # nobody clears a folder that is not claimed yet
+        if alone.exclusive:
+            _clear(parent)
+        scratch = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        claim = take(scratch / _CLAIM)
+    try:
+        partial = scratch / "pictures"
+        partial.mkdir()
+        yield partial
+    finally:
+        if claim is not None:
+            claim.release()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _clear(parent: Path) -> None:
+    for scratch in parent.glob(f"{_PREFIX}*/"):
+        claim = take(scratch / _CLAIM)
+        if claim is not None:  # its process is dead
+            shutil.rmtree(scratch, ignore_errors=True)
+            claim.release()
 
 
 def _place(partial: Path, folder: Path) -> Path:

@@ -49,9 +49,11 @@ def test_what_a_killed_process_was_at_is_made_by_another(
     with monkeypatch.context() as patch:
         patch.setattr(write, "write_json", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
         assert at_once(process(spec, out, log)) == [-signal.SIGKILL]
+    (out / "rows.partial7.csv").touch()
     bench = make(spec, out)
     assert [len(row["runs"]) for row in bench["rows"]] == [2, 2]
     assert not list(out.rglob("*-2.*"))
+    assert not list(out.glob("*.partial*"))
 
 
 def test_a_model_of_which_all_runs_are_made_elsewhere_is_not_loaded(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adaspa_cli.errors import OutputError
-from adaspa_cli.files.whole import whole_file, write_json, write_text
+from adaspa_cli.files.whole import clear_partial, whole_file, write_json, write_text
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
@@ -72,3 +72,10 @@ def test_text_replaces_only_where_it_may(tmp_path: Path) -> None:
     assert path.read_text() == "old"
     write_text(path, "new", replace=True)
     assert path.read_text() == "new"
+
+
+def test_what_killed_processes_left_of_one_file_goes(tmp_path: Path) -> None:
+    for name in ("a[1].json", "a[1].partial7.json", "a1.partial7.json", "a[1].partial7.csv"):
+        (tmp_path / name).touch()
+    clear_partial(tmp_path / "a[1].json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a1.partial7.json", "a[1].json", "a[1].partial7.csv"]

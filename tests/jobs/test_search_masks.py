@@ -248,8 +248,10 @@ def test_an_interruption_while_the_file_is_joined_leaves_none(
             search(hunyuan_folder, out)
     assert not list(tmp_path.glob("masks*.safetensors"))
     listener = Listener()
+    (tmp_path / "masks.partial7.safetensors").touch()  # of a process that was killed
     search(hunyuan_folder, out, listener, resume=True)
     assert "video" not in listener.names(), "the search itself was over"
+    assert not list(tmp_path.glob("*.partial*"))
 
 
 def test_a_finished_search_is_left_as_it_is(hunyuan_folder: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from adaspa_cli.errors import DiskFullError
 from adaspa_cli.visual.folder import whole_folder
+from tests.processes import at_once
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
@@ -33,3 +35,19 @@ def test_a_name_that_another_process_takes_meanwhile_is_left_to_it(
     assert whole_folder(str(tmp_path), "x", write) == tmp_path / "x-2"
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["theirs.png"]
     assert [path.name for path in (tmp_path / "x-2").iterdir()] == ["mine.png"]
+
+
+def test_what_a_killed_process_left_goes_and_what_a_live_one_writes_stays(tmp_path: Path) -> None:
+    def killed(folder: Path) -> None:
+        (folder / "half.png").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def write(folder: Path) -> None:
+        (folder / "whole.png").touch()
+        whole_folder(str(tmp_path), "y", lambda other: (other / "other.png").touch())
+
+    assert at_once(lambda: whole_folder(str(tmp_path), "x", killed)) == [-signal.SIGKILL]
+    assert len(list(tmp_path.iterdir())) == 1
+    whole_folder(str(tmp_path), "x", write)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y"]
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["whole.png"]
