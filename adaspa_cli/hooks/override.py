@@ -8,6 +8,7 @@ from typing import Any
 
 Method = Callable[..., Any]
 Wrap = Callable[[Method], Method]
+_STATE = "__getstate__"  # copy asks an instance for it
 
 
 class Override:
@@ -73,6 +74,8 @@ class _Chain:
         self._overrides.append(override)
         self._compose()
         vars(self._owner)[self._name] = self
+        if _STATE not in vars(self._owner):
+            vars(self._owner)[_STATE] = _State(self._owner)
 
     def drop(self, override: Override) -> None:
         self._overrides.remove(override)
@@ -82,6 +85,14 @@ class _Chain:
             del vars(self._owner)[self._name]
             if self._before:
                 vars(self._owner)[self._name] = self._original
+        left = vars(self._owner)
+        if isinstance(left.get(_STATE), _State) and not any(isinstance(value, _Chain) for value in left.values()):
+            del left[_STATE]
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What the instance itself had in its place."""
+        return {self._name: self._original} if self._before else {}
 
     def _compose(self) -> None:
         self._call = self._original
@@ -105,6 +116,29 @@ class _Chain:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "_original"), name)
+
+
+class _State:
+    """What ``copy`` takes of an instance: all but what is ours.
+
+    A copy of an instance must not have the chains, which call the original's methods.
+    """
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+
+    def __call__(self) -> Any:
+        getstate: Any = type(self._owner).__getstate__
+        state = getstate(self._owner)
+        if not isinstance(state, dict):
+            return state
+        left = {name: value for name, value in state.items() if not isinstance(value, _Chain | _State)}
+        for value in state.values():
+            if isinstance(value, _Chain):
+                left |= value.own
+        return left
 
 
 def _owner(instance: Any, name: str) -> Any:

@@ -16,6 +16,7 @@ from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 import adaspa_cli
+from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.override import Override
 from tests.pipelines import cogvideox, hunyuan_video, latents
 
@@ -114,6 +115,35 @@ def test_a_deep_copy_is_as_without_us() -> None:
     Override(counter, "count", tagged("a"))
     assert copy.deepcopy(counter).count() == "mine"
     assert copy.deepcopy(counter.count)() == "mine"
+
+
+def test_a_shallow_copy_is_as_without_us() -> None:
+    scheduler, counter = FlowMatchEulerDiscreteScheduler(), Counter(5)
+    before = set(vars(scheduler))
+    overrides = [
+        Override(scheduler, name, lambda original: lambda _: original(2)) for name in ("set_timesteps", "step")
+    ]
+    copied = copy.copy(scheduler)
+    assert set(vars(copied)) == before
+    copied.set_timesteps(7)
+    assert len(copied.timesteps) == 7
+    assert len(scheduler.timesteps) == 1000
+    for override in overrides:
+        override.restore()
+    assert set(vars(scheduler)) == before
+    counter.count = lambda: "mine"  # type: ignore[method-assign]
+    Override(counter, "count", tagged("a"))
+    assert copy.copy(counter).count() == "mine"
+
+
+def test_a_shallow_copy_of_an_attached_pipeline_s_parts() -> None:
+    pipe = cogvideox()
+    with adaspa_cli.apply(pipe):
+        copied = copy.copy(pipe.transformer)
+        assert copied.cache_context.__self__ is copied
+        with pytest.raises(RunError, match="is a copy of one that adaspa was applied to"):
+            copied(timestep=pipe.scheduler.timesteps[:1])
+    assert "__getstate__" not in vars(pipe.transformer)
 
 
 def test_a_compiled_module_s_method_is_replaced_where_it_is() -> None:
