@@ -143,7 +143,11 @@ def parse_bench(content: Mapping[str, Any], path: Path) -> BenchSpec:
     if not isinstance(warmup, int) or isinstance(warmup, bool):
         raise ConfigError(f"warmup_steps in {origin} must be a whole number, got {shown(warmup)}")
     at_least(0, MOST_STEPS)(f"warmup_steps in {origin}", warmup)
-    paper = content.get("paper", [])
+    paper, plots = content.get("paper", []), content.get("plots", [])
+    if not isinstance(plots, list):
+        raise ConfigError(
+            f"plots in {origin} must be a list of plots, got {shown(plots)}", hint="plots: [{x: sparsity, y: psnr}]"
+        )
     return BenchSpec(
         title=str(content.get("title", path.stem)),
         source=origin,
@@ -153,7 +157,7 @@ def parse_bench(content: Mapping[str, Any], path: Path) -> BenchSpec:
         about=str(content.get("about", "")),
         run=_settings(content.get("run", {}), f"'run' of {origin}"),
         paper=tuple(map(str, paper if isinstance(paper, list) else [paper])),
-        plots=tuple(_plot(plot, origin) for plot in content.get("plots", [])),
+        plots=tuple(_plot(plot, origin) for plot in plots),
         warmup_steps=warmup,
     )
 

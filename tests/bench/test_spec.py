@@ -72,6 +72,8 @@ def test_prompts_come_from_a_file_beside_the_bench(tmp_path: Path) -> None:
         ({"seeds": ["x"]}, "seed in bench.yaml must be a list of whole numbers"),
         ({"warmup_steps": -1}, "warmup_steps in bench.yaml must be at least 0, got -1"),
         ({"warmup_steps": 10**9}, "warmup_steps in bench.yaml must be at most 10000, got 1000000000"),
+        ({"plots": 3}, "plots in bench.yaml must be a list of plots, got 3"),
+        ({"plots": None}, "plots in bench.yaml must be a list of plots, got None"),
         ({"plots": [{"x": "sparsity", "y": "beauty"}]}, "a plot in bench.yaml must be x and y"),
     ],
 )

@@ -75,6 +75,7 @@ def write_header(path: Path, checksum: str) -> None:
         (("visualize", "--prompt", "x", "--set", "frames=6"), "the model makes 4k + 1 frames, got 6"),
         (("visualize", "--prompt", "x", "--out", "file"), "cannot write to file: "),
         (("bench", "--preset", "tiny-smoke", "--out", "file"), "cannot write to file: "),
+        (("bench", "--preset", "tiny-smoke", "--seed", -1), "seed must be one or more numbers from 0 to 2^64 - 1"),
         (("masks", "info", "none"), "cannot read masks from none: No such file"),
         (("masks", "verify", "file", "none"), "cannot read masks from none: No such file"),
         (("masks", "compare", "none", "file"), "cannot read masks from none: No such file"),
