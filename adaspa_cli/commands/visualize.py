@@ -78,15 +78,18 @@ def visualize(
 
     Example: adaspa visualize --prompt "a red circle moves left on a blue background" --query 4,8,8
     """
+    from adaspa_cli.config.architecture import check_layers
+
     resolved = given.resolve(out=str(out))
     _check_method(resolved)
-    looked_at = {
+    looked_at: dict[str, Any] = {
         "layers": parse_numbers("--at-layers", at_layers),
         "heads": parse_numbers("--at-heads", at_heads),
         "steps": _steps(at_steps, resolved),
         "query": parse_query(query),
         "pixels": pixels,
     }
+    check_layers(resolved.config.model, looked_at["layers"] or ())
     prompts = check_early(console, resolved, str(out))
     say_early(console, given, resolved)
     console.note("starting ...")

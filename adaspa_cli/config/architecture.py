@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -125,6 +125,21 @@ def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
     except ModelError:
         return
     found.facts.check(rule, sampling)
+
+
+def check_layers(model: ModelConfig, chosen: Sequence[int]) -> None:
+    """Refuse layers that the model does not have; says nothing where :func:`check_early` does.
+
+    Raises:
+        ConfigError: names the first of them.
+    """
+    try:
+        layers = architecture_of(model).layers
+    except ModelError:
+        return
+    unknown = [layer for layer in chosen if layer >= layers]
+    if unknown:
+        raise ConfigError(f"the model has no layer {unknown[0]}", hint=f"its layers are 0 to {layers - 1}")
 
 
 def size_rule(architecture: Architecture) -> SizeRule:

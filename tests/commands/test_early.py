@@ -73,6 +73,7 @@ def write_header(path: Path, checksum: str) -> None:
         (("search-masks", "--prompt", "x", "--out", "file/a.safetensors"), "cannot write to file: "),
         (("search-masks", "--prompt", "x", "--out", "a.safetensors", "--set", "foo=1"), "unknown key 'foo' in --set"),
         (("visualize", "--prompt", "x", "--set", "frames=6"), "the model makes 4k + 1 frames, got 6"),
+        (("visualize", "--prompt", "x", "--at-layers", "0,8"), "the model has no layer 8"),
         (("visualize", "--prompt", "x", "--out", "file"), "cannot write to file: "),
         (("bench", "--preset", "tiny-smoke", "--out", "file"), "cannot write to file: "),
         (("bench", "--preset", "tiny-smoke", "--seed", -1), "seed must be one or more numbers from 0 to 2^64 - 1"),
