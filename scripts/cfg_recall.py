@@ -42,11 +42,11 @@ class Comparison:
     shared: dict[int, list[Tensor]] = field(default_factory=dict)
     _lent: dict[int, tuple[FoundMask, TokenLayout]] = field(default_factory=dict)  # by layer, of the current step
 
-    def listener(self, method: MaskPolicy) -> Callable[[Call, Tensor], None]:
-        """Takes in the block sums W [H, Nq, Nk] of each search of one run."""
+    def listener(self, method: MaskPolicy) -> Callable[[Call, Tensor, Tensor | None], None]:
+        """Takes in the block sums W [H, Nq, Nk], and scores if there are any, of each search of one run."""
 
-        def on_search(call: Call, block_sums: Tensor) -> None:
-            found = method.search(call, block_sums)
+        def on_search(call: Call, block_sums: Tensor, scores: Tensor | None) -> None:
+            found = method.search(call, block_sums, scores)
             if call.branch == "cond":
                 self._lent[call.layer] = found, call.layout
                 return
