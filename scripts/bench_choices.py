@@ -129,7 +129,7 @@ def main() -> int:
             sparse_call(x, kept, "hopper")()
         torch.cuda.synchronize()
         return 0
-    print(f"{versions()}\n{machine(DEVICE)}")
+    print(f"{versions()}\n{machine(DEVICE).line()}")
     for case in CASES:
         print(compare(*case, options.repeats), flush=True)
     return 0

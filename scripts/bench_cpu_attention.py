@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 9216])
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    print(versions(), machine(torch.device("cpu")))
+    print(versions(), machine(torch.device("cpu")).line())
     for tokens in options.tokens:
         for dtype in (torch.float32, torch.bfloat16):
             times = measure(variants(tokens, dtype), options.rounds)

@@ -417,7 +417,7 @@ def main() -> int:
     measure_ceiling(bench)
     for head_dim in options.head_dims:
         bench_head_dim(bench, options, head_dim)
-    print(f"{versions()}\n{machine(DEVICE)}\nGPU before: {before}\nGPU after:  {gpu_state()}\n\n{HEADER}")
+    print(f"{versions()}\n{machine(DEVICE).line()}\nGPU before: {before}\nGPU after:  {gpu_state()}\n\n{HEADER}")
     for row in bench.rows:
         print(line(row))
     own = (row for row in bench.rows if row.kernel.startswith(("sparse", "block sums", "mask", "whole")))

@@ -34,6 +34,7 @@ from adaspa_cli.attention import TokenLayout, dense, resolve
 from adaspa_cli.attention.block_mask import BlockMask, index_dtype
 from adaspa_cli.attention.compensated import Compensation, compensated_attention
 from adaspa_cli.report.machine import machine, versions
+from adaspa_cli.report.typed_json import to_json
 from adaspa_kernels import hopper_block_sparse, schedule, summaries
 from scripts import bench_kernels
 from scripts.bench_kernels import DEVICE, TEXT_ROWS, Inputs, gpu_state, measure, samples
@@ -284,7 +285,7 @@ def main() -> int:
         return 1
     bench_kernels.HEADS = options.heads
     bench_kernels.SUSTAINED_SECONDS = 0.3
-    print(versions(), machine(DEVICE), gpu_state(), sep="\n")
+    print(versions(), machine(DEVICE).line(), gpu_state(), sep="\n")
     table = Table(options.repeats)
     if options.plus:
         bench_plus(table, options)
@@ -298,7 +299,7 @@ def main() -> int:
         bench_sparse(table, options, x, tokens, head_dim)
     print(gpu_state())
     if options.json:
-        found = {"versions": versions(), "machine": machine(DEVICE), "repeats": options.repeats}
+        found = {"versions": versions(), "machine": to_json(machine(DEVICE)), "repeats": options.repeats}
         found["command"] = shlex.join(["python", "-m", "scripts.bench_low_density", *sys.argv[1:]])
         options.json.write_text(json.dumps(found | {"rows": table.rows}, indent=2) + "\n")
     return 0

@@ -169,7 +169,7 @@ def main() -> int:
         return 1
     before = gpu_state()
     rows = [row for kind in options.sums for row in bench(kind, options.ways, options.repeats)]
-    print(f"{versions()}\n{machine(DEVICE)}\nGPU before: {before}\nGPU after:  {gpu_state()}\n")
+    print(f"{versions()}\n{machine(DEVICE).line()}\nGPU before: {before}\nGPU after:  {gpu_state()}\n")
     print(f"{'task':<24}{'block sums':<13}{'way':<9}{'ms':>10}{'spread':>8}{'peak MB':>10}")
     for row in rows:
         print(line(row))
