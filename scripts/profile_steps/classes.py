@@ -26,7 +26,7 @@ _PATTERNS = tuple(
     for kind, pattern in (
         # Ours, and those behind scaled_dot_product_attention: cuDNN, FlashAttention-2, memory-efficient; FlexAttention.
         (SUMS, r"block_sums_kernel"),
-        (ATTENTION, r"block_sparse_kernel|block_means_kernel"),
+        (ATTENTION, r"block_sparse_kernel|block_means_kernel|add_affine_kernel"),
         (ATTENTION, r"sdpa|fmha|[Ff]lash_?[Aa]tt|flash_fwd|FlashFwd|MemEffAttention|flex_attention"),
         (MASKS, r"(weigh_rows|pack_rows|count_flags|list_flags|flag_lists|closed_words)_kernel"),
         (MASKS, r"[Ss]ort|fill_index_and_segment|fill_reverse_indices|[tT]op[kK]|radixFind|_assert_async"),
