@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom to the top; packages of one row do not know of each other.
 ROWS = (
-    {"adaspa_kernels", "errors", "interrupts", "progress_bar", "version"},
+    {"adaspa_kernels", "errors", "interrupts", "on_demand", "progress_bar", "version"},
     {"config", "console", "files"},
     {"attention", "hooks", "quality"},
     {"masks"},

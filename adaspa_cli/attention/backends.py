@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import reference
 from adaspa_cli.attention.block_mask import BlockMask
+from adaspa_cli.config.devices import wrong_backend
 from adaspa_cli.config.names import BACKENDS
 from adaspa_cli.errors import BackendError, nearest
 
@@ -175,10 +176,7 @@ def resolve(name: str, device: torch.device) -> Backend:
 
         reason = adaspa_kernels.unavailable(device)
         if reason:
-            raise BackendError(
-                f"attention backend 'triton' cannot run on {device}: {reason}",
-                hint="use --device cpu, or --attention-backend reference to check results",
-            )
+            raise wrong_backend(name, str(device), reason)
     if name == "cpu" and device.type != "cpu":
-        raise BackendError(f"attention backend 'cpu' cannot run on {device}", hint="use --attention-backend auto")
+        raise wrong_backend(name, str(device))
     return _BACKENDS[name]()

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import mask_conversion
-from adaspa_cli.attention.layout import ceil_div
-
-INT16_BLOCKS = 32_768
+from adaspa_cli.attention.layout import INT16_BLOCKS, WORD_BITS, ceil_div
 
 
 def index_dtype(key_blocks: int) -> torch.dtype:
@@ -115,7 +113,7 @@ class BlockMask:
 
         Bits past the last key block are ignored. ``width`` and errors as in :meth:`from_bool`.
         """
-        words = ceil_div(key_blocks, mask_conversion.WORD_BITS)
+        words = ceil_div(key_blocks, WORD_BITS)
         if bits.dtype != torch.int32 or bits.shape[-1] != words:
             raise ValueError(
                 f"bits of {key_blocks} key blocks must be int32 [*, H, Nq, {words}], "

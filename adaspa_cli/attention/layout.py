@@ -1,9 +1,13 @@
-"""Where video and text stand in the joint token sequence of a video diffusion transformer."""
+"""Where video and text stand in the joint token sequence of a video diffusion transformer. Imports nothing heavy."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from adaspa_cli.config.names import OrderName as OrderName
+
+INT16_BLOCKS = 32_768  # key blocks from which an index no longer fits into 16 bits
+WORD_BITS = 32  # blocks in a word of a packed mask
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -58,3 +62,12 @@ class TokenLayout:
         if self.text_position == "last":
             return range(video.stop, self.blocks(block_size))
         return range(video.start)
+
+
+def same_video_blocks(before: TokenLayout, now: TokenLayout, block_size: tuple[int, int]) -> bool:
+    """Whether the blocks without text hold the same tokens of the video."""
+    same_video = dataclasses.replace(before, text_tokens=now.text_tokens) == now
+    shift = now.video_start - before.video_start
+    return same_video and all(
+        shift % size == 0 and len(before.video_blocks(size)) == len(now.video_blocks(size)) for size in block_size
+    )

@@ -13,9 +13,7 @@ import logging
 import torch
 from torch import Tensor
 
-from adaspa_cli.attention.layout import ceil_div
-
-WORD_BITS = 32
+from adaspa_cli.attention.layout import WORD_BITS, ceil_div
 
 _logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from adaspa_cli.errors import MaskFileError, shortened
 
 if TYPE_CHECKING:
     from adaspa_cli.commands.settings import Given
-    from adaspa_cli.config import Resolved
+    from adaspa_cli.config import GenerateConfig, Resolved
 
 
 def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_complete: bool = False) -> list[str]:
@@ -23,9 +23,10 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
         may_be_complete: whether the run may need no model, because all is there.
 
     Raises:
-        AdaspaError: the size, the folder, the prompts, the mask file or the checkpoint is of no use.
+        AdaspaError: the size, the folder, the prompts, the mask file, the device or the checkpoint is of no use.
     """
     from adaspa_cli.config import architecture
+    from adaspa_cli.config.devices import check_device
     from adaspa_cli.config.model_source import check_available
     from adaspa_cli.files.folders import check_folder
     from adaspa_cli.jobs.prompts import read_prompts
@@ -33,25 +34,34 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
     config = resolved.config
     architecture.check_early(config.model, config.sampling)
     check_folder(folder)
-    if config.method.mask_file.masks is not None:
-        check_headers(Path(config.method.mask_file.masks))
+    check_masks(config)
     prompts = read_prompts(config.prompts)
-    if not (may_be_complete or config.model.random_weights):
-        check_available(config.model.weights)
+    if not may_be_complete:
+        check_device(config.model, config.method)
+        if not config.model.random_weights:
+            check_available(config.model.weights)
     say_repeated(console, "prompt", prompts)
     return list(dict.fromkeys(prompts))
 
 
-def check_headers(*masks: Path) -> None:
-    """Refuse mask files whose header is not whole.
+def check_masks(config: GenerateConfig) -> None:
+    """Refuse the mask file of a run, if it has one, that is not whole, or that does not fit its settings.
 
     Raises:
-        MaskFileError: names the first of them.
+        MaskFileError: names what does not fit.
     """
-    from adaspa_cli.files.mask_header import read_header
+    if config.method.mask_file.masks is None:
+        return
+    from adaspa_cli.config.architecture import known_architecture
+    from adaspa_cli.maskfiles.check import check_architecture, check_name, check_settings
+    from adaspa_cli.maskfiles.header import Described
 
-    for path in masks:
-        read_header(path.expanduser())
+    masks = Described.open(config.method.mask_file.masks)
+    check_settings(masks, config.method)
+    check_name(masks, config.model)
+    architecture = known_architecture(config.model)
+    if architecture is not None:
+        check_architecture(masks, architecture, config.sampling)
 
 
 def check_readable(*masks: Path) -> None:

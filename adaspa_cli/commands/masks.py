@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from adaspa_cli.commands.command import command
-from adaspa_cli.commands.early import check_headers, check_readable
+from adaspa_cli.commands.early import check_readable
 from adaspa_cli.console import Console
 from adaspa_cli.errors import MaskFileError
 
 if TYPE_CHECKING:
     from adaspa_cli.maskfiles import MaskFile
-    from adaspa_cli.visual.mask_reading import MaskChoice
+    from adaspa_cli.visual.mask_choice import MaskChoice
 
 masks_app = typer.Typer(
     help="Look into mask files, which adaspa search-masks makes.",
@@ -38,10 +38,9 @@ def info(
 
     The header alone is read and checked; `adaspa masks verify` checks everything.
     """
-    check_headers(file)
-    from adaspa_cli.maskfiles import MaskFile
+    from adaspa_cli.maskfiles.header import Described
 
-    masks = MaskFile.open(file)
+    masks = Described.open(file)
     content = masks.description.as_json()
     # Which the file itself leaves out where they are what they were in its first version.
     content["layout"] = dataclasses.asdict(masks.description.layout)
@@ -89,17 +88,20 @@ def compare(
     The mutual recall needs block sums: adaspa search-masks --keep-sums.
     """
     from adaspa_cli.config.load import parse_steps
+    from adaspa_cli.maskfiles.header import Described
+    from adaspa_cli.maskfiles.pairing import paired
 
     pair = None if steps is None else parse_steps(steps)
     if pair is not None and len(pair) != 2:
         raise MaskFileError(f"--steps takes two steps, got '{steps}'", hint="as --steps 10,30")
-    check_headers(first, second)
+    chosen = None if pair is None else (pair[0], pair[1])
+    paired(Described.open(first), Described.open(second), chosen)
 
     from adaspa_cli.maskfiles import MaskFile
     from adaspa_cli.maskfiles.compare import compare as overlaps
 
     one, other = MaskFile.open(first), MaskFile.open(second)
-    found = overlaps(one, other, None if pair is None else (pair[0], pair[1]))
+    found = overlaps(one, other, chosen)
     order, theirs = (file.description.layout.order for file in (one, other))
     if order != theirs:
         console.note(f"token orders are {order} and {theirs}: IoU counts pairs of tokens in place of blocks")
@@ -148,19 +150,18 @@ def plot(
     """
     from adaspa_cli.commands.visualize import parse_numbers, parse_query
     from adaspa_cli.files.folders import check_folder
+    from adaspa_cli.maskfiles.header import Described
+    from adaspa_cli.visual.mask_choice import MaskChoice
 
     flags = {"--at-layers": at_layers, "--at-heads": at_heads, "--steps": steps}
-    numbers = [parse_numbers(flag, text) for flag, text in flags.items()]
+    layers, heads, chosen = (parse_numbers(flag, text) for flag, text in flags.items())
     token = parse_query(query)
-    check_headers(*files)
+    choice = MaskChoice.of([Described.open(file) for file in files], layers, heads, chosen, pixels, token)
     check_folder(str(out))
 
     from adaspa_cli.maskfiles import MaskFile
-    from adaspa_cli.visual.mask_reading import MaskChoice
 
-    opened = [MaskFile.open(file) for file in files]
-    choice = MaskChoice.of(opened, numbers[0], numbers[1], numbers[2], pixels, token)
-    folder = _plotted(console, opened, choice, str(out))
+    folder = _plotted(console, [MaskFile.open(file) for file in files], choice, str(out))
     shown = str(folder / "index.html")
     made = sorted(str(path) for path in folder.iterdir())
     console.result({"page": shown, "files": made}, Text(shown, no_wrap=True, overflow="ignore"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -16,7 +16,8 @@ from adaspa_cli.console import Console
 from adaspa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from adaspa_cli.config import Resolved
+    from adaspa_cli.config import GenerateConfig, Resolved
+    from adaspa_cli.visual.choice import ProbeRequest
 
 _LOOK = "What to look at"
 
@@ -78,36 +79,38 @@ def visualize(
 
     Example: adaspa visualize --prompt "a red circle moves left on a blue background" --query 4,8,8
     """
-    from adaspa_cli.config.architecture import check_layers
+    from adaspa_cli.visual.choice import ProbeRequest
 
     resolved = given.resolve(out=str(out))
     _check_method(resolved)
-    looked_at: dict[str, Any] = {
-        "layers": parse_numbers("--at-layers", at_layers),
-        "heads": parse_numbers("--at-heads", at_heads),
-        "steps": _steps(at_steps, resolved),
-        "query": parse_query(query),
-        "pixels": pixels,
-    }
-    check_layers(resolved.config.model, looked_at["layers"] or ())
+    numbers = parse_numbers("--at-layers", at_layers), parse_numbers("--at-heads", at_heads)
+    chosen = _steps(at_steps, resolved)
+    request = ProbeRequest(*numbers, chosen, _reference(chosen, resolved), pixels, parse_query(query))
     prompts = check_early(console, resolved, str(out))
+    _check_request(resolved.config, request)
     say_early(console, given, resolved)
     console.note("starting ...")
-    _run(console, resolved, looked_at, prompts)
+    _run(console, resolved, request, prompts)
 
 
-def _run(console: Console, resolved: Resolved, looked_at: dict[str, Any], prompts: list[str]) -> None:
-    search = resolved.config.method.searching.schedule(resolved.config.sampling.steps)[0]
-    chosen = looked_at["steps"]
-    reference = next((step for step in chosen if step >= search), chosen[-1])
+def _check_request(config: GenerateConfig, request: ProbeRequest) -> None:
+    """Refuse layers, heads and a query that the model or the video does not have, where these are known already."""
+    from adaspa_cli.attention.layout import TokenLayout
+    from adaspa_cli.config.architecture import known_architecture
+    from adaspa_cli.visual.choice import check_grid
 
+    model = known_architecture(config.model)
+    if model is not None and model.heads is not None:
+        without_text = TokenLayout(*model.video_grid(config.sampling), 0, "last")
+        check_grid(without_text, request.choose(model.layers, model.heads), config.method.searching.block_size)
+
+
+def _run(console: Console, resolved: Resolved, request: ProbeRequest, prompts: list[str]) -> None:
     from adaspa_cli.commands.progress import ProgressObserver
-    from adaspa_cli.visual.choice import ProbeRequest
     from adaspa_cli.visual.run import visualize
 
     with console.progress() as progress:
-        asked = ProbeRequest(**looked_at, reference=reference)
-        folder = visualize(resolved, asked, ProgressObserver(console, progress), prompts)
+        folder = visualize(resolved, request, ProgressObserver(console, progress), prompts)
     files = sorted(str(path) for path in folder.iterdir())
     shown = str(folder / "index.html")
     console.result({"page": shown, "files": files}, Text(shown, no_wrap=True, overflow="ignore"))
@@ -155,6 +158,12 @@ def _steps(text: str | None, resolved: Resolved) -> tuple[int, ...]:
     if chosen[-1] >= count:
         raise ConfigError(f"there is no step {chosen[-1]} of {count}", hint=f"steps are 0 to {count - 1}")
     return chosen
+
+
+def _reference(chosen: tuple[int, ...], resolved: Resolved) -> int:
+    """The step whose masks are tried on the others: the first with a search, if there is one among them."""
+    search = resolved.config.method.searching.schedule(resolved.config.sampling.steps)[0]
+    return next((step for step in chosen if step >= search), chosen[-1])
 
 
 def parse_query(text: str | None) -> tuple[int, int, int] | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from adaspa_cli.config.families import FamilyFacts, SizeRule, count_layers, facts_of
+from adaspa_cli.config.families import FamilyFacts, Grid, SizeRule, count_layers, facts_of
 from adaspa_cli.config.load import ARCHITECTURE, preset_names, presets_root, read_mapping
 from adaspa_cli.config.model_source import read_model_index
 from adaspa_cli.config.schema import ModelConfig, SamplingConfig
@@ -46,8 +46,38 @@ class Architecture:
 
     @property
     def layers(self) -> int:
-        """Attention layers of all transformers."""
-        return sum(count_layers(self.facts, config) for config in self.transformers.values())
+        """Attention layers of all transformers.
+
+        Raises:
+            ModelError: a configuration does not say how many.
+        """
+        try:
+            return sum(count_layers(self.facts, config) for config in self.transformers.values())
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"the configuration of the transformer does not say how many layers: {error}") from error
+
+    @property
+    def heads(self) -> int | None:
+        """Attention heads of a layer; None where the configuration leaves them to diffusers."""
+        heads = self._transformer.get("num_attention_heads")
+        return heads if isinstance(heads, int) else None
+
+    @property
+    def size_rule(self) -> SizeRule:
+        """The sizes of video that the model makes."""
+        return self.facts.size_rule(self._transformer, self._vae)
+
+    def video_grid(self, sampling: SamplingConfig) -> Grid:
+        """The token grid of a video."""
+        return self.facts.video_grid(self._transformer, self._vae, sampling)
+
+    @property
+    def _transformer(self) -> Mapping[str, Any]:
+        return next(iter(self.transformers.values()))
+
+    @property
+    def _vae(self) -> Mapping[str, Any]:
+        return self.parts.get("vae", {})
 
     def cut(self, layers: int) -> Architecture:
         """The same with fewer layers; kinds of layers keep their proportion, and the first kind at least one.
@@ -110,42 +140,30 @@ def _of_folder(folder: Path) -> Architecture:
     return Architecture(facts.pipeline, parts, arguments)
 
 
+def known_architecture(model: ModelConfig) -> Architecture | None:
+    """The architecture of a run's model as far as it is known without a download, and files of a folder are whole.
+
+    None where it is not: who loads the model then checks, and says what is wrong.
+
+    Raises:
+        ConfigError: more layers are asked for than there are.
+    """
+    try:
+        found = architecture_of(model)
+        return found if found.layers and found.transformers else None
+    except ModelError:
+        return None
+
+
 def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
     """Refuse a size or a kind of guidance that the model does not have, before anything heavy is imported.
-
-    Says nothing where the architecture is not known without a download, or a file of a local folder is broken: who
-    loads the model then checks, and says what is wrong.
 
     Raises:
         ConfigError: with the nearest valid value.
     """
-    try:
-        found = architecture_of(dataclasses.replace(model, layers=None))
-        rule = size_rule(found)
-    except ModelError:
-        return
-    found.facts.check(rule, sampling)
-
-
-def check_layers(model: ModelConfig, chosen: Sequence[int]) -> None:
-    """Refuse layers that the model does not have; says nothing where :func:`check_early` does.
-
-    Raises:
-        ConfigError: names the first of them.
-    """
-    try:
-        layers = architecture_of(model).layers
-    except ModelError:
-        return
-    unknown = [layer for layer in chosen if layer >= layers]
-    if unknown:
-        raise ConfigError(f"the model has no layer {unknown[0]}", hint=f"its layers are 0 to {layers - 1}")
-
-
-def size_rule(architecture: Architecture) -> SizeRule:
-    """The sizes of video that a model makes."""
-    transformer = next(iter(architecture.transformers.values()))
-    return architecture.facts.size_rule(transformer, architecture.parts.get("vae", {}))
+    found = known_architecture(model)
+    if found is not None:
+        found.facts.check(found.size_rule, sampling)
 
 
 def random_weights_note(model: ModelConfig) -> str | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adaspa_cli.config.schema import SamplingConfig
 
 Config = Mapping[str, Any]  # of a transformer or a VAE, as diffusers stores it
+Grid = tuple[int, int, int]  # frames, height, width in tokens
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class FamilyFacts:
         preset: in ``configs/models``: its defaults serve a checkpoint that no preset names.
         layer_keys: keys of a transformer's configuration that count attention layers, in the order of the stack.
         size_rule: from the configurations of the transformer and the VAE; the latter is empty where there is none.
+        vae_scale: frames and pixels along a side, of a video, that become one of the latents, from the configuration of
+            the VAE, which is empty where there is none.
+        token_grid: the token grid of latents of so many frames, rows and columns, from the configuration of the
+            transformer.
         call_arguments: the arguments of the pipeline's call that not every family has; raises ConfigError for
             settings that the family does not have.
         guided: whether a run has an unconditional branch beside the conditional one.
@@ -74,6 +79,8 @@ class FamilyFacts:
     preset: str
     layer_keys: tuple[str, ...]
     size_rule: Callable[[Config, Config], SizeRule]
+    vae_scale: Callable[[Config], tuple[int, int]]
+    token_grid: Callable[[Config, int, int, int], Grid]
     call_arguments: Callable[[SamplingConfig], dict[str, Any]]
     guided: Callable[[SamplingConfig], bool]
     transformers: tuple[str, ...] = ("transformer",)
@@ -83,11 +90,26 @@ class FamilyFacts:
         rule.check(sampling.height, sampling.width, sampling.frames)
         self.call_arguments(sampling)
 
+    def video_grid(self, transformer: Config, vae: Config, sampling: SamplingConfig) -> Grid:
+        """The token grid of a video, from the configurations of the transformer and the VAE."""
+        time, space = self.vae_scale(vae)
+        frames = (sampling.frames - 1) // time + 1
+        return self.token_grid(transformer, frames, sampling.height // space, sampling.width // space)
+
+
+def _hunyuan_video_scale(vae: Config) -> tuple[int, int]:
+    return vae.get("temporal_compression_ratio", 4), vae.get("spatial_compression_ratio", 8)
+
 
 def _hunyuan_video_size(transformer: Config, vae: Config) -> SizeRule:
+    time, space = _hunyuan_video_scale(vae)
     # The pipeline itself insists on multiples of 16, whatever its model's patches are.
-    multiple = math.lcm(16, vae.get("spatial_compression_ratio", 8) * transformer.get("patch_size", 2))
-    return SizeRule(multiple, vae.get("temporal_compression_ratio", 4))
+    return SizeRule(math.lcm(16, space * transformer.get("patch_size", 2)), time)
+
+
+def _hunyuan_video_grid(transformer: Config, frames: int, height: int, width: int) -> Grid:
+    patch = transformer.get("patch_size", 2)
+    return frames // transformer.get("patch_size_t", 1), height // patch, width // patch
 
 
 def _hunyuan_video_arguments(sampling: SamplingConfig) -> dict[str, Any]:
@@ -99,10 +121,20 @@ def _hunyuan_video_arguments(sampling: SamplingConfig) -> dict[str, Any]:
     return {"guidance_scale": sampling.guidance_scale, "true_cfg_scale": sampling.true_cfg_scale}
 
 
+def _cogvideox_scale(vae: Config) -> tuple[int, int]:
+    return int(vae.get("temporal_compression_ratio", 4)), 2 ** (len(vae.get("block_out_channels", range(4))) - 1)
+
+
+def _cogvideox_grid(transformer: Config, frames: int, height: int, width: int) -> Grid:
+    patch = transformer.get("patch_size", 2)
+    # The last latent frames are padded to a whole patch.
+    return -(-frames // (transformer.get("patch_size_t") or 1)), height // patch, width // patch
+
+
 def _cogvideox_size(transformer: Config, vae: Config) -> SizeRule:
-    scale = 2 ** (len(vae.get("block_out_channels", range(4))) - 1)
+    time, scale = _cogvideox_scale(vae)
     # The VAE decodes latent frames in pairs after the first, and makes other counts longer than they were asked.
-    period = 2 * int(vae.get("temporal_compression_ratio", 4))
+    period = 2 * time
     # Position tables that do not grow with the video: beyond them diffusers fails deep inside the model.
     table = (transformer.get("sample_height", 60) * scale, transformer.get("sample_width", 90) * scale)
     rotary = transformer.get("use_rotary_positional_embeddings", False)
@@ -129,6 +161,8 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         preset="hunyuan",
         layer_keys=("num_layers", "num_single_layers"),
         size_rule=_hunyuan_video_size,
+        vae_scale=_hunyuan_video_scale,
+        token_grid=_hunyuan_video_grid,
         call_arguments=_hunyuan_video_arguments,
         guided=lambda sampling: sampling.true_cfg_scale > 1,
     ),
@@ -138,6 +172,8 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         preset="cogvideox",
         layer_keys=("num_layers",),
         size_rule=_cogvideox_size,
+        vae_scale=_cogvideox_scale,
+        token_grid=_cogvideox_grid,
         call_arguments=_cogvideox_arguments,
         guided=lambda sampling: sampling.guidance_scale > 1,
     ),

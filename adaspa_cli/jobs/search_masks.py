@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config import Resolved
+from adaspa_cli.config.kept_blocks import most_needed
 from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import ConfigError, OutputError, RunError
 from adaspa_cli.files.claims import Claim, take
@@ -26,7 +27,6 @@ from adaspa_cli.jobs.generate import JobObserver
 from adaspa_cli.maskfiles import Description, MaskFile, MethodFacts
 from adaspa_cli.maskfiles.check import model_facts
 from adaspa_cli.maskfiles.parts import MaskParts
-from adaspa_cli.maskfiles.ranking import most_needed
 from adaspa_cli.maskfiles.search import MaskSearch
 from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.models.loading import load_pipeline

@@ -1,22 +1,25 @@
-"""Whether a mask file fits a run. Every refusal names the field."""
+"""Whether a mask file fits a run, as far as its header tells. Every refusal names the field. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adaspa_cli.attention import TokenLayout
-from adaspa_cli.attention.layout import OrderName
+from adaspa_cli.attention.layout import OrderName, TokenLayout, same_video_blocks
+from adaspa_cli.config.architecture import Architecture
+from adaspa_cli.config.families import Grid
+from adaspa_cli.config.kept_blocks import most_needed
 from adaspa_cli.config.load import preset_names
 from adaspa_cli.config.methods import SearchingConfig
-from adaspa_cli.config.schema import MethodConfig, ModelConfig
+from adaspa_cli.config.schema import MethodConfig, ModelConfig, SamplingConfig
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles.description import ModelFacts
-from adaspa_cli.maskfiles.ranking import most_needed
-from adaspa_cli.maskfiles.reader import MaskFile
-from adaspa_cli.masks.text import same_video_blocks
+from adaspa_cli.maskfiles.header import Described
+
+if TYPE_CHECKING:
+    from adaspa_cli.maskfiles.reader import MaskFile
 
 
 def config_hash(transformers: Sequence[Any]) -> str:
@@ -42,13 +45,25 @@ def open_masks(config: MethodConfig) -> MaskFile | None:
     """
     if config.mask_file.masks is None:
         return None
+    from adaspa_cli.maskfiles.reader import MaskFile
+
     file = MaskFile.open(config.mask_file.masks)
-    check_method(file, config.searching)
-    _check_order(file, config.order)
+    check_settings(file, config)
     return file
 
 
-def check_method(masks: MaskFile, method: SearchingConfig) -> None:
+def check_settings(masks: Described, config: MethodConfig) -> None:
+    """Refuse masks that were searched with other settings of the method.
+
+    Raises:
+        MaskFileError: names the field.
+        ConfigError: no mask file can hold what the method asks for.
+    """
+    check_method(masks, config.searching)
+    _check_order(masks, config.order)
+
+
+def check_method(masks: Described, method: SearchingConfig) -> None:
     """Refuse masks that were searched by another method than the run's, or do not hold its sparsity.
 
     Raises:
@@ -82,7 +97,7 @@ def check_method(masks: MaskFile, method: SearchingConfig) -> None:
         _same(masks, "search_steps", list(facts.search_steps), list(method.search_steps), hint)
 
 
-def check_name(masks: MaskFile, model: ModelConfig) -> None:
+def check_name(masks: Described, model: ModelConfig) -> None:
     """Refuse masks of another preset, or of random weights for real ones.
 
     Two presets of the same architecture, such as ``hunyuan`` and ``fasthunyuan``, are told apart by their names; other
@@ -97,7 +112,7 @@ def check_name(masks: MaskFile, model: ModelConfig) -> None:
     _same(masks, "random_weights", facts.random_weights, model.random_weights)
 
 
-def check_model(masks: MaskFile, pipeline: str, transformers: Sequence[Any]) -> None:
+def check_model(masks: Described, pipeline: str, transformers: Sequence[Any]) -> None:
     """Refuse masks of a model of another architecture.
 
     Raises:
@@ -108,7 +123,20 @@ def check_model(masks: MaskFile, pipeline: str, transformers: Sequence[Any]) -> 
     _same(masks, "transformer config", facts.transformer[:12], config_hash(transformers)[:12])
 
 
-def check_call(masks: MaskFile, branch: str, layout: TokenLayout) -> None:
+def check_architecture(masks: Described, model: Architecture, sampling: SamplingConfig) -> None:
+    """Refuse masks of another architecture, or of another size of video, by what is known before the model is loaded.
+
+    Raises:
+        MaskFileError: names the field.
+    """
+    facts = masks.description
+    _same(masks, "pipeline", facts.model.pipeline, model.facts.pipeline)
+    _same(masks, "layers", facts.layers, model.layers)
+    _same(masks, "heads", facts.heads, facts.heads if model.heads is None else model.heads)
+    _check_grid(masks, model.video_grid(sampling))
+
+
+def check_call(masks: Described, branch: str, layout: TokenLayout) -> None:
     """Refuse masks for other tokens or without the guidance branch of a call.
 
     Text may be longer or shorter as long as the same blocks are free of it: with the text last it usually is.
@@ -124,21 +152,25 @@ def check_call(masks: MaskFile, branch: str, layout: TokenLayout) -> None:
         )
     if layout == facts.layout:
         return
-    for name in ("frames", "height", "width"):
-        hint = "masks hold for one size of video: frames, height and width are counted in latent tokens here"
-        _same(masks, name, getattr(facts.layout, name), getattr(layout, name), hint)
+    _check_grid(masks, (layout.frames, layout.height, layout.width))
     _check_order(masks, layout.order)
     _same(masks, "text_position", facts.layout.text_position, layout.text_position)
     if not same_video_blocks(facts.layout, layout, (facts.block_size, facts.block_size)):
         _same(masks, "text_tokens", facts.layout.text_tokens, layout.text_tokens)
 
 
-def _check_order(masks: MaskFile, order: OrderName) -> None:
+def _check_grid(masks: Described, grid: Grid) -> None:
+    hint = "masks hold for one size of video: frames, height and width are counted in latent tokens here"
+    for name, size in zip(("frames", "height", "width"), grid, strict=True):
+        _same(masks, name, getattr(masks.description.layout, name), size, hint)
+
+
+def _check_order(masks: Described, order: OrderName) -> None:
     found = masks.description.layout.order
     _same(masks, "token_order", found, order, f"--token-order {found}, in which the masks were searched")
 
 
-def _same(masks: MaskFile, field: str, found: object, wanted: object, hint: str | None = None) -> None:
+def _same(masks: Described, field: str, found: object, wanted: object, hint: str | None = None) -> None:
     if found != wanted:
         message = f"{masks.path} does not fit the run: {field} is {found} in the file and {wanted} in the run"
         raise MaskFileError(message, hint=hint)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles.description import Description
 from adaspa_cli.maskfiles.orders import TokenPairs
+from adaspa_cli.maskfiles.pairing import paired
 from adaspa_cli.maskfiles.reader import MaskFile
 from adaspa_cli.masks.recall import mask_recall
 
@@ -54,17 +54,8 @@ def compare(first: MaskFile, second: MaskFile, steps: tuple[int, int] | None = N
     Raises:
         MaskFileError: the masks have different shapes, or no branch or step in common; or a file is corrupt.
     """
-    check_shapes(first, second)
+    pairs, branches = paired(first, second, steps)
     a, b = first.description, second.description
-    pairs = [steps] if steps else [(step, step) for step in a.search_steps if step in b.search_steps]
-    branches = [branch for branch in a.branches if branch in b.branches]
-    known = all(x in a.search_steps and y in b.search_steps for x, y in pairs)
-    if not pairs or not branches or not known:
-        raise MaskFileError(
-            f"nothing to compare: {first.path} has search steps {list(a.search_steps)} of {', '.join(a.branches)}, "
-            f"{second.path} {list(b.search_steps)} of {', '.join(b.branches)}",
-            hint="--steps A,B compares step A of the first file with step B of the second",
-        )
     overlap = overlap_of(a, b)
     return (
         _overlap(first, second, layer, branch, pair, overlap)
@@ -72,27 +63,6 @@ def compare(first: MaskFile, second: MaskFile, steps: tuple[int, int] | None = N
         for branch in branches
         for pair in pairs
     )
-
-
-def check_shapes(first: MaskFile, second: MaskFile) -> None:
-    """Refuse masks whose blocks do not stand for the same tokens.
-
-    Raises:
-        MaskFileError: names what differs.
-    """
-    theirs = _shape(second.description)
-    for name, size in _shape(first.description).items():
-        if size != theirs[name]:
-            raise MaskFileError(
-                f"masks of different shapes cannot be compared: {name} is {size} in {first.path} and "
-                f"{theirs[name]} in {second.path}"
-            )
-
-
-def _shape(facts: Description) -> dict[str, int]:
-    grid = {name: getattr(facts.layout, name) for name in ("frames", "height", "width")}
-    sizes = {name: getattr(facts, name) for name in ("layers", "heads", "block_size", "video_blocks")}
-    return grid | sizes
 
 
 def overlap_of(first: Description, second: Description) -> Callable[[Tensor, Tensor], Tensor]:

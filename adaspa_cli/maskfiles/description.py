@@ -1,6 +1,6 @@
 """What a mask file says of itself: everything but its tensors, as frozen dataclasses, to JSON and back.
 
-Nothing here needs torch's tensors: names, types and shapes of the tensors follow from the description.
+Nothing here needs torch: names, types and shapes of the tensors follow from the description.
 
 Shapes: H heads, R query and C key blocks without text, K blocks of a ranked row.
 """
@@ -14,9 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from adaspa_cli.attention.block_mask import INT16_BLOCKS
-from adaspa_cli.attention.layout import TokenLayout, ceil_div
-from adaspa_cli.attention.mask_conversion import WORD_BITS
+from adaspa_cli.attention.layout import INT16_BLOCKS, WORD_BITS, TokenLayout, ceil_div
 
 # In the order of a model's calls. Names of pictures are made of them, so that no file may bring its own.
 BRANCHES = (("cond",), ("uncond",), ("cond", "uncond"), ("uncond", "cond"))

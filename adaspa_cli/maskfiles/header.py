@@ -9,12 +9,38 @@ description holds.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.files.mask_header import FORMAT, HINT, LENGTH_BYTES, METADATA, VERSION, checksum_of, read_header
 from adaspa_cli.maskfiles.description import Description, Place
+
+
+@dataclass(frozen=True)
+class Described:
+    """A mask file as far as it describes itself: its header is whole, and its tensors are not looked at.
+
+    Attributes:
+        path: the file.
+        description: everything in it but its tensors.
+        checksum: SHA-256 over the description, which holds the digests of all tensors.
+    """
+
+    path: Path
+    description: Description
+    checksum: str
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Read and check the header.
+
+        Raises:
+            MaskFileError: as :func:`read_description` does.
+        """
+        found = Path(path).expanduser()
+        return cls(found, *read_description(found))
 
 
 def tensor_name(place: Place, kind: str) -> str:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention.block_mask import index_dtype
-from adaspa_cli.masks.selection import adapt_counts, candidate_counts
+from adaspa_cli.config.kept_blocks import candidate_counts
+from adaspa_cli.masks.selection import adapt_counts
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,11 @@ def rank(video: Tensor, text: Tensor, keep: int) -> Ranking:
     return Ranking(torch.stack(orders), (kept / total[:, None]).float())
 
 
-def most_needed(sparsity: float, blocks: int, head_adaptive: bool) -> int:
-    """Blocks of a row that a ranking must hold for a mask of this sparsity."""
-    return candidate_counts(sparsity, blocks, head_adaptive=head_adaptive)[-1]
-
-
 def choose_counts(ranking: Ranking, sparsity: float, blocks: int, head_adaptive: bool) -> Tensor:
     """Kept video blocks of each head's rows, int64 [H], as the selection from the block sums would have them.
 
     Raises:
-        ValueError: the ranking does not reach so far; :func:`most_needed` tells.
+        ValueError: the ranking does not reach so far; :func:`~adaspa_cli.config.kept_blocks.most_needed` tells.
     """
     candidates = candidate_counts(sparsity, blocks, head_adaptive=head_adaptive)
     if candidates[-1] > ranking.blocks:

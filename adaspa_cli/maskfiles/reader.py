@@ -6,8 +6,6 @@ Shapes: H heads, R query and C key blocks without text.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,37 +13,17 @@ from torch import Tensor
 
 from adaspa_cli.attention.mask_conversion import unpack_words
 from adaspa_cli.errors import MaskFileError
-from adaspa_cli.maskfiles.description import Description, Entry, Place
-from adaspa_cli.maskfiles.header import read_description, tensor_name
+from adaspa_cli.maskfiles.description import Entry, Place
+from adaspa_cli.maskfiles.header import Described, tensor_name
 from adaspa_cli.maskfiles.ranking import Ranking, choose_counts, ranked_blocks
 from adaspa_cli.maskfiles.writer import digest
 
 
-@dataclass(frozen=True)
-class MaskFile:
+class MaskFile(Described):
     """A mask file whose header is whole. Tensors are read, and checked, when they are asked for.
 
     Memory is that of the tensors of one mask, whatever the size of the file.
-
-    Attributes:
-        path: the file.
-        description: everything in it but its tensors.
-        checksum: SHA-256 over the description, which holds the digests of all tensors.
     """
-
-    path: Path
-    description: Description
-    checksum: str
-
-    @classmethod
-    def open(cls, path: Path | str) -> MaskFile:
-        """Read and check the header.
-
-        Raises:
-            MaskFileError: as :func:`~adaspa_cli.maskfiles.header.read_description` does.
-        """
-        found = Path(path).expanduser()
-        return cls(found, *read_description(found))
 
     def entry(self, place: Place) -> Entry:
         """Density, recall and digests of one mask.

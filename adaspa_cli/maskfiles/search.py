@@ -19,13 +19,14 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.compensated import Compensation
+from adaspa_cli.attention.layout import same_video_blocks
 from adaspa_cli.errors import RunError
 from adaspa_cli.maskfiles.description import Description
 from adaspa_cli.maskfiles.parts import MaskParts
 from adaspa_cli.maskfiles.ranking import rank
 from adaspa_cli.masks.plan import CallPlan
 from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.text import pack_video, same_video_blocks, sums_with_text, video_part
+from adaspa_cli.masks.text import pack_video, sums_with_text, video_part
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.block_mask import index_dtype
 from adaspa_cli.attention.layout import ceil_div
+from adaspa_cli.config.kept_blocks import candidate_counts, kept_blocks
 from adaspa_cli.config.methods.adaspa import BUDGETS
 from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import FoundMask
 from adaspa_cli.masks.recall import mask_recall
-from adaspa_cli.masks.selection import adapt_counts, candidate_counts, heaviest, kept_blocks, kernels_take
+from adaspa_cli.masks.selection import adapt_counts, heaviest, kernels_take
 
 LEAST_SHARE, MOST_TIMES = 4, 4  # of the base count, in a layer's budget
 

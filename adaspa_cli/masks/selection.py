@@ -13,26 +13,11 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.block_mask import index_dtype
 from adaspa_cli.attention.mask_conversion import allowed
+from adaspa_cli.config.kept_blocks import Candidates, candidate_counts
 from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import FoundMask
 
 RECALL_THRESHOLD = 0.8  # a head above it can bear more sparsity (AdaSpa, head-adaptive sparsity)
-
-Candidates = tuple[int, ...]  # kept video blocks of a row: base, or fewest, base, most
-
-
-def kept_blocks(sparsity: float, video_blocks: int) -> int:
-    """Video key blocks that a row keeps: round((1-γ) * Nv), at least 1 of those there are."""
-    return min(video_blocks, max(1, round((1 - sparsity) * video_blocks)))
-
-
-def candidate_counts(sparsity: float, video_blocks: int, *, head_adaptive: bool) -> Candidates:
-    """Kept video blocks of a row that a head may get, ascending; the base sparsity's stand in the middle."""
-    base = kept_blocks(sparsity, video_blocks)
-    if not head_adaptive or sparsity == 0:
-        return (base,)
-    fewest = kept_blocks((1 + sparsity) / 2, video_blocks)
-    return fewest, base, kept_blocks(max(0.0, (3 * sparsity - 1) / 2), video_blocks)
 
 
 def select(

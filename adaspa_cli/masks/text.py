@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout
+from adaspa_cli.attention.layout import same_video_blocks
 from adaspa_cli.attention.mask_conversion import pack_words
 from adaspa_cli.errors import RunError
 from adaspa_cli.masks.order import HeadOrder
@@ -34,15 +35,6 @@ def with_text(kept: Tensor, layout: TokenLayout, block_size: BlockSize) -> Tenso
     full = torch.ones(kept.shape[0], *blocks, dtype=torch.bool, device=kept.device)
     video_part(full, layout, block_size).copy_(kept)
     return full
-
-
-def same_video_blocks(before: TokenLayout, now: TokenLayout, block_size: BlockSize) -> bool:
-    """Whether the blocks without text hold the same tokens of the video."""
-    same_video = dataclasses.replace(before, text_tokens=now.text_tokens) == now
-    shift = now.video_start - before.video_start
-    return same_video and all(
-        shift % size == 0 and len(before.video_blocks(size)) == len(now.video_blocks(size)) for size in block_size
-    )
 
 
 def fit_to_text(found: FoundMask, before: TokenLayout, now: TokenLayout) -> FoundMask:

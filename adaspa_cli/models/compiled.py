@@ -41,13 +41,16 @@ def compile_blocks(blocks: Iterable[Any], device: torch.device, *, backend: str 
     Raises:
         BackendError: there is no C++ compiler, and the blocks run on a CPU.
     """
-    if device.type == "cpu" and backend == "inductor":
-        _check_compiler()
+    if backend == "inductor":
+        check_compiler(device)
     for block in blocks:
         block.forward = torch.compile(block.forward, backend=backend)
 
 
-def _check_compiler() -> None:
+def check_compiler(device: torch.device) -> None:
+    """Raise BackendError where blocks run on a CPU, and there is no C++ compiler."""
+    if device.type != "cpu":
+        return
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -36,7 +36,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adaspa_cli.config.families import FamilyFacts, SizeRule
+from adaspa_cli.config.families import FamilyFacts, Grid, SizeRule
 from adaspa_cli.config.schema import SamplingConfig
 from adaspa_cli.errors import RunError
 from adaspa_cli.models.forward import Forward
@@ -45,7 +45,6 @@ from adaspa_cli.models.reordering import Ends
 
 Processor = Callable[..., Any]
 Encode = Callable[..., tuple[Any, ...]]
-Grid = tuple[int, int, int]  # frames, height, width in tokens
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,6 @@ class Family(ABC):
     @abstractmethod
     def processor(self, layer: int, forward: Forward) -> Processor:
         """What stands for the attention processor of a layer."""
-
-    @abstractmethod
-    def token_grid(self, config: Any, frames: int, height: int, width: int) -> Grid:
-        """The token grid of latents of a size, from the transformer's configuration."""
 
     def ends(self, transformer: Any) -> Ends:  # noqa: ARG002
         """Where video tokens enter and leave the blocks of a transformer.
@@ -151,12 +146,12 @@ class Family(ABC):
 
     def size_rule(self, pipe: Any) -> SizeRule:
         """The sizes of video that a pipeline makes."""
-        vae = {} if pipe.vae is None else pipe.vae.config
-        return self.facts.size_rule(self.transformers(pipe)[0].config, vae)
+        return self.facts.size_rule(*self._configs(pipe))
 
     def video_grid(self, pipe: Any, sampling: SamplingConfig) -> Grid:
         """The token grid of a video."""
-        scale = pipe.vae_scale_factor_spatial
-        frames = (sampling.frames - 1) // pipe.vae_scale_factor_temporal + 1
-        config = self.transformers(pipe)[0].config
-        return self.token_grid(config, frames, sampling.height // scale, sampling.width // scale)
+        return self.facts.video_grid(*self._configs(pipe), sampling)
+
+    def _configs(self, pipe: Any) -> tuple[Any, Any]:
+        """The configurations of the first transformer, and of the VAE: empty where there is none."""
+        return self.transformers(pipe)[0].config, {} if pipe.vae is None else pipe.vae.config

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from adaspa_cli.config.architecture import BUNDLED, architecture_of
+from adaspa_cli.config.devices import check_offload, no_device
 from adaspa_cli.config.families import facts_of
 from adaspa_cli.config.model_source import fetch_model_index, hub_answers, hub_error, read_model_index
 from adaspa_cli.config.schema import ModelConfig
-from adaspa_cli.errors import BackendError, ConfigError, ModelError
-from adaspa_cli.models.compiled import compile_blocks
+from adaspa_cli.errors import ConfigError, ModelError
+from adaspa_cli.models.compiled import check_compiler, compile_blocks
 from adaspa_cli.models.registry import family_of, heavy
 from adaspa_cli.models.weight_files import variant_of
 
@@ -27,9 +28,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BackendError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices", hint="use --device auto"
-        )
+        raise no_device(name, torch.cuda.device_count())
     return device
 
 
@@ -58,8 +57,9 @@ def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
         BackendError: the device is not there, offloading was asked for without a GPU, or blocks cannot be compiled.
     """
     device = choose_device(config.device)
-    if config.offload != "none" and device.type != "cuda":
-        raise BackendError(f"--offload {config.offload} needs a GPU, and the run is on {device}", hint="drop --offload")
+    check_offload(config.offload, device.type)
+    if config.compile:
+        check_compiler(device)
     dtype = choose_dtype(config.dtype, device)
     pipe = _random(config, dtype, device, decode) if config.random_weights else _load(config, dtype)
     _configure(pipe, config)

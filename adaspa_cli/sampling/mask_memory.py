@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout
-from adaspa_cli.attention.layout import ceil_div
-from adaspa_cli.attention.mask_conversion import WORD_BITS
+from adaspa_cli.attention.layout import WORD_BITS, ceil_div
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.transfer import OnItsWay
 from adaspa_cli.masks import Call, FoundMask

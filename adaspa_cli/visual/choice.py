@@ -1,10 +1,11 @@
-"""What to look at in a running model: layers, heads, steps and a query token."""
+"""What to look at in a running model: layers, heads, steps and a query token. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaspa_cli.attention import TokenLayout
+from adaspa_cli.attention.layout import TokenLayout
+from adaspa_cli.config.families import Grid
 from adaspa_cli.errors import ConfigError
 
 _VIEW_BYTES = 64 << 20  # of all video views of a page, before they are compressed
@@ -65,7 +66,7 @@ def check_grid(layout: TokenLayout, choice: Choice, block_size: int) -> None:
     Raises:
         ConfigError: with what is allowed.
     """
-    check_query(layout, choice.query)
+    check_query((layout.frames, layout.height, layout.width), choice.query)
     views, blocks = len(choice.layers) * len(choice.heads) * len(choice.steps), layout.blocks(block_size)
     if views * blocks**2 > _VIEW_BYTES:
         raise ConfigError(
@@ -74,13 +75,12 @@ def check_grid(layout: TokenLayout, choice: Choice, block_size: int) -> None:
         )
 
 
-def check_query(layout: TokenLayout, query: tuple[int, int, int] | None) -> None:
+def check_query(grid: Grid, query: tuple[int, int, int] | None) -> None:
     """Refuse a query token outside the token grid.
 
     Raises:
         ConfigError: with what is allowed.
     """
-    grid = (layout.frames, layout.height, layout.width)
     if query is not None and any(at >= size for at, size in zip(query, grid, strict=True)):
         asked, last = (",".join(map(str, place)) for place in (query, (size - 1 for size in grid)))
         raise ConfigError(
@@ -104,3 +104,8 @@ def check_choice(choice: Choice, layers: int, heads: int) -> None:
 def spread(count: int) -> tuple[int, ...]:
     """First, middle and last of ``count``."""
     return tuple(sorted({0, count // 2, count - 1}))
+
+
+def middle(layout: TokenLayout) -> tuple[int, int, int]:
+    """The token in the middle of the video."""
+    return layout.frames // 2, layout.height // 2, layout.width // 2

@@ -18,6 +18,7 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask, TokenLayout, attention_with_block_sums, block_sums, dense_attention
 from adaspa_cli.attention.backends import resolve
 from adaspa_cli.attention.compensated import NO_COMPENSATION
+from adaspa_cli.attention.layout import same_video_blocks
 from adaspa_cli.attention.mask_conversion import unpack_words
 from adaspa_cli.attention.remainder import block_means
 from adaspa_cli.hooks.clock import StepClock
@@ -27,7 +28,7 @@ from adaspa_cli.masks.policy import Call, MaskPolicy
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.schedule import Sparsity, sparsity_at
 from adaspa_cli.masks.selection import select
-from adaspa_cli.masks.text import pack_video, same_video_blocks, with_text
+from adaspa_cli.masks.text import pack_video, with_text
 from adaspa_cli.models.forward import Row
 from adaspa_cli.visual.choice import Choice, check_grid
 from adaspa_cli.visual.compensation import Compensated, measure_compensation

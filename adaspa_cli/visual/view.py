@@ -40,11 +40,6 @@ def token_strength(view_row: Tensor, layout: TokenLayout, block_size: int) -> ND
     return tokens.reshape(layout.frames, layout.height, layout.width)
 
 
-def middle(layout: TokenLayout) -> tuple[int, int, int]:
-    """The token in the middle of the video."""
-    return layout.frames // 2, layout.height // 2, layout.width // 2
-
-
 def frames_shown(frames: NDArray[np.uint8] | None, layout: TokenLayout) -> NDArray[np.uint8]:
     """A small picture [F, h, w, 3] of each frame of tokens: the nearest in time, or grey if there is no video."""
     if frames is None:

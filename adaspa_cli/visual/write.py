@@ -23,6 +23,7 @@ from adaspa_cli.report.schema import Machine, Search
 from adaspa_cli.report.template import render
 from adaspa_cli.report.typed_json import from_json
 from adaspa_cli.visual import compensation_figures, figures, view
+from adaspa_cli.visual.choice import middle
 from adaspa_cli.visual.probe import WEIGHTS, HeadPicture, MaskRecord, ProbeResult, mean
 
 PAGE, DATA, VIDEO = "index.html", "data.json", "video.mp4"
@@ -196,7 +197,7 @@ def view_data(result: ProbeResult, views: dict[str, tuple[int, int, int]]) -> di
         "tokenBlocks": view.packed(token_blocks(layout, size).to(torch.int32)),
         "blocks": layout.blocks(size),
         "video": [video.start, video.stop],
-        "query": result.choice.query or view.middle(layout),
+        "query": result.choice.query or middle(layout),
         "style": view.style(),
         "views": {
             name: {

@@ -40,7 +40,7 @@ def unavailable(device: torch.device) -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed"
     if device.type == "cpu":
-        return None if _interpreted() else "they run on a CPU only with TRITON_INTERPRET=1 set before the start"
+        return None if _interpreted() else "on a CPU its kernels run only with TRITON_INTERPRET=1 set before the start"
     if device.type != "cuda":
         return f"there are no kernels for device type '{device.type}'"
     major, minor = torch.cuda.get_device_capability(device)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, mask_conversion
-from adaspa_cli.attention.block_mask import INT16_BLOCKS, index_dtype
+from adaspa_cli.attention.block_mask import index_dtype
+from adaspa_cli.attention.layout import INT16_BLOCKS
 
 SIZE = (64, 64)
 

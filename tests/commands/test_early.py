@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from adaspa_cli.app import app
-from adaspa_cli.files.mask_header import FORMAT, LENGTH_BYTES, METADATA, VERSION, checksum_of
+from adaspa_cli.files.mask_header import LENGTH_BYTES
+from tests.mask_files import small_file
 from tests.pipelines import PROMPT, small_run
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy")
@@ -23,19 +24,25 @@ print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
 sys.exit(code)
 """
 RUN = ("generate", "--prompt", "x")
+FITS = (*RUN, "--masks", "masks", "--block-size", 8, "--sparsity", 0.75)
 
 
-def refused(folder: Path, *arguments: Any) -> tuple[str, str]:
-    """The error and the hint of a real process, which may import nothing heavy and write nothing."""
-    before = set(folder.rglob("*"))
-    done = subprocess.run(
+def process(folder: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    """A real process, whose last line on stderr names the heavy modules that it imported."""
+    return subprocess.run(
         [sys.executable, "-c", SCRIPT, *map(str, arguments), "--json"],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TRITON_INTERPRET": ""},
     )
+
+
+def refused(folder: Path, *arguments: Any) -> tuple[str, str]:
+    """The error and the hint of a real process, which may import nothing heavy and write nothing."""
+    before = set(folder.rglob("*"))
+    done = process(folder, *arguments)
     assert done.returncode == 2, done.stderr
     assert done.stderr == "[]\n"
     assert set(folder.rglob("*")) == before
@@ -43,11 +50,15 @@ def refused(folder: Path, *arguments: Any) -> tuple[str, str]:
     return told["error"], told["hint"] or ""
 
 
-def write_header(path: Path, checksum: str) -> None:
-    """Write a mask file that describes nothing."""
-    metadata = {"format": FORMAT, "format_version": str(VERSION), "checksum": checksum, "description": "{}"}
-    text = json.dumps({METADATA: metadata}).encode()
-    path.write_bytes(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with mask files that are no use: ``masks`` fits no model, the others are broken."""
+    (tmp_path / "file").touch()
+    whole = small_file(tmp_path / "masks").path.read_bytes()
+    (tmp_path / "truncated").write_bytes(whole[:-1])
+    (tmp_path / "changed").write_bytes(whole.replace(b"Stern", b"stern", 1))
+    (tmp_path / "foreign").write_bytes((2).to_bytes(LENGTH_BYTES, "little") + b"{}")
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -80,21 +91,47 @@ def write_header(path: Path, checksum: str) -> None:
         (("masks", "info", "none"), "cannot read masks from none: No such file"),
         (("masks", "verify", "file", "none"), "cannot read masks from none: No such file"),
         (("masks", "compare", "none", "file"), "cannot read masks from none: No such file"),
-        (("masks", "plot", "header", "--out", "file"), "cannot write to file: "),
+        (("masks", "plot", "masks", "--out", "file"), "cannot write to file: "),
+        (("masks", "plot", "masks", "--at-heads", "0,2"), "masks has no head 2; its heads are 0 to 1"),
+        (("masks", "plot", "masks", "--at-layers", "2"), "masks has no layer 2; its layers are 0 to 1"),
+        (("masks", "plot", "masks", "--steps", "3"), "masks has no search step 3; its search steps are 2, 8"),
+        (("masks", "plot", "masks", "--query", "3,0,0"), "query 3,0,0 lies outside the video of 3 x 4 x 8 tokens"),
+        (("masks", "plot", "masks", "truncated"), "truncated is truncated: it has "),
+        (("masks", "compare", "masks", "masks", "--steps", "2,9"), "nothing to compare: masks has search steps [2, 8]"),
+        (("masks", "compare", "masks", "truncated"), "truncated is truncated: it has "),
+        (("masks", "info", "truncated"), "truncated is truncated: it has "),
+        ((*RUN, "--masks", "truncated"), "truncated is truncated: it has "),
+        ((*RUN, "--masks", "masks"), "masks does not fit the run: block_size is 8 in the file and 64 in the run"),
+        ((*FITS, "--sparsity", 0.5), "masks does not fit the run: sparsity is 0.75 in the file and 0.5 in the run"),
+        ((*FITS, "--model", "hunyuan"), "masks does not fit the run: model is tiny in the file and hunyuan in the run"),
+        ((*FITS, "--random-weights"), "masks does not fit the run: random_weights is False in the file and True"),
+        ((*FITS, "--resume"), "masks does not fit the run: layers is 2 in the file and 8 in the run"),
+        (("visualize", "--prompt", "x", "--at-heads", "0,4"), "the model has no head 4"),
+        (
+            ("visualize", "--prompt", "x", "--query", "9,0,0"),
+            "query 9,0,0 lies outside the video of 9 x 32 x 32 tokens",
+        ),
+        (
+            (*RUN, "--device", "cpu", "--attention-backend", "triton"),
+            "attention backend 'triton' cannot run on cpu: on ",
+        ),
+        ((*RUN, "--device", "cpu", "--offload", "model"), "--offload model needs a GPU, and the run is on cpu"),
         ((*RUN, "--masks", "file"), "file is no mask file, or truncated: its header is not whole"),
         ((*RUN, "--masks", "foreign"), "foreign is a safetensors file, but holds no masks of adaspa"),
         ((*RUN, "--masks", "changed"), "changed is corrupt: the checksum does not fit its description"),
         (("masks", "info", "changed"), "changed is corrupt: the checksum does not fit its description"),
-        (("masks", "compare", "header", "changed"), "changed is corrupt: the checksum does not fit its description"),
+        (("masks", "compare", "masks", "changed"), "changed is corrupt: the checksum does not fit its description"),
         (("masks", "plot", "changed"), "changed is corrupt: the checksum does not fit its description"),
     ],
 )
-def test_nothing_heavy_is_imported_for_a_mistake(tmp_path: Path, arguments: tuple[Any, ...], error: str) -> None:
-    (tmp_path / "file").touch()
-    write_header(tmp_path / "header", checksum_of(VERSION, "{}"))
-    write_header(tmp_path / "changed", checksum_of(VERSION, "{ }"))
-    (tmp_path / "foreign").write_bytes((2).to_bytes(LENGTH_BYTES, "little") + b"{}")
-    assert refused(tmp_path, *arguments)[0].startswith(error)
+def test_nothing_heavy_is_imported_for_a_mistake(folder: Path, arguments: tuple[Any, ...], error: str) -> None:
+    assert refused(folder, *arguments)[0].startswith(error)
+
+
+def test_what_a_mask_file_says_is_shown_without_torch(folder: Path) -> None:
+    done = process(folder, "masks", "info", "masks")
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+    assert json.loads(done.stdout)["layers"] == 2
 
 
 def test_rows_are_listed_once(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from adaspa_cli.maskfiles.compare import compare
 from adaspa_cli.masks.text import with_text
 from adaspa_cli.masks.token_order import video_order
 from adaspa_cli.visual import mask_plot
+from adaspa_cli.visual.mask_choice import MaskChoice
 from adaspa_cli.visual.mask_figures import caption, draw_looks, greys
-from adaspa_cli.visual.mask_reading import MaskChoice, kept_shares, read_masks, token_shares
+from adaspa_cli.visual.mask_reading import kept_shares, read_masks, token_shares
 from tests.mask_files import BLOCK, LAYOUT, small_file
 from tests.pages import loads_nothing, read
 from tests.token_orders import sequence_order

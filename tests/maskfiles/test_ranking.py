@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.maskfiles.ranking import Ranking, choose_counts, most_needed, rank, ranked_blocks
+from adaspa_cli.config.kept_blocks import most_needed
+from adaspa_cli.maskfiles.ranking import Ranking, choose_counts, rank, ranked_blocks
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import video_part, with_text
 

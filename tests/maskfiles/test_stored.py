@@ -8,18 +8,20 @@ import pytest
 import torch
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.config import MethodConfig, ModelConfig
+from adaspa_cli.config import MethodConfig, ModelConfig, SamplingConfig
+from adaspa_cli.config.architecture import architecture_of
 from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles import MaskFile, MethodFacts, ModelFacts
-from adaspa_cli.maskfiles.check import check_call, check_method, check_model, check_name, open_masks
+from adaspa_cli.maskfiles.check import check_architecture, check_call, check_method, check_model, check_name, open_masks
+from adaspa_cli.maskfiles.header import Described
 from adaspa_cli.maskfiles.stored import StoredMasks, stored_policy, stored_schedule
 from adaspa_cli.masks import Call, CallPlan
 from adaspa_cli.masks.plan import CHECK, DENSE, LOAD, SEARCH, SPARSE
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import video_part
-from tests.mask_files import BLOCK, HEADS, LAYOUT, block_sums, small_file
+from tests.mask_files import BLOCK, HEADS, LAYOUT, block_sums, description, small_file
 
 CPU = torch.device("cpu")
 
@@ -303,3 +305,23 @@ def test_the_hash_of_a_configuration_leaves_out_where_it_lay() -> None:
 
     assert config_hash([Transformer()]) == config_hash([Other()])
     assert config_hash([Transformer()]) != config_hash([Deeper()])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"layers": 9}, "layers is 9 in the file and 8 in the run"),
+        ({"heads": 3}, "heads is 3 in the file and 4 in the run"),
+        ({"layout": TokenLayout(9, 32, 31, 5, "last")}, "width is 31 in the file and 32 in the run"),
+        ({"model": ModelFacts("tiny", False, "CogVideoXPipeline", "")}, "pipeline is CogVideoXPipeline in the file"),
+    ],
+)
+def test_masks_of_another_architecture_or_size_are_refused_before_it_is_loaded(
+    changed: dict[str, Any], message: str
+) -> None:
+    model = architecture_of(ModelConfig())
+    fits = {"layers": 8, "heads": 4, "layout": TokenLayout(9, 32, 32, 5, "last")}
+    sampling = SamplingConfig(height=256, width=256, frames=33)
+    check_architecture(Described(Path("masks"), description(**fits), ""), model, sampling)
+    with pytest.raises(MaskFileError, match=message):
+        check_architecture(Described(Path("masks"), description(**(fits | changed)), ""), model, sampling)

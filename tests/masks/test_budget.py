@@ -8,9 +8,10 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.remainder import block_means
+from adaspa_cli.config.kept_blocks import kept_blocks
 from adaspa_cli.masks.budget import select_by_score
 from adaspa_cli.masks.output_error import output_error
-from adaspa_cli.masks.selection import kept_blocks, select
+from adaspa_cli.masks.selection import select
 
 BLOCK = 16
 LAYOUTS = {

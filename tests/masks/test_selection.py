@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.masks.selection import adapt_counts, kept_blocks, select
+from adaspa_cli.config.kept_blocks import kept_blocks
+from adaspa_cli.masks.selection import adapt_counts, select
 
 BLOCK = 16
 # 160 video tokens are exactly ten blocks; 164 beside 20 of text leave one block with both.

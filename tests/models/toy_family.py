@@ -13,10 +13,10 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.config.families import FamilyFacts, SizeRule
+from adaspa_cli.config.families import FamilyFacts, Grid, SizeRule
 from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.compiled import eager
-from adaspa_cli.models.family import Classes, Encode, Family, Grid
+from adaspa_cli.models.family import Classes, Encode, Family
 from adaspa_cli.models.forward import Forward, Row, join
 from adaspa_cli.models.qk import Rotation, prepare
 from adaspa_cli.models.random_text import text_noise
@@ -80,7 +80,7 @@ class ToyAttachment(Attachment):
 
     def describe(self, config: Any, inputs: dict[str, Any]) -> list[Row]:
         batch, _, *size = inputs["hidden_states"].shape
-        grid = self.family.token_grid(config, *size)
+        grid = self.family.facts.token_grid(config, *size)
         return [Row(self.branch, sample, TokenLayout(*grid, 0, "last", self.token_order)) for sample in range(batch)]
 
 
@@ -90,12 +90,19 @@ def size_rule(transformer: Any, vae: Any) -> SizeRule:
     )
 
 
+def token_grid(transformer: Any, frames: int, height: int, width: int) -> Grid:
+    of_time, of_height, of_width = transformer["patch_size"]
+    return frames // of_time, height // of_height, width // of_width
+
+
 FACTS = FamilyFacts(
     module="tests.models.toy_family",
     pipeline="WanPipeline",
     preset="tiny",
     layer_keys=("num_layers",),
     size_rule=size_rule,
+    vae_scale=lambda vae: (vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)),
+    token_grid=token_grid,
     call_arguments=lambda sampling: {"guidance_scale": sampling.guidance_scale},
     guided=lambda sampling: sampling.guidance_scale > 1,
     transformers=("transformer", "transformer_2"),
@@ -113,10 +120,6 @@ class Toy(Family):
 
     def processor(self, layer: int, forward: Forward) -> ToyProcessor:
         return ToyProcessor(layer, forward)
-
-    def token_grid(self, config: Any, frames: int, height: int, width: int) -> Grid:
-        of_time, of_height, of_width = config.patch_size
-        return frames // of_time, height // of_height, width // of_width
 
     def block_input(self, args: tuple[Any, ...], kwargs: Any) -> tuple[Tensor, ...]:
         return (kwargs["hidden_states"] if "hidden_states" in kwargs else args[0],)

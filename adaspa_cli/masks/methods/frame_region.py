@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
+from adaspa_cli.config.kept_blocks import kept_blocks
 from adaspa_cli.config.methods import FrameRegionConfig
 from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.plan import CallPlan
 from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.schedule import Sparsity, plan_search, search_keeps_lse, sparsity_at
-from adaspa_cli.masks.selection import kept_blocks
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ from torch.nn import functional as F
 
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.layout import ceil_div
+from adaspa_cli.config.kept_blocks import kept_blocks
 from adaspa_cli.config.methods import MInferenceConfig
 from adaspa_cli.masks.packing import full_mask, pack_blocks
 from adaspa_cli.masks.plan import CallPlan
 from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.rows import head_groups, row_weights
 from adaspa_cli.masks.schedule import Sparsity, plan_estimate, sparsity_at
-from adaspa_cli.masks.selection import kept_blocks
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.layout import ceil_div
+from adaspa_cli.config.kept_blocks import kept_blocks
 from adaspa_cli.config.methods import SparseVideoGenConfig
 from adaspa_cli.masks.order import HeadOrder
 from adaspa_cli.masks.packing import pack_lists
@@ -31,7 +32,6 @@ from adaspa_cli.masks.plan import CallPlan
 from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.rows import head_groups, row_weights
 from adaspa_cli.masks.schedule import Sparsity, plan_estimate, sparsity_at
-from adaspa_cli.masks.selection import kept_blocks
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.attention.layout import OrderName, ceil_div
+from adaspa_cli.attention.layout import OrderName
 from adaspa_cli.config.families import facts_of
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.compiled import eager
-from adaspa_cli.models.family import Classes, Encode, Family, Grid
+from adaspa_cli.models.family import Classes, Encode, Family
 from adaspa_cli.models.forward import Attend, Forward, Row, join
 from adaspa_cli.models.linears import Gelu, Linears
 from adaspa_cli.models.pinned_noise import PinnedNoise
@@ -118,7 +118,7 @@ class CogVideoXAttachment(Attachment):
     def describe(self, config: Any, inputs: dict[str, Any]) -> list[Row]:
         latents = inputs["hidden_states"]
         batch, frames, _, *size = latents.shape
-        grid = self.family.token_grid(config, frames, *size)
+        grid = self.family.facts.token_grid(config, frames, *size)
         layout = TokenLayout(*grid, inputs["encoder_hidden_states"].shape[1], "first", self.token_order)
         if self._branches is None:
             self._branches = ("uncond", "cond") if self._guided(latents) else ("cond",)
@@ -162,11 +162,6 @@ class CogVideoX(Family):
     def ends(self, transformer: Any) -> Ends:
         # Positions that are learned, or sines, are added to the tokens where they are embedded: before they move.
         return Ends(transformer.patch_embed, transformer.proj_out)
-
-    def token_grid(self, config: Any, frames: int, height: int, width: int) -> Grid:
-        # The last latent frames are padded to a whole patch.
-        patch = config.patch_size
-        return ceil_div(frames, config.patch_size_t or 1), height // patch, width // patch
 
     def classes(self) -> Classes:
         from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel

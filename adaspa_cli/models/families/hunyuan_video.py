@@ -18,7 +18,7 @@ from adaspa_cli.attention.layout import OrderName
 from adaspa_cli.config.families import facts_of
 from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.compiled import eager
-from adaspa_cli.models.family import Classes, Encode, Family, Grid
+from adaspa_cli.models.family import Classes, Encode, Family
 from adaspa_cli.models.forward import Attend, Forward, Row, join, pad_tokens
 from adaspa_cli.models.linears import Gelu, Linears
 from adaspa_cli.models.qk import Norm, Rotation, prepare
@@ -101,7 +101,7 @@ class HunyuanVideoAttachment(Attachment):
     def describe(self, config: Any, inputs: dict[str, Any]) -> list[Row]:
         """One synchronisation a forward pass, for the text lengths. The text of a single row serves all rows."""
         batch, _, *size = inputs["hidden_states"].shape
-        grid = self.family.token_grid(config, *size)
+        grid = self.family.facts.token_grid(config, *size)
         lengths = inputs["encoder_attention_mask"].sum(dim=1, dtype=torch.int).tolist()
         if len(lengths) == 1:
             lengths = lengths * batch
@@ -139,9 +139,6 @@ class HunyuanVideo(Family):
 
     def ends(self, transformer: Any) -> Ends:
         return Ends(transformer.x_embedder, transformer.proj_out, transformer.rope)
-
-    def token_grid(self, config: Any, frames: int, height: int, width: int) -> Grid:
-        return frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
 
     def parts(self, location: str, *, local_files_only: bool) -> dict[str, Any]:
         """The tokenizer, read as it was written.
