@@ -146,9 +146,10 @@ def _most_alike(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | Non
 
 
 def _drawn(planned: PlannedRow) -> tuple[ModelConfig, SamplingConfig, bool]:
-    """What is drawn, and whether it is decoded; compiled blocks draw the same, faster."""
+    """What is drawn, and whether it is decoded. Compiled blocks draw the same, and estimated times count as times."""
     config = planned.resolved.config
-    return dataclasses.replace(config.model, compile=False), config.sampling, config.decodes
+    sampling = dataclasses.replace(config.sampling, steps_per_phase=None)
+    return dataclasses.replace(config.model, compile=False), sampling, config.decodes
 
 
 def report_of(job: Job) -> Path:

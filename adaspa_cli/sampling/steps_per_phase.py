@@ -17,7 +17,7 @@ from torch import Tensor
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.hooks.override import Override
-from adaspa_cli.masks import CallPlan
+from adaspa_cli.masks.plan import CallPlan, MaskSource
 from adaspa_cli.models.registry import family_of
 from adaspa_cli.sampling.engine import AttentionEngine
 
@@ -69,7 +69,9 @@ class StepsPerPhase:
         self.stop()
         self.plan = self._engine.plan(steps)
         self.sparsities = self._sparsities(steps)
-        self.computed = choose_steps(list(zip(self.plan, self.sparsities, strict=True)), self.number)
+        policy = self._engine.policy
+        before = policy is not None and policy.fresh_lse
+        self.computed = choose_steps(list(zip(self.plan, self.sparsities, strict=True)), self.number, before)
         self._overrides = [Override(transformer, "forward", self._wrap) for transformer in self._transformers]
 
     def _wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,15 +92,22 @@ class StepsPerPhase:
         self._overrides = []
 
 
-def choose_steps(plan: Sequence[tuple[CallPlan, float | None]], number: int) -> set[int]:
+def choose_steps(plan: Sequence[tuple[CallPlan, float | None]], number: int, fresh_lse: bool = False) -> set[int]:
     """The first ``number`` steps of each phase and sparsity, and every step that gives masks to those after it.
 
     Step 0 is computed besides and not counted: it holds the start of the run, and shows what the transformer returns.
+
+    Args:
+        plan: what the steps do, and γ of each.
+        number: steps of each phase and sparsity.
+        fresh_lse: a cached search needs the step right before it, whose LSE it takes.
     """
     seen: Counter[tuple[CallPlan, float | None]] = Counter()
     chosen = {0} if plan else set()
     for step, done in enumerate(plan[1:], start=1):
         if done[0].gives_mask or seen[done] < number:
             chosen.add(step)
+        if fresh_lse and done[0].mask is MaskSource.CACHED_SEARCH:
+            chosen.add(step - 1)
         seen[done] += 1
     return chosen

@@ -170,8 +170,9 @@ def test_the_bench_at_full_size_has_the_papers_settings_at_the_models_own_sizes(
         found = paper_figures(flat, set(flags), tables)
         speed_ups[row.name] = found and found["speed_up"]
         sizes[flat["model"]] = [flat[key] for key in ("height", "width", "frames", "steps")]
-        assert (flat["random_weights"], flat["steps_per_phase"], flat["layers"]) == (True, 2, None)
-    assert speed_ups == {
+        assert (flat["random_weights"], flat["layers"]) == (True, None)
+        assert flat["steps_per_phase"] == (2 if flat["cache"] == "none" else None)
+    assert {name: speed_up for name, speed_up in speed_ups.items() if "plus" not in name and "fp8" not in name} == {
         "hunyuan diffusers": None,
         "hunyuan full": 1,
         "hunyuan adaspa 0.8": 1.78,

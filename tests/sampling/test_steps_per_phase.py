@@ -31,6 +31,11 @@ AUTO = {"attention_backend": "auto"}
 PHASES = ["dense"] * 4 + ["search"] + ["sparse"] * 3 + ["cached search"] + ["sparse"] * 3
 CASES: dict[str, tuple[dict[str, Any], list[str], set[int]]] = {
     "adaspa": ({"search_steps": (4, 8)}, PHASES, {0, 1, 2, 4, 5, 6, 8}),
+    "fresh LSE": (
+        {"method": "adaspa-plus", "sparsity": 0.9, "search_steps": (4, 8)},
+        PHASES,
+        {0, 1, 2, 4, 5, 6, 7, 8},
+    ),
     "from the start": ({"search_steps": (0,)}, ["search"] + ["sparse"] * 11, {0, 1, 2}),
     "every search": (
         {"method": "adaspa-no-lse-cache", "search_steps": (0, 2, 4, 6)},
@@ -114,6 +119,7 @@ def test_a_step_that_gives_masks_is_always_computed() -> None:
 def test_steps_of_another_sparsity_are_of_another_kind() -> None:
     plan = [(SEARCH, 0.5), (SPARSE, 0.5), (SPARSE, 0.5), (CACHED_SEARCH, 0.9), (SPARSE, 0.9), (SPARSE, 0.9)]
     assert choose_steps(plan, 1) == {0, 1, 3, 4}
+    assert choose_steps(plan, 1, fresh_lse=True) == {0, 1, 2, 3, 4}
 
 
 def test_estimates_are_medians_and_what_was_computed_keeps_its_figures() -> None:
