@@ -23,11 +23,13 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
         may_be_complete: whether the run may need no model, because all is there.
 
     Raises:
-        AdaspaError: the size, the folder, the prompts, the mask file, the device or the checkpoint is of no use.
+        AdaspaError: the size, the folder, the prompts, the mask file, the device or the checkpoint is of no use; with
+            ``strict_prompt`` also a word or a size that the model was not trained on.
     """
     from adaspa_cli.config import architecture
     from adaspa_cli.config.devices import check_device
     from adaspa_cli.config.model_source import check_available
+    from adaspa_cli.config.vocabulary import check_understood
     from adaspa_cli.files.folders import check_folder
     from adaspa_cli.jobs.prompts import read_prompts
 
@@ -40,6 +42,8 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
         check_device(config.model, config.method)
         if not config.model.random_weights:
             check_available(config.model.weights)
+    if config.prompts.strict_prompt:
+        check_understood(config, prompts)
     say_repeated(console, "prompt", prompts)
     return list(dict.fromkeys(prompts))
 
@@ -77,15 +81,18 @@ def check_readable(*masks: Path) -> None:
             raise MaskFileError(f"cannot read masks from {path}: {error.strerror}") from error
 
 
-def say_early(console: Console, given: Given, resolved: Resolved) -> None:
-    """Say what the flags don't do, and what kind of run it is."""
+def say_early(console: Console, given: Given, resolved: Resolved, prompts: Sequence[str]) -> None:
+    """Say what the flags don't do, what the model will not understand, and what kind of run it is."""
     from adaspa_cli.config.architecture import random_weights_note
+    from adaspa_cli.config.vocabulary import check_understood
 
     method = resolved.config.method
     idle = [f"--{key.replace('_', '-')}" for key in method.ignored(given.settings())]
     if idle:
         console.note(f"no effect with method {method.method}: {', '.join(idle)}")
     say_repeated(console, "seed", given.seeds())
+    for line in check_understood(resolved.config, prompts):
+        console.note(line)
     note = random_weights_note(resolved.config.model)
     if note:
         console.note(note)

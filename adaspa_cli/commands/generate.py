@@ -45,7 +45,7 @@ def generate(
         return
     prompts = check_early(console, resolved, resolved.config.output.out, may_be_complete=resolved.config.output.resume)
     _check_compared(resolved.config, prompts)
-    say_early(console, given, resolved)
+    say_early(console, given, resolved, prompts)
     _say_schedule(console, resolved)
     console.note("starting ...")
     _run(console, resolved, prompts)

@@ -95,6 +95,9 @@ PROMPT = _flag("--prompt -p", list[str], WHAT, "What the video shows. May be rep
 PROMPTS = _flag(
     "--prompts", Path, WHAT, "File with one prompt a line, or - for stdin. Lines that begin with # are not read."
 )
+STRICT_PROMPT = _flag(
+    "--strict-prompt/--no-strict-prompt", bool, WHAT, "Refuse words and sizes that the model was not trained on."
+)
 NEGATIVE_PROMPT = _flag("--negative-prompt", str, WHAT, "What it should not show.")
 SEED = _flag("--seed -s", list[int], WHAT, "Seed of the noise. May be repeated.", default="0")
 
@@ -193,7 +196,7 @@ SET = _flag(
 )
 
 GENERATE = (
-    *(PROMPT, PROMPTS, NEGATIVE_PROMPT, SEED),
+    *(PROMPT, PROMPTS, STRICT_PROMPT, NEGATIVE_PROMPT, SEED),
     *(METHOD_NAME, SPARSITY, SEARCH_STEPS, BLOCK_SIZE, HEAD_ADAPTIVE, LSE_CACHE, SHARE_CFG_MASKS),
     *(TOKEN_ORDER, SELECTION, BUDGET, REMAINDER, REPAIR, PROBES, MAX_ERROR),
     *(MASKS, MASKS_FROM_START, MASKS_MIN_RECALL, MASKS_FALLBACK, CACHE),

@@ -82,7 +82,7 @@ def search_masks(
     searched = SearchOptions(out, keep_ranking, keep_sums, first_step_only, resume)
     searched.check(resolved.config.method)
     prompts = check_early(console, resolved, str(out.parent), may_be_complete=resume)
-    say_early(console, given, resolved)
+    say_early(console, given, resolved, prompts)
     console.note("starting ...")
     _run(console, resolved, searched, prompts)
 

@@ -88,7 +88,7 @@ def visualize(
     request = ProbeRequest(*numbers, chosen, _reference(chosen, resolved), pixels, parse_query(query))
     prompts = check_early(console, resolved, str(out))
     _check_request(resolved.config, request)
-    say_early(console, given, resolved)
+    say_early(console, given, resolved, prompts)
     console.note("starting ...")
     _run(console, resolved, request, prompts)
 

@@ -209,10 +209,12 @@ class PromptConfig:
     Attributes:
         prompt: prompts; each gives one video for each seed.
         prompts: file with one prompt a line. Empty lines and lines that begin with ``#`` are left out.
+        strict_prompt: refuse words and sizes that the model says it was not trained on, instead of naming them.
     """
 
     prompt: tuple[str, ...] = ()
     prompts: str | None = None
+    strict_prompt: bool = setting(False, late=True)
 
     def __post_init__(self) -> None:
         check_fields(self)

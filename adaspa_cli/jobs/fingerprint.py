@@ -10,7 +10,7 @@ from adaspa_cli.config import Resolved
 from adaspa_cli.maskfiles.check import open_masks
 
 # What does not change what a video looks like, and its prompt and seed, which count by themselves.
-NOT_IN_FINGERPRINT = ("prompt", "prompts", "seed", "out", "resume", "compare_with")
+NOT_IN_FINGERPRINT = ("prompt", "prompts", "strict_prompt", "seed", "out", "resume", "compare_with")
 
 
 def digest(content: Any) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from scripts.clip_judge import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scene
 
 # verb with "a circle ...", participle with "a circle is ..." or on its own
-_PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "left": (("moves left", "moves to the left"), ("moving left", "moving to the left", "going left")),
     "right": (("moves right", "moves to the right"), ("moving right", "moving to the right", "going right")),
     "up": (("moves up", "moves upwards"), ("moving up", "moving upwards", "going up")),
@@ -101,7 +101,7 @@ def every_wording() -> list[str]:
 def _fill(wording: str, scenes: Sequence[Scene], choose: Callable[[Sequence[str]], str]) -> str:
     fields = {"background": scenes[0].background, "a_background": _with_article(scenes[0].background)}
     for scene, suffix in zip(scenes, ("", "2"), strict=False):
-        verbs, participles = _PHRASES[scene.motion]
+        verbs, participles = PHRASES[scene.motion]
         fields[f"object{suffix}"] = f"{scene.color} {scene.shape}"
         fields[f"a_object{suffix}"] = _with_article(f"{scene.color} {scene.shape}")
         fields[f"verb{suffix}"] = choose(verbs)

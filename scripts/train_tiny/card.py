@@ -39,8 +39,8 @@ Files are float16; load them as float32 or, where the processor computes in it, 
 One object, or two in separate halves of the frame: **{shapes}** in **{colors}**,
 on a **{backgrounds}** background,
 that moves **left, right, up, down**, **stays still**, **grows**, **rotates** or **bounces**.
-Several wordings are understood. Other words are read without complaint and mean nothing. Other sizes and lengths than
-the above were not trained.
+Several wordings are understood; `vocabulary.json` lists every word and the sizes. Other words mean nothing: the
+pipeline reads them without complaint, `adaspa generate` names them. No other sizes and lengths were trained.
 Guidance is trained in, so that one pass a step is enough and there is no guidance embedding; true classifier-free
 guidance with an empty negative prompt works on top of it.
 

@@ -29,6 +29,7 @@ from scripts.train_tiny.pool import Geometry
 from scripts.train_tiny.sampling import assemble_pipeline
 from scripts.train_tiny.transformer import TransformerConfig, build_modules, set_stride
 from scripts.train_tiny.vae import in_one_piece, load_vae
+from scripts.train_tiny.vocabulary import write_vocabulary
 
 _SHARD = "15MB"
 _LARGEST_FILE = 16_000_000
@@ -81,6 +82,7 @@ def export(work: Path, stage: str, out: Path) -> None:
     pipe.tokenizer_2.save_pretrained(partial / "tokenizer_2")
     pipe.scheduler.save_pretrained(partial / "scheduler")
     _write_index(pipe, partial / "model_index.json")
+    write_vocabulary(partial, trained.geometry)
     (partial / "README.md").write_text(model_card(work, stage, _sizes(partial)))
     shutil.rmtree(out, ignore_errors=True)
     partial.replace(out)

@@ -116,6 +116,8 @@ def folder(tmp_path: Path) -> Path:
             "attention backend 'triton' cannot run on cpu: on ",
         ),
         ((*RUN, "--device", "cpu", "--offload", "model"), "--offload model needs a GPU, and the run is on cpu"),
+        ((*RUN, "--strict-prompt"), "tiny doesn't know: x"),
+        (("visualize", "--prompt", "x", "--set", "strict_prompt=true"), "tiny doesn't know: x"),
         ((*RUN, "--masks", "file"), "file is no mask file, or truncated: its header is not whole"),
         ((*RUN, "--masks", "foreign"), "foreign is a safetensors file, but holds no masks of adaspa"),
         ((*RUN, "--masks", "changed"), "changed is corrupt: the checksum does not fit its description"),
@@ -165,6 +167,18 @@ def test_flags_that_do_nothing_are_said(
     assert result.exit_code == 0, result.output
     assert note in result.stderr
     assert len(json.loads(result.stdout)) == (2 if "--seed" in arguments else 1)
+
+
+def test_words_that_the_model_does_not_know_are_said(tmp_path: Path) -> None:
+    arguments = ["generate", "--prompt", "a red cirle", "--height", "32", "--width", "32", "--frames", "5"]
+    arguments += ["--steps", "1", "--method", "full", "--out", str(tmp_path), "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "tiny doesn't know: cirle (circle?); knows shapes circle, square, triangle, star; colors" in result.stderr
+    assert "tiny was not trained on frames 5 (33), height 32 (256), width 32 (256)" in result.stderr
+    quiet = CliRunner().invoke(app, [*arguments, "--quiet", "--no-decode"])
+    assert quiet.exit_code == 0, quiet.output
+    assert quiet.stderr == ""
 
 
 def test_prompts_come_from_stdin_and_from_a_file_each_once(hunyuan_folder: Path, tmp_path: Path) -> None:
