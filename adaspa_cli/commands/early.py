@@ -23,14 +23,15 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
         may_be_complete: whether the run may need no model, because all is there.
 
     Raises:
-        AdaspaError: the size, the folder, the prompts, the mask file, the device or the checkpoint is of no use; with
-            ``strict_prompt`` also a word or a size that the model was not trained on.
+        AdaspaError: the size, the folder, the prompts, a picture, the mask file, the device or the checkpoint is of no
+            use; with ``strict_prompt`` also a word or a size that the model was not trained on.
     """
     from adaspa_cli.config import architecture
     from adaspa_cli.config.devices import check_device
     from adaspa_cli.config.model_source import check_available
     from adaspa_cli.config.vocabulary import check_understood
     from adaspa_cli.files.folders import check_folder
+    from adaspa_cli.files.pictures import read_pictures
     from adaspa_cli.jobs.prompts import read_prompts
 
     config = resolved.config
@@ -38,6 +39,8 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
     check_folder(folder)
     check_masks(config)
     prompts = read_prompts(config.prompts)
+    for key, picture in read_pictures(config.sampling.pictures).items():
+        console.note(f"{key.replace('_', ' ')} {picture.note(config.sampling.height, config.sampling.width)}")
     if not may_be_complete:
         check_device(config.model, config.method)
         if not config.model.random_weights:

@@ -99,6 +99,8 @@ STRICT_PROMPT = _flag(
     "--strict-prompt/--no-strict-prompt", bool, WHAT, "Refuse words and sizes that the model was not trained on."
 )
 NEGATIVE_PROMPT = _flag("--negative-prompt", str, WHAT, "What it should not show.")
+IMAGE = _flag("--image", Path, WHAT, "Picture that the video begins with, for models that take one.")
+LAST_IMAGE = _flag("--last-image", Path, WHAT, "Picture that it ends with.")
 SEED = _flag("--seed -s", list[int], WHAT, "Seed of the noise. May be repeated.", default="0")
 
 # --- method
@@ -196,7 +198,7 @@ SET = _flag(
 )
 
 GENERATE = (
-    *(PROMPT, PROMPTS, STRICT_PROMPT, NEGATIVE_PROMPT, SEED),
+    *(PROMPT, PROMPTS, STRICT_PROMPT, NEGATIVE_PROMPT, IMAGE, LAST_IMAGE, SEED),
     *(METHOD_NAME, SPARSITY, SEARCH_STEPS, BLOCK_SIZE, HEAD_ADAPTIVE, LSE_CACHE, SHARE_CFG_MASKS),
     *(TOKEN_ORDER, SELECTION, BUDGET, REMAINDER, REPAIR, PROBES, MAX_ERROR),
     *(MASKS, MASKS_FROM_START, MASKS_MIN_RECALL, MASKS_FALLBACK, CACHE),

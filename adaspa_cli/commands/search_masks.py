@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 @command(
     options.PROMPT,
     options.PROMPTS,
+    options.IMAGE,
+    options.LAST_IMAGE,
     options.SEED,
     options.METHOD_NAME.but(text="adaspa, an ablation of it, or frame-region."),
     options.SPARSITY,

@@ -25,6 +25,8 @@ _LOOK = "What to look at"
 @command(
     options.PROMPT.but(text="What the video shows. The first is drawn; on the others its masks are tried."),
     options.PROMPTS,
+    options.IMAGE,
+    options.LAST_IMAGE,
     options.SEED,
     options.METHOD_NAME.but(text="Whose masks are drawn: adaspa, its ablations, or adaspa-plus.", panel=_LOOK),
     options.SPARSITY.but(text="Share left out by every pattern, or shares by step.", panel=_LOOK),

@@ -156,7 +156,7 @@ def known_architecture(model: ModelConfig) -> Architecture | None:
 
 
 def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
-    """Refuse a size or a kind of guidance that the model does not have, before anything heavy is imported.
+    """Refuse a size, a kind of guidance or a picture that the model does not take, before anything heavy is imported.
 
     Raises:
         ConfigError: with the nearest valid value.
@@ -164,6 +164,7 @@ def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
     found = known_architecture(model)
     if found is not None:
         found.facts.check(found.size_rule, sampling)
+        found.facts.check_image(sampling, random_weights=model.random_weights)
 
 
 def random_weights_note(model: ModelConfig) -> str | None:

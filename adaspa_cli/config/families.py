@@ -72,6 +72,8 @@ class FamilyFacts:
         guided: whether a run has an unconditional branch beside the conditional one.
         transformers: parts of the pipeline that are transformers, in the order in which a run uses them. All but the
             first may be absent. Layers are numbered on from one to the next.
+        images: arguments of the pipeline's call that take a picture, which are settings too: ``image``, which it must
+            have, and ``last_image``. Empty where videos are made from text alone.
     """
 
     module: str
@@ -84,11 +86,27 @@ class FamilyFacts:
     call_arguments: Callable[[SamplingConfig], dict[str, Any]]
     guided: Callable[[SamplingConfig], bool]
     transformers: tuple[str, ...] = ("transformer",)
+    images: tuple[str, ...] = ()
 
     def check(self, rule: SizeRule, sampling: SamplingConfig) -> None:
-        """Raise ConfigError for a size or a kind of guidance that the model does not have."""
+        """Raise ConfigError for a size, a kind of guidance or a picture that the model does not take."""
         rule.check(sampling.height, sampling.width, sampling.frames)
         self.call_arguments(sampling)
+        for key in sampling.pictures:
+            if key not in self.images:
+                takes = "videos from text alone" if not self.images else "no use of a last image"
+                raise ConfigError(
+                    f"{key}: this model, a {self.pipeline}, makes {takes}",
+                    hint=f"drop --{key.replace('_', '-')}, or use a model that takes it",
+                )
+
+    def check_image(self, sampling: SamplingConfig, *, random_weights: bool) -> None:
+        """Raise ConfigError where the model needs a picture to begin with and none is given.
+
+        With random weights one is made up.
+        """
+        if self.images and sampling.image is None and not random_weights:
+            raise ConfigError("this model makes a video from a picture, and none was given", hint="add --image FILE")
 
     def video_grid(self, transformer: Config, vae: Config, sampling: SamplingConfig) -> Grid:
         """The token grid of a video, from the configurations of the transformer and the VAE."""

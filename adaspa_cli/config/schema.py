@@ -238,6 +238,9 @@ class SamplingConfig:
         guidance_scale: guidance of the model: embedded for HunyuanVideo, classifier-free for CogVideoX.
         true_cfg_scale: HunyuanVideo: classifier-free guidance in two passes; above 1 it needs a negative prompt.
         negative_prompt: what the video should not show.
+        image: file of the picture that the video begins with, for models that make videos from one. It is cropped about
+            its centre to the size of the video.
+        last_image: file of the picture that the video ends with, for models that take one.
         seed: seeds of the noise; each gives one video of each prompt.
         steps_per_phase: with ``random_weights``, number of steps to compute of each phase (dense, search, sparse, ...),
             besides the first step and every search. The other steps count as the median of those of their phase. None
@@ -254,13 +257,23 @@ class SamplingConfig:
     negative_prompt: str | None = None
     seed: tuple[int, ...] = setting((0,), _check_seeds)
     steps_per_phase: int | None = setting(None, at_least(1, MOST_STEPS))
+    image: str | None = setting(None, late=True)
+    last_image: str | None = setting(None, late=True)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.last_image is not None and self.image is None:
+            raise ConfigError("last_image needs the image that the video begins with", hint="add --image FILE")
         if self.true_cfg_scale > 1 and not self.negative_prompt:
             raise ConfigError(
                 f"true_cfg_scale {self.true_cfg_scale} needs a negative prompt", hint="add --negative-prompt TEXT"
             )
+
+    @property
+    def pictures(self) -> dict[str, str]:
+        """Files of the pictures that are given, by their setting."""
+        given = {"image": self.image, "last_image": self.last_image}
+        return {key: path for key, path in given.items() if path is not None}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from adaspa_cli.config import Resolved
+from adaspa_cli.files.pictures import read_pictures
 from adaspa_cli.maskfiles.check import open_masks
 
 # What does not change what a video looks like, and its prompt and seed, which count by themselves.
@@ -19,8 +20,14 @@ def digest(content: Any) -> str:
 
 
 def settings_that_count(resolved: Resolved) -> dict[str, Any]:
-    """The settings that decide what a video looks like, beside its prompt and seed."""
-    return {key: value for key, value in resolved.flat().items() if key not in NOT_IN_FINGERPRINT}
+    """The settings that decide what a video looks like, beside its prompt and seed; of a picture its bytes do.
+
+    Raises:
+        ConfigError: a picture is of no use.
+    """
+    settings = {key: value for key, value in resolved.flat().items() if key not in NOT_IN_FINGERPRINT}
+    pictures = read_pictures(resolved.config.sampling.pictures)
+    return settings | {key: picture.sha256 for key, picture in pictures.items()}
 
 
 def video_fingerprint(resolved: Resolved, prompt: str, seed: int) -> str:

@@ -22,7 +22,7 @@ from adaspa_cli.files.claims import Claim, take
 from adaspa_cli.files.folders import check_folder, prepare_folder
 from adaspa_cli.files.whole import clear_partial
 from adaspa_cli.hooks.clock import Listener, Order
-from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT, digest
+from adaspa_cli.jobs.fingerprint import digest, settings_that_count
 from adaspa_cli.jobs.generate import JobObserver
 from adaspa_cli.maskfiles import Description, MaskFile, MethodFacts
 from adaspa_cli.maskfiles.check import model_facts
@@ -36,7 +36,7 @@ from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import sample
 
-_NO_MATTER = (*NOT_IN_FINGERPRINT, "fps", "decode", "lossless", "vae_tiling", "vae_framewise")
+_NO_MATTER = ("fps", "decode", "lossless", "vae_tiling", "vae_framewise")
 
 
 class SearchObserver(JobObserver, Protocol):
@@ -69,7 +69,8 @@ class _Job:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides what is in the file."""
-        return {key: value for key, value in self.resolved.flat().items() if key not in _NO_MATTER} | {
+        counting = settings_that_count(self.resolved)
+        return {key: value for key, value in counting.items() if key not in _NO_MATTER} | {
             "prompts": self.prompts,
             "seeds": list(self.resolved.config.sampling.seed),
             "steps searched": list(self.steps),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.config.methods import SparseConfig
+from adaspa_cli.files.pictures import read_pictures
 from adaspa_cli.models.registry import family_of
 from adaspa_cli.report.compensation import compensation_use
 from adaspa_cli.report.machine import machine, versions
@@ -23,6 +24,7 @@ from adaspa_cli.report.schema import (
     Merging,
     ModelRecord,
     PeakMemory,
+    PictureUse,
     Report,
     Search,
     SearchSteps,
@@ -95,6 +97,7 @@ def latency_report(
         video=Video(
             None if video is None else video.name, sampling.frames, sampling.height, sampling.width, sampling.fps
         ),
+        pictures=_pictures(resolved),
         latents=None if latents is None else latents.name,
         seconds=Seconds(
             total=total - _total(timeline.steps) + denoising if estimated else total,
@@ -149,6 +152,14 @@ def _model(pipe: Any, handle: Handle, resolved: Resolved) -> ModelRecord:
         heads=shape.heads,
         head_dim=shape.head_dim,
     )
+
+
+def _pictures(resolved: Resolved) -> dict[str, PictureUse] | None:
+    sampling = resolved.config.sampling
+    return {
+        key: PictureUse(picture.path.name, picture.sha256, picture.note(sampling.height, sampling.width))
+        for key, picture in read_pictures(sampling.pictures).items()
+    } or None
 
 
 def _cache(handle: Handle) -> CacheUse | None:

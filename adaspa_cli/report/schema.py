@@ -116,6 +116,15 @@ class Video:
 
 
 @dataclass(frozen=True)
+class PictureUse:
+    """A picture that the video was made from; ``note`` says how it was cut to the video's size."""
+
+    file: str
+    sha256: str
+    note: str
+
+
+@dataclass(frozen=True)
 class Seconds:
     """Where the time went. ``attention`` is part of ``denoising``; None where nothing could time it."""
 
@@ -284,6 +293,7 @@ class Report:
     prompt: str
     seed: int
     video: Video
+    pictures: Mapping[str, PictureUse] | None = None
     latents: str | None = None
     seconds: Seconds
     estimated: Estimated | None = None

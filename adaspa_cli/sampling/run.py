@@ -23,6 +23,7 @@ from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.models.seeded_noise import seeded_steps
 from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.memory import peak_memory, reset_peak_memory
+from adaspa_cli.sampling.pictures import call_pictures
 from adaspa_cli.sampling.steps_per_phase import StepsPerPhase
 
 
@@ -115,6 +116,7 @@ def session(pipe: Any, resolved: Resolved, observer: Observer) -> Iterator[Sessi
         AdaspaError: the settings do not fit the pipeline.
     """
     check_sampling(pipe, resolved.config.sampling)
+    family_of(pipe).facts.check_image(resolved.config.sampling, random_weights=resolved.config.model.random_weights)
     with Handle(pipe, resolved.config.method) as handle:
         at_work = Session(pipe, resolved, handle, observer)
         try:
@@ -125,7 +127,7 @@ def session(pipe: Any, resolved: Resolved, observer: Observer) -> Iterator[Sessi
 
 def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tensor:
     """Sample one video: frames [1, F, 3, H, W] in [0, 1], or latents if the run does not decode."""
-    sampling = resolved.config.sampling
+    sampling, facts = resolved.config.sampling, family_of(pipe).facts
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.inference_mode(), seeded_steps(pipe.scheduler, generator):
         video: torch.Tensor = pipe(
@@ -137,7 +139,8 @@ def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tenso
             num_inference_steps=sampling.steps,
             generator=generator,
             output_type="pt" if resolved.config.decodes else "latent",
-            **family_of(pipe).facts.call_arguments(sampling),
+            **call_pictures(facts, resolved.config),
+            **facts.call_arguments(sampling),
         ).frames
     return video
 

@@ -67,6 +67,8 @@ def folder(tmp_path: Path) -> Path:
         ((*RUN, "--frames", 6), "the model makes 4k + 1 frames, got 6"),
         ((*RUN, "--height", 100), "height must be a multiple of 16, got 100"),
         ((*RUN, "--model", "hunyuan", "--width", 1000, "--random-weights"), "width must be a multiple of 16, got 1000"),
+        ((*RUN, "--image", "none.png"), "image: this model, a HunyuanVideoPipeline, makes videos from text alone"),
+        ((*RUN, "--last-image", "x.png"), "last_image needs the image that the video begins with"),
         ((*RUN, "--negative-prompt", "y"), "a negative prompt has no effect on this model"),
         ((*RUN, "--masks", "none.safetensors"), "cannot read masks from none.safetensors: No such file"),
         ((*RUN, "--masks", "."), "cannot read masks from .: Is a directory"),
