@@ -17,6 +17,7 @@ ROWS = (
     {"adaspa_kernels", "errors", "interrupts", "on_demand", "progress_bar", "version"},
     {"config", "console", "files"},
     {"attention", "hooks", "quality"},
+    {"distributed"},
     {"masks"},
     {"maskfiles", "models"},
     {"caching"},

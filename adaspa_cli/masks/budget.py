@@ -22,6 +22,7 @@ from adaspa_cli.attention.block_mask import index_dtype
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.config.kept_blocks import candidate_counts, kept_blocks
 from adaspa_cli.config.methods.adaspa import BUDGETS
+from adaspa_cli.distributed.heads import ALL_HEADS, Heads
 from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import FoundMask
 from adaspa_cli.masks.recall import mask_recall
@@ -39,6 +40,7 @@ def select_by_score(
     block_size: tuple[int, int],
     sparsity: float,
     budget: str,
+    among: Heads = ALL_HEADS,
 ) -> FoundMask:
     """Keep the video key blocks of the largest scores, and every block that contains text.
 
@@ -49,6 +51,7 @@ def select_by_score(
         block_size: tokens of a (query, key) block.
         sparsity: γ in [0, 1), mean share of the video key blocks left out.
         budget: one of ``BUDGETS``.
+        among: the heads of W among those of the layer, which share what the budget spreads over heads.
 
     Returns:
         The mask, and each head's recall: its kept mass over the sum of its W.
@@ -65,8 +68,8 @@ def select_by_score(
         return FoundMask(full, block_sums.new_ones(heads))
     base = kept_blocks(sparsity, len(columns))
     if budget == "head-adaptive" or not kernels_take(scores):
-        return _by_sorting(block_sums, scores, layout, block_size, sparsity, budget)
-    mask = _by_kernels(scores, layout, block_size, base, budget)
+        return _by_sorting(block_sums, scores, layout, block_size, sparsity, budget, among)
+    mask = _by_kernels(scores, layout, block_size, base, budget, among)
     return FoundMask(mask, mask_recall(mask.to_bool(), block_sums))
 
 
@@ -82,6 +85,7 @@ def _by_sorting(
     block_size: tuple[int, int],
     sparsity: float,
     budget: str,
+    among: Heads,
 ) -> FoundMask:
     """Sort every row: the truth to compare with, and the way on a CPU."""
     rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
@@ -102,14 +106,16 @@ def _by_sorting(
 
     counts = torch.full(position.shape[:2], base, device=position.device)
     if budget == "layer":
-        counts, _ = _shared(_keys(score), least, most, base)
+        counts, _ = _shared(_keys(score), least, most, base, among)
     elif len(candidates) > 1:
-        counts = adapt_counts(recall(counts), *candidates)[:, None].expand_as(counts)
+        counts = among.mine(adapt_counts(among.gather(recall(counts)), *candidates))[:, None].expand_as(counts)
     position = torch.where(ranks < counts[..., None], position + columns.start, block_sums.shape[-1])
     return FoundMask(pack_lists(position, counts, layout, block_size), recall(counts))
 
 
-def _by_kernels(scores: Tensor, layout: TokenLayout, block_size: tuple[int, int], base: int, budget: str) -> BlockMask:
+def _by_kernels(
+    scores: Tensor, layout: TokenLayout, block_size: tuple[int, int], base: int, budget: str, among: Heads
+) -> BlockMask:
     """Nothing is sorted: each row keeps what is above a threshold, and as many of its ties as are missing."""
     import adaspa_kernels
     from adaspa_kernels.selection import WeighedRows
@@ -122,7 +128,7 @@ def _by_kernels(scores: Tensor, layout: TokenLayout, block_size: tuple[int, int]
     counts = torch.full((len(scores), len(rows)), base, device=scores.device)
     if budget == "layer":
         keys = _keys(scores[:, video, columns.start : columns.stop])
-        counts, level = _shared(keys, least, most, base)
+        counts, level = _shared(keys, least, most, base, among)
 
         def own(of_bounds: Tensor, of_level: Tensor) -> Tensor:
             """A row at one of its bounds has the threshold and the ties of that, any other one those of the layer."""
@@ -143,33 +149,36 @@ def _keys(scores: Tensor) -> Tensor:
     return torch.where(scores.isnan(), torch.inf, scores).view(torch.int32)
 
 
-def _shared(keys: Tensor, least: int, most: int, base: int) -> tuple[Tensor, Tensor]:
-    """How many of its largest keys each row keeps, int64 [H, R], if all share a budget of ``base`` a row; and the key
-    that separates kept from left-out blocks wherever a row is at none of its bounds.
+def _shared(keys: Tensor, least: int, most: int, base: int, among: Heads) -> tuple[Tensor, Tensor]:
+    """How many of its largest keys each row keeps, int64 [H, R], if all rows of the layer share a budget of ``base`` a
+    row; and the key that separates kept from left-out blocks wherever a row is at none of its bounds.
 
     Args:
         keys: [H, R, K]; blocks that a row may not keep at all may be missing.
         least, most: bounds of each row's number.
         base: mean number.
+        among: the heads of ``keys`` among those of the layer.
     """
-    budget = base * keys.shape[:2].numel()
-    level = _level(keys, least, most, budget)
+    budget = base * keys.shape[1] * (sum(among.sizes) or len(keys))
+    level = _level(keys, least, most, budget, among)
     counts, reached = ((keys > level).sum(-1), (keys >= level).sum(-1))
     counts, reached = counts.clamp(least, most), reached.clamp(least, most)
     # Of equal ones the first rows' are kept, until the budget is spent.
-    more = (reached - counts).flatten()
-    before = more.cumsum(0) - more
-    given = (budget - counts.sum() - before).clamp(min=0).minimum(more)
-    return counts + given.view_as(counts), level
+    more = reached - counts
+    by_head = among.gather(more.sum(-1))
+    earlier_heads = among.mine(by_head.cumsum(0) - by_head)
+    before = earlier_heads[:, None] + more.cumsum(-1) - more
+    given = (budget - among.sum(counts.sum()) - before).clamp(min=0).minimum(more)
+    return counts + given, level
 
 
-def _level(keys: Tensor, least: int, most: int, budget: int) -> Tensor:
+def _level(keys: Tensor, least: int, most: int, budget: int, among: Heads) -> Tensor:
     """The smallest number such that rows that keep what is above it, within their bounds, keep no more than ``budget``:
     bisection, without waiting."""
     low = torch.full((), -1, dtype=torch.int32, device=keys.device)
     high = torch.full_like(low, _INFINITY_BITS)
     for _ in range(_INFINITY_BITS.bit_length()):
         middle = low + torch.div(high - low, 2, rounding_mode="floor")
-        enough = (keys > middle).sum(-1).clamp(least, most).sum() <= budget
+        enough = among.sum((keys > middle).sum(-1).clamp(least, most).sum()) <= budget
         low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
     return high

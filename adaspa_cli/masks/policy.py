@@ -11,6 +11,7 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.compensated import NO_COMPENSATION, Compensation
 from adaspa_cli.attention.remainder import block_means
+from adaspa_cli.distributed.heads import ALL_HEADS, Heads
 from adaspa_cli.masks.order import HeadOrder
 from adaspa_cli.masks.plan import CallPlan
 
@@ -25,6 +26,8 @@ class Call:
         branch: guidance branch, ``"cond"`` or ``"uncond"``.
         sample: index of the video within the branch.
         layout: the token sequence of this call.
+        heads: those that the call has, where processes share a layer's. Tensors of a call are of its own heads; what
+            is decided across heads asks the others through it.
     """
 
     layer: int
@@ -32,6 +35,7 @@ class Call:
     branch: str
     sample: int
     layout: TokenLayout
+    heads: Heads = dataclasses.field(default=ALL_HEADS, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

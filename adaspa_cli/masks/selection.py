@@ -14,6 +14,7 @@ from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.block_mask import index_dtype
 from adaspa_cli.attention.mask_conversion import allowed
 from adaspa_cli.config.kept_blocks import Candidates, candidate_counts
+from adaspa_cli.distributed.heads import ALL_HEADS, Heads
 from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import FoundMask
 
@@ -27,6 +28,7 @@ def select(
     sparsity: float,
     *,
     head_adaptive: bool,
+    among: Heads = ALL_HEADS,
 ) -> FoundMask:
     """Keep the heaviest video key blocks of every query row, and every block that contains text.
 
@@ -36,6 +38,7 @@ def select(
         block_size: tokens of a (query, key) block; W was summed over such blocks.
         sparsity: γ in [0, 1), share of the video key blocks left out.
         head_adaptive: γ is the mean; heads of high recall get more, heads of low recall less.
+        among: the heads of W among those of the layer, over which γ is the mean.
 
     Returns:
         The mask, and each head's recall: its kept mass over the sum of its W.
@@ -47,7 +50,7 @@ def select(
         return FoundMask(full, block_sums.new_ones(heads))
     candidates = candidate_counts(sparsity, len(columns), head_adaptive=head_adaptive)
     find = by_kernels if kernels_take(block_sums) else by_torch
-    return find(block_sums, layout, block_size, candidates)
+    return find(block_sums, layout, block_size, candidates, among)
 
 
 def adapt_counts(recall: Tensor, fewest: int, base: int, most: int) -> Tensor:
@@ -64,11 +67,11 @@ def adapt_counts(recall: Tensor, fewest: int, base: int, most: int) -> Tensor:
     return torch.where(rank >= heads - groups, most, counts)
 
 
-def _choose(recall: Tensor, candidates: Candidates) -> Tensor:
+def _choose(recall: Tensor, candidates: Candidates, among: Heads) -> Tensor:
     """The candidate of each head, int64 [H], from the recall [H] at the base."""
     if len(candidates) == 1:
         return torch.full(recall.shape, candidates[0], device=recall.device)
-    return adapt_counts(recall, *candidates)
+    return among.mine(adapt_counts(among.gather(recall), *candidates))
 
 
 def kernels_take(block_sums: Tensor) -> bool:
@@ -81,7 +84,11 @@ def kernels_take(block_sums: Tensor) -> bool:
 
 
 def by_kernels(
-    block_sums: Tensor, layout: TokenLayout, block_size: tuple[int, int], candidates: Candidates
+    block_sums: Tensor,
+    layout: TokenLayout,
+    block_size: tuple[int, int],
+    candidates: Candidates,
+    among: Heads = ALL_HEADS,
 ) -> FoundMask:
     """Two kernels around the choice of each head's candidate."""
     import adaspa_kernels
@@ -90,7 +97,7 @@ def by_kernels(
     block_sums = block_sums[None]
     weighed = adaspa_kernels.weigh_rows(block_sums, rows, columns, candidates)
     recalls = weighed.kept.sum(-1)[:, 0] / weighed.total.sum(-1)  # [C, H]
-    chosen = _choose(recalls[len(candidates) // 2], candidates)
+    chosen = _choose(recalls[len(candidates) // 2], candidates, among)
     dtype = index_dtype(block_sums.shape[-1])
     counts, indices = adaspa_kernels.pack_rows(block_sums, rows, columns, weighed, chosen[None], dtype)
     recall = recalls[0]
@@ -112,7 +119,13 @@ def heaviest(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
     return score, position
 
 
-def by_torch(block_sums: Tensor, layout: TokenLayout, block_size: tuple[int, int], candidates: Candidates) -> FoundMask:
+def by_torch(
+    block_sums: Tensor,
+    layout: TokenLayout,
+    block_size: tuple[int, int],
+    candidates: Candidates,
+    among: Heads = ALL_HEADS,
+) -> FoundMask:
     """Sort every row."""
     rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
     video = block_sums[:, rows.start : rows.stop, columns.start : columns.stop]
@@ -127,7 +140,7 @@ def by_torch(block_sums: Tensor, layout: TokenLayout, block_size: tuple[int, int
         return (text + kept) / total
 
     base = torch.full(total.shape, candidates[len(candidates) // 2], device=video.device)
-    chosen = _choose(recall(base), candidates)
+    chosen = _choose(recall(base), candidates, among)
     key_blocks = block_sums.shape[-1]
     position = torch.where(ranks < chosen[:, None, None], position + columns.start, key_blocks)
     return FoundMask(pack_lists(position, chosen, layout, block_size), recall(chosen))

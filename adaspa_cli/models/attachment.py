@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from adaspa_cli.attention.layout import OrderName
+from adaspa_cli.distributed.tokens import TokenShare
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.family import Family
 from adaspa_cli.models.forward import Attend, Forward, Row
-from adaspa_cli.models.reordering import Reordering
+from adaspa_cli.models.reordering import HilbertOrder, Rearrangement, Way
 
 
 class Attachment:
@@ -61,11 +63,9 @@ class Attachment:
             *(Override(transformer, "cache_context", self._note_branch) for transformer in self.transformers),
             *(Override(pipe.scheduler, name, self._note_step) for name in ("set_timesteps", "step")),
         ]
-        self.reorderings = [
-            Reordering(family.ends(transformer), lambda: self.rows[0].layout)
-            for transformer in self.transformers
-            if token_order == "hilbert"
-        ]
+        self._rearrangements: list[list[Rearrangement]] = []  # each on all transformers
+        if token_order == "hilbert":
+            self.rearrange(HilbertOrder())
 
     def describe(self, config: Any, inputs: dict[str, Any]) -> list[Row]:
         """What the rows of the batch are.
@@ -76,8 +76,26 @@ class Attachment:
         """
         raise NotImplementedError
 
-    def reorder_inputs(self, inputs: dict[str, Any], reordering: Reordering) -> None:
-        """Bring what the transformer gets for each video token, and does not compute itself, into the token order."""
+    def rearrange_inputs(self, inputs: dict[str, Any], rearrangement: Rearrangement) -> None:
+        """Rearrange what the transformer gets for each video token, and does not compute itself."""
+
+    def rearrange(self, way: Way) -> None:
+        """Give the blocks the video's tokens in another way from now on.
+
+        Raises:
+            RunError: the family's tokens come in one way alone.
+        """
+        self._rearrangements.append(
+            [
+                Rearrangement(self.family.ends(transformer), lambda: self.rows[0].layout, way)
+                for transformer in self.transformers
+            ]
+        )
+
+    def split(self, share: TokenShare) -> None:
+        """Leave each process of a team its part of the video's tokens; raises as :meth:`rearrange`."""
+        self.rearrange(share)
+        self._forward.tokens = share.tokens
 
     @property
     def layers(self) -> int:
@@ -128,8 +146,8 @@ class Attachment:
             raise RunError("the transformer must be called with keyword arguments while adaspa is applied")
         self._check_branch()
         self._forward.rows = self.describe(module.config, kwargs)
-        for reordering in self.reorderings[:1]:
-            self.reorder_inputs(kwargs, reordering)
+        for on_first, *_ in self._rearrangements:
+            self.rearrange_inputs(kwargs, on_first)
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Attachment:
         """A hook on a copied transformer does not take the pipeline with it."""
@@ -139,8 +157,8 @@ class Attachment:
         """Restore every processor that is still ours, and remove hooks and overrides."""
         for hook in self._hooks:
             hook.remove()
-        for reordering in self.reorderings:
-            reordering.remove()
+        for rearrangement in itertools.chain.from_iterable(self._rearrangements):
+            rearrangement.remove()
         for override in self._overrides:
             override.restore()
         triples = zip(self.attentions, self._processors, self._originals, strict=True)

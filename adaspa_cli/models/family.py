@@ -22,6 +22,12 @@ Nothing else names a family. What the models of diffusers 0.42 do differently, a
   ``cond`` and ``uncond`` go to :attr:`Family.branch_names`. Guidance as one batch is up to the attachment (CogVideoX).
 * Linear layers by other paths, or another activation between them: :attr:`Family.linears` says what ``--linear fp8``
   replaces. Without it that is refused.
+* Several processes for one video (``--gpus``), and the Hilbert order of tokens: :meth:`Family.ends` names the module
+  that gives the blocks their video tokens, the one that takes them after the last block, and the one that makes the
+  rotary tables. What the pipeline hands over for each token, such as CogVideoX's tables or a timestep [B, N], the
+  attachment cuts in ``rearrange_inputs``, by :meth:`Rearrangement.rotary` or :meth:`Rearrangement.tokens`. Layouts in
+  :meth:`Attachment.describe` are those of whole sequences always. Inside of a block, count tokens by the tensors'
+  shapes: they are those that are here.
 * Two transformers of which each does a part of the steps (Wan 2.2): name both in the light entry. Layers of the second
   are numbered on from the first's.
 """
@@ -96,9 +102,9 @@ class Family(ABC):
         """Where video tokens enter and leave the blocks of a transformer.
 
         Raises:
-            RunError: the family's tokens come in one order alone.
+            RunError: the family's tokens come in one order alone, and all together.
         """
-        raise RunError(f"the tokens of {self.facts.pipeline} cannot be put into another order")
+        raise RunError(f"the tokens of {self.facts.pipeline} can be neither put into another order nor split")
 
     # --- blocks: what a step cache keeps and adds
 

@@ -6,7 +6,7 @@ the rows of the batch are from :class:`Forward`, which a hook on the transformer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,17 +27,27 @@ class Row:
 
 
 class Attend(Protocol):
-    """Attention of one row in one layer: q, k, v [1, H, L, D] without padding to output [1, H, L, D]."""
+    """Attention of one row in one layer: q, k, v [1, H, L, D] without padding to output [1, H, L, D].
+
+    L is the number of tokens that are here, see :attr:`Forward.tokens`.
+    """
 
     def __call__(self, layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
 
 @dataclass
 class Forward:
-    """The forward pass in progress, and the function that attends."""
+    """The forward pass in progress, and the function that attends.
+
+    Attributes:
+        attend: where a sequence is split over processes, it exchanges what they have.
+        rows: of the batch; their layouts are those of whole sequences.
+        tokens: how many tokens of a sequence are here.
+    """
 
     attend: Attend
     rows: Sequence[Row] = ()
+    tokens: Callable[[TokenLayout], int] = lambda layout: layout.tokens
 
     def attend_rows(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         """Attend row by row over the real tokens of q, k, v [B, L, H, D]; padding stands last in a row.
@@ -57,7 +67,7 @@ class Forward:
         outputs = {}
         for index in sorted(range(len(rows)), key=lambda index: rows[index].branch != "cond"):
             row = rows[index]
-            real = slice(0, row.layout.tokens)
+            real = slice(0, self.tokens(row.layout))
             parts = (x[index : index + 1, real].transpose(1, 2) for x in (q, k, v))
             outputs[index] = self.attend(layer, row, *parts).transpose(1, 2).flatten(2)
         return [outputs[index] for index in range(len(rows))]

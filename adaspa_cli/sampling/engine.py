@@ -14,6 +14,9 @@ from torch import Tensor
 
 from adaspa_cli.attention import Backend
 from adaspa_cli.caching import TokenMerging
+from adaspa_cli.distributed.deals import Deals
+from adaspa_cli.distributed.heads import Heads
+from adaspa_cli.distributed.team import Team
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.hooks.timing import Stopwatch
@@ -21,7 +24,7 @@ from adaspa_cli.hooks.transfer import OnItsWay
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, MERGED, SEARCH, Attention, CallPlan, MaskSource
 from adaspa_cli.models.forward import Row
-from adaspa_cli.sampling.lending import Lending
+from adaspa_cli.sampling.lending import LENDER, Lending
 from adaspa_cli.sampling.mask_memory import Key, KnownMask, MaskMemory
 from adaspa_cli.sampling.records import AttentionCall, Records, Search
 from adaspa_cli.sampling.sparse import Attended, attend_sparsely
@@ -44,6 +47,7 @@ class AttentionEngine:
         merging: TokenMerging | None = None,
         *,
         share_cfg_masks: bool = False,
+        team: Team | None = None,
     ) -> None:
         """
         Args:
@@ -52,6 +56,7 @@ class AttentionEngine:
             clock: of the pipeline; records of a run are kept until the next starts, masks and LSE until it ends.
             merging: merges tokens before every dense attention.
             share_cfg_masks: the unconditional branch uses the masks of the conditional one, which attends before it.
+            team: the processes that share the heads of a layer; each must make the same calls.
         """
         self._make_policy, self._backend, self._clock = make_policy, backend, clock
         self._merging = merging
@@ -59,6 +64,7 @@ class AttentionEngine:
         self._records = Records()
         self.memory = MaskMemory()
         self._lending = Lending(self.memory) if share_cfg_masks else None
+        self._deals = Deals(Team() if team is None else team)
         self.dense_kernel: dict[str, Any] | None = None
         self.on_call: Callable[[CallPlan], None] = lambda _plan: None
         clock.listen(Listener(Order.ENGINE, start=self.start, end=self.forget_masks))
@@ -68,6 +74,7 @@ class AttentionEngine:
         self._policy = self._make_policy(steps)
         self.forget_masks()
         self._records = Records()
+        self._deals.start()
         if self._merging is not None:
             self._merging.start()
 
@@ -76,6 +83,23 @@ class AttentionEngine:
         self.memory.forget()
         if self._lending is not None:
             self._lending.forget()
+
+    def heads(self, layer: int, row: Row, total: int) -> Heads:
+        """Those of this process in the coming call, of ``total``; they may be others than before. Everybody calls it.
+
+        The masks of the run move with their heads.
+        """
+        key = self._key(layer, row)
+        turned = self._deals.turn(key, total)
+        if turned is not None:
+            self.memory.move(key, *turned)
+            if self._lending is not None:
+                self._lending.moved(key)
+        return self._deals.of(key)
+
+    def _key(self, layer: int, row: Row) -> Key:
+        """Of what has a mask of its own: a branch that borrows has the heads of the lender."""
+        return layer, row.branch if self._lending is None else LENDER, row.sample
 
     def plan(self, steps: int) -> list[CallPlan]:
         """What the attention calls of each step of a run of ``steps`` denoising steps do, if a cache skips none."""
@@ -110,7 +134,7 @@ class AttentionEngine:
         return self
 
     def __call__(self, layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend: q, k, v [1, H, L, D] of one row to output [1, H, L, D].
+        """Attend: q, k, v [1, H, L, D] of one row to output [1, H, L, D]; H as :meth:`heads` last had it.
 
         Raises:
             RunError: outside a run, or the token layout changed during it.
@@ -119,7 +143,8 @@ class AttentionEngine:
         policy = self._policy
         if policy is None:
             raise RunError("attention was called before a run was started")
-        call = Call(layer, self._clock.step, row.branch, row.sample, row.layout)
+        heads = self._deals.of(self._key(layer, row))
+        call = Call(layer, self._clock.step, row.branch, row.sample, row.layout, heads)
         plan = self._decide(policy, call)
         self.on_call(plan)
         if self.dense_kernel is None and plan.attention is Attention.DENSE:
@@ -127,7 +152,7 @@ class AttentionEngine:
             self.dense_kernel = self._backend.describe_dense(q, k)
         with Stopwatch(q.device) as watch:
             done = self._attend(policy, plan, call, q, k, v)
-        self.calls.append(AttentionCall(layer, call.step, plan, done.density, watch.span, done.estimate))
+        self.calls.append(AttentionCall(layer, call.step, plan, done.density, watch.span, done.estimate, heads))
         return done.out
 
     def _decide(self, policy: MaskPolicy, call: Call) -> CallPlan:
@@ -172,7 +197,7 @@ class AttentionEngine:
             if policy.fresh_lse:
                 known.lse = done.lse if policy.keeps_lse(call.step) else None
             if policy.max_error is not None and done.estimate.after is not None:
-                known.error = OnItsWay.of(done.estimate.after)
+                known.error = OnItsWay.of(call.heads.gather(done.estimate.after[0]))
         return done
 
     def _mask(self, policy: MaskPolicy, plan: CallPlan, call: Call, q: Tensor, k: Tensor, v: Tensor) -> KnownMask:
@@ -209,6 +234,7 @@ class AttentionEngine:
         kept_lse = lse if policy.keeps_lse(call.step) else None
         known = KnownMask(call.layout, call.step, plan.mask, found, found.mask.density(), kept_lse)
         self._records.search(call, found, known.density)
+        self._deals.note((call.layer, call.branch, call.sample), known.density)
         if for_later:
             self.memory.keep(call, known)
         return known

@@ -14,6 +14,9 @@ from adaspa_cli.config.mask_file import MaskFileConfig
 from adaspa_cli.config.merging import Merging
 from adaspa_cli.config.methods import Algorithm, SparseConfig
 from adaspa_cli.config.schema import MethodConfig
+from adaspa_cli.distributed.exchange import Exchange
+from adaspa_cli.distributed.team import Team
+from adaspa_cli.distributed.tokens import TokenShare
 from adaspa_cli.errors import ConfigError, RunError
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.maskfiles.check import check_model, open_masks
@@ -25,6 +28,7 @@ from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.fp8 import Fp8Linears
 from adaspa_cli.models.registry import attach, family_of
 from adaspa_cli.sampling.engine import AttentionEngine
+from adaspa_cli.sampling.sharing import check_shared
 
 CheckBlocks = Callable[[tuple[int, int]], None]
 
@@ -52,12 +56,15 @@ class Handle:
         config: MethodConfig,
         *,
         policy: Callable[[int], MaskPolicy] | None = None,
+        team: Team | None = None,
     ) -> None:
         """
         Args:
             pipe: the pipeline, on its device.
             config: the method.
             policy: the policy of a run with that many steps, instead of the one that ``config`` describes.
+            team: the processes that make each video together; None makes it alone. Each of them has the same pipeline
+                and calls it in the same way.
 
         Raises:
             ModelError: an unknown pipeline.
@@ -66,6 +73,8 @@ class Handle:
             RunError: adaspa or a cache of diffusers is applied to the pipeline already.
         """
         family = family_of(pipe)
+        self.team = Team() if team is None else team
+        check_shared(self.team, config, family.shape(pipe).heads)
         backend = resolve(config.attention_backend, pipe._execution_device)
         check_blocks = _kernel_check(backend, pipe)
         if isinstance(config.algorithm, SparseConfig):
@@ -86,6 +95,7 @@ class Handle:
             self.clock,
             self.merging,
             share_cfg_masks=config.share_cfg_masks,
+            team=self.team,
         )
         self.layers = sum(count_layers(family.facts, one.config) for one in family.transformers(pipe))
         self.cache: StepCache | None = None
@@ -95,16 +105,23 @@ class Handle:
             self.clock.listen(Listener(Order.ENGINE, start=lambda _steps: self.engine.on_call(DENSE)))
             return
         try:
-            for transformer in family.transformers(pipe):
-                self.clock.watch(transformer)
-            self._attachment = attach(pipe, self.engine, config.order)
-            self.layers = self._attachment.layers
-            if config.linear == "fp8":
-                self.linears = Fp8Linears(family, pipe)
-            self.cache = make_cache(config.cache, pipe, self._attachment, self.clock)
+            self._attach(pipe, config)
         except BaseException:
             self.remove()
             raise
+
+    def _attach(self, pipe: Any, config: MethodConfig) -> None:
+        family, share = family_of(pipe), TokenShare(self.team)
+        for transformer in family.transformers(pipe):
+            self.clock.watch(transformer)
+        attend = self.engine if self.team.alone else Exchange(share, self.engine.heads, self.engine)
+        self._attachment = attach(pipe, attend, config.order)
+        if not self.team.alone:
+            self._attachment.split(share)
+        self.layers = self._attachment.layers
+        if config.linear == "fp8":
+            self.linears = Fp8Linears(family, pipe)
+        self.cache = make_cache(config.cache, pipe, self._attachment, self.clock)
 
     def _policy_maker(self, config: MethodConfig) -> Callable[[int], MaskPolicy]:
         file = self.mask_file

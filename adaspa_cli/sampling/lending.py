@@ -61,6 +61,12 @@ class Lending:
             del self._fitted[key]
         return fitted
 
+    def moved(self, key: Key) -> None:
+        """The heads of a lent mask have moved: what was fitted to other texts is of others."""
+        layer, _, sample = key
+        for fitted in [(layer, branch, sample) for branch in {branch for _, branch, _ in self._fitted}]:
+            self._fitted.pop(fitted, None)
+
     def forget(self) -> None:
         """Give everything back."""
         self._fitted.clear()

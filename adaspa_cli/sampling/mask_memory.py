@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.layout import WORD_BITS, ceil_div
+from adaspa_cli.distributed.heads import Heads
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.transfer import OnItsWay
 from adaspa_cli.masks import Call, FoundMask
@@ -30,7 +31,7 @@ class KnownMask:
         source: how.
         density: [H].
         lse: [1, H, L] for the next search, while one is to come.
-        error: of the last sparse call with it, [1, H], where that is limited.
+        error: of the last sparse call with it, of all heads of the layer, where that is limited.
         bits: of the mask, int32 words [H, Nq, S], where they take so much less memory that its lists are not kept.
         width: K of those lists.
     """
@@ -63,6 +64,26 @@ class KnownMask:
         lists = BlockMask.from_bits(self.bits, mask.key_blocks, mask.block_size, width=self.width)
         return dataclasses.replace(self.found, mask=lists)
 
+    def moved(self, before: Heads, now: Heads) -> KnownMask:
+        """The mask of the heads that this process has in another deal; everybody calls it.
+
+        Bits are what moves: less than lists, and alike whatever each process keeps.
+        """
+        mask = self.found.mask
+        bits = before.move(mask.to_bits() if self.bits is None else self.bits, now)
+        width = mask.indices.shape[-1] if self.bits is None else self.width  # the same for all heads of a layer
+        recall, order = self.found.recall, self.found.order
+        found = FoundMask(
+            BlockMask.from_bits(bits, mask.key_blocks, mask.block_size, width=width),
+            None if recall is None else before.move(recall, now),
+            None if order is None else dataclasses.replace(order, moved=before.move(order.moved, now)),
+            self.found.loaded,
+        )
+        lse = None if self.lse is None else before.move(self.lse[0], now)[None]
+        moved = KnownMask(self.layout, self.step, self.source, found, found.mask.density(), lse, self.error)
+        moved.pack()
+        return moved
+
     def strayed(self, limit: float) -> bool:
         """Whether the root mean square of the heads' errors at the last sparse call is above a limit."""
         return self.error is not None and float(self.error.there().square().mean().sqrt()) > limit
@@ -93,6 +114,11 @@ class MaskMemory:
         """Remember the mask of a call, and no longer the one before."""
         known.pack()
         self._known[call.layer, call.branch, call.sample] = known
+
+    def move(self, key: Key, before: Heads, now: Heads) -> None:
+        """Give every process the mask of the heads that it has from now on; everybody calls it."""
+        if key in self._known:
+            self._known[key] = self._known[key].moved(before, now)
 
     def drop(self, call: Call, branch: str) -> None:
         """Forget the mask of a call's layer and sample in a branch."""

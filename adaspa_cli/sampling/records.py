@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from adaspa_cli.attention.compensated import Estimate
+from adaspa_cli.distributed.heads import ALL_HEADS, Heads
 from adaspa_cli.hooks.timing import Span
 from adaspa_cli.masks import Call, CallPlan, FoundMask
 
@@ -15,7 +16,7 @@ NOT_MEASURED = Estimate()
 
 @dataclass(frozen=True)
 class Search:
-    """One mask that was found or loaded; density and recall [H]."""
+    """One mask that was found or loaded; density and recall [H] of its heads."""
 
     layer: int
     branch: str
@@ -24,6 +25,7 @@ class Search:
     density: Tensor
     recall: Tensor | None
     loaded: bool
+    heads: Heads = ALL_HEADS
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class AttentionCall:
     density: Tensor | None  # [H]; None for dense attention
     span: Span
     estimate: Estimate = NOT_MEASURED  # of its own error, [1, H] each
+    heads: Heads = ALL_HEADS
 
 
 @dataclass
@@ -49,4 +52,4 @@ class Records:
     def search(self, call: Call, found: FoundMask, density: Tensor) -> None:
         """Note a mask."""
         place = (call.layer, call.branch, call.sample, call.step)
-        self.searches.append(Search(*place, density, found.recall, found.loaded))
+        self.searches.append(Search(*place, density, found.recall, found.loaded, call.heads))

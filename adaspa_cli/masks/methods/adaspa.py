@@ -93,9 +93,11 @@ class AdaSpa(MaskPolicy):
         sparsity = sparsity_at(self.sparsity, call.step)
         if not self.scores_blocks and self.budget != "layer":
             adaptive = self.budget == "head-adaptive"
-            return select(block_sums, call.layout, self.block_size, sparsity, head_adaptive=adaptive)
+            return select(block_sums, call.layout, self.block_size, sparsity, head_adaptive=adaptive, among=call.heads)
         if not self.scores_blocks:
             scores = block_sums
         elif scores is None:
             raise ValueError("the selection by output error needs the scores of the blocks")
-        return select_by_score(block_sums, scores, call.layout, self.block_size, sparsity, self.budget)
+        return select_by_score(
+            block_sums, scores, call.layout, self.block_size, sparsity, self.budget, among=call.heads
+        )

@@ -26,7 +26,7 @@ from adaspa_cli.models.linears import Gelu, Linears
 from adaspa_cli.models.pinned_noise import PinnedNoise
 from adaspa_cli.models.qk import Rotation, prepare
 from adaspa_cli.models.random_text import text_noise
-from adaspa_cli.models.reordering import Ends, Reordering
+from adaspa_cli.models.reordering import Ends, Rearrangement
 
 
 class CogVideoXProcessor:
@@ -125,9 +125,9 @@ class CogVideoXAttachment(Attachment):
         samples = batch // len(self._branches)
         return [Row(branch, sample, layout) for branch in self._branches for sample in range(samples)]
 
-    def reorder_inputs(self, inputs: dict[str, Any], reordering: Reordering) -> None:
+    def rearrange_inputs(self, inputs: dict[str, Any], rearrangement: Rearrangement) -> None:
         if inputs.get("image_rotary_emb") is not None:
-            inputs["image_rotary_emb"] = reordering.rotary(inputs["image_rotary_emb"])
+            inputs["image_rotary_emb"] = rearrangement.rotary(inputs["image_rotary_emb"])
 
     def _guided(self, latents: Tensor) -> bool:
         """Whether a batch holds both branches of guidance: its halves are then the same latents.

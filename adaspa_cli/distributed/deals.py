@@ -1,0 +1,56 @@
+"""How the heads of each attention layer are dealt out in a run, from even parts to parts of equal cost.
+
+Costs are known to everybody as soon as a mask is found, so all members deal alike. Heads move at the next call of the
+layer: then nobody waits for the device to learn the costs, and the mask moves with its heads.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from adaspa_cli.distributed.heads import ALL_HEADS, Heads, deal_by_cost, deal_evenly
+from adaspa_cli.distributed.team import Team
+from adaspa_cli.hooks.transfer import OnItsWay
+
+Key = tuple[int, str, int]  # layer, branch, sample: what has a mask of its own
+
+
+class Deals:
+    """The deals of a run in progress, by layer, branch and sample."""
+
+    def __init__(self, team: Team) -> None:
+        self._team = team
+        self._heads: dict[Key, Heads] = {}
+        self._costs: dict[Key, OnItsWay] = {}
+
+    def start(self) -> None:
+        """Begin a run: with even parts."""
+        self._heads.clear()
+        self._costs.clear()
+
+    def of(self, key: Key) -> Heads:
+        """The heads of this process, as :meth:`turn` left them."""
+        return ALL_HEADS if self._team.alone else self._heads[key]
+
+    def note(self, key: Key, costs: Tensor) -> None:
+        """Take what the heads of this process cost, float32 [h], for the next deal; everybody calls it."""
+        if not self._team.alone:
+            self._costs[key] = OnItsWay.of(self._heads[key].gather(costs))
+
+    def turn(self, key: Key, heads: int) -> tuple[Heads, Heads] | None:
+        """Deal anew if there are new costs; returns the deal before and the new one where they differ.
+
+        Args:
+            heads: number of all heads of the layer.
+        """
+        if self._team.alone:
+            return None
+        before = self._heads.setdefault(key, Heads(self._team, deal_evenly(heads, self._team.size)))
+        costs = self._costs.pop(key, None)
+        if costs is None:
+            return None
+        deal = deal_by_cost(costs.there().tolist(), self._team.size)
+        if deal == before.deal:
+            return None
+        self._heads[key] = now = Heads(self._team, deal)
+        return before, now
