@@ -10,7 +10,6 @@ runs' own estimate of their attention error after repair.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -18,7 +17,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaspa_cli.bench.records import Quality
+from adaspa_cli.bench.schema import read_bench
 from adaspa_cli.bench.spec import Row
+from adaspa_cli.report.schema import read_report
+from adaspa_cli.report.versioned import read_versioned
 
 Place = tuple[str, int]  # prompt, seed
 
@@ -36,13 +39,12 @@ def videos(folder: Path, seeds: Collection[int] | None = None) -> dict[Place, Vi
     """The measured videos of a row's folder, of some seeds or of all."""
     found = {}
     for path in sorted(folder.glob("*.quality.json")):
-        psnr = json.loads(path.read_text())["metrics"].get("psnr", {}).get("value")
-        report = json.loads(path.with_name(path.name.replace(".quality.json", ".report.json")).read_text())
-        made_up = report.get("compensation") or {"work": 0.0, "after": None}
-        if psnr is not None and (seeds is None or report["seed"] in seeds):
-            skipped = (report.get("cache") or {}).get("skipped") or 0.0
-            work = (report["density"] + made_up["work"]) * (1 - skipped)
-            found[report["prompt"], report["seed"]] = Video(psnr, work, made_up["after"])
+        psnr = read_versioned(Quality, path).metrics.get("psnr")
+        report = read_report(path.with_name(path.name.replace(".quality.json", ".report.json")))
+        if psnr is not None and psnr.value is not None and (seeds is None or report.seed in seeds):
+            made_up, skipped = report.compensation, (report.cache and report.cache.skipped) or 0.0
+            work = ((report.density or 0.0) + (made_up.work if made_up else 0.0)) * (1 - skipped)
+            found[report.prompt, report.seed] = Video(psnr.value, work, made_up and made_up.after)
     return found
 
 
@@ -56,20 +58,20 @@ def paired(mine: Mapping[Place, Video], yours: Mapping[Place, Video]) -> tuple[f
 
 def table(bench: Path, against: str, seeds: Collection[int] | None = None) -> list[str]:
     """Lines of Markdown; ``against`` may hold settings of a row in braces."""
-    rows = json.loads((bench / "bench.json").read_text())["rows"]
-    by_name = {row["name"]: videos(bench / "runs" / Row(row["name"], {}, "").folder, seeds) for row in rows}
+    rows = read_bench(bench / "bench.json").rows
+    by_name = {row.name: videos(bench / "runs" / Row(row.name, {}, "").folder, seeds) for row in rows}
     lines = [
         "| row | work | PSNR dB | against | difference dB | videos | error |",
         "|---|---:|---:|---|---:|---:|---:|",
     ]
     for row in rows:
-        mine, other = by_name[row["name"]], against.format_map(row["settings"])
+        mine, other = by_name[row.name], against.format_map(row.settings)
         if not mine:
             continue
-        difference = paired(mine, by_name.get(other, {})) if other != row["name"] else None
+        difference = paired(mine, by_name.get(other, {})) if other != row.name else None
         errors = [video.error for video in mine.values() if video.error is not None]
         shown = [
-            row["name"],
+            row.name,
             f"{statistics.fmean(video.work for video in mine.values()):.3f}",
             f"{statistics.fmean(video.psnr for video in mine.values()):.2f}",
             other if difference else "–",

@@ -1,4 +1,4 @@
-"""A latency report as small as one can be."""
+"""Reports and benches as small as they can be, as JSON of format 1."""
 
 from typing import Any
 
@@ -24,4 +24,54 @@ def small_report(**changed: Any) -> dict[str, Any]:
         "steps": [{"step": 0, "phase": "dense", "seconds": 3.0, "attention": 1.0, "density": 1.0}],
         "searches": [],
         "peak_memory": {"process_bytes": 1},
+    } | changed
+
+
+def small_quality(psnr: float) -> dict[str, Any]:
+    """What was measured of a video."""
+    whole = {"format": 1, "kind": "adaspa quality", "fingerprint": "f", "reference_fingerprint": "g", "versions": {}}
+    return {**whole, "report": "x", "reference_report": "y", "metrics": {"psnr": {"value": psnr}}}
+
+
+def small_row(**changed: Any) -> dict[str, Any]:
+    """A row of a bench before its first run, as the oldest benches hold it."""
+    none = {"missing": "no run is complete"}
+    nothing = ("random_weights", "reference", "diffusers_row", "speed_up_over_diffusers", "estimated", "density")
+    nothing += ("skipped", "merged", "peak_gpu_bytes", "attention_backend", "paper")
+    return {
+        "name": "full",
+        "series": "full",
+        "settings": {"algorithm": "full", "random_weights": False, "compile": False, "fps": 8},
+        "differs_in": ["method"],
+        "planned": 1,
+        "runs": [],
+        "failures": [],
+        "quality": dict.fromkeys(("psnr", "ssim", "lpips", "vbench"), none),
+        "identical_frames": 0,
+        "seconds": dict.fromkeys(("latency", "text_encoding", "denoising", "attention", "decoding"), none),
+        "speed_up": dict.fromkeys(("latency", "denoising", "attention"), none),
+        "phases": {},
+        **dict.fromkeys(nothing),
+    } | changed
+
+
+def small_bench(**changed: Any) -> dict[str, Any]:
+    """A bench of one row."""
+    return {
+        "format": 1,
+        "kind": "adaspa bench",
+        "created": "2026-01-01T00:00:00+00:00",
+        "title": "a bench",
+        "about": "",
+        "source": "x.yaml",
+        "prompts": ["a circle"],
+        "seeds": [0],
+        "machines": [small_report()["machine"]],
+        "versions": [{"adaspa": "0"}],
+        "times": True,
+        "random_weights": None,
+        "estimated": None,
+        "notes": [],
+        "plots": [{"x": "sparsity", "y": "psnr"}],
+        "rows": [small_row()],
     } | changed

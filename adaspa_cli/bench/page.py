@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from adaspa_cli.bench.pictures import pictures
 from adaspa_cli.bench.plots import plots
 from adaspa_cli.bench.render import machine_lines, tables, warnings
+from adaspa_cli.bench.schema import Bench
 from adaspa_cli.report.template import render
 
 
-def page(bench: dict[str, Any], out: Path) -> str:
+def page(bench: Bench, out: Path) -> str:
     """The page as HTML; videos are read from ``out``."""
     return render(
         Path(__file__).parent / "page.html.j2",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import yaml
 
+from adaspa_cli.bench.schema import PaperFigures
 from adaspa_cli.config.load import presets_root
 from adaspa_cli.errors import ConfigError, nearest
 
@@ -32,13 +34,11 @@ _HARMLESS = {
     "compile",  # the same but for rounding
     *("random_weights", "steps_per_phase"),  # times alone are shown then
 }
-_TIMES = ("latency", "speed_up")
-_PLACE = ("table", "machine")
 
 
 def paper_figures(
     settings: Mapping[str, Any], chosen: Set[str], tables: Sequence[Mapping[str, Any]]
-) -> dict[str, Any] | None:
+) -> PaperFigures | None:
     """The paper's figures for a run with these settings, with where they stand and on which machine.
 
     Args:
@@ -56,16 +56,19 @@ def paper_figures(
             wanted = {**table["setting"], **row["setting"]}
             same = all(settings.get(key) == value for key, value in wanted.items())
             if same and chosen <= {*wanted, *_HARMLESS}:
-                figures = {"table": table["title"], "machine": table["machine"], **row["figures"]}
-                return _only(figures, _TIMES) if settings.get("random_weights") else figures
+                figures = PaperFigures(table=table["title"], machine=table["machine"], **row["figures"])
+                return _times_alone(figures) if settings.get("random_weights") else figures
     return None
 
 
-def without_times(figures: Mapping[str, Any]) -> dict[str, Any] | None:
+def without_times(figures: PaperFigures) -> PaperFigures | None:
     """The paper's figures of quality; None if there are none."""
-    return _only(figures, [key for key in figures if key not in _TIMES])
+    return _unless_empty(dataclasses.replace(figures, latency=None, speed_up=None))
 
 
-def _only(figures: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any] | None:
-    found = {key: value for key, value in figures.items() if key in keys or key in _PLACE}
-    return found if set(found) > set(_PLACE) else None
+def _times_alone(figures: PaperFigures) -> PaperFigures | None:
+    return _unless_empty(dataclasses.replace(figures, psnr=None, ssim=None, lpips=None, vbench=None))
+
+
+def _unless_empty(figures: PaperFigures) -> PaperFigures | None:
+    return None if figures == PaperFigures(table=figures.table, machine=figures.machine) else figures

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from adaspa_cli.bench.schema import Bench
 from adaspa_cli.files.videos import read_frames
 from adaspa_cli.report.media import small, strip, video
 
@@ -24,18 +23,16 @@ class Picture:
     video: str
 
 
-def pictures(bench: Mapping[str, Any], out: Path) -> dict[str, list[Picture]]:
+def pictures(bench: Bench, out: Path) -> dict[str, list[Picture]]:
     """Pictures of the first prompts with the first seed, by prompt, the rows in order."""
     shown: dict[str, list[Picture]] = {}
-    for prompt in bench["prompts"][:_SHOWN]:
-        for row in bench["rows"]:
-            for run in row["runs"]:
-                if run["prompt"] == prompt and run["seed"] == bench["seeds"][0] and run["video"]:
-                    frames = small(read_frames(out / run["video"]), _HEIGHT)
-                    fps = row["settings"]["fps"]
-                    picture = Picture(
-                        row["name"], strip(frames, STRIP_FRAMES), video(frames, fps, row["random_weights"])
-                    )
+    for prompt in bench.prompts[:_SHOWN]:
+        for row in bench.rows:
+            for run in row.runs:
+                if run.prompt == prompt and run.seed == bench.seeds[0] and run.video:
+                    frames = small(read_frames(out / run.video), _HEIGHT)
+                    fps = row.settings["fps"]
+                    picture = Picture(row.name, strip(frames, STRIP_FRAMES), video(frames, fps, row.random_weights))
                     shown.setdefault(prompt, []).append(picture)
                     break
     return shown

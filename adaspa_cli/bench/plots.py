@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from matplotlib.axes import Axes
 
 from adaspa_cli.bench.render import TITLES
+from adaspa_cli.bench.schema import Bench, BenchRow, Missing, Part
 from adaspa_cli.config import MethodConfig
 from adaspa_cli.config.flat import keys_of
 from adaspa_cli.config.names import DENSE
@@ -26,47 +26,44 @@ _LABELS = {
 }
 
 
-def plots(bench: Mapping[str, Any]) -> list[Drawing]:
+def plots(bench: Bench) -> list[Drawing]:
     """All plots for which there are figures."""
     drawn = [_times(bench)]
-    asked = [(plot["x"], plot["y"]) for plot in bench["plots"]]
+    asked = [(plot.x, plot.y) for plot in bench.plots]
     drawn += [_curve(bench, x, y) for x, y in dict.fromkeys([*asked, ("speed_up", "psnr")])]
     return [drawing for drawing in drawn if drawing is not None]
 
 
-def figure_of(row: Mapping[str, Any], key: str) -> float | None:
+def figure_of(row: BenchRow, key: str) -> float | None:
     """A figure of a row, or a setting: a number, or the first entry of a list; None if there is none."""
-    if key in row["quality"]:
-        return _number(row["quality"][key].get("mean"))
-    if key in row["seconds"]:
-        return _number(row["seconds"][key].get("median"))
-    if key == "speed_up":
-        return _number(row["speed_up"]["latency"].get("value"))
-    if key == "density":
-        return _number(row["density"] and row["density"]["median"])
-    if row["settings"]["algorithm"] in DENSE and key in _METHOD_KEYS:
+    figures: dict[str, float | None] = {
+        **{metric: getattr(figure, "mean", None) for metric, figure in row.quality.items()},
+        **{part: getattr(figure, "median", None) for part, figure in row.seconds.items()},
+        "speed_up": getattr(row.speed_up["latency"], "value", None),
+        "density": getattr(row.density, "median", None),
+    }
+    if key in figures:
+        return figures[key]
+    if row.settings["algorithm"] in DENSE and key in _METHOD_KEYS:
         return None  # it has a value, but dense attention has no use for it
-    value = row["settings"].get(key)
-    return _number(value[0] if isinstance(value, list) and value else value)
-
-
-def _number(value: Any) -> float | None:
+    value = row.settings.get(key)
+    value = value[0] if isinstance(value, list) and value else value
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _times(bench: Mapping[str, Any]) -> Drawing | None:
+def _times(bench: Bench) -> Drawing | None:
     """Bars of the median seconds, part by part."""
-    rows = [row for row in bench["rows"] if row["runs"]]
-    if not rows or not bench["times"]:
+    rows = [row for row in bench.rows if row.runs]
+    if not rows or not bench.times:
         return None
 
-    def part(row: Mapping[str, Any], name: str) -> float:
-        return float(row["seconds"][name].get("median", 0.0))
+    def part(row: BenchRow, name: Part) -> float:
+        return getattr(row.seconds[name], "median", 0.0)
 
-    def untimed(row: Mapping[str, Any]) -> bool:
-        return "missing" in row["seconds"]["attention"]
+    def untimed(row: BenchRow) -> bool:
+        return isinstance(row.seconds["attention"], Missing)
 
-    parts: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    parts: dict[str, Callable[[BenchRow], float]] = {
         "text encoding": lambda row: part(row, "text_encoding"),
         "attention": lambda row: part(row, "attention"),
         "rest of denoising": lambda row: 0.0 if untimed(row) else part(row, "denoising") - part(row, "attention"),
@@ -77,7 +74,7 @@ def _times(bench: Mapping[str, Any]) -> Drawing | None:
 
     def draw(axes: Axes) -> None:
         left = [0.0] * len(rows)
-        names = [row["name"] for row in rows]
+        names = [row.name for row in rows]
         for colour, (label, value) in zip(COLOURS, parts.items(), strict=False):
             widths = [value(row) for row in rows]
             axes.barh(names, widths, left=left, color=colour, label=label, height=0.6)
@@ -89,14 +86,14 @@ def _times(bench: Mapping[str, Any]) -> Drawing | None:
     return Drawing("Where the time goes", svg(draw, height=1.4 + 0.36 * len(rows)))
 
 
-def _curve(bench: Mapping[str, Any], x: str, y: str) -> Drawing | None:
+def _curve(bench: Bench, x: str, y: str) -> Drawing | None:
     """Points of one figure over another, joined where rows differ by ``each`` alone."""
-    order = list(dict.fromkeys(row["series"] for row in bench["rows"]))  # a series looks alike in all plots
+    order = list(dict.fromkeys(row.series for row in bench.rows))  # a series looks alike in all plots
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for row in bench["rows"]:
+    for row in bench.rows:
         place = (figure_of(row, x), figure_of(row, y))
         if place[0] is not None and place[1] is not None:
-            series[row["series"]].append((place[0], place[1]))
+            series[row.series].append((place[0], place[1]))
     if not series:
         return None
 

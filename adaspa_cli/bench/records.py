@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from adaspa_cli.errors import ReportError
 from adaspa_cli.quality.video_metrics import Measurement
-from adaspa_cli.report.typed_json import ABSENT, from_json
+from adaspa_cli.report.typed_json import ABSENT
+from adaspa_cli.report.versioned import Versioned, read_versioned
 
 Record = TypeVar("Record", "Quality", "Failure")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality:
+class Quality(Versioned):
     """``NAME.quality.json``: metrics of a video against the dense one.
 
     Attributes:
@@ -24,7 +25,6 @@ class Quality:
         vbench_dimensions: scores of VBench by dimension.
     """
 
-    format: int = 1
     kind: str = "adaspa quality"
     fingerprint: str
     reference_fingerprint: str | None
@@ -37,10 +37,9 @@ class Quality:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class Failure(Versioned):
     """``NAME.failure.json``: why a run failed; ``tried`` is False where an earlier one showed that it cannot work."""
 
-    format: int = 1
     kind: str = "adaspa failed run"
     fingerprint: str
     prompt: str
@@ -54,7 +53,6 @@ class Failure:
 def read_record(kind: type[Record], path: Path) -> Record | None:
     """A record, or None where there is none of this kind and format that can be read."""
     try:
-        record = from_json(kind, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return read_versioned(kind, path)
+    except ReportError:
         return None
-    return record if (record.format, record.kind) == (kind.format, kind.kind) else None

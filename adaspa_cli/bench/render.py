@@ -6,15 +6,27 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from adaspa_cli.bench.figures import PARTS, QUALITY, REFERENCE
+from adaspa_cli.bench.figures import REFERENCE
+from adaspa_cli.bench.schema import (
+    PARTS,
+    QUALITY,
+    Bench,
+    BenchRow,
+    Figure,
+    Missing,
+    PaperFigures,
+    Part,
+    PhaseFigures,
+    Ratio,
+    Summary,
+)
 from adaspa_cli.quality.video_metrics import METRICS
-from adaspa_cli.report.schema import Machine
-from adaspa_cli.report.typed_json import from_json
 
-TITLES = {"psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS", "vbench": "VBench-6 %"}
-_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "vbench": 2}
+TITLES: dict[str, str] = {"psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS", "vbench": "VBench-6 %"}
+Middle = Literal["mean", "median"]
+_DIGITS: dict[str, int] = {"psnr": 2, "ssim": 4, "lpips": 4, "vbench": 2}
 
 
 @dataclass(frozen=True)
@@ -27,23 +39,23 @@ class Table:
     notes: Sequence[str] = ()
 
 
-def tables(bench: dict[str, Any]) -> list[Table]:
+def tables(bench: Bench) -> list[Table]:
     """The tables of a bench, in the order in which they are read."""
     found = [_latency_table(bench), _phase_table(bench)]
-    if not all(row["settings"]["random_weights"] for row in bench["rows"]):
+    if not all(row.settings["random_weights"] for row in bench.rows):
         found.insert(0, _quality_table(bench))
-    if any(row["paper"] for row in bench["rows"]):
+    if any(row.paper for row in bench.rows):
         found.append(_paper_table(bench))
-    if any(row["failures"] for row in bench["rows"]):
+    if any(row.failures for row in bench.rows):
         found.append(_failure_table(bench))
     return [table for table in found if table.lines]
 
 
-def _quality_table(bench: dict[str, Any]) -> Table:
+def _quality_table(bench: Bench) -> Table:
     lines = []
-    for row in bench["rows"]:
-        cells = [_spread(row["quality"][metric], _DIGITS[metric], "mean") for metric in QUALITY]
-        lines.append([row["name"], *cells, f"{len(row['runs'])} of {row['planned']}"])
+    for row in bench.rows:
+        cells = [_spread(row.quality[metric], _DIGITS[metric], "mean") for metric in QUALITY]
+        lines.append([row.name, *cells, f"{len(row.runs)} of {row.planned}"])
     return Table(
         "Quality against the dense video of the same prompt and seed",
         ["method", *(TITLES[metric] for metric in QUALITY), "runs"],
@@ -52,155 +64,153 @@ def _quality_table(bench: dict[str, Any]) -> Table:
     )
 
 
-def _reasons(bench: dict[str, Any]) -> list[str]:
+def _reasons(bench: Bench) -> list[str]:
     """Why cells are n/a, each reason once for all the metrics and rows that it holds for."""
     rows_of: dict[tuple[str, str], list[str]] = {}
-    for row in bench["rows"]:
+    for row in bench.rows:
         for metric in QUALITY:
-            reason = row["quality"][metric].get("missing")
-            if reason not in (None, REFERENCE):
-                rows_of.setdefault((metric, reason), []).append(row["name"])
+            figure = row.quality[metric]
+            if isinstance(figure, Missing) and figure.missing != REFERENCE:
+                rows_of.setdefault((metric, figure.missing), []).append(row.name)
     metrics_of: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for (metric, reason), rows in rows_of.items():
-        metrics_of.setdefault((reason, tuple(rows)), []).append(TITLES[metric].split()[0])
-    everywhere = tuple(row["name"] for row in bench["rows"])
+    for (name, reason), rows in rows_of.items():
+        metrics_of.setdefault((reason, tuple(rows)), []).append(TITLES[name].split()[0])
+    everywhere = tuple(row.name for row in bench.rows)
     return [
         f"{', '.join(metrics)} n/a{'' if rows == everywhere else ' (' + ', '.join(rows) + ')'}: {reason}."
         for (reason, rows), metrics in metrics_of.items()
     ]
 
 
-def _latency_table(bench: dict[str, Any]) -> Table:
-    columns: dict[str, list[str]] = {"method": [row["name"] for row in bench["rows"]]}
+def _latency_table(bench: Bench) -> Table:
+    columns: dict[str, list[str]] = {"method": [row.name for row in bench.rows]}
     notes = []
-    if bench["times"]:
+    if bench.times:
         columns |= _time_columns(bench)
         notes += _time_notes(bench)
-    columns["density"] = ["n/a" if r["density"] is None else f"{r['density']['median']:.1%}" for r in bench["rows"]]
+    columns["density"] = [_share(row.density, "n/a") for row in bench.rows]
     notes.append(
         "Density: share of the blocks computed in the attention calls that were made, dense steps and text too."
     )
-    if any(row["skipped"] or row["merged"] for row in bench["rows"]):
-        columns["skipped"] = [_share(row["skipped"]) for row in bench["rows"]]
-        columns["merged"] = [_share(row["merged"]) for row in bench["rows"]]
+    if any(row.skipped or row.merged for row in bench.rows):
+        columns["skipped"] = [_share(row.skipped) for row in bench.rows]
+        columns["merged"] = [_share(row.merged) for row in bench.rows]
         notes.append("Skipped: share of blocks or attention calls that a cache left out. Merged: of the video tokens.")
-    if any(row.get("made_up") for row in bench["rows"]):
-        columns["made up for"] = [_share(row["made_up"]) for row in bench["rows"]]
-        columns["own error"] = [_share(row["own_error"]) for row in bench["rows"]]
+    if any(row.made_up for row in bench.rows):
+        columns["made up for"] = [_share(row.made_up) for row in bench.rows]
+        columns["own error"] = [_share(row.own_error) for row in bench.rows]
         notes.append(
             "Made up for: what summaries of left-out blocks and probes cost, as a share of dense attention, besides "
             "the density. Own error: distance of attention from dense attention, as the runs' probes estimate it."
         )
-    if bench["estimated"]:
-        columns["steps computed"] = [_computed(row) for row in bench["rows"]]
-    gpu = [row["peak_gpu_bytes"] for row in bench["rows"]]
+    if bench.estimated:
+        columns["steps computed"] = [_computed(row) for row in bench.rows]
+    gpu = [row.peak_gpu_bytes for row in bench.rows]
     if any(gpu):
         columns["GPU GiB"] = ["n/a" if peak is None else f"{peak / 2**30:.1f}" for peak in gpu]
-    columns["backend"] = [row["attention_backend"] or "n/a" for row in bench["rows"]]
+    columns["backend"] = [row.attention_backend or "n/a" for row in bench.rows]
     return Table(
-        "Latency" if bench["times"] else "What was computed",
+        "Latency" if bench.times else "What was computed",
         list(columns),
         list(zip(*columns.values(), strict=True)),
         notes,
     )
 
 
-def _share(figure: dict[str, Any] | None) -> str:
-    return "–" if figure is None else f"{figure['median']:.1%}"
+def _share(figure: Summary | None, none: str = "–") -> str:
+    return none if figure is None else f"{figure.median:.1%}"
 
 
-def _time_columns(bench: dict[str, Any]) -> dict[str, list[str]]:
-    over_diffusers = [row["speed_up_over_diffusers"] for row in bench["rows"]]
+def _time_columns(bench: Bench) -> dict[str, list[str]]:
+    over_diffusers = [row.speed_up_over_diffusers for row in bench.rows]
     second = {"over diffusers": [_times(figures["latency"]) for figures in over_diffusers if figures]}
     return {
         "latency s": _part(bench, "latency"),
-        "speed-up": [_times(row["speed_up"]["latency"]) for row in bench["rows"]],
+        "speed-up": [_times(row.speed_up["latency"]) for row in bench.rows],
         **(second if any(over_diffusers) else {}),
         "text s": _part(bench, "text_encoding"),
         "denoising s": _part(bench, "denoising"),
         "attention s": _part(bench, "attention"),
         "decoding s": _part(bench, "decoding"),
-        "speed-up of attention": [_times(row["speed_up"]["attention"]) for row in bench["rows"]],
+        "speed-up of attention": [_times(row.speed_up["attention"]) for row in bench.rows],
     }
 
 
-def _time_notes(bench: dict[str, Any]) -> list[str]:
+def _time_notes(bench: Bench) -> list[str]:
     notes = [
         "Latency is text encoding, denoising and decoding; attention is part of denoising.",
         "Median over the runs; in brackets the quartiles, or of fewer than four runs the range.",
         "Speed-up: median of the dense runs of this bench (full, same model and size) over the row's, same prompts and "
         "seeds.",
     ]
-    if any(row["speed_up_over_diffusers"] for row in bench["rows"]):
+    if any(row.speed_up_over_diffusers for row in bench.rows):
         notes.append("Over diffusers: the same over the runs of the pipeline as diffusers has it.")
     return notes
 
 
-def _computed(row: dict[str, Any]) -> str:
-    if not row["runs"]:
+def _computed(row: BenchRow) -> str:
+    if not row.runs:
         return "n/a"
-    estimated = row["estimated"]
-    return f"{estimated['computed_steps']} of {estimated['of']}" if estimated else "all"
+    estimated = row.estimated
+    return f"{estimated.computed_steps} of {estimated.of}" if estimated else "all"
 
 
-def _part(bench: dict[str, Any], part: str) -> list[str]:
-    return [_spread(row["seconds"][part], 2, "median") for row in bench["rows"]]
+def _part(bench: Bench, part: Part) -> list[str]:
+    return [_spread(row.seconds[part], 2, "median") for row in bench.rows]
 
 
-def _phase_table(bench: dict[str, Any]) -> Table:
+def _phase_table(bench: Bench) -> Table:
     columns, lines = ["method", "phase", "steps"], []
-    if bench["times"]:
+    if bench.times:
         columns += ["median s", "of it attention s"]
-    for row in bench["rows"]:
-        for phase, figure in row["phases"].items():
-            times = [_number(figure[key], 3, "n/a") for key in ("seconds", "attention")]
-            lines.append([row["name"], phase, _steps(figure), *(times if bench["times"] else [])])
+    for row in bench.rows:
+        for phase, figure in row.phases.items():
+            times = [_number(seconds, 3, "n/a") for seconds in (figure.seconds, figure.attention)]
+            lines.append([row.name, phase, _steps(figure), *(times if bench.times else [])])
     return Table("A denoising step by phase", columns, lines)
 
 
-def _steps(figure: dict[str, Any]) -> str:
-    steps, computed = figure["steps"], figure["computed"]
-    return str(steps) if steps == computed else f"{steps} ({computed} computed)"
+def _steps(figure: PhaseFigures) -> str:
+    return str(figure.steps) if figure.steps == figure.computed else f"{figure.steps} ({figure.computed} computed)"
 
 
-def _paper_table(bench: dict[str, Any]) -> Table:
+def _paper_table(bench: Bench) -> Table:
     columns = {**{metric: TITLES[metric] for metric in METRICS}, "vbench": "VBench %"}
-    if all(row["settings"]["random_weights"] for row in bench["rows"]):
+    if all(row.settings["random_weights"] for row in bench.rows):
         columns = {}
     notes = ["The paper's prompts, machine and kernels are others: its figures are no targets for those above them."]
     if columns:
         notes.append("The paper's VBench is the total score, ours the mean of six dimensions.")
-    if bench["times"]:
+    if bench.times:
         columns |= {"latency": "latency s", "speed_up": "speed-up"}
     lines = []
-    for row in bench["rows"]:
-        paper = row["paper"]
+    for row in bench.rows:
+        paper = row.paper
         if not paper:
             continue
-        for whose, cells in (("ours", _our_cells(row)), (f"paper, {paper['machine']}", _paper_cells(paper))):
-            lines.append([row["name"], whose, *(cells[key] for key in columns)])
+        for whose, cells in (("ours", _our_cells(row)), (f"paper, {paper.machine}", _paper_cells(paper))):
+            lines.append([row.name, whose, *(cells[key] for key in columns)])
     title = "Beside the paper's figures (arXiv 2502.21079), which were not measured here"
     return Table(title, ["method", "whose", *columns.values()], lines, notes)
 
 
-def _our_cells(row: dict[str, Any]) -> dict[str, str]:
-    quality = {metric: _plain(row["quality"][metric], _DIGITS[metric], "mean") for metric in QUALITY}
-    latency = _plain(row["seconds"]["latency"], 2, "median")
-    return {**quality, "latency": latency, "speed_up": _times(row["speed_up"]["latency"])}
+def _our_cells(row: BenchRow) -> dict[str, str]:
+    quality: dict[str, str] = {metric: _plain(row.quality[metric], _DIGITS[metric], "mean") for metric in QUALITY}
+    latency = _plain(row.seconds["latency"], 2, "median")
+    return {**quality, "latency": latency, "speed_up": _times(row.speed_up["latency"])}
 
 
-def _paper_cells(paper: dict[str, Any]) -> dict[str, str]:
-    quality = {metric: _number(paper.get(metric), _DIGITS[metric]) for metric in QUALITY}
-    speed = paper.get("speed_up")
-    latency = _number(paper.get("latency"), 2)
-    return {**quality, "latency": latency, "speed_up": "–" if speed is None else f"{speed:.2f} x"}
+def _paper_cells(paper: PaperFigures) -> dict[str, str]:
+    quality: dict[str, str] = {metric: _number(getattr(paper, metric), _DIGITS[metric]) for metric in QUALITY}
+    speed_up = "–" if paper.speed_up is None else f"{paper.speed_up:.2f} x"
+    return {**quality, "latency": _number(paper.latency, 2), "speed_up": speed_up}
 
 
-def _failure_table(bench: dict[str, Any]) -> Table:
+def _failure_table(bench: Bench) -> Table:
     lines = [
-        [row["name"], f"{failure['prompt']} (seed {failure['seed']})", str(failure["error"]), failure["hint"] or ""]
-        for row in bench["rows"]
-        for failure in row["failures"]
+        [row.name, f"{failure.prompt} (seed {failure.seed})", failure.error, failure.hint or ""]
+        for row in bench.rows
+        for failure in row.failures
     ]
     return Table("Runs that failed", ["method", "run", "reason", "try"], lines)
 
@@ -209,47 +219,47 @@ def _number(value: float | None, digits: int, none: str = "–") -> str:
     return none if value is None else f"{value:.{digits}f}"
 
 
-def _plain(figure: dict[str, Any], digits: int, middle: str) -> str:
-    if "missing" in figure:
-        return "–" if figure["missing"] == REFERENCE else "n/a"
-    return f"{figure[middle]:.{digits}f}"
+def _plain(figure: Figure, digits: int, middle: Middle) -> str:
+    if isinstance(figure, Missing):
+        return "–" if figure.missing == REFERENCE else "n/a"
+    return f"{getattr(figure, middle):.{digits}f}"
 
 
-def _spread(figure: dict[str, Any], digits: int, middle: str) -> str:
+def _spread(figure: Figure, digits: int, middle: Middle) -> str:
     """A figure with its spread in brackets; without one where there is only one run."""
     text = _plain(figure, digits, middle)
-    if "missing" in figure or figure["count"] == 1:
+    if isinstance(figure, Missing) or figure.count == 1:
         return text
-    return f"{text} ({figure['low']:.{digits}f}–{figure['high']:.{digits}f})"
+    return f"{text} ({figure.low:.{digits}f}–{figure.high:.{digits}f})"
 
 
-def _times(figure: dict[str, Any]) -> str:
-    return "n/a" if "missing" in figure else f"{figure['value']:.2f} x"
+def _times(figure: Ratio | Missing) -> str:
+    return "n/a" if isinstance(figure, Missing) else f"{figure.value:.2f} x"
 
 
-def warnings(bench: dict[str, Any]) -> list[str]:
+def warnings(bench: Bench) -> list[str]:
     """What every output says first."""
-    left_out = None if bench["times"] else "times and speed-ups are left out: other work may have run on the machine"
-    return [said for said in (bench["random_weights"], bench["estimated"], left_out) if said]
+    left_out = None if bench.times else "times and speed-ups are left out: other work may have run on the machine"
+    return [said for said in (bench.random_weights, bench.estimated, left_out) if said]
 
 
-def machine_lines(bench: dict[str, Any]) -> list[str]:
+def machine_lines(bench: Bench) -> list[str]:
     """The machines and versions, one line each."""
-    lines = [from_json(Machine, machine).line() for machine in bench["machines"]]
-    for versions in bench["versions"]:
+    lines = [machine.line() for machine in bench.machines]
+    for versions in bench.versions:
         lines.append(", ".join(f"{name} {version}" for name, version in versions.items()))
     return lines
 
 
-def markdown(bench: dict[str, Any]) -> str:
+def markdown(bench: Bench) -> str:
     """The whole bench as Markdown."""
-    parts = [f"# {bench['title']}"]
+    parts = [f"# {bench.title}"]
     parts += [f"**{said[0].upper()}{said[1:]}.**" for said in warnings(bench)]
-    if bench["about"]:
-        parts.append(bench["about"].strip())
-    parts.append("\n".join(f"- {line}" for line in [*machine_lines(bench), *bench["notes"]]))
-    seeds = ", ".join(map(str, bench["seeds"]))
-    parts.append(f"Prompts: {len(bench['prompts'])}; seeds: {seeds}; from {bench['source']}.")
+    if bench.about:
+        parts.append(bench.about.strip())
+    parts.append("\n".join(f"- {line}" for line in [*machine_lines(bench), *bench.notes]))
+    seeds = ", ".join(map(str, bench.seeds))
+    parts.append(f"Prompts: {len(bench.prompts)}; seeds: {seeds}; from {bench.source}.")
     for table in tables(bench):
         rule = ["---", *["---:"] * (len(table.columns) - 1)]
         lines = [_markdown_line(line) for line in (table.columns, rule, *table.lines)]
@@ -262,37 +272,38 @@ def _markdown_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def rows_csv(bench: dict[str, Any]) -> str:
+def rows_csv(bench: Bench) -> str:
     """One line per row, numbers alone; an empty cell where there is none."""
     lines = []
-    for row in bench["rows"]:
-        line: dict[str, Any] = {"method": row["name"], "runs": len(row["runs"]), "failed": len(row["failures"])}
+    for row in bench.rows:
+        line: dict[str, Any] = {"method": row.name, "runs": len(row.runs), "failed": len(row.failures)}
         for metric in QUALITY:
-            line |= _csv_figure(metric, row["quality"][metric], "mean")
-        if bench["times"]:
+            line |= _csv_figure(metric, row.quality[metric], "mean")
+        if bench.times:
             line |= _csv_times(row)
         for share in ("density", "skipped", "merged", "made_up", "own_error"):
-            line[share] = row[share] and row[share]["median"]
-        line["peak_gpu_bytes"] = row["peak_gpu_bytes"]
-        line["random_weights"] = row["random_weights"]
-        if bench["estimated"]:
-            line["computed_steps"] = row["estimated"] and row["estimated"]["computed_steps"]
+            line[share] = getattr(getattr(row, share), "median", None)
+        line["peak_gpu_bytes"] = row.peak_gpu_bytes
+        line["random_weights"] = row.random_weights
+        if bench.estimated:
+            line["computed_steps"] = row.estimated and row.estimated.computed_steps
         lines.append(line)
     return _csv(lines)
 
 
-def _csv_times(row: dict[str, Any]) -> dict[str, Any]:
+def _csv_times(row: BenchRow) -> dict[str, Any]:
     line: dict[str, Any] = {}
     for part in PARTS:
-        line |= _csv_figure(f"{part}_seconds", row["seconds"][part], "median")
-    for key in ("speed_up", "speed_up_over_diffusers"):
-        for part, figure in (row[key] or {}).items():
-            line[f"{key}_of_{part}"] = figure.get("value")
+        line |= _csv_figure(f"{part}_seconds", row.seconds[part], "median")
+    for key, figures in (("speed_up", row.speed_up), ("speed_up_over_diffusers", row.speed_up_over_diffusers or {})):
+        for part, figure in figures.items():
+            line[f"{key}_of_{part}"] = figure.value if isinstance(figure, Ratio) else None
     return line
 
 
-def _csv_figure(name: str, figure: dict[str, Any], middle: str) -> dict[str, Any]:
-    return {name: figure.get(middle), f"{name}_low": figure.get("low"), f"{name}_high": figure.get("high")}
+def _csv_figure(name: str, figure: Figure, middle: Middle) -> dict[str, float | None]:
+    columns = {name: middle, f"{name}_low": "low", f"{name}_high": "high"}
+    return {column: getattr(figure, key, None) for column, key in columns.items()}
 
 
 def _csv(lines: list[dict[str, Any]]) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaspa_cli.bench.figures import bench_tables
+from adaspa_cli.bench.figures import bench_figures
 from adaspa_cli.bench.measure import measure_bench
 from adaspa_cli.bench.page import page
 from adaspa_cli.bench.plan import PlannedRow, current
 from adaspa_cli.bench.render import markdown, rows_csv
+from adaspa_cli.bench.schema import Bench
 from adaspa_cli.bench.spec import BenchSpec
 from adaspa_cli.files.claims import hold
 from adaspa_cli.files.folders import prepare_folder
@@ -23,11 +24,11 @@ def write_bench(
     spec: BenchSpec,
     planned: Sequence[PlannedRow],
     out: Path,
-    paper: Sequence[dict[str, Any]],
+    paper: Sequence[Mapping[str, Any]],
     note: Callable[[str], None],
     *,
     times: bool = True,
-) -> dict[str, Any]:
+) -> Bench:
     """Measure what is there, and write the tables of it; returns what ``bench.json`` holds.
 
     Of several processes one does so at a time, and the last one's tables hold all runs.
@@ -47,8 +48,8 @@ def write_bench(
                 clear_partial(out / name)
         rows = [current(row, spec) for row in planned]
         measure_bench(rows, note)
-        bench = bench_tables(spec, rows, out, paper, times=times)
-        write_json(out / "bench.json", bench, replace=True)
+        bench = bench_figures(spec, rows, out, paper, times=times)
+        write_json(out / "bench.json", bench.as_json(), replace=True)
         write_text(out / "bench.md", markdown(bench), replace=True)
         write_text(out / "rows.csv", rows_csv(bench), replace=True)
         write_text(out / "bench.html", page(bench, out), replace=True)

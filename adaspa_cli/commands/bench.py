@@ -21,6 +21,7 @@ from adaspa_cli.config.load import check_value, preset_names
 from adaspa_cli.console import Console
 
 if TYPE_CHECKING:
+    from adaspa_cli.bench.schema import Bench
     from adaspa_cli.bench.spec import BenchSpec
 
 
@@ -168,7 +169,7 @@ def _run(console: Console, spec: BenchSpec, task: _Task, *, plan_only: bool) -> 
     interrupts.unwind()  # with tables alone there was no progress bar that said so
     result = write_bench(spec, planned, task.out, paper, console.note, times=task.times)
     _show(console, result, task.out)
-    return sum(len(row["failures"]) for row in result["rows"])
+    return sum(len(row.failures) for row in result.rows)
 
 
 def _end_part(console: Console, spec: BenchSpec, planned: list[Any], share: tuple[int, int], out: Path) -> int:
@@ -198,7 +199,7 @@ def _show_plan(console: Console, planned: list[Any]) -> None:
     console.result(data, table)
 
 
-def _show(console: Console, result: dict[str, Any], out: Path) -> None:
+def _show(console: Console, result: Bench, out: Path) -> None:
     from adaspa_cli.bench.render import tables, warnings
     from adaspa_cli.bench.write import FILES
 
@@ -211,4 +212,4 @@ def _show(console: Console, result: dict[str, Any], out: Path) -> None:
             shown.add_row(*map(Text, line))
         parts += [shown, Text("")]
     parts += [Text(str(out / name), no_wrap=True, overflow="ignore") for name in FILES]
-    console.result(result, Group(*parts))
+    console.result(result.as_json(), Group(*parts))

@@ -1,23 +1,17 @@
 """The latency report as it lies on disk: its types, its format, and the one way to read it.
 
-Format 1 has grown: a report may lack what later versions added, and then reads as the default that stands here. A key
-that is not known here is passed over. A change that an old reader would misunderstand raises ``FORMAT``, and a report
-of another format is refused by name.
+Which formats can be read: see :mod:`adaspa_cli.report.versioned`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adaspa_cli.errors import ReportError
-from adaspa_cli.report.typed_json import ABSENT, REST, ShapeError, from_json, to_json
-
-FORMAT = 1
-KIND = "adaspa latency report"
+from adaspa_cli.report.typed_json import ABSENT, REST, to_json
+from adaspa_cli.report.versioned import Versioned, read_versioned
 
 
 @dataclass(frozen=True)
@@ -260,7 +254,7 @@ class PeakMemory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Versioned):
     """The latency report of one video.
 
     Attributes:
@@ -275,8 +269,7 @@ class Report:
         searches: masks that were found or loaded.
     """
 
-    format: int = FORMAT
-    kind: str = KIND
+    kind: str = "adaspa latency report"
     fingerprint: str
     created: str
     versions: Mapping[str, str]
@@ -321,22 +314,4 @@ def read_report(path: Path) -> Report:
     Raises:
         ReportError: the file cannot be read, is no latency report, or is one of another format.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ReportError(f"cannot read the report {path}: {reason}") from error
-    except ValueError as error:
-        raise ReportError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise ReportError(f"{path} is no latency report")
-    found = content.get("format")
-    if found != FORMAT:
-        raise ReportError(
-            f"{path} is a latency report of format {found!r:.20}, and this version of adaspa reads format {FORMAT}",
-            hint="make it anew with this version, or read it with the one that made it",
-        )
-    try:
-        return from_json(Report, content)
-    except ShapeError as error:
-        raise ReportError(f"{path} is no whole latency report of format {FORMAT}: {error}") from error
+    return read_versioned(Report, path)

@@ -40,6 +40,8 @@ def to_json(value: Any) -> Any:
 def from_json(kind: type[T], content: Any) -> T:
     """What JSON holds as a dataclass: a missing key reads as the field's default, and an unknown key is passed over.
 
+    A mapping whose keys are a ``Literal`` must have all of them.
+
     Raises:
         ShapeError: a key without a default is missing, or a value is of another type.
     """
@@ -62,7 +64,10 @@ def _read(kind: Any, content: Any, where: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(content, dict):
             raise ShapeError(f"{where} is no object")
-        (_, entry) = typing.get_args(kind)
+        (name, entry) = typing.get_args(kind)
+        for key in typing.get_args(name):
+            if key not in content:
+                raise ShapeError(f"{where}.{key} is missing")
         return {key: _read(entry, value, f"{where}.{key}") for key, value in content.items()}
     if kind is float and isinstance(content, int) and not isinstance(content, bool):
         return float(content)

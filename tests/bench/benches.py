@@ -44,7 +44,7 @@ def make(spec: BenchSpec, out: Path, listener: Any = None, **options: Any) -> di
     """Make a bench's runs and tables; returns what ``bench.json`` holds."""
     planned = plan_bench(spec, out, **options)
     run_bench(planned, listener or Listener(), warmup_steps=spec.warmup_steps)
-    return write_bench(spec, planned, out, load_tables(spec.paper), lambda _note: None)
+    return write_bench(spec, planned, out, load_tables(spec.paper), lambda _note: None).as_json()
 
 
 def rows(bench: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from adaspa_cli.bench import runner
-from adaspa_cli.bench.figures import bench_tables
+from adaspa_cli.bench.figures import bench_figures
 from adaspa_cli.bench.plan import plan_bench, reference_of, untouched_of
 from adaspa_cli.bench.plots import plots
 from adaspa_cli.bench.render import markdown, rows_csv, tables
+from adaspa_cli.bench.schema import Missing, read_bench
 from adaspa_cli.bench.write import write_bench
 from tests.bench.benches import PROMPTS, make, rows, settings, small_bench
 from tests.pages import read
@@ -68,7 +69,7 @@ def test_compiled_rows_are_compared_with_others(hunyuan_folder: Path, tmp_path: 
     references = [(reference_of(row, planned), untouched_of(row, planned)) for row in planned]
     names = [tuple(found.row.name if found else None for found in pair) for pair in references]
     assert names == [("dense", "untouched")] * 3 + [(None, None)] * 2
-    notes = bench_tables(spec, planned, tmp_path / "out", [])["notes"]
+    notes = bench_figures(spec, planned, tmp_path / "out", []).notes
     assert "Blocks ran through torch.compile in dense; in the other rows they did not." in notes
 
 
@@ -101,7 +102,7 @@ def test_rows_in_fp8_are_compared_with_a_dense_row_that_is_not(hunyuan_folder: P
         reference = reference_of(row, planned)
         assert reference is not None
         assert reference.row.name == "dense"
-    notes = bench_tables(spec, planned, tmp_path / "out", [])["notes"]
+    notes = bench_figures(spec, planned, tmp_path / "out", []).notes
     assert "Linear layers of the blocks multiplied in FP8 in dense fp8, sparse fp8." in notes
 
 
@@ -126,7 +127,7 @@ def test_each_row_is_compared_with_the_dense_rows_of_its_own_model(made: Made) -
 
 def test_the_second_column_is_in_every_output(made: Made) -> None:
     out, bench, _ = made
-    table = next(table for table in tables(bench) if table.title == "Latency")
+    table = next(table for table in tables(read_bench(out / "bench.json")) if table.title == "Latency")
     place = list(table.columns).index("over diffusers")
     assert place == list(table.columns).index("speed-up") + 1
     text, words = (out / "bench.md").read_text(), "".join(read((out / "bench.html").read_text()).text)
@@ -149,8 +150,12 @@ def test_without_such_rows_there_is_no_such_column(hunyuan_folder: Path, tmp_pat
 
 
 def test_attention_that_was_not_timed_is_no_nought(made: Made) -> None:
-    assert "Where the time goes" in {drawing.title for drawing in plots(made[1])}
-    (line,) = [line for line in markdown(made[1]).splitlines() if line.startswith("| hunyuan diffusers | dense |")]
+    assert "Where the time goes" in {drawing.title for drawing in plots(read_bench(made[0] / "bench.json"))}
+    (line,) = [
+        line
+        for line in markdown(read_bench(made[0] / "bench.json")).splitlines()
+        if line.startswith("| hunyuan diffusers | dense |")
+    ]
     assert line.endswith("| n/a |")
 
 
@@ -166,11 +171,11 @@ def test_times_can_be_left_out_of_everything(hunyuan_folder: Path, tmp_path: Pat
     for row in planned:  # all that was chosen is the paper's
         paper["setting"] |= dict.fromkeys(row.resolved.flat()) | row.resolved.flat()
     bench = write_bench(spec, planned, out, [paper], lambda _note: None, times=False)
-    assert bench["times"] is False
-    for row in bench["rows"]:
-        for key in ("seconds", "speed_up"):
-            assert all(figure == {"missing": "times are left out"} for figure in row[key].values())
-        assert all((phase["seconds"], phase["attention"]) == (None, None) for phase in row["phases"].values())
+    assert bench.times is False
+    for entry in bench.rows:
+        for times in (entry.seconds, entry.speed_up):
+            assert all(figure == Missing("times are left out") for figure in times.values())
+        assert all((phase.seconds, phase.attention) == (None, None) for phase in entry.phases.values())
     texts = {name: (out / name).read_text() for name in ("bench.md", "bench.html")}
     for text in texts.values():
         assert LEFT_OUT in text

@@ -9,6 +9,7 @@ from adaspa_cli.bench.paper import load_tables, paper_figures
 from adaspa_cli.bench.spec import BenchSpec, load_bench, parse_bench
 from adaspa_cli.config import preset_names, resolve
 from adaspa_cli.errors import ConfigError
+from adaspa_cli.report.typed_json import to_json
 
 PATH = Path("bench.yaml")
 
@@ -130,7 +131,9 @@ def test_the_large_bench_of_the_small_model_is_large() -> None:
 
 
 def figures(tables: list[str], chosen: set[str] = frozenset(), **flags: Any) -> dict[str, Any] | None:
-    return paper_figures(resolve(flags).flat(), set(chosen) | {"model", "method"}, load_tables(tables))
+    found = paper_figures(resolve(flags).flat(), set(chosen) | {"model", "method"}, load_tables(tables))
+    content: dict[str, Any] | None = to_json(found)
+    return content
 
 
 def test_the_papers_figures_stand_beside_its_own_setting_alone() -> None:
@@ -168,7 +171,7 @@ def test_the_bench_at_full_size_has_the_papers_settings_at_the_models_own_sizes(
         flags = {**spec.run, **row.settings}
         flat = resolve(flags).flat()
         found = paper_figures(flat, set(flags), tables)
-        speed_ups[row.name] = found and found["speed_up"]
+        speed_ups[row.name] = found and found.speed_up
         sizes[flat["model"]] = [flat[key] for key in ("height", "width", "frames", "steps")]
         assert (flat["random_weights"], flat["layers"]) == (True, None)
         assert flat["steps_per_phase"] == (2 if flat["cache"] == "none" else None)

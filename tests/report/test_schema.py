@@ -10,7 +10,7 @@ from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError, ReportError
 from adaspa_cli.report.compare import load_compared
 from adaspa_cli.report.page import page
-from adaspa_cli.report.schema import FORMAT, read_report
+from adaspa_cli.report.schema import Report, read_report
 from tests.pipelines import Listener, make_reports, small_run
 from tests.reports import small_report
 
@@ -54,7 +54,7 @@ def test_what_is_not_known_here_is_passed_over(tmp_path: Path) -> None:
 def test_another_format_is_refused_by_name(tmp_path: Path, found: Any) -> None:
     path = written(tmp_path, small_report(format=found))
     with pytest.raises(
-        ReportError, match=f"is a latency report of format {found!r}, and this .* reads format {FORMAT}"
+        ReportError, match=f"is a latency report of format {found!r}, and this .* reads format {Report.format}"
     ):
         read_report(path)
 

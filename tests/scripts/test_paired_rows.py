@@ -3,11 +3,11 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from scripts.paired_rows import main, paired, table, videos
+from tests.reports import small_bench, small_quality, small_report, small_row
 
 ROWS = {
     "full": [],
@@ -24,13 +24,14 @@ def bench(tmp_path: Path) -> Path:
         folder = tmp_path / "runs" / name.replace(" ", "-")
         folder.mkdir(parents=True)
         for number, value in enumerate(psnr):
-            made_up = {"work": 0.02, "after": 0.05} if name.startswith("plus") else None
-            report: dict[str, Any] = {"prompt": f"caption {number}", "seed": number % 2, "density": 0.3}
-            report |= {"compensation": made_up, "cache": {"skipped": 0.5} if name.endswith("magcache") else None}
+            made_up = {"work": 0.02, "pooled": None, "before": 0.1, "after": 0.05} if name.startswith("plus") else None
+            cache = {"name": "magcache", "unit": "steps", "computed": 1, "possible": 2, "skipped": 0.5}
+            report = small_report(prompt=f"caption {number}", seed=number % 2, density=0.3, compensation=made_up)
+            report["cache"] = cache if name.endswith("magcache") else None
             (folder / f"{number}.report.json").write_text(json.dumps(report))
-            (folder / f"{number}.quality.json").write_text(json.dumps({"metrics": {"psnr": {"value": value}}}))
-        rows.append({"name": name, "settings": {"sparsity": 0.9}})
-    (tmp_path / "bench.json").write_text(json.dumps({"rows": rows}))
+            (folder / f"{number}.quality.json").write_text(json.dumps(small_quality(psnr=value)))
+        rows.append(small_row(name=name, settings={"sparsity": 0.9}))
+    (tmp_path / "bench.json").write_text(json.dumps(small_bench(rows=rows)))
     return tmp_path
 
 
