@@ -13,6 +13,7 @@ from adaspa_cli.errors import ConfigError, ReportError
 from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT
 from adaspa_cli.jobs.places import report_path
 from adaspa_cli.jobs.plan import Job, plan
+from adaspa_cli.jobs.shard import Shard
 from adaspa_cli.report.schema import Report, read_report
 
 RUNS = "runs"
@@ -116,11 +117,12 @@ def current(planned: PlannedRow, spec: BenchSpec) -> PlannedRow:
     return dataclasses.replace(planned, jobs=tuple(plan(planned.resolved, spec.prompts)))
 
 
-def part_of(rows: Sequence[PlannedRow], number: int, parts: int) -> list[PlannedRow]:
-    """Part ``number``, from 1 on, of all prompts and seeds, each of them with all rows: what one of several processes
-    makes. All parts together are the whole, and dense runs are in the same part as what is compared with them.
+def share_of(rows: Sequence[PlannedRow], shard: Shard) -> list[PlannedRow]:
+    """A share of all prompts and seeds, each of them with all rows: what one of several processes makes.
+
+    All shares together are the whole, and dense runs are in the same share as what is compared with them.
     """
-    return [dataclasses.replace(row, jobs=row.jobs[number - 1 :: parts]) for row in rows]
+    return [dataclasses.replace(row, jobs=tuple(shard.take(row.jobs))) for row in rows]
 
 
 def reference_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | None:

@@ -21,8 +21,10 @@ from adaspa_cli.config.load import check_value, preset_names
 from adaspa_cli.console import Console
 
 if TYPE_CHECKING:
+    from adaspa_cli.bench.plan import PlannedRow
     from adaspa_cli.bench.schema import Bench
     from adaspa_cli.bench.spec import BenchSpec
+    from adaspa_cli.jobs.shard import Shard
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,14 @@ class _Task:
 
     Attributes:
         out: folder of runs and tables.
-        share: part I of N of the runs, without tables.
+        shard: the share of the runs to make, without tables; None makes all, and the tables.
         rerun_changed: make runs anew that are there with other settings.
         tables_only: make no runs.
         times: show times and speed-ups.
     """
 
     out: Path
-    share: tuple[int, int] | None
+    shard: Shard | None
     rerun_changed: bool
     tables_only: bool
     times: bool
@@ -67,14 +69,7 @@ def bench(
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first prompts.")] = None,
     given: Given,
-    part: Annotated[
-        str | None,
-        typer.Option(
-            "--part",
-            metavar="I/N",
-            help="Part I of N of the runs, without tables: for N processes that share a folder.",
-        ),
-    ] = None,
+    shard: Annotated[str | None, options.shard_option("runs", "Makes no tables.", "--part")] = None,
     rerun_changed: Annotated[
         bool, typer.Option("--rerun-changed", help="Make runs anew that are there with other settings.")
     ] = False,
@@ -96,8 +91,7 @@ def bench(
     from adaspa_cli.bench.spec import load_bench
 
     spec = _chosen(console, load_bench(preset, config), given, rows, limit)
-    share = None if part is None else _parse_part(part, tables_only=tables_only)
-    task = _Task(out.expanduser(), share, rerun_changed, tables_only, times)
+    task = _Task(out.expanduser(), _parse_shard(shard, tables_only=tables_only), rerun_changed, tables_only, times)
     if _run(console, spec, task, plan_only=plan):
         raise typer.Exit(1)
 
@@ -117,20 +111,18 @@ def _chosen(console: Console, spec: BenchSpec, given: Given, rows: str | None, l
     return dataclasses.replace(spec, seeds=tuple(dict.fromkeys(seeds or spec.seeds)))
 
 
-def _parse_part(text: str, *, tables_only: bool) -> tuple[int, int]:
-    """``I/N`` as two numbers.
+def _parse_shard(text: str | None, *, tables_only: bool) -> Shard | None:
+    """The share of ``--shard``.
 
     Raises:
-        ConfigError: it is not of that form, or there are to be tables alone.
+        ConfigError: it cannot be read, or there are to be tables alone.
     """
     from adaspa_cli.errors import ConfigError
 
-    number, parts = (int(x) if x.isascii() and x.isdecimal() else 0 for x in (text + "/").split("/")[:2])
-    if text != f"{number}/{parts}" or not 1 <= number <= parts:
-        raise ConfigError(f"--part takes I/N, I from 1 to N, got '{text}'", hint="as --part 1/4 to --part 4/4")
-    if tables_only:
-        raise ConfigError("--part makes no tables", hint="drop --part: the tables are of all that is there")
-    return number, parts
+    shard = options.parse_shard(text)
+    if shard is not None and tables_only:
+        raise ConfigError("--shard makes no tables", hint="drop --shard: the tables are of all that is there")
+    return shard
 
 
 def _run(console: Console, spec: BenchSpec, task: _Task, *, plan_only: bool) -> int:
@@ -145,11 +137,11 @@ def _run(console: Console, spec: BenchSpec, task: _Task, *, plan_only: bool) -> 
         resolve({**spec.run, **row.settings}, origin=f"bench row {row.name}")
     console.note("starting ...")
 
-    from adaspa_cli.bench.plan import part_of, plan_bench
+    from adaspa_cli.bench.plan import plan_bench, share_of
 
     planned = plan_bench(spec, task.out, rerun_changed=task.rerun_changed)
-    if task.share is not None:
-        planned = part_of(planned, *task.share)
+    if task.shard is not None:
+        planned = share_of(planned, task.shard)
     if plan_only:
         _show_plan(console, planned)
         return 0
@@ -159,34 +151,42 @@ def _run(console: Console, spec: BenchSpec, task: _Task, *, plan_only: bool) -> 
 
     if not task.tables_only:
         from adaspa_cli.bench.runner import run_bench
+        from adaspa_cli.jobs.shard import take_gpu
 
+        take_gpu(task.shard, _device(planned))
         with console.progress() as progress:
             left = run_bench(planned, BenchProgress(console, progress), warmup_steps=spec.warmup_steps)
         if left:
             console.note(f"{left} runs were left to other processes; the last of them writes the tables of all runs")
-    if task.share is not None:
-        return _end_part(console, spec, planned, task.share, task.out)
+    if task.shard is not None:
+        return _end_share(console, spec, planned, task.shard, task.out)
     interrupts.unwind()  # with tables alone there was no progress bar that said so
     result = write_bench(spec, planned, task.out, paper, console.note, times=task.times)
     _show(console, result, task.out)
     return sum(len(row.failures) for row in result.rows)
 
 
-def _end_part(console: Console, spec: BenchSpec, planned: list[Any], share: tuple[int, int], out: Path) -> int:
+def _device(planned: list[PlannedRow]) -> str:
+    """The device of all rows."""
+    devices = {row.resolved.config.model.device for row in planned}
+    return devices.pop() if len(devices) == 1 else "several"
+
+
+def _end_share(console: Console, spec: BenchSpec, planned: list[PlannedRow], shard: Shard, out: Path) -> int:
     """Measure what one of several processes made, and say what is there; returns how many runs are not complete."""
     from adaspa_cli.bench.measure import measure_bench
-    from adaspa_cli.bench.plan import current, part_of
+    from adaspa_cli.bench.plan import current, share_of
 
-    made = part_of([current(row, spec) for row in planned], *share)
+    made = share_of([current(row, spec) for row in planned], shard)
     measure_bench(made, console.note)
     runs = [job.complete for row in made for job in row.jobs]
-    data = {"part": f"{share[0]}/{share[1]}", "runs": len(runs), "complete": sum(runs)}
-    text = f"part {data['part']}: {sum(runs)} of {len(runs)} runs are complete in {out}"
-    console.result(data, Text(f"{text}\n--tables-only, without --part, makes the tables", overflow="ignore"))
+    data = {"shard": str(shard), "runs": len(runs), "complete": sum(runs)}
+    text = f"shard {shard}: {sum(runs)} of {len(runs)} runs are complete in {out}"
+    console.result(data, Text(f"{text}\n--tables-only, without --shard, makes the tables", overflow="ignore"))
     return len(runs) - sum(runs)
 
 
-def _show_plan(console: Console, planned: list[Any]) -> None:
+def _show_plan(console: Console, planned: list[PlannedRow]) -> None:
     table = rich.table.Table(box=None, pad_edge=False)
     for title in ("row", "runs", "complete"):
         table.add_column(title)

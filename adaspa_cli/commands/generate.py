@@ -18,6 +18,7 @@ from adaspa_cli.console import Console
 
 if TYPE_CHECKING:
     from adaspa_cli.config import GenerateConfig, Resolved
+    from adaspa_cli.jobs.shard import Shard
     from adaspa_cli.jobs.write import Made
     from adaspa_cli.report.schema import Report
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 def generate(
     *,
     given: Given,
+    shard: Annotated[
+        str | None, options.shard_option("videos", "Goes on as with --resume.", panel=options.OUTPUT)
+    ] = None,
     print_config: Annotated[
         bool,
         typer.Option(
@@ -43,12 +47,14 @@ def generate(
         settings = {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()}
         console.result(settings, resolved.as_yaml().rstrip())
         return
-    prompts = check_early(console, resolved, resolved.config.output.out, may_be_complete=resolved.config.output.resume)
+    share = options.parse_shard(shard)
+    resumes = resolved.config.output.resume or share is not None
+    prompts = check_early(console, resolved, resolved.config.output.out, may_be_complete=resumes)
     _check_compared(resolved.config, prompts)
     say_early(console, given, resolved, prompts)
     _say_schedule(console, resolved)
     console.note("starting ...")
-    _run(console, resolved, prompts)
+    _run(console, resolved, prompts, share)
 
 
 def _check_compared(config: GenerateConfig, prompts: list[str]) -> None:
@@ -70,18 +76,35 @@ def _say_schedule(console: Console, resolved: Resolved) -> None:
             console.note(f"search steps {asked} {why}")
 
 
-def _run(console: Console, resolved: Resolved, prompts: list[str]) -> None:
+def _run(console: Console, resolved: Resolved, prompts: list[str], shard: Shard | None) -> None:
     from adaspa_cli.commands.progress import ProgressObserver
     from adaspa_cli.jobs.generate import generate as run
+    from adaspa_cli.jobs.shard import take_gpu
 
+    take_gpu(shard, resolved.config.model.device)
     made: list[Made] = []
     try:
         with console.progress() as progress:
-            for one in run(resolved, ProgressObserver(console, progress), prompts):
+            for one in run(resolved, ProgressObserver(console, progress), prompts, shard):
                 made.append(one)
     finally:
         if made:
             _show(console, made)
+    if shard is not None:
+        _end_share(console, resolved, prompts, shard, made)
+
+
+def _end_share(console: Console, resolved: Resolved, prompts: list[str], shard: Shard, made: list[Made]) -> None:
+    """Say how much of the whole run is there."""
+    from adaspa_cli.jobs.generate import resuming
+    from adaspa_cli.jobs.plan import plan
+
+    jobs = plan(resuming(resolved), prompts)
+    own, whole = ([job.complete for job in part] for part in (shard.take(jobs), jobs))
+    if not made:
+        console.result([], f"shard {shard}: no video")
+    complete = f"{sum(own)} of {len(own)} videos are complete, of the whole run {sum(whole)} of {len(whole)}"
+    console.note(f"shard {shard}: {complete}; --resume without --shard shows all")
 
 
 def _show(console: Console, made: list[Made]) -> None:

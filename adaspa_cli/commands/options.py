@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,9 @@ from adaspa_cli.config.load import preset_names
 from adaspa_cli.config.methods.adaspa import BUDGETS
 from adaspa_cli.config.names import BACKENDS, CACHES, DTYPES, LINEARS, OFFLOADS, TOKEN_ORDERS
 from adaspa_cli.errors import shortened
+
+if TYPE_CHECKING:
+    from adaspa_cli.jobs.shard import Shard
 
 WHAT, METHOD, SAMPLING, MACHINE, OUTPUT = "What to show", "Method", "Sampling", "Model and machine", "Output"
 
@@ -88,6 +92,20 @@ _PARSED: dict[Any, dict[str, Any]] = {
 
 def _flag(names: str, kind: Any, panel: str, text: str, default: str | None = None, metavar: str | None = None) -> Flag:
     return Flag(tuple(names.split()), kind, text, panel, default, metavar)
+
+
+# --- how the work of a run is shared: no settings
+def shard_option(what: str, more: str, *names: str, panel: str | None = None) -> Any:
+    """The option ``--shard`` of a command that makes ``what``."""
+    text = f"Make only share I of N of the {what}; auto: by the process number of torchrun or SLURM. {more}"
+    return typer.Option("--shard", *names, metavar="I/N", rich_help_panel=panel, help=text)
+
+
+def parse_shard(text: str | None) -> Shard | None:
+    """The share of ``--shard``; None if it was not given. Raises ConfigError if it cannot be read."""
+    from adaspa_cli.jobs.shard import parse_shard as parse
+
+    return None if text is None else parse(text, os.environ)
 
 
 # --- what to show

@@ -1,11 +1,12 @@
 """Every prompt with every seed through one pipeline: a video and a report each.
 
 The name of each video is claimed before it is computed, so several processes may write to one folder. Those that run
-with ``resume`` share the work: none makes what another is making.
+with ``resume`` share the work: none makes what another is making. A process with a shard keeps to its share.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,7 @@ from adaspa_cli.files.folders import prepare_folder
 from adaspa_cli.jobs.places import ClaimedPlace, claim_place, report_path, video_name
 from adaspa_cli.jobs.plan import Job, plan
 from adaspa_cli.jobs.prompts import collect_prompts
+from adaspa_cli.jobs.shard import Shard
 from adaspa_cli.jobs.write import Made, write_result
 from adaspa_cli.maskfiles.check import check_name, open_masks
 from adaspa_cli.models.fp8_linear import check_fp8
@@ -34,13 +36,16 @@ class JobObserver(Observer, Protocol):
     def elsewhere(self, video: Path) -> None: ...
 
 
-def generate(resolved: Resolved, observer: JobObserver, prompts: Sequence[str] | None = None) -> Iterator[Made]:
+def generate(
+    resolved: Resolved, observer: JobObserver, prompts: Sequence[str] | None = None, shard: Shard | None = None
+) -> Iterator[Made]:
     """Make the videos of a run, and yield each as it is complete (also those skipped).
 
     With ``resume`` those that another process is making are left to it.
 
     Args:
         prompts: what :func:`collect_prompts` gave, if it was called before: a pipe can be read only once.
+        shard: the share of the videos to make; it goes with ``resume``, whatever the settings say.
 
     Raises:
         AdaspaError: see :func:`~adaspa_cli.jobs.plan.plan`, :func:`~adaspa_cli.models.loading.load_pipeline`, and
@@ -49,9 +54,11 @@ def generate(resolved: Resolved, observer: JobObserver, prompts: Sequence[str] |
         OutOfMemoryError: the device's memory does not suffice.
         DiskFullError: the disk is full; nothing of the last video is left.
     """
+    if shard is not None:
+        resolved = resuming(resolved)
     config = resolved.config
     prompts = collect_prompts(config.prompts) if prompts is None else prompts
-    jobs = plan(resolved, prompts)
+    jobs = _own(plan(resolved, prompts), shard)
     todo = [number for number, job in enumerate(jobs) if not job.complete]
     yield from _there(jobs, observer)
     if not todo:
@@ -72,12 +79,23 @@ def generate(resolved: Resolved, observer: JobObserver, prompts: Sequence[str] |
                     made.add(number)
                     yield make(at_work, job, claimed)
     if len(made) < len(todo):
-        now = plan(resolved, prompts)
+        now = _own(plan(resolved, prompts), shard)
         passed = [now[number] for number in todo if number not in made]
         yield from _there(passed, observer)
         for job in passed:
             if not job.complete:
                 observer.elsewhere(job.place)
+
+
+def resuming(resolved: Resolved) -> Resolved:
+    """The same run, with ``resume``."""
+    output = dataclasses.replace(resolved.config.output, resume=True)
+    return dataclasses.replace(resolved, config=dataclasses.replace(resolved.config, output=output))
+
+
+def _own(jobs: list[Job], shard: Shard | None) -> list[Job]:
+    """The jobs of this process, of all that the whole run has."""
+    return jobs if shard is None else shard.take(jobs)
 
 
 def _there(jobs: Sequence[Job], observer: JobObserver) -> Iterator[Made]:

@@ -83,22 +83,22 @@ def test_a_seed_of_a_bench_file_is_made_once(run: Any) -> None:
 
 
 def test_several_processes_share_a_bench(run: Any, tmp_path: Path) -> None:
-    out, part = tmp_path / "out", run("--part", "2/2")
+    out, part = tmp_path / "out", run("--shard", "2/2")
     assert part.exit_code == 0, part.output
-    assert part.stdout.startswith("part 2/2: 2 of 2 runs are complete")
+    assert part.stdout.startswith("shard 2/2: 2 of 2 runs are complete")
     assert not (out / "bench.json").exists()
     made = json.loads(next(out.glob("runs/adaspa/*.quality.json")).read_text())
     assert made["metrics"]["psnr"]["value"] > 0
-    assert json.loads(run("--part", "1/2", "--json", "--quiet").stdout) == {"part": "1/2", "runs": 2, "complete": 2}
+    assert json.loads(run("--part", "1/2", "--json", "--quiet").stdout) == {"shard": "1/2", "runs": 2, "complete": 2}
     whole = json.loads(run("--tables-only", "--json").stdout)
     assert [[r["prompt"] for r in row["runs"]] for row in whole["rows"]] == [PROMPTS, PROMPTS]
     assert "0 runs to make, 4 are complete" in run().stderr
 
 
 def test_a_part_with_a_failed_run_is_exit_code_1(run: Any) -> None:
-    result = run("--part", "1/2", rows=[{"method": "full"}, {"name": "odd", "method": "full", "width": 50}])
+    result = run("--shard", "1/2", rows=[{"method": "full"}, {"name": "odd", "method": "full", "width": 50}])
     assert result.exit_code == FAILED
-    assert "part 1/2: 1 of 2 runs are complete" in result.stdout
+    assert "shard 1/2: 1 of 2 runs are complete" in result.stdout
 
 
 def test_a_failed_run_is_exit_code_1_and_a_line(run: Any) -> None:
@@ -156,11 +156,11 @@ def test_times_are_left_out_where_they_mean_nothing(run: Any, tmp_path: Path) ->
         (["--set", "steps=[3"], {}, "'[3' is not a YAML value"),
         (["--preset", "main"], {}, "name one bench: --preset NAME or --config FILE"),
         (["--set", "search_steps=[9]"], {}, "search step 9 lies beyond the last step, which is 3"),
-        (["--part", "0/2"], {}, "--part takes I/N, I from 1 to N, got '0/2'"),
-        (["--part", "3/2"], {}, "--part takes I/N, I from 1 to N, got '3/2'"),
-        (["--part", "two"], {}, "--part takes I/N, I from 1 to N, got 'two'"),
-        (["--part", "1/2/3"], {}, "--part takes I/N, I from 1 to N, got '1/2/3'"),
-        (["--part", "1/2", "--tables-only"], {}, "--part makes no tables"),
+        (["--shard", "0/2"], {}, "--shard takes I/N, I from 1 to N, or auto, got '0/2'"),
+        (["--shard", "3/2"], {}, "--shard takes I/N, I from 1 to N, or auto, got '3/2'"),
+        (["--shard", "two"], {}, "--shard takes I/N, I from 1 to N, or auto, got 'two'"),
+        (["--part", "1/2/3"], {}, "--shard takes I/N, I from 1 to N, or auto, got '1/2/3'"),
+        (["--shard", "1/2", "--tables-only"], {}, "--shard makes no tables"),
         (["--layers", "2"], {}, "layers cuts a model that random_weights builds"),
         (["--set", "steps_per_phase=2"], {}, "steps_per_phase leaves steps out, so there is no video"),
         ([], {"rows": [{"method": "diffusers", "cache": "pab"}]}, "'diffusers' runs the pipeline as it comes"),

@@ -374,3 +374,22 @@ def test_ctrl_c_keeps_what_is_complete(run: Any, tmp_path: Path, monkeypatch: py
     names = {path.name for path in (tmp_path / "out").iterdir()}
     stem = "a-red-circle-moves-left-on-a-blue-background-seed1"
     assert names == {f"{stem}.mp4", f"{stem}.report.json", f"{stem}.report.html"}
+
+
+def test_a_share_says_how_much_of_the_run_is_there(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    first = run("--seed", "1", "--seed", "2", "--shard", "auto")
+    assert first.exit_code == 0, first.output
+    assert "shard 1/2: 1 of 1 videos are complete, of the whole run 1 of 2" in first.stderr
+    second = run("--seed", "1", "--seed", "2", "--shard", "2/2", "--json")
+    assert len(json.loads(second.stdout)) == 1
+    assert "of the whole run 2 of 2" in second.stderr
+    assert len(json.loads(run("--seed", "1", "--seed", "2", "--resume", "--json").stdout)) == 2
+    assert json.loads(run("--seed", "1", "--shard", "2/2", "--json").stdout) == []
+    assert len(list((tmp_path / "out").glob("*.mp4"))) == 2
+
+
+def test_a_wrong_share_is_refused(run: Any, tmp_path: Path) -> None:
+    refused(run("--shard", "5/4"), "--shard takes I/N, I from 1 to N, or auto, got '5/4'")
+    assert no_videos(tmp_path)
