@@ -18,61 +18,26 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.attention.compensated import Compensation
 from adaspa_cli.attention.layout import same_video_blocks
 from adaspa_cli.errors import RunError
 from adaspa_cli.maskfiles.description import Description
 from adaspa_cli.maskfiles.parts import MaskParts
 from adaspa_cli.maskfiles.ranking import rank
-from adaspa_cli.masks.plan import CallPlan
+from adaspa_cli.masks.forwarding import Forwarding
 from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.text import pack_video, sums_with_text, video_part
 
 
 @dataclass(frozen=True)
-class Recording(MaskPolicy):
+class Recording(Forwarding):
     """Does what ``method`` does, and shows the block sums W [H, Nq, Nk] of each search, and the scores that it chooses
     by if it has any, before the mask is chosen."""
 
-    method: MaskPolicy
     on_search: Callable[[Call, Tensor, Tensor | None], None]
-
-    @property
-    def block_size(self) -> tuple[int, int]:
-        return self.method.block_size
-
-    def decide(self, call: Call, last_search: int | None) -> CallPlan:
-        return self.method.decide(call, last_search)
-
-    def keeps_lse(self, step: int) -> bool:
-        return self.method.keeps_lse(step)
-
-    @property
-    def compensation(self) -> Compensation:
-        return self.method.compensation
-
-    @property
-    def search_rows(self) -> int:
-        return self.method.search_rows
-
-    @property
-    def max_error(self) -> float | None:
-        return self.method.max_error
-
-    @property
-    def scores_blocks(self) -> bool:
-        return self.method.scores_blocks
-
-    def scores(self, block_sums: Tensor, values: Tensor) -> Tensor:
-        return self.method.scores(block_sums, values)
-
-    @property
-    def fresh_lse(self) -> bool:
-        return self.method.fresh_lse
 
     def search(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> FoundMask:
         self.on_search(call, block_sums, scores)
-        return self.method.search(call, block_sums, scores)
+        return super().search(call, block_sums, scores)
 
 
 class MaskSearch:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask
-from adaspa_cli.attention.compensated import Compensation
 from adaspa_cli.attention.mask_conversion import unpack_words
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.maskfiles.check import check_call, open_masks
 from adaspa_cli.maskfiles.ranking import choose_counts, ranked_blocks
 from adaspa_cli.maskfiles.reader import MaskFile
+from adaspa_cli.masks.forwarding import Forwarding
 from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.masks.plan import CHECK, DENSE, LOAD, SEARCH, SPARSE, CallPlan
 from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
@@ -54,15 +54,14 @@ class Check:
 
 
 @dataclass(frozen=True)
-class StoredMasks(MaskPolicy):
-    """The masks of a file in one run.
+class StoredMasks(Forwarding):
+    """The masks of a file in one run; ``method`` searches the layers that fall back.
 
     Attributes:
         file: the masks.
         schedule: (step of the run, step of the file), ascending: from the one on the masks of the other hold.
         sparsity: γ; another than the file's only if the file keeps a ranking.
         head_adaptive: spread the sparsity over the heads; as above.
-        method: searches the layers that fall back.
         min_recall: mean recall over the heads that a layer's mask must have on the run's attention; None measures none.
         falls_back: search a layer whose recall is lower, instead of a warning.
         checks: what was measured in this run; the only state.
@@ -72,29 +71,16 @@ class StoredMasks(MaskPolicy):
     schedule: tuple[tuple[int, int], ...]
     sparsity: float
     head_adaptive: bool
-    method: MaskPolicy
     min_recall: float | None = None
     falls_back: bool = True
     checks: dict[Key, Check] = field(default_factory=dict)
 
     @property
-    def block_size(self) -> tuple[int, int]:
-        return self.method.block_size
+    def search_rows(self) -> int:
+        return 1  # a recall that is measured is exact
 
-    @property
-    def compensation(self) -> Compensation:
-        return self.method.compensation
-
-    @property
-    def max_error(self) -> float | None:
-        return self.method.max_error
-
-    @property
-    def scores_blocks(self) -> bool:
-        return self.method.scores_blocks
-
-    def scores(self, block_sums: Tensor, values: Tensor) -> Tensor:
-        return self.method.scores(block_sums, values)
+    def keeps_lse(self, step: int) -> bool:  # noqa: ARG002
+        return False
 
     def decide(self, call: Call, last_search: int | None) -> CallPlan:
         """Load each mask at the first executed call at or after its step.

@@ -55,6 +55,16 @@ def prepare(norm: Norm | None, x: Tensor, rotation: Rotation | None, out: Tensor
         out[:, start : start + step] = normal if rotation is None else _rotate(normal, rotation, start)
 
 
+def project_joint(attn: Any, joint: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Project all tokens [B, L, C] by the weights of one of diffusers' attention modules: q, k, v [B, L, H, D], of
+    which q and k are prepared."""
+    projected = (attn.to_q(joint), attn.to_k(joint), attn.to_v(joint))
+    q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in projected)
+    prepare(attn.norm_q, q, rotation, out=q)
+    prepare(attn.norm_k, k, rotation, out=k)
+    return q, k, v
+
+
 def _rotate(x: Tensor, rotation: Rotation, start: int) -> Tensor:
     """Rotate x [B, L, H, D], of which the first token is token ``start`` of the sequence.
 

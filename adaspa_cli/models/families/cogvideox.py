@@ -24,7 +24,7 @@ from adaspa_cli.models.family import Classes, Encode, Family
 from adaspa_cli.models.forward import Attend, Forward, Row, join
 from adaspa_cli.models.linears import Gelu, Linears
 from adaspa_cli.models.pinned_noise import PinnedNoise
-from adaspa_cli.models.qk import Rotation, prepare
+from adaspa_cli.models.qk import Rotation, project_joint
 from adaspa_cli.models.random_text import text_noise
 from adaspa_cli.models.reordering import Ends, Rearrangement
 
@@ -47,14 +47,10 @@ class CogVideoXProcessor:
         """hidden_states [B, N, C], encoder_hidden_states [B, T, C] to attention outputs of the same shapes."""
         text_tokens = encoder_hidden_states.shape[1]
         joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        projected = (attn.to_q(joint), attn.to_k(joint), attn.to_v(joint))
-        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in projected)
         rotation = None
         if image_rotary_emb is not None:
             rotation = Rotation.of(image_rotary_emb, joint.device, first=text_tokens)
-        prepare(attn.norm_q, q, rotation, out=q)
-        prepare(attn.norm_k, k, rotation, out=k)
-        out = join(self._forward.attend_rows(self._layer, q, k, v))
+        out = join(self._forward.attend_rows(self._layer, *project_joint(attn, joint, rotation)))
         out = attn.to_out[1](attn.to_out[0](out))
         return out[:, text_tokens:], out[:, :text_tokens]
 

@@ -21,7 +21,7 @@ from adaspa_cli.models.compiled import eager
 from adaspa_cli.models.family import Classes, Encode, Family
 from adaspa_cli.models.forward import Attend, Forward, Row, join, pad_tokens
 from adaspa_cli.models.linears import Gelu, Linears
-from adaspa_cli.models.qk import Norm, Rotation, prepare
+from adaspa_cli.models.qk import Norm, Rotation, prepare, project_joint
 from adaspa_cli.models.random_text import text_noise, text_tokens
 from adaspa_cli.models.reordering import Ends
 
@@ -44,8 +44,11 @@ class HunyuanVideoProcessor:
         """hidden_states [B, N, C], encoder_hidden_states [B, T, C] to attention outputs of the same shapes."""
         tokens, text_tokens = hidden_states.shape[1], encoder_hidden_states.shape[1]
         rotation = None if image_rotary_emb is None else Rotation.of(image_rotary_emb, hidden_states.device)
-        project = self._single_stream if attn.add_q_proj is None else self._dual_stream
-        q, k, v = project(attn, hidden_states, encoder_hidden_states, rotation)
+        if attn.add_q_proj is None:
+            joint = torch.cat([hidden_states, encoder_hidden_states], dim=1)
+            q, k, v = project_joint(attn, joint, rotation)
+        else:
+            q, k, v = self._dual_stream(attn, hidden_states, encoder_hidden_states, rotation)
         rows = self._forward.attend_rows(self._layer, q, k, v)
         video = join([row[:, :tokens] for row in rows])
         text = join([pad_tokens(row[:, tokens:], text_tokens) for row in rows])
@@ -54,18 +57,6 @@ class HunyuanVideoProcessor:
         if getattr(attn, "to_add_out", None) is not None:
             text = attn.to_add_out(text)
         return video, text
-
-    @staticmethod
-    def _single_stream(
-        attn: Any, video: Tensor, text: Tensor, rotation: Rotation | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Project video and text together: q, k, v [B, N + T, H, D]."""
-        joint = torch.cat([video, text], dim=1)
-        projected = (attn.to_q(joint), attn.to_k(joint), attn.to_v(joint))
-        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in projected)
-        prepare(attn.norm_q, q, rotation, out=q)
-        prepare(attn.norm_k, k, rotation, out=k)
-        return q, k, v
 
     @staticmethod
     def _dual_stream(
