@@ -9,9 +9,11 @@ from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
     CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoImageToVideoPipeline,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
 )
@@ -19,6 +21,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from adaspa_cli.config import Resolved
 from adaspa_cli.hooks import clock
+from adaspa_cli.models.registry import family_of
 from scripts.train_tiny.text import TextConfig, build_text
 
 HEIGHT, WIDTH, FRAMES = 64, 96, 9
@@ -102,6 +105,22 @@ def cogvideox(version: str = "1.5", **transformer: Any) -> CogVideoXPipeline:
         transformer=_lively(CogVideoXTransformer3DModel(**(settings | transformer))),
         scheduler=CogVideoXDDIMScheduler(),
     )
+
+
+def cogvideox_image(version: str = "1.5", **transformer: Any) -> CogVideoXImageToVideoPipeline:
+    """The parts of :func:`cogvideox` with a transformer that takes a picture's channels as well."""
+    own: dict[str, Any] = {"in_channels": 8, "ofs_embed_dim": 16 if version == "1.5" else None}
+    own["use_learned_positional_embeddings"] = version == "1.0"
+    return CogVideoXImageToVideoPipeline(**cogvideox(version, **own, **transformer).components)
+
+
+def hunyuan_video_image(condition: str, **transformer: Any) -> HunyuanVideoImageToVideoPipeline:
+    """The parts of :func:`hunyuan_video` with noise for the text and the picture that LLaVA would encode."""
+    own: dict[str, Any] = {"in_channels": 9 if condition == "latent_concat" else 4, "image_condition_type": condition}
+    parts = hunyuan_video(**own, **transformer).components
+    pipe = HunyuanVideoImageToVideoPipeline(**parts | {"text_encoder": None}, image_processor=None)
+    pipe.encode_prompt = family_of(pipe).encoder(pipe)
+    return pipe
 
 
 def _lively(transformer: Any) -> Any:

@@ -72,6 +72,8 @@ class FamilyFacts:
         guided: whether a run has an unconditional branch beside the conditional one.
         transformers: parts of the pipeline that are transformers, in the order in which a run uses them. All but the
             first may be absent. Layers are numbered on from one to the next.
+        variants: other classes of pipelines with the same transformer, which only Python can call.
+        dropped_frames: frames that the pipeline makes before the video and drops, from the transformer's configuration.
         images: arguments of the pipeline's call that take a picture, which are settings too: ``image``, which it must
             have, and ``last_image``. Empty where videos are made from text alone.
     """
@@ -87,6 +89,8 @@ class FamilyFacts:
     guided: Callable[[SamplingConfig], bool]
     transformers: tuple[str, ...] = ("transformer",)
     images: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    dropped_frames: Callable[[Config], int] = lambda _transformer: 0
 
     def check(self, rule: SizeRule, sampling: SamplingConfig) -> None:
         """Raise ConfigError for a size, a kind of guidance or a picture that the model does not take."""
@@ -111,7 +115,7 @@ class FamilyFacts:
     def video_grid(self, transformer: Config, vae: Config, sampling: SamplingConfig) -> Grid:
         """The token grid of a video, from the configurations of the transformer and the VAE."""
         time, space = self.vae_scale(vae)
-        frames = (sampling.frames - 1) // time + 1
+        frames = (sampling.frames + self.dropped_frames(transformer) - 1) // time + 1
         return self.token_grid(transformer, frames, sampling.height // space, sampling.width // space)
 
 
@@ -194,6 +198,32 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         token_grid=_cogvideox_grid,
         call_arguments=_cogvideox_arguments,
         guided=lambda sampling: sampling.guidance_scale > 1,
+        variants=("CogVideoXVideoToVideoPipeline",),
+    ),
+    FamilyFacts(
+        module="adaspa_cli.models.families.hunyuan_video_image",
+        pipeline="HunyuanVideoImageToVideoPipeline",
+        preset="hunyuan-i2v",
+        layer_keys=("num_layers", "num_single_layers"),
+        size_rule=_hunyuan_video_size,
+        vae_scale=_hunyuan_video_scale,
+        token_grid=_hunyuan_video_grid,
+        call_arguments=_hunyuan_video_arguments,
+        guided=lambda sampling: sampling.true_cfg_scale > 1,
+        images=("image",),
+        dropped_frames=lambda transformer: 4 if transformer.get("image_condition_type") == "latent_concat" else 0,
+    ),
+    FamilyFacts(
+        module="adaspa_cli.models.families.cogvideox_image",
+        pipeline="CogVideoXImageToVideoPipeline",
+        preset="cogvideox-i2v",
+        layer_keys=("num_layers",),
+        size_rule=_cogvideox_size,
+        vae_scale=_cogvideox_scale,
+        token_grid=_cogvideox_grid,
+        call_arguments=_cogvideox_arguments,
+        guided=lambda sampling: sampling.guidance_scale > 1,
+        images=("image",),
     ),
 )
 

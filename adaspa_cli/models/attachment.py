@@ -65,7 +65,11 @@ class Attachment:
         ]
         self._rearrangements: list[list[Rearrangement]] = []  # each on all transformers
         if token_order == "hilbert":
-            self.rearrange(HilbertOrder())
+            try:
+                self.rearrange(HilbertOrder())
+            except BaseException:  # the family's tokens come in one order alone
+                self.detach()
+                raise
 
     def describe(self, config: Any, inputs: dict[str, Any]) -> list[Row]:
         """What the rows of the batch are.

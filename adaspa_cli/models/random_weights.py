@@ -29,7 +29,7 @@ def random_pipeline(
 
     Args:
         device: where the weights are drawn: billions take seconds on a GPU, and minutes on a CPU.
-        decode: build a VAE too; without one the pipeline ends in latents.
+        decode: build a VAE too; without one the pipeline ends in latents, unless it makes videos from pictures.
         held: where they are kept, if not on ``device``.
     """
     import diffusers
@@ -37,7 +37,8 @@ def random_pipeline(
     family = heavy(architecture.facts)
     classes, random, held = family.classes(), torch.Generator(device).manual_seed(0), held or device
     scheduler = dict(architecture.parts["scheduler"])
-    vae = _build(classes.vae, architecture.parts["vae"], dtype, random, held) if decode else None
+    needs_vae = decode or family.facts.images  # which it encodes
+    vae = _build(classes.vae, architecture.parts["vae"], dtype, random, held) if needs_vae else None
     transformers = {
         name: _build(classes.transformer, config, dtype, random, held)
         for name, config in architecture.transformers.items()

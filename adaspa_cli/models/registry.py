@@ -23,7 +23,7 @@ def family_of(pipe: Any) -> Family:
     """
     names = {kind.__name__ for kind in type(pipe).__mro__}  # not isinstance: the classes take seconds to import
     for facts in families.FAMILIES:
-        if facts.pipeline in names:
+        if names & {facts.pipeline, *facts.variants}:
             return heavy(facts)
     raise ModelError(f"no adapter for {type(pipe).__name__}", hint=f"known: {families.known_pipelines()}")
 

@@ -127,7 +127,8 @@ def session(pipe: Any, resolved: Resolved, observer: Observer) -> Iterator[Sessi
 
 def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tensor:
     """Sample one video: frames [1, F, 3, H, W] in [0, 1], or latents if the run does not decode."""
-    sampling, facts = resolved.config.sampling, family_of(pipe).facts
+    sampling, family = resolved.config.sampling, family_of(pipe)
+    facts, transformer = family.facts, family.transformers(pipe)[0]
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.inference_mode(), seeded_steps(pipe.scheduler, generator):
         video: torch.Tensor = pipe(
@@ -135,7 +136,7 @@ def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tenso
             negative_prompt=sampling.negative_prompt,
             height=sampling.height,
             width=sampling.width,
-            num_frames=sampling.frames,
+            num_frames=sampling.frames + facts.dropped_frames(transformer.config),
             num_inference_steps=sampling.steps,
             generator=generator,
             output_type="pt" if resolved.config.decodes else "latent",

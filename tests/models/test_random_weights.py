@@ -21,6 +21,8 @@ from tests.pipelines import Listener, make_reports, small_run
 
 CLASSES = {
     "HunyuanVideoPipeline": ("HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo"),
+    "HunyuanVideoImageToVideoPipeline": ("HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo"),
+    "CogVideoXImageToVideoPipeline": ("CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX"),
     "CogVideoXPipeline": ("CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX"),
 }
 
@@ -36,7 +38,17 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Billions of parameters of the transformers, as the model cards and the sizes of the published files have them.
 @pytest.mark.parametrize(
-    ("name", "billions"), [("hunyuan", 12.8), ("cogvideox", 5.6), ("cogvideox-5b", 5.6), ("cogvideox-2b", 1.7)]
+    ("name", "billions"),
+    [
+        ("hunyuan", 12.8),
+        ("hunyuan-i2v", 12.8),
+        ("hunyuan-i2v-33ch", 12.8),
+        ("cogvideox", 5.6),
+        ("cogvideox-i2v", 5.6),
+        ("cogvideox-5b", 5.6),
+        ("cogvideox-5b-i2v", 5.6),
+        ("cogvideox-2b", 1.7),
+    ],
 )
 def test_the_transformers_have_the_real_models_number_of_parameters(name: str, billions: float) -> None:
     architecture = architecture_of(resolve({"model": name, "random_weights": True}).config.model)

@@ -8,7 +8,7 @@ Shapes: B batch, N video tokens, T text tokens with padding, H heads, D head dim
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ class HunyuanVideo(Family):
             Gelu("act_mlp", before="proj_mlp", after="proj_out"),
         ),
     )
-    absent = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    absent: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
     def blocks(self, transformer: Any) -> list[Any]:
         return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]

@@ -1,0 +1,88 @@
+"""HunyuanVideo from a picture. Its text is tokens of the picture, then those of the prompt.
+
+There are two kinds. ``token_replace``: the first latent frame is the picture's, and the blocks modulate its tokens by a
+timestep of their own. ``latent_concat``: the picture comes as channels, and the first latent frame is dropped at the
+end.
+
+The pipeline of diffusers says of no pass which guidance branch it is: the first of a step is the conditional one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaspa_cli.config.families import facts_of
+from adaspa_cli.errors import RunError
+from adaspa_cli.models.families.hunyuan_video import HunyuanVideo, HunyuanVideoAttachment
+from adaspa_cli.models.family import Classes, Encode
+from adaspa_cli.models.random_text import text_noise, text_tokens
+from adaspa_cli.models.reordering import Ends
+
+_BRANCHES = ("cond", "uncond")
+_IMAGE_TOKENS = 576
+_MARKS = 4  # tokens of the prompt template that the pipeline cuts out of the prompt
+
+
+class HunyuanVideoImageAttachment(HunyuanVideoAttachment):
+    """Processors on the dual and single blocks; tells branches apart by their order in a step."""
+
+    def _check_branch(self) -> None:
+        if self._named:
+            return
+        if self._unnamed == len(_BRANCHES):
+            raise RunError("the transformer is called three times in a step, which has two guidance branches at most")
+        self.branch = _BRANCHES[self._unnamed]
+        self._unnamed += 1
+
+
+class HunyuanVideoImage(HunyuanVideo):
+    """HunyuanVideo, image to video."""
+
+    facts = facts_of("HunyuanVideoImageToVideoPipeline", "HunyuanVideo")
+    attachment = HunyuanVideoImageAttachment
+    absent = (*HunyuanVideo.absent, "image_processor")
+
+    def ends(self, transformer: Any) -> Ends:
+        if transformer.config.image_condition_type == "token_replace":
+            raise RunError(
+                "this model treats the tokens of the first frame apart: they can be neither put into another order "
+                "nor split",
+                hint="use --token-order raster, on one GPU",
+            )
+        return super().ends(transformer)
+
+    def classes(self) -> Classes:
+        from diffusers import (
+            AutoencoderKLHunyuanVideo,
+            HunyuanVideoImageToVideoPipeline,
+            HunyuanVideoTransformer3DModel,
+        )
+
+        return Classes(HunyuanVideoImageToVideoPipeline, HunyuanVideoTransformer3DModel, AutoencoderKLHunyuanVideo)
+
+    def encoder(self, pipe: Any) -> Encode:
+        def encode_prompt(
+            image: Any,  # noqa: ARG001  what it shows is of no matter
+            prompt: str,
+            *,
+            max_sequence_length: int = 256,
+            image_embed_interleave: int = 2,
+            **_ignored: Any,
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            """Embeddings [1, T, C] of picture and prompt, pooled embeddings [1, P], mask [1, T]."""
+            config = self.transformers(pipe)[0].config
+            where: Any = {"device": pipe._execution_device, "dtype": self.shape(pipe).dtype}
+            of_image, of_text = -(-_IMAGE_TOKENS // image_embed_interleave), max_sequence_length - _MARKS
+            embeddings = text_noise(prompt, 1, of_image + of_text, config.text_embed_dim, **where)
+            pooled = text_noise(prompt, 1, config.pooled_projection_dim, **where)
+            mask = torch.zeros(1, of_image + of_text, dtype=torch.long, device=embeddings.device)
+            mask[:, : of_image + text_tokens(prompt, of_text)] = 1
+            return embeddings, pooled, mask
+
+        return encode_prompt
+
+
+FAMILY = HunyuanVideoImage()
