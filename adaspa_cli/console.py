@@ -46,6 +46,10 @@ class Console:
         """Whether a progress bar can be seen: on a terminal, without --quiet."""
         return self._err.is_terminal and not self.quiet
 
+    def muted(self) -> Console:
+        """One that says what is wrong, and nothing else."""
+        return Console(as_json=self.as_json, quiet=True, debug=self.debug)
+
     def result(self, data: Any, text: RenderableType) -> None:
         """The result of a command: ``data`` with --json, otherwise ``text``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,12 +10,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from adaspa_cli import interrupts
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
 from adaspa_cli.commands.early import check_early, say_early
 from adaspa_cli.commands.settings import Given
+from adaspa_cli.commands.together import Member, member, started_by_torchrun
 from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.console import Console
+from adaspa_cli.distributed.launch import launch
+from adaspa_cli.distributed.refuse import check_together
 
 if TYPE_CHECKING:
     from adaspa_cli.config import GenerateConfig, Resolved
@@ -42,19 +47,42 @@ def generate(
 
     Example: adaspa generate --prompt "a red circle moves left on a blue background"
     """
-    resolved = given.resolve()
-    if print_config:
-        settings = {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()}
-        console.result(settings, resolved.as_yaml().rstrip())
-        return
     share = options.parse_shard(shard)
+    with member(console, None if share else started_by_torchrun()) as own:
+        resolved = given.resolve()
+        if print_config:
+            settings = {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()}
+            if own.leads:
+                console.result(settings, resolved.as_yaml().rstrip())
+            return
+        launches = own.place is None and resolved.config.parallel.gpus > 1
+        check_together(resolved.config, own.place.size if own.place else resolved.config.parallel.gpus)
+        if not own.leads:
+            _follow(own, resolved)
+            return
+        prompts = _check(console.muted() if launches else console, given, resolved, share)
+        if launches:
+            raise typer.Exit(launch(resolved.config.parallel.gpus, sys.argv[1:], resolved.config.model.device))
+        console.note("starting ...")
+        _run(own, resolved, prompts, share)
+
+
+def _check(console: Console, given: Given, resolved: Resolved, share: Shard | None) -> list[str]:
+    """Refuse what can be refused early, and say what is worth knowing; returns the prompts."""
     resumes = resolved.config.output.resume or share is not None
     prompts = check_early(console, resolved, resolved.config.output.out, may_be_complete=resumes)
     _check_compared(resolved.config, prompts)
     say_early(console, given, resolved, prompts)
     _say_schedule(console, resolved)
-    console.note("starting ...")
-    _run(console, resolved, prompts, share)
+    return prompts
+
+
+def _follow(own: Member, resolved: Resolved) -> None:
+    from adaspa_cli.jobs.follow import follow
+
+    interrupts.unwind()
+    with own.world(resolved.config.model.device, resolved.config.parallel) as world:
+        follow(resolved, world)
 
 
 def _check_compared(config: GenerateConfig, prompts: list[str]) -> None:
@@ -76,16 +104,17 @@ def _say_schedule(console: Console, resolved: Resolved) -> None:
             console.note(f"search steps {asked} {why}")
 
 
-def _run(console: Console, resolved: Resolved, prompts: list[str], shard: Shard | None) -> None:
+def _run(own: Member, resolved: Resolved, prompts: list[str], shard: Shard | None) -> None:
     from adaspa_cli.commands.progress import ProgressObserver
     from adaspa_cli.jobs.generate import generate as run
     from adaspa_cli.jobs.shard import take_gpu
 
-    take_gpu(shard, resolved.config.model.device)
+    console, config = own.console, resolved.config
+    take_gpu(shard, config.model.device)
     made: list[Made] = []
     try:
-        with console.progress() as progress:
-            for one in run(resolved, ProgressObserver(console, progress), prompts, shard):
+        with console.progress() as progress, own.world(config.model.device, config.parallel) as world:
+            for one in run(resolved, ProgressObserver(console, progress), prompts, shard, world):
                 made.append(one)
     finally:
         if made:
@@ -109,6 +138,7 @@ def _end_share(console: Console, resolved: Resolved, prompts: list[str], shard: 
 
 def _show(console: Console, made: list[Made]) -> None:
     from adaspa_cli.report.compensation import error_note
+    from adaspa_cli.report.parallel import parallel_note
     from adaspa_cli.report.steps import estimated_note
 
     reports = [one.report for one in made]
@@ -118,6 +148,7 @@ def _show(console: Console, made: list[Made]) -> None:
     lines += [Text(note) for note in dict.fromkeys(said) if note]
     lines += [Text(note) for note in map(_mask_note, reports) if note]
     lines += [Text(note) for note in map(error_note, reports) if note]
+    lines += [Text(note) for report in reports if (note := parallel_note(report.parallel))]
     console.result(data, Group(*lines, _table(reports)))
 
 

@@ -179,6 +179,8 @@ FLOW_SHIFT = _flag("--flow-shift", float, SAMPLING, "Shift of the flow-matching 
 # --- model and machine
 MODEL = _flag("--model -m", str, MACHINE, ", ".join(preset_names("models")) + ", folder or hub id.", default="tiny")
 WEIGHTS = _flag("--weights", str, MACHINE, "Folder or hub id to take a named model's weights from.")
+GPUS = _flag("--gpus", int, MACHINE, "GPUs that make one video together.", default="1")
+CFG_PARALLEL = _flag("--cfg-parallel/--no-cfg-parallel", bool, MACHINE, "Each branch of guidance on half of them.")
 DTYPE = _flag("--dtype", str, MACHINE, ", ".join(DTYPES), default="auto")
 DEVICE = _flag("--device", str, MACHINE, "auto, cpu, cuda, cuda:N.", default="auto")
 ATTENTION_BACKEND = _flag("--attention-backend", str, MACHINE, ", ".join(BACKENDS), default="auto")
@@ -222,6 +224,6 @@ GENERATE = (
     *(MASKS, MASKS_FROM_START, MASKS_MIN_RECALL, MASKS_FALLBACK, CACHE),
     *(STEPS, STEPS_PER_PHASE, HEIGHT, WIDTH, FRAMES, FPS, GUIDANCE_SCALE, TRUE_CFG_SCALE, FLOW_SHIFT),
     *(MODEL, WEIGHTS, DTYPE, DEVICE, ATTENTION_BACKEND, LINEAR, RANDOM_WEIGHTS, LAYERS, COMPILE, OFFLOAD),
-    *(VAE_TILING, VAE_FRAMEWISE),
+    *(VAE_TILING, VAE_FRAMEWISE, GPUS, CFG_PARALLEL),
     *(OUT, DECODE, LOSSLESS, COMPARE_WITH, RESUME, CONFIG),
 )

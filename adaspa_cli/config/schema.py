@@ -27,6 +27,7 @@ from adaspa_cli.config.mask_file import MaskFileConfig
 from adaspa_cli.config.merging import Merging, NoMerging
 from adaspa_cli.config.methods import AdaSpaConfig, Algorithm, DenseConfig, SearchingConfig, names_of
 from adaspa_cli.config.names import BACKENDS, DTYPES, LINEARS, OFFLOADS, TOKEN_ORDERS, OrderName
+from adaspa_cli.config.parallel import ParallelConfig
 from adaspa_cli.errors import ConfigError
 
 MOST_PIXELS = 16_384  # of one side
@@ -308,6 +309,7 @@ class GenerateConfig:
         method: how attention is computed.
         sampling: what is sampled.
         output: where results are written.
+        parallel: how many GPUs make one video together.
     """
 
     prompts: PromptConfig = field(default_factory=PromptConfig)
@@ -315,6 +317,7 @@ class GenerateConfig:
     method: MethodConfig = field(default_factory=MethodConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         cache = self.method.cache

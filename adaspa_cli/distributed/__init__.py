@@ -3,9 +3,6 @@
 Each process runs the same program. Between attention calls it has a part of the video's tokens and all of the text's;
 within them all tokens of a part of the heads (DeepSpeed-Ulysses, arXiv 2309.14509). So block masks are those of one
 process, and only attention, the ends of the transformer and the choice of masks across heads exchange anything.
+
+``place``, ``refuse`` and ``launch`` import nothing heavy.
 """
-
-from adaspa_cli.distributed.heads import ALL_HEADS, Heads
-from adaspa_cli.distributed.team import Team
-
-__all__ = ["ALL_HEADS", "Heads", "Team"]

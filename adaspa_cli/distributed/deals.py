@@ -18,8 +18,9 @@ Key = tuple[int, str, int]  # layer, branch, sample: what has a mask of its own
 class Deals:
     """The deals of a run in progress, by layer, branch and sample."""
 
-    def __init__(self, team: Team) -> None:
-        self._team = team
+    def __init__(self, team: Team, *, by_cost: bool = True) -> None:
+        """``by_cost`` False keeps even parts for the whole run."""
+        self._team, self._by_cost = team, by_cost
         self._heads: dict[Key, Heads] = {}
         self._costs: dict[Key, OnItsWay] = {}
 
@@ -34,7 +35,7 @@ class Deals:
 
     def note(self, key: Key, costs: Tensor) -> None:
         """Take what the heads of this process cost, float32 [h], for the next deal; everybody calls it."""
-        if not self._team.alone:
+        if self._by_cost and not self._team.alone:
             self._costs[key] = OnItsWay.of(self._heads[key].gather(costs))
 
     def turn(self, key: Key, heads: int) -> tuple[Heads, Heads] | None:

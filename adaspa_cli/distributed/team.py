@@ -73,7 +73,7 @@ class Team:
             own = torch.cat([own, own.new_zeros(max(sizes) - len(own), *own.shape[1:])])
         whole = own.new_empty(self.size, *own.shape)
         with self._timed(x):
-            dist.all_gather_into_tensor(_bytes(whole), _bytes(own), group=self.group)
+            _all_gather()(_bytes(whole), _bytes(own), group=self.group)
         return torch.cat([whole[member, :size] for member, size in enumerate(sizes)]).movedim(0, dim)
 
     def all_to_all(self, sent: Tensor, send: Sequence[int], into: Tensor, receive: Sequence[int]) -> Any:
@@ -113,6 +113,11 @@ class Timed(Stopwatch):
     def __exit__(self, *ended: Any) -> None:
         super().__exit__(*ended)
         self._team.spans.append(self.span)
+
+
+def _all_gather() -> Any:
+    """Its name changed with torch 2.13."""
+    return getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def _bytes(x: Tensor) -> Tensor:

@@ -7,11 +7,22 @@ import json
 from typing import Any
 
 from adaspa_cli.config import Resolved
+from adaspa_cli.config.flat import keys_of
+from adaspa_cli.config.parallel import ParallelConfig
 from adaspa_cli.files.pictures import read_pictures
 from adaspa_cli.maskfiles.check import open_masks
 
 # What does not change what a video looks like, and its prompt and seed, which count by themselves.
-NOT_IN_FINGERPRINT = ("prompt", "prompts", "strict_prompt", "seed", "out", "resume", "compare_with")
+NOT_IN_FINGERPRINT = (
+    "prompt",
+    "prompts",
+    "strict_prompt",
+    "seed",
+    "out",
+    "resume",
+    "compare_with",
+    *keys_of(ParallelConfig),
+)
 
 
 def digest(content: Any) -> str:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from adaspa_cli.config import GenerateConfig, Resolved
+from adaspa_cli.distributed.world import World
 from adaspa_cli.files.folders import prepare_folder
+from adaspa_cli.jobs.follow import placed
 from adaspa_cli.jobs.places import ClaimedPlace, claim_place, report_path, video_name
 from adaspa_cli.jobs.plan import Job, plan
 from adaspa_cli.jobs.prompts import collect_prompts
@@ -37,7 +39,11 @@ class JobObserver(Observer, Protocol):
 
 
 def generate(
-    resolved: Resolved, observer: JobObserver, prompts: Sequence[str] | None = None, shard: Shard | None = None
+    resolved: Resolved,
+    observer: JobObserver,
+    prompts: Sequence[str] | None = None,
+    shard: Shard | None = None,
+    world: World | None = None,
 ) -> Iterator[Made]:
     """Make the videos of a run, and yield each as it is complete (also those skipped).
 
@@ -46,6 +52,8 @@ def generate(
     Args:
         prompts: what :func:`collect_prompts` gave, if it was called before: a pipe can be read only once.
         shard: the share of the videos to make; it goes with ``resume``, whatever the settings say.
+        world: the processes that make each video together, of which this one leads; the others
+            :func:`~adaspa_cli.jobs.follow.follow`.
 
     Raises:
         AdaspaError: see :func:`~adaspa_cli.jobs.plan.plan`, :func:`~adaspa_cli.models.loading.load_pipeline`, and
@@ -56,21 +64,24 @@ def generate(
     """
     if shard is not None:
         resolved = resuming(resolved)
-    config = resolved.config
+    config, world = resolved.config, World() if world is None else world
     prompts = collect_prompts(config.prompts) if prompts is None else prompts
     jobs = _own(plan(resolved, prompts), shard)
     todo = [number for number, job in enumerate(jobs) if not job.complete]
     yield from _there(jobs, observer)
     if not todo:
+        world.tell(False)
         return
+    model = placed(config.model, world)
     _check_masks(config)
     if config.method.linear == "fp8":
-        check_fp8(choose_device(config.model.device))
+        check_fp8(choose_device(model.device))
+    world.tell(True)
     observer.loading(config.model.source)
     made: set[int] = set()
     with memory_errors(config.model.offload):
-        pipe = load_pipeline(config.model, decode=config.decodes)
-        with session(pipe, resolved, observer) as at_work:
+        pipe = load_pipeline(model, decode=config.decodes)
+        with session(pipe, resolved, observer, world) as at_work:
             observer.started(len(todo), config.sampling.steps, at_work.handle.backend)
             with closing(in_turn(todo, lambda number: claim(jobs[number], resume=config.output.resume))) as claims:
                 for number, claimed in claims:
@@ -78,6 +89,7 @@ def generate(
                     observer.video(len(made), job.prompt, job.seed)
                     made.add(number)
                     yield make(at_work, job, claimed)
+            world.tell(None)
     if len(made) < len(todo):
         now = _own(plan(resolved, prompts), shard)
         passed = [now[number] for number in todo if number not in made]

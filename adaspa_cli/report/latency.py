@@ -17,6 +17,7 @@ from adaspa_cli.models.registry import family_of
 from adaspa_cli.report.compensation import compensation_use
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.report.mask_file import mask_file_use
+from adaspa_cli.report.parallel import parallel_use
 from adaspa_cli.report.schema import (
     CacheUse,
     Estimated,
@@ -113,6 +114,7 @@ def latency_report(
         searches=search_table(engine),
         compensation=compensation_use(engine.calls, engine.densified),
         mask_file=mask_file_use(engine.policy),
+        parallel=None if result.shared is None else parallel_use(result.shared, timeline.steps, session.chosen),
         peak_memory=PeakMemory(**result.peak),
     )
 

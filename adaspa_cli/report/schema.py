@@ -246,6 +246,30 @@ class CompensationUse:
 
 
 @dataclass(frozen=True)
+class ParallelUse:
+    """Several processes that made the video together.
+
+    Attributes:
+        processes: how many there were, each with a GPU of its own if they ran on GPUs.
+        branches: guidance branches that ran at the same time, each on as many of the processes.
+        communication: seconds of the first process's exchanges in the computed steps, with what it waited for in them;
+            part of ``denoising``, not of ``attention``.
+        share: of the time of those steps; None without any.
+        attention: seconds of attention of each process, in the computed steps.
+        imbalance: the largest of these over their mean, of the processes that share the tokens; None without attention.
+        peak_gpu_bytes: peak memory of each GPU.
+    """
+
+    processes: int
+    branches: int
+    communication: float
+    share: float | None
+    attention: tuple[float, ...]
+    imbalance: float | None
+    peak_gpu_bytes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class PeakMemory:
     """Peak memory in bytes: of the whole process, and of this video on the GPU."""
 
@@ -267,6 +291,7 @@ class Report(Versioned):
         estimated: how many steps were computed, if not all; every sum is with the estimates then.
         density: mean over the calls that were made, blocks of text too; None without a call.
         searches: masks that were found or loaded.
+        parallel: how several processes made it; None where one did.
     """
 
     kind: str = "adaspa latency report"
@@ -295,6 +320,7 @@ class Report(Versioned):
     searches: tuple[Search, ...]
     compensation: CompensationUse | None = None
     mask_file: MaskFileUse | None = None
+    parallel: ParallelUse | None = field(default=None, metadata=ABSENT)
     peak_memory: PeakMemory
 
     def setting(self, key: str, default: Any = None) -> Any:

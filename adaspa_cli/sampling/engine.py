@@ -47,7 +47,7 @@ class AttentionEngine:
         merging: TokenMerging | None = None,
         *,
         share_cfg_masks: bool = False,
-        team: Team | None = None,
+        deals: Deals | None = None,
     ) -> None:
         """
         Args:
@@ -56,7 +56,7 @@ class AttentionEngine:
             clock: of the pipeline; records of a run are kept until the next starts, masks and LSE until it ends.
             merging: merges tokens before every dense attention.
             share_cfg_masks: the unconditional branch uses the masks of the conditional one, which attends before it.
-            team: the processes that share the heads of a layer; each must make the same calls.
+            deals: of the heads of a layer to the processes that share them; each of these must make the same calls.
         """
         self._make_policy, self._backend, self._clock = make_policy, backend, clock
         self._merging = merging
@@ -64,7 +64,7 @@ class AttentionEngine:
         self._records = Records()
         self.memory = MaskMemory()
         self._lending = Lending(self.memory) if share_cfg_masks else None
-        self._deals = Deals(Team() if team is None else team)
+        self._deals = Deals(Team()) if deals is None else deals
         self.dense_kernel: dict[str, Any] | None = None
         self.on_call: Callable[[CallPlan], None] = lambda _plan: None
         clock.listen(Listener(Order.ENGINE, start=self.start, end=self.forget_masks))
@@ -109,6 +109,15 @@ class AttentionEngine:
     def policy(self) -> MaskPolicy | None:
         """Of the run in progress, or of the last one."""
         return self._policy
+
+    @property
+    def records(self) -> Records:
+        """Of the run in progress, or of the last one."""
+        return self._records
+
+    @records.setter
+    def records(self, records: Records) -> None:
+        self._records = records
 
     @property
     def calls(self) -> list[AttentionCall]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, get_args
 
@@ -14,11 +14,16 @@ from adaspa_cli.config.mask_file import MaskFileConfig
 from adaspa_cli.config.merging import Merging
 from adaspa_cli.config.methods import Algorithm, SparseConfig
 from adaspa_cli.config.schema import MethodConfig
+from adaspa_cli.distributed.deals import Deals
 from adaspa_cli.distributed.exchange import Exchange
-from adaspa_cli.distributed.team import Team
+from adaspa_cli.distributed.latents import same_latents
+from adaspa_cli.distributed.refuse import check_method
+from adaspa_cli.distributed.teams import Teams
 from adaspa_cli.distributed.tokens import TokenShare
 from adaspa_cli.errors import ConfigError, RunError
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
+from adaspa_cli.hooks.override import Override
+from adaspa_cli.maskfiles import MaskFile
 from adaspa_cli.maskfiles.check import check_model, open_masks
 from adaspa_cli.maskfiles.stored import stored_policy
 from adaspa_cli.masks import FoundMask, MaskPolicy
@@ -28,7 +33,6 @@ from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.fp8 import Fp8Linears
 from adaspa_cli.models.registry import attach, family_of
 from adaspa_cli.sampling.engine import AttentionEngine
-from adaspa_cli.sampling.sharing import check_shared
 
 CheckBlocks = Callable[[tuple[int, int]], None]
 
@@ -56,15 +60,17 @@ class Handle:
         config: MethodConfig,
         *,
         policy: Callable[[int], MaskPolicy] | None = None,
-        team: Team | None = None,
+        teams: Teams | None = None,
+        deal_by_cost: bool = True,
     ) -> None:
         """
         Args:
             pipe: the pipeline, on its device.
             config: the method.
             policy: the policy of a run with that many steps, instead of the one that ``config`` describes.
-            team: the processes that make each video together; None makes it alone. Each of them has the same pipeline
+            teams: the processes that make each video together; None makes it alone. Each of them has the same pipeline
                 and calls it in the same way.
+            deal_by_cost: deal heads out anew once the costs of their masks are known.
 
         Raises:
             ModelError: an unknown pipeline.
@@ -72,22 +78,21 @@ class Handle:
             BackendError: a backend, or a dtype of linear layers, that cannot run there.
             RunError: adaspa or a cache of diffusers is applied to the pipeline already.
         """
-        family = family_of(pipe)
-        self.team = Team() if team is None else team
-        check_shared(self.team, config, family.shape(pipe).heads)
+        family, self.teams = family_of(pipe), teams or Teams()
+        self._overrides: list[Override] = []
+        self._check_teams(config, family.shape(pipe).heads)
         backend = resolve(config.attention_backend, pipe._execution_device)
         check_blocks = _kernel_check(backend, pipe)
         if isinstance(config.algorithm, SparseConfig):
             check_blocks((config.algorithm.block_size, config.algorithm.block_size))
-        self.mask_file = open_masks(config)
-        if self.mask_file is not None:
-            check_model(self.mask_file, family.facts.pipeline, family.transformers(pipe))
+        self.mask_file = _open_masks(config, pipe)
         self.merging: TokenMerging | None = make_merging(config.merge)
         self.attached = config.algorithm.attached
         if not self.attached:
-            for transformer in family.transformers(pipe):
-                _check_untouched(transformer)
+            _check_untouched(family.transformers(pipe))
         self.backend = _backend_name(backend.name, self.attached, self.merging)
+        if not self.teams.all.alone:  # inside of the clock's: a step ends when all have its latents
+            self._overrides.append(same_latents(pipe.scheduler, self.teams.all))
         self.clock = StepClock(pipe, family.facts.transformers)
         self.engine = AttentionEngine(
             self._policy_maker(config) if policy is None else _checked(policy, check_blocks),
@@ -95,7 +100,7 @@ class Handle:
             self.clock,
             self.merging,
             share_cfg_masks=config.share_cfg_masks,
-            team=self.team,
+            deals=Deals(self.teams.tokens, by_cost=deal_by_cost),
         )
         self.layers = sum(count_layers(family.facts, one.config) for one in family.transformers(pipe))
         self.cache: StepCache | None = None
@@ -111,17 +116,26 @@ class Handle:
             raise
 
     def _attach(self, pipe: Any, config: MethodConfig) -> None:
-        family, share = family_of(pipe), TokenShare(self.team)
+        family, share = family_of(pipe), TokenShare(self.teams.tokens)
         for transformer in family.transformers(pipe):
             self.clock.watch(transformer)
-        attend = self.engine if self.team.alone else Exchange(share, self.engine.heads, self.engine)
+        attend = self.engine if self.teams.tokens.alone else Exchange(share, self.engine.heads, self.engine)
         self._attachment = attach(pipe, attend, config.order)
-        if not self.team.alone:
+        if not self.teams.tokens.alone:
             self._attachment.split(share)
         self.layers = self._attachment.layers
         if config.linear == "fp8":
             self.linears = Fp8Linears(family, pipe)
         self.cache = make_cache(config.cache, pipe, self._attachment, self.clock)
+
+    def _check_teams(self, config: MethodConfig, heads: int) -> None:
+        if not self.teams.all.alone:
+            check_method(config)
+        processes = self.teams.tokens.size
+        if heads < processes:
+            raise ConfigError(
+                f"{processes} processes cannot share {heads} heads", hint=f"at most {heads}, or --cfg-parallel"
+            )
 
     def _policy_maker(self, config: MethodConfig) -> Callable[[int], MaskPolicy]:
         file = self.mask_file
@@ -142,6 +156,8 @@ class Handle:
         if self.linears is not None:
             self.linears.remove()
         self.clock.stop()
+        for override in self._overrides:
+            override.restore()
 
     def __enter__(self) -> Handle:
         return self
@@ -152,11 +168,20 @@ class Handle:
         self.remove()
 
 
-def _check_untouched(transformer: Any) -> None:
-    """Raise RunError unless a transformer is as diffusers has it."""
-    if any(type(processor).__module__.startswith("adaspa_cli.") for processor in transformer.attn_processors.values()):
+def _open_masks(config: MethodConfig, pipe: Any) -> MaskFile | None:
+    """The mask file of a method, if it has one; raises MaskFileError if it is of another model."""
+    masks, family = open_masks(config), family_of(pipe)
+    if masks is not None:
+        check_model(masks, family.facts.pipeline, family.transformers(pipe))
+    return masks
+
+
+def _check_untouched(transformers: Sequence[Any]) -> None:
+    """Raise RunError unless the transformers are as diffusers has them."""
+    processors = (processor for transformer in transformers for processor in transformer.attn_processors.values())
+    if any(type(processor).__module__.startswith("adaspa_cli.") for processor in processors):
         raise RunError("adaspa is already applied to this pipeline", hint="remove() the first handle before")
-    if transformer.is_cache_enabled:
+    if any(transformer.is_cache_enabled for transformer in transformers):
         raise RunError(
             "a cache of diffusers is enabled on this pipeline", hint="call pipe.transformer.disable_cache() before"
         )

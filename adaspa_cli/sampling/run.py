@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from adaspa_cli.config import Resolved
+from adaspa_cli.distributed.world import World
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import Listener, Order
 from adaspa_cli.hooks.timeline import Timeline
 from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.models.seeded_noise import seeded_steps
+from adaspa_cli.sampling.gathering import Shared, gather_records
 from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.memory import peak_memory, reset_peak_memory
 from adaspa_cli.sampling.pictures import call_pictures
@@ -51,6 +53,7 @@ class RunResult:
         seconds: of the whole run.
         peak: peak memory in bytes, see :func:`~adaspa_cli.sampling.memory.peak_memory`.
         session: what ran it.
+        shared: how several processes made it; None where one did.
     """
 
     frames: NDArray[np.uint8] | None
@@ -60,6 +63,7 @@ class RunResult:
     seconds: float
     peak: dict[str, int]
     session: Session
+    shared: Shared | None = None
 
 
 class Session:
@@ -73,8 +77,9 @@ class Session:
         chosen: which steps of the last run were computed, where not all of them are; else None.
     """
 
-    def __init__(self, pipe: Any, resolved: Resolved, handle: Handle, observer: Observer) -> None:
-        self.pipe, self.resolved, self.handle = pipe, resolved, handle
+    def __init__(self, pipe: Any, resolved: Resolved, handle: Handle, observer: Observer, world: World) -> None:
+        self.pipe, self.resolved, self.handle, self._world = pipe, resolved, handle, world
+        self._videos = 0
         handle.engine.on_call = lambda plan: observer.phase(plan.phase)
         handle.clock.listen(Listener(Order.OBSERVERS, step_end=observer.step_done))
         number = resolved.config.sampling.steps_per_phase
@@ -83,23 +88,47 @@ class Session:
         self.timeline = Timeline(pipe, handle.clock, observer.decoding)
 
     def run(self, prompt: str, seed: int) -> RunResult:
-        """Make one video.
+        """Make one video. Where several processes do, the leader calls it, and the others :meth:`follow`.
 
         Raises:
             RunError: the model made numbers that are no picture.
         """
-        device = self.pipe._execution_device
+        self._world.tell([prompt, seed])
+        return self._run(prompt, seed)
+
+    def follow(self) -> None:
+        """Make what the leader makes, until it has no more."""
+        while (told := self._world.hear()) is not None:
+            self._run(*told)
+
+    def _run(self, prompt: str, seed: int) -> RunResult:
+        device, decodes = self.pipe._execution_device, self._world.leads and self.resolved.config.decodes
         self.timeline.start()
         reset_peak_memory(device)
+        for team in self.handle.teams:
+            team.start()
         begin = time.perf_counter()
-        video = sample(self.pipe, self.resolved, prompt, seed)
+        video = sample(self.pipe, self.resolved, prompt, seed, decode=decodes)
         frames = latents = None
-        if self.resolved.config.decodes:
+        if decodes:
             frames = to_frames(video)
         else:
             check_finite(video)
             latents = video
-        return RunResult(frames, latents, prompt, seed, time.perf_counter() - begin, peak_memory(device), self)
+        seconds, peak = time.perf_counter() - begin, peak_memory(device)
+        return RunResult(frames, latents, prompt, seed, seconds, peak, self, self._gather(peak))
+
+    def _gather(self, peak: dict[str, int]) -> Shared | None:
+        """Make the records those of all processes."""
+        if self.handle.teams.all.alone:
+            return None
+        self._videos += 1
+        engine = self.handle.engine
+        found = gather_records(self._world, f"video {self._videos}", engine.records, peak)
+        if found is None:
+            return None
+        engine.records, shared = found
+        return shared
 
     def stop(self) -> None:
         """Give the pipeline its own methods back."""
@@ -109,24 +138,30 @@ class Session:
 
 
 @contextmanager
-def session(pipe: Any, resolved: Resolved, observer: Observer) -> Iterator[Session]:
+def session(pipe: Any, resolved: Resolved, observer: Observer, world: World | None = None) -> Iterator[Session]:
     """Apply a run's method to a loaded pipeline, and take it off again.
+
+    Args:
+        world: the processes that make each video together; None makes it alone.
 
     Raises:
         AdaspaError: the settings do not fit the pipeline.
     """
-    check_sampling(pipe, resolved.config.sampling)
-    family_of(pipe).facts.check_image(resolved.config.sampling, random_weights=resolved.config.model.random_weights)
-    with Handle(pipe, resolved.config.method) as handle:
-        at_work = Session(pipe, resolved, handle, observer)
+    world, config = World() if world is None else world, resolved.config
+    check_sampling(pipe, config.sampling)
+    family_of(pipe).facts.check_image(config.sampling, random_weights=config.model.random_weights)
+    by_cost = config.parallel.head_deal == "cost"
+    with Handle(pipe, config.method, teams=world.teams, deal_by_cost=by_cost) as handle:
+        at_work = Session(pipe, resolved, handle, observer, world)
         try:
             yield at_work
         finally:
             at_work.stop()
 
 
-def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tensor:
-    """Sample one video: frames [1, F, 3, H, W] in [0, 1], or latents if the run does not decode."""
+def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int, *, decode: bool | None = None) -> torch.Tensor:
+    """Sample one video: frames [1, F, 3, H, W] in [0, 1], or latents if it is not decoded; None as the run has it."""
+    decode = resolved.config.decodes if decode is None else decode
     sampling, family = resolved.config.sampling, family_of(pipe)
     facts, transformer = family.facts, family.transformers(pipe)[0]
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -139,7 +174,7 @@ def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tenso
             num_frames=sampling.frames + facts.dropped_frames(transformer.config),
             num_inference_steps=sampling.steps,
             generator=generator,
-            output_type="pt" if resolved.config.decodes else "latent",
+            output_type="pt" if decode else "latent",
             **call_pictures(facts, resolved.config),
             **facts.call_arguments(sampling),
         ).frames

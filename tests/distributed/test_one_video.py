@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.config.load import method_config
-from adaspa_cli.distributed import Team
+from adaspa_cli.distributed.teams import Teams
 from adaspa_cli.sampling.handle import Handle
 from tests.distributed.ranks import together
 from tests.pipelines import cogvideox, hunyuan_video, latents, masks_at_end
@@ -68,10 +68,10 @@ CASES: dict[str, tuple[int, Make, str, dict[str, Any], dict[str, Any]]] = {
 def test_it_is_that_of_one_process(
     size: int, make: Make, method: str, settings: dict[str, Any], call: dict[str, Any], tmp_path: Path
 ) -> None:
-    expected, masks, _ = _run(Team(), make, method, settings, call)
+    expected, masks, _ = _run(Teams(), make, method, settings, call)
 
-    def case(team: Team) -> None:
-        made, own, handle = _run(team, make, method, settings, call)
+    def case(teams: Teams) -> None:
+        made, own, handle = _run(teams, make, method, settings, call)
         # Bit by bit but for the repair, whose products depend on how many heads there are.
         torch.testing.assert_close(made, expected, rtol=0, atol=1e-6 if method == "adaspa-plus" else 0)
         assert own.keys() == masks.keys()
@@ -83,10 +83,10 @@ def test_it_is_that_of_one_process(
 
 
 def _run(
-    team: Team, make: Make, method: str, settings: dict[str, Any], call: dict[str, Any]
+    teams: Teams, make: Make, method: str, settings: dict[str, Any], call: dict[str, Any]
 ) -> tuple[Tensor, dict[Any, Any], Handle]:
     pipe = make()
-    with Handle(pipe, method_config(method, settings | {"attention_backend": "cpu"}), team=team) as handle:
+    with Handle(pipe, method_config(method, settings | {"attention_backend": "cpu"}), teams=teams) as handle:
         masks = masks_at_end(handle)
         return latents(pipe, **(SMALL | call)), masks, handle
 
@@ -94,9 +94,9 @@ def _run(
 def test_heads_move_to_where_they_cost_the_same(tmp_path: Path) -> None:
     """At a search step, and their masks with them: at its next call a layer has them dealt anew."""
 
-    def case(team: Team) -> None:
+    def case(teams: Teams) -> None:
         pipe = hunyuan_video(num_attention_heads=4)
-        with Handle(pipe, method_config("adaspa", ADASPA | {"attention_backend": "cpu"}), team=team) as handle:
+        with Handle(pipe, method_config("adaspa", ADASPA | {"attention_backend": "cpu"}), teams=teams) as handle:
             masks = masks_at_end(handle)
             latents(pipe, **SMALL)
             deals = {key: handle.engine._deals.of(key) for key in masks}

@@ -1,0 +1,76 @@
+"""What does not go with several processes for one video, refused by name before anything slow begins.
+
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adaspa_cli.config.schema import GenerateConfig, MethodConfig
+from adaspa_cli.errors import ConfigError
+
+_ALONE = "make it with one process, or choose another"
+UNSHARED: Mapping[str, Mapping[str, str]] = {
+    "method": {"diffusers": "use --method full, which makes the same video"},
+    "merge": {"tomesd": "it matches tokens by all heads at once: use one process"},
+    "cache": dict.fromkeys(("adacache", "first-block", "magcache"), _ALONE),
+}
+"""What needs all tokens and all heads in one place, and what to do about it."""
+
+
+def check_together(config: GenerateConfig, size: int) -> None:
+    """Refuse a run that ``size`` processes cannot make together.
+
+    Raises:
+        ConfigError: names what does not go with it.
+    """
+    parallel, model = config.parallel, config.model
+    if parallel.gpus not in (1, size):
+        raise ConfigError(
+            f"gpus is {parallel.gpus}, and {size} processes were started for one video", hint="drop --gpus, or torchrun"
+        )
+    if size == 1:
+        if parallel.cfg_parallel:
+            raise ConfigError("cfg_parallel needs several GPUs", hint="add --gpus 2, or drop --cfg-parallel")
+        return
+    if model.offload != "none":
+        raise ConfigError(
+            f"offload '{model.offload}' does not go with several GPUs for one video", hint="drop --offload"
+        )
+    if model.device.startswith("cuda:"):
+        raise ConfigError(
+            f"device '{model.device}' is one GPU, and the video is to be made by {size}", hint="use --device cuda"
+        )
+    if config.prompts.prompts == "-":
+        raise ConfigError("prompts from stdin cannot be read by several processes", hint="write them to a file")
+    check_method(config.method)
+    if parallel.cfg_parallel:
+        _check_branches(config, size)
+
+
+def _check_branches(config: GenerateConfig, size: int) -> None:
+    if size % 2:
+        raise ConfigError(f"cfg_parallel gives each guidance branch half of the processes, and there are {size}")
+    if config.method.share_cfg_masks:
+        raise ConfigError(
+            "cfg_parallel does not go with share_cfg_masks: the branches run at the same time",
+            hint="drop one of them",
+        )
+    if config.method.cache.name != "none":
+        raise ConfigError(
+            f"cfg_parallel does not go with cache '{config.method.cache.name}', which sees one branch alone",
+            hint="drop --cfg-parallel, or the cache",
+        )
+
+
+def check_method(config: MethodConfig) -> None:
+    """Refuse a method, merging or cache that needs all tokens and all heads in one process.
+
+    Raises:
+        ConfigError: names what it is.
+    """
+    chosen = {"method": config.algorithm.name, "merge": config.merge.name, "cache": config.cache.name}
+    for key, name in chosen.items():
+        if name in UNSHARED[key]:
+            raise ConfigError(f"{key} '{name}' does not go with several GPUs for one video", hint=UNSHARED[key][name])
