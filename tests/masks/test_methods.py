@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config.load import method_config
-from adaspa_cli.config.methods import Algorithm
+from adaspa_cli.config.methods import Algorithm, AlgorithmConfig
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.methods.frame_region import FrameRegion
 from adaspa_cli.masks.methods.minference import MInference
-from adaspa_cli.masks.methods.registry import POLICIES, make_policy
+from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.masks.methods.sparse_videogen import SparseVideoGen
 from adaspa_cli.masks.plan import DENSE, ESTIMATE
 
@@ -132,10 +132,11 @@ def test_the_recall_is_told_where_it_is_known(method: str) -> None:
         assert found.recall.shape == (HEADS,)
 
 
-def test_every_method_has_a_policy_and_a_preset_of_its_name() -> None:
-    assert POLICIES.keys() == {*get_args(Algorithm)}
-    for config in POLICIES:
-        assert type(method_config(config.name, {}).algorithm) is config
+@pytest.mark.parametrize("config", get_args(Algorithm), ids=lambda config: config.name)
+def test_every_method_has_a_policy_and_a_preset_of_its_name(config: type[AlgorithmConfig]) -> None:
+    algorithm = method_config(config.name, {}).algorithm
+    assert type(algorithm) is config
+    assert isinstance(make_policy(algorithm, 50), MaskPolicy)
 
 
 def test_settings_become_a_policy() -> None:

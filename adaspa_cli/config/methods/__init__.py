@@ -1,7 +1,7 @@
-"""Methods: one module with the settings of each, and the list of them.
+"""Methods: one module with the settings of each, and :data:`Algorithm`, the one list of them.
 
-Adding a method: its settings here and in :data:`Algorithm`, its policy in ``adaspa_cli/masks/methods`` and in the list
-there, and a preset in ``configs/methods``.
+Adding a method: its settings in a module here and in the list, its policy, which the settings name, in
+``adaspa_cli/masks/methods``, and a preset in ``configs/methods``.
 """
 
 from typing import get_args

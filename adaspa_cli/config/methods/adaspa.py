@@ -43,6 +43,7 @@ class AdaSpaConfig(SearchingConfig):
     """
 
     name: ClassVar[str] = "adaspa"
+    policy: ClassVar[str] = "adaspa_cli.masks.methods.adaspa:AdaSpa"
     any_order: ClassVar[bool] = True
 
     head_adaptive: bool = True

@@ -18,12 +18,14 @@ class AlgorithmConfig:
 
     Attributes:
         name: what ``algorithm`` calls it.
+        policy: its policy, as ``module:class``; a name, because policies import torch.
         attached: whether attention is ours; if not, nothing else may be attached to the pipeline either.
         merges_tokens: whether tokens may be merged before its attention.
         any_order: whether it works whatever the order of the tokens; else they come frame by frame.
     """
 
     name: ClassVar[str]
+    policy: ClassVar[str]
     attached: ClassVar[bool] = True
     merges_tokens: ClassVar[bool] = False
     any_order: ClassVar[bool] = False
@@ -52,6 +54,8 @@ class AlgorithmConfig:
 @dataclass(frozen=True)
 class DenseConfig(AlgorithmConfig):
     """A method that attends densely at every step."""
+
+    policy: ClassVar[str] = "adaspa_cli.masks.methods.full:Full"
 
     def mask_steps(self, steps: int) -> tuple[int, ...]:  # noqa: ARG002
         return ()

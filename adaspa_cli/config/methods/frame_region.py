@@ -13,3 +13,4 @@ class FrameRegionConfig(SearchingConfig):
     """Columns or diagonals in each pair of frames, searched exactly at a few steps."""
 
     name: ClassVar[str] = "frame-region"
+    policy: ClassVar[str] = "adaspa_cli.masks.methods.frame_region:FrameRegion"

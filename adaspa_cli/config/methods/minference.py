@@ -13,3 +13,4 @@ class MInferenceConfig(EstimatingConfig):
     """Vertical-slash or block-sparse for each head, estimated at every step after warm-up."""
 
     name: ClassVar[str] = "minference"
+    policy: ClassVar[str] = "adaspa_cli.masks.methods.minference:MInference"

@@ -13,4 +13,5 @@ class SolAttnConfig(EstimatingConfig):
     """Blocks whose pooled score stands out of its row, at every step after warm-up, and a summary of all others."""
 
     name: ClassVar[str] = "sol-attn"
+    policy: ClassVar[str] = "adaspa_cli.masks.methods.sol_attn:SolAttn"
     any_order: ClassVar[bool] = True

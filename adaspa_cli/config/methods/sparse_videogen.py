@@ -13,3 +13,4 @@ class SparseVideoGenConfig(EstimatingConfig):
     """Each head attends in a spatial or a temporal band, classified at every step after warm-up."""
 
     name: ClassVar[str] = "sparse-videogen"
+    policy: ClassVar[str] = "adaspa_cli.masks.methods.sparse_videogen:SparseVideoGen"
