@@ -4,8 +4,8 @@ Maths, lists and outputs are those of ``block_sparse.py`` (AdaSpa, arXiv 2502.21
 for blocks of 64x64 and 128x128.
 
 Work. The grid is persistent. A *team* takes query blocks from the schedule (``schedule.py``), one after the other,
-until none is left: so uneven lists cost no idle time. One warp copies, and tells the others what it took; one warpgroup
-multiplies for each 64 query rows. A team takes its next row, and looks it up, before the last tiles of this one.
+until none is left: so uneven lists cost no idle time. One warp takes them, tells the others which, and copies
+(``hopper_block_sparse_copy.py``); one warpgroup multiplies for each 64 query rows.
 
     64x64     two teams of one warpgroup (three at D = 64), each with a list and a ring of its own. They share nothing
               but the multiprocessor, so that lists of any lengths go together: while one team's warpgroup takes
@@ -40,13 +40,6 @@ interleavings. Every barrier of the ring expects one arrival of the copy engine 
 that multiply (empty). So do those of the query block. Its place is given back once the last scores are there; the
 output then leaves through the slot of the last values. Two warpgroups that share their slots cannot do that: their
 output leaves through the place of the queries, before it is given back.
-
-Rounds. Teams that read the same keys at one time find them in the L2 cache. Left to themselves they drift apart until a
-third of the reads misses it; that costs power, and power is what limits these kernels (docs/kernels.md). So a row waits
-until as many rows are copied as the rounds before it hold; a round has one row for each team. A row much longer than
-what follows in the schedule, such as one of text, counts as copied once it is taken. Where the keys and values of a
-head fit into the cache, nobody waits. No team waits for one that has not begun, so that a grid which is not resident
-as a whole cannot hang.
 
 Reference. Any number per row may be subtracted before the exponentials, as long as the weights neither overflow nor
 vanish. The online softmax takes the largest score so far, which costs a comparison for each score, and a rescaling of
@@ -84,216 +77,28 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from adaspa_kernels.common import LOG2_E
 from adaspa_kernels.hopper import BLOCK, BOX, THREADS, TILE, boxes, next_slot
+from adaspa_kernels.hopper_block_sparse_copy import (
+    BATCH,
+    COUNT,
+    HEAD,
+    LAST,
+    POOLED_TILES,
+    QUERY_BLOCK,
+    RECORD_WORDS,
+    ROW,
+    copy_rows,
+    told,
+)
 from adaspa_kernels.schedule import kept_schedule
 from adaspa_kernels.summaries import Summaries
 
 RING_BYTES = 6 * 2 * BOX * 128 * 2  # of all teams: six slots of 128 x 128 numbers
 
 _LN_2 = gl.constexpr(1 / LOG2_E)
-_WORDS = gl.constexpr(7)  # of a record
-_TAKEN_BEFORE = gl.constexpr(4)  # tiles before the end of a row, the next one is taken
 _RAISED = gl.constexpr(32)  # log2, of the reference over the largest score of the first tile
 # Of the sum of a row's weights. Below the first the reference was not the first tile's largest score: all of them were
 # minus infinity, or so large that 32 is lost in rounding. Beyond the second, scores rose too far.
 _LEAST_SUM, _LARGEST_SUM = gl.constexpr(2.0**-33), gl.constexpr(2.0**64)
-
-
-@gluon.jit
-def _scheduled(lists, entry):
-    """What an entry of the schedule says: row, batch, head, query block, count, list, whether it is read, and whether
-    others wait for the row."""
-    indices_ptr, strides, heads, query_blocks, key_blocks = lists[1:6]
-    stride_ib, stride_ih, stride_iq = strides
-    row = (entry & 0x7FFFFFFF).to(gl.int32)
-    count = ((entry >> 32) & 0x3FFFFFFF).to(gl.int32)
-    query_block = row % query_blocks
-    head = (row // query_blocks) % heads
-    batch = row // (query_blocks * heads)
-    p_list = (
-        indices_ptr
-        + batch.to(gl.int64) * stride_ib + head.to(gl.int64) * stride_ih + query_block.to(gl.int64) * stride_iq
-    )  # fmt: skip
-    return row, batch, head, query_block, count, p_list, count < key_blocks, (entry >> 62) == 0
-
-
-@gluon.jit
-def _keep_step(progress_ptr, item, teams):
-    """Wait until as many rows are copied, or not waited for, as stand before the round of ``item``."""
-    enough = (item // teams) * teams
-    copied = gl.load(progress_ptr + 1, volatile=True)
-    while copied < enough:
-        copied = gl.load(progress_ptr + 1, volatile=True)
-
-
-@gluon.jit
-def _say(record, place, value):
-    """Put an integer where the team's warpgroups read it."""
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    record.index(place).store(gl.full([1], value, gl.int32, layout))
-
-
-@gluon.jit
-def _hear(record, place):
-    """Read what the copying warp said."""
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    return gl.max(record.index(place).load(layout), 0)
-
-
-@gluon.jit
-def _tile_rows(p_list, count, listed, key_blocks, tile, tiles, PER_TILE: gl.constexpr):
-    """First keys of the two halves of ``tile``; a key past the end for an empty half. Summaries follow one another."""
-    past = key_blocks * (TILE // PER_TILE)
-    if PER_TILE == 1:
-        entry = count - 1 - tile
-        there = (tile < tiles) & (entry >= 0)
-        block = gl.where(listed, gl.load(p_list + entry, mask=listed & there, other=0).to(gl.int32), entry)
-        row = gl.where(there, block * TILE, past)
-        row = gl.where(tile >= tiles, (tile - tiles) * TILE, row)
-        return row, row + BLOCK
-    # All tiles after the first are moved by the entry that it lacks if the count is odd.
-    moved = gl.where(tile > 0, count & 1, 0)
-    first = count - 1 - 2 * tile + moved
-    second = first - 1
-    has_first = (tile < tiles) & (first >= 0)
-    has_second = (tile < tiles) & (second >= 0) & ((tile > 0) | ((count & 1) == 0))
-    first_block = gl.where(listed, gl.load(p_list + first, mask=listed & has_first, other=0).to(gl.int32), first)
-    second_block = gl.where(listed, gl.load(p_list + second, mask=listed & has_second, other=0).to(gl.int32), second)
-    first_row = gl.where(has_first, first_block * BLOCK, past)
-    second_row = gl.where(has_second, second_block * BLOCK, past)
-    pooled_row = (tile - tiles) * TILE
-    return gl.where(tile >= tiles, pooled_row, first_row), gl.where(tile >= tiles, pooled_row + BLOCK, second_row)
-
-
-@gluon.jit
-def _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS: gl.constexpr):
-    """Copy two times 64 rows of ``source`` to slot ``slot``."""
-    barrier = full.index(slot)
-    mbarrier.expect(barrier, PANELS * TILE * BLOCK * 2)
-    for panel in gl.static_range(PANELS):
-        box = (slot * PANELS + panel) * 2
-        column = panel * BLOCK
-        tma.async_copy_global_to_shared(source, [batch, head, first_row, column], barrier, ring.index(box))
-        tma.async_copy_global_to_shared(source, [batch, head, second_row, column], barrier, ring.index(box + 1))
-
-
-@gluon.jit
-def _gather_tile(
-    source, pooled, ring, full, slot, batch, head, first_row, second_row, is_pooled,
-    PANELS: gl.constexpr, SUMMARIES: gl.constexpr,
-):  # fmt: skip
-    """Copy a tile to slot ``slot``: of ``pooled`` if it is one of summaries, of ``source`` if it is of the list."""
-    if SUMMARIES:
-        if is_pooled:
-            _gather(pooled, ring, full, slot, batch, head, first_row, second_row, PANELS)
-        else:
-            _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS)
-    else:
-        _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS)
-
-
-@gluon.jit
-def _copy(
-    sources, memory, lists, teams,
-    TEAM: gl.constexpr, READERS: gl.constexpr, SLOTS: gl.constexpr, PANELS: gl.constexpr, IN_STEP: gl.constexpr,
-    SUMMARIES: gl.constexpr,
-):  # fmt: skip
-    """The copying warp of a team: takes query blocks, says which, and copies their queries and listed tiles."""
-    q_source, k_source, v_source, pooled_k, pooled_v = sources
-    q_boxes, q_full, q_empty, ring, full, empty, words, record = memory
-    order_ptr = lists[0]
-    key_blocks, items, progress_ptr, words_ptr, word_rows = lists[5:]
-    BASE: gl.constexpr = TEAM * SLOTS
-    SAID: gl.constexpr = TEAM * _WORDS
-    PER_TILE: gl.constexpr = 2 // READERS
-    slot = 0
-    # Ring and queries start empty: the wait for the phase before the first one returns at once.
-    phase = 1
-    q_phase = 1
-    item = gl.atomic_add(progress_ptr, 1, sem="relaxed")
-    entry = gl.load(order_ptr + item, mask=item < items, other=0)
-    while item < items:
-        row, batch, head, query_block, count, p_list, listed, waited_for = _scheduled(lists, entry)
-        if IN_STEP:
-            if not waited_for:
-                gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
-            _keep_step(progress_ptr, item, teams)
-        tiles = gl.maximum((count + PER_TILE - 1) // PER_TILE, 1)
-        all_tiles = tiles
-        if SUMMARIES:
-            row_tiles = (key_blocks + TILE - 1) // TILE
-            all_tiles = tiles + gl.where(listed, row_tiles, 0)
-            p_words = words_ptr + (row % word_rows).to(gl.int64) * (row_tiles * 4)
-        last = _last_block(p_list, count, listed)
-        first, second = _tile_rows(p_list, count, listed, key_blocks, 0, tiles, PER_TILE)
-        next_first, next_second = _tile_rows(p_list, count, listed, key_blocks, 1, tiles, PER_TILE)
-        # The first keys before the queries, whose place is still in use.
-        mbarrier.wait(empty.index(BASE + slot), phase)
-        _gather(k_source, ring, full, BASE + slot, batch, head, first, second, PANELS)
-        slot, phase = next_slot(slot, phase, SLOTS)
-        mbarrier.wait(q_empty.index(TEAM), q_phase)
-        q_phase = q_phase ^ 1
-        _say(record, SAID, count)
-        _say(record, SAID + 1, last)
-        _say(record, SAID + 2, row)
-        _say(record, SAID + 3, batch)
-        _say(record, SAID + 4, head)
-        _say(record, SAID + 5, query_block)
-        _say(record, SAID + 6, all_tiles - tiles)
-        mbarrier.expect(q_full.index(TEAM), READERS * PANELS * BLOCK * BLOCK * 2)
-        for reader in gl.static_range(READERS):
-            for panel in gl.static_range(PANELS):
-                tma.async_copy_global_to_shared(
-                    q_source, [batch, head, (query_block * READERS + reader) * BLOCK, panel * BLOCK],
-                    q_full.index(TEAM), q_boxes.index((TEAM * READERS + reader) * PANELS + panel),
-                )  # fmt: skip
-        # The next row is taken, and looked up, before this one ends: otherwise both latencies would be idle time.
-        taken_at = gl.maximum(all_tiles - _TAKEN_BEFORE, 1)
-        found_at = gl.minimum(taken_at + 2, all_tiles)
-        next_item = items + 0
-        next_entry = entry + 0
-        for tile in range(1, all_tiles + 1):
-            # One tile ahead, so that the lists' latency passes while the warp waits for slots.
-            after_first, after_second = _tile_rows(p_list, count, listed, key_blocks, tile + 1, tiles, PER_TILE)
-            if tile < all_tiles:
-                if SUMMARIES:
-                    # All lanes hold all of the words, so that the one that says the tile is coming has stored them.
-                    four = gl.arange(0, 4, gl.BlockedLayout([4], [32], [1], [0]))
-                    b_words = gl.load(p_words + (tile - tiles) * 4 + four, mask=tile >= tiles, other=0)
-                mbarrier.wait(empty.index(BASE + slot), phase)
-                if SUMMARIES:
-                    words.index(BASE + slot).store(b_words)
-                _gather_tile(
-                    k_source, pooled_k, ring, full, BASE + slot, batch, head, next_first, next_second, tile >= tiles,
-                    PANELS, SUMMARIES,
-                )  # fmt: skip
-                slot, phase = next_slot(slot, phase, SLOTS)
-            mbarrier.wait(empty.index(BASE + slot), phase)
-            _gather_tile(
-                v_source, pooled_v, ring, full, BASE + slot, batch, head, first, second, tile > tiles,
-                PANELS, SUMMARIES,
-            )  # fmt: skip
-            slot, phase = next_slot(slot, phase, SLOTS)
-            first = next_first
-            second = next_second
-            next_first = after_first
-            next_second = after_second
-            if tile == taken_at:
-                next_item = gl.atomic_add(progress_ptr, 1, sem="relaxed")
-            if tile == found_at:
-                next_entry = gl.load(order_ptr + next_item, mask=next_item < items, other=0)
-        if waited_for and IN_STEP:
-            gl.atomic_add(progress_ptr + 1, 1, sem="relaxed")
-        item = next_item
-        entry = next_entry
-    mbarrier.wait(q_empty.index(TEAM), q_phase)
-    _say(record, SAID, -1)
-    mbarrier.arrive(q_full.index(TEAM), count=1)
-
-
-@gluon.jit
-def _last_block(p_list, count, listed):
-    """The last key block that a row keeps; -1 if it keeps none."""
-    return gl.where(listed, gl.load(p_list + (count - 1), mask=listed & (count > 0), other=-1).to(gl.int32), count - 1)
 
 
 @gluon.jit
@@ -444,7 +249,6 @@ def _attend(
     out_target, lse_ptr, again = targets
     q_boxes, q_full, q_empty, ring, full, empty, words, record = memory
     key_tokens, scale_log2, kept_offset, ragged = sizes
-    SAID: gl.constexpr = TEAM * _WORDS
     PANELS: gl.constexpr = D // BLOCK
     BASE: gl.constexpr = TEAM * SLOTS
     PER_TILE: gl.constexpr = 2 // READERS
@@ -469,9 +273,9 @@ def _attend(
     phase = 0
     q_phase = 0
     mbarrier.wait(q_full.index(TEAM), q_phase)
-    count = _hear(record, SAID)
+    count = told(record, TEAM, COUNT)
     while count >= 0:
-        last = _hear(record, SAID + 1)
+        last = told(record, TEAM, LAST)
         tiles = gl.maximum((count + PER_TILE - 1) // PER_TILE, 1)
         # How many keys of the list's last block are real, and what else the first tile holds.
         real = gl.where(count > 0, gl.minimum(key_tokens - last * (TILE // PER_TILE), TILE // PER_TILE), 0)
@@ -514,7 +318,7 @@ def _attend(
                 (b_out, b_weights, b_sum, b_max), b_queries, None, barriers, slot, phase, q_phase, scale_log2,
                 TEAM, READERS, SLOTS, D, dtype, FIXED, False, False, SUMMARIES and TEAMS == 3,
             )  # fmt: skip
-        row = _hear(record, SAID + 2)
+        row = told(record, TEAM, ROW)
         # Past the last query there is room for the rest of the block.
         lse_offset = (row.to(gl.int64) * READERS + READER) * BLOCK
         if SUMMARIES:
@@ -522,7 +326,7 @@ def _attend(
                 b_sum = _part(b_sum)
             b_kept = gl.convert_layout(gl.sum(b_sum, 1), row_layout) if FIXED else b_sum
             gl.store(lse_ptr + kept_offset + lse_offset + gl.arange(0, BLOCK, row_layout), _log_sum(b_max, b_kept))
-            pooled_tiles = _hear(record, SAID + 6)
+            pooled_tiles = told(record, TEAM, POOLED_TILES)
             whole_tiles = pooled_tiles
             if RAGGED:
                 whole_tiles = gl.maximum(pooled_tiles - 1, 0)
@@ -538,9 +342,9 @@ def _attend(
                         scale_log2, TEAM, READERS, SLOTS, D, dtype, FIXED, True, True, True,
                     )  # fmt: skip
 
-        batch = _hear(record, SAID + 3)
-        head = _hear(record, SAID + 4)
-        first_row = (_hear(record, SAID + 5) * READERS + READER) * BLOCK
+        batch = told(record, TEAM, BATCH)
+        head = told(record, TEAM, HEAD)
+        first_row = (told(record, TEAM, QUERY_BLOCK) * READERS + READER) * BLOCK
         if READERS == 1:
             # All products that read the queries are done: those of the next row may come.
             async_copy.mbarrier_arrive(q_empty.index(TEAM), increment_count=False)
@@ -577,7 +381,7 @@ def _attend(
             q_phase = q_phase ^ 1
         slot, phase = next_slot(slot, phase, SLOTS)
         mbarrier.wait(q_full.index(TEAM), q_phase)
-        count = _hear(record, SAID)
+        count = told(record, TEAM, COUNT)
 
 
 # Not specialised: a length of 1 would be a constant, and every length that 16 divides a kernel of its own. Nor are the
@@ -621,7 +425,7 @@ def hopper_block_sparse_kernel(
     full = gl.allocate_shared_memory(gl.int64, [TEAMS * SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [TEAMS * SLOTS, 1], mbarrier.MBarrierLayout())
     words = gl.allocate_shared_memory(gl.int32, [TEAMS * SLOTS, 4], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    record = gl.allocate_shared_memory(gl.int32, [TEAMS * _WORDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    record = gl.allocate_shared_memory(gl.int32, [TEAMS * RECORD_WORDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     for team in gl.static_range(TEAMS):
         mbarrier.init(q_full.index(team), count=1)
         mbarrier.init(q_empty.index(team), count=READERS * THREADS)
@@ -643,7 +447,7 @@ def hopper_block_sparse_kernel(
             [
                 (_attend, (targets, memory, sizes, 0, 1, 0, 2, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
                 (_attend, (targets, memory, sizes, 0, 1, 1, 2, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
-                (_copy, (sources, memory, lists, teams, 0, 2, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (copy_rows, (sources, memory, lists, teams, 0, 2, SLOTS, PANELS, IN_STEP, SUMMARIES)),
             ],
             [4, 1],
             [232, 40],
@@ -653,8 +457,8 @@ def hopper_block_sparse_kernel(
             [
                 (_attend, (targets, memory, sizes, 0, 2, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
                 (_attend, (targets, memory, sizes, 1, 2, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
-                (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
-                (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (copy_rows, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (copy_rows, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
             ],
             [4, 1, 1],
             [232, 40, 40],
@@ -665,9 +469,9 @@ def hopper_block_sparse_kernel(
                 (_attend, (targets, memory, sizes, 0, 3, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
                 (_attend, (targets, memory, sizes, 1, 3, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
                 (_attend, (targets, memory, sizes, 2, 3, 0, 1, SLOTS, D, dtype, FIXED, SUMMARIES, RAGGED)),
-                (_copy, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
-                (_copy, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
-                (_copy, (sources, memory, lists, teams, 2, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (copy_rows, (sources, memory, lists, teams, 0, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (copy_rows, (sources, memory, lists, teams, 1, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
+                (copy_rows, (sources, memory, lists, teams, 2, 1, SLOTS, PANELS, IN_STEP, SUMMARIES)),
             ],
             [4, 4, 1, 1, 1],
             [160, 160, 32, 32, 32],

@@ -6,7 +6,7 @@ so that lengths do not jump where a head ends; the last one falls, so that the s
 longer than the mean, such as those of text, come before all others: begun late, they would run alone.
 
 An entry is 64 bits: row (b * H + h) * Nq + query block in bits 0 to 30, its count from bit 32 on, and bit 62 if nobody
-waits for the row, because it is much longer than the one begun a round later (*Rounds*, hopper_block_sparse.py).
+waits for the row, because it is much longer than the one begun a round later (*Rounds*, hopper_block_sparse_copy.py).
 """
 
 import torch

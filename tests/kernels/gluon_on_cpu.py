@@ -9,6 +9,7 @@ Only what the kernels use is here. Integers are Python's, wrapped so that they c
 """
 
 import itertools
+import sys
 import threading
 import time
 import types
@@ -301,20 +302,40 @@ class Kernel:
 
     def _function(self, program: Program) -> Callable[..., None]:
         """The kernel's function, with Gluon's names replaced in it and in all that it calls."""
-        names: dict[str, Any] = {}
-        for key, value in vars(self.module).items():
-            if isinstance(getattr(value, "fn", None), types.FunctionType):
-                names[key] = types.FunctionType(value.fn.__code__, names, key, value.fn.__defaults__)
+        function: Callable[..., None] = as_python(self.module, program)[self.name]
+        return function
+
+
+def as_python(module: types.ModuleType, gluon: Any, **replaced: Any) -> dict[str, Any]:
+    """The names of a module of kernels as plain Python: ``gluon`` stands for Gluon in all functions of ours.
+
+    Args:
+        replaced: what stands for other names, in whatever module.
+    """
+    instead = dict.fromkeys(("gl", "mbarrier", "tma", "async_copy"), gluon) | {
+        "warpgroup_mma": gluon.warpgroup_mma,
+        "warpgroup_mma_wait": gluon.warpgroup_mma_wait,
+        "fence_async_shared": lambda: None,
+        **replaced,
+    }
+    modules: dict[str, dict[str, Any]] = {}
+
+    def names_of(module: types.ModuleType) -> dict[str, Any]:
+        if module.__name__ in modules:
+            return modules[module.__name__]
+        names = modules[module.__name__] = {}
+        for key, value in vars(module).items():
+            function = getattr(value, "fn", None)
+            if isinstance(function, types.FunctionType) and function.__module__ == module.__name__:
+                names[key] = types.FunctionType(function.__code__, names, key, function.__defaults__)
+            elif isinstance(function, types.FunctionType) and function.__module__.startswith("adaspa_kernels."):
+                names[key] = names_of(sys.modules[function.__module__])[function.__name__]
             elif hasattr(value, "value"):  # a constexpr
                 names[key] = value.value
-        names |= dict.fromkeys(("gl", "mbarrier", "tma", "async_copy"), program)
-        names |= {
-            "warpgroup_mma": program.warpgroup_mma,
-            "warpgroup_mma_wait": program.warpgroup_mma_wait,
-            "fence_async_shared": lambda: None,
-        }
-        function: Callable[..., None] = names[self.name]
-        return function
+        names |= instead
+        return names
+
+    return names_of(module)
 
 
 class Descriptor(Tensor):

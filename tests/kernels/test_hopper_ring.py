@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("triton.experimental.gluon", reason="this triton has no Gluon")
 
-from adaspa_kernels import hopper_block_sparse, hopper_block_sums
-from tests.kernels.gluon_on_cpu import Number
+from adaspa_kernels import hopper_block_sparse, hopper_block_sparse_copy, hopper_block_sums
+from tests.kernels.gluon_on_cpu import Number, as_python
 
 BLOCK, KEY_BLOCKS = 64, 40
 
@@ -165,22 +165,7 @@ class Gluon:
 def record(module: types.ModuleType, name: str, arguments: dict[str, Any], **replaced: Any) -> list[Event]:
     """Execute the jitted function ``name`` with Python numbers, its callees as they are or ``replaced``."""
     gluon = Gluon()
-    names: dict[str, Any] = {}
-    for key, value in vars(module).items():
-        if hasattr(value, "fn") and isinstance(value.fn, types.FunctionType):
-            names[key] = types.FunctionType(value.fn.__code__, names, key, value.fn.__defaults__)
-        elif hasattr(value, "value"):  # a constexpr
-            names[key] = value.value
-    for key in ("gl", "mbarrier", "tma", "async_copy"):
-        names[key] = gluon
-    names |= {
-        "warpgroup_mma": gluon.warpgroup_mma,
-        "warpgroup_mma_wait": gluon.warpgroup_mma_wait,
-        "fence_async_shared": lambda: None,
-        "float": float, "range": range,
-    }  # fmt: skip
-    names |= replaced
-    names[name](**arguments)
+    as_python(module, gluon, **replaced)[name](**arguments)
     return gluon.events
 
 
@@ -205,8 +190,8 @@ def copying_role(counts: list[int], slots: int, panels: int, readers: int = 1, s
         "SUMMARIES": summaries,
     }  # fmt: skip
     return record(
-        hopper_block_sparse, "_copy", arguments,
-        _scheduled=lambda _, item: rows[item], _say=lambda *_: None,
+        hopper_block_sparse_copy, "copy_rows", arguments,
+        _scheduled=lambda _, item: rows[item], _tell=lambda *_: None,
     )  # fmt: skip
 
 
@@ -218,8 +203,10 @@ def multiplying_role(
     said = iter([*counts, -1])
     pooled_tiles = iter([int(count < KEY_BLOCKS) for count in counts])
 
-    def hear(_: object, place: int) -> Number:
-        return Number({0: lambda: next(said), 6: lambda: next(pooled_tiles)}.get(place, lambda: 0)())
+    count, pooled = hopper_block_sparse_copy.COUNT.value, hopper_block_sparse_copy.POOLED_TILES.value
+
+    def told(_record: object, _team: int, word: int) -> Number:
+        return Number({count: lambda: next(said), pooled: lambda: next(pooled_tiles)}.get(word, lambda: 0)())
 
     memory = tuple(map(Slots, ("q", "q_full", "q_empty", "ring", "full", "empty", "words", "record")))
     arguments = {
@@ -230,7 +217,7 @@ def multiplying_role(
     }  # fmt: skip
     return record(
         hopper_block_sparse, "_attend", arguments,
-        _hear=hear, _write_down=lambda *_: None, _load_words=lambda _: Anything(),
+        told=told, _write_down=lambda *_: None, _load_words=lambda _: Anything(),
     )  # fmt: skip
 
 
