@@ -8,6 +8,7 @@ import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
@@ -16,8 +17,11 @@ from diffusers import (
     HunyuanVideoImageToVideoPipeline,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
 )
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import T5Config, T5EncoderModel, T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from adaspa_cli.config import Resolved
 from adaspa_cli.hooks import clock
@@ -67,8 +71,6 @@ def hunyuan_video(**transformer: Any) -> HunyuanVideoPipeline:
 def cogvideox(version: str = "1.5", **transformer: Any) -> CogVideoXPipeline:
     """8x8 spatial and 4x temporal VAE, patch 2, 2 blocks, 2 heads of 64; version 1.5 also patches time."""
     torch.manual_seed(0)
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
     vae = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4,
         up_block_types=("CogVideoXUpBlock3D",) * 4,
@@ -95,12 +97,9 @@ def cogvideox(version: str = "1.5", **transformer: Any) -> CogVideoXPipeline:
         "use_rotary_positional_embeddings": True,
         "patch_bias": version != "1.5",
     }
-    encoder = T5Config(
-        vocab_size=128, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
-    )
     return CogVideoXPipeline(
-        tokenizer=T5Tokenizer(vocab=pieces),
-        text_encoder=T5EncoderModel(encoder).eval(),
+        tokenizer=_t5_tokenizer(),
+        text_encoder=T5EncoderModel(T5Config(**T5_SIZES)).eval(),
         vae=vae.eval(),
         transformer=_lively(CogVideoXTransformer3DModel(**(settings | transformer))),
         scheduler=CogVideoXDDIMScheduler(),
@@ -123,11 +122,73 @@ def hunyuan_video_image(condition: str, **transformer: Any) -> HunyuanVideoImage
     return pipe
 
 
+WAN_BOUNDARY = 0.8  # of the four steps of a run two are above it
+
+
+def wan(version: str = "2.1", **transformer: Any) -> WanPipeline:
+    """8x8 spatial and 4x temporal VAE, patch 2, 2 blocks, 2 heads of 64: 72 tokens at 64x96x9.
+
+    Version 2.2 has a second transformer of 2 blocks, 2.2-5b a VAE of 16x16 and a timestep for each token.
+    """
+    torch.manual_seed(0)
+    small = version == "2.2-5b"
+    vae = AutoencoderKLWan(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+        **({"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2} if small else {}),
+        scale_factor_spatial=16 if small else 8,
+    )
+    settings: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 32,
+        "freq_dim": 16,
+        "ffn_dim": 64,
+        "num_layers": 2,
+        "rope_max_seq_len": 32,
+    } | transformer
+    parts = [_lively(WanTransformer3DModel(**settings)) for _ in range(2 if version == "2.2" else 1)]
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return WanPipeline(
+        _t5_tokenizer(),
+        UMT5EncoderModel(UMT5Config(**T5_SIZES)).eval(),
+        vae.eval(),
+        scheduler,
+        *parts,
+        boundary_ratio=WAN_BOUNDARY if version == "2.2" else None,
+        expand_timesteps=small,
+    )
+
+
+T5_SIZES: dict[str, Any] = {
+    "vocab_size": 128,
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 1,
+    "num_heads": 2,
+    "feed_forward_proj": "gated-gelu",
+}
+
+
+def _t5_tokenizer() -> T5Tokenizer:
+    """One token for each letter."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    return T5Tokenizer(vocab=pieces + [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"])
+
+
 def _lively(transformer: Any) -> Any:
-    """Enlarge the query weights, so that attention is not as good as uniform, as it is at random initialisation."""
+    """Enlarge the query weights, so that attention is not as good as uniform, as it is at random initialisation; and
+    Wan's gates, without which it would not matter."""
     with torch.no_grad():
         for name, parameter in transformer.named_parameters():
-            if "to_q.weight" in name or "norm_q.weight" in name:
+            if any(part in name for part in ("to_q.weight", "norm_q.weight", "scale_shift_table")):
                 parameter.mul_(4)
     return transformer.eval()
 

@@ -173,6 +173,7 @@ WIDTH = _flag("--width", int, SAMPLING, "Width in pixels.")
 FRAMES = _flag("--frames", int, SAMPLING, "Number of frames.")
 FPS = _flag("--fps", int, SAMPLING, "Frames per second.")
 GUIDANCE_SCALE = _flag("--guidance-scale", float, SAMPLING, "The model's guidance.")
+GUIDANCE_SCALE_2 = _flag("--guidance-scale-2", float, SAMPLING, "Wan 2.2: guidance of the steps of little noise.")
 TRUE_CFG_SCALE = _flag("--true-cfg-scale", float, SAMPLING, "HunyuanVideo: guidance in two passes, above 1.")
 FLOW_SHIFT = _flag("--flow-shift", float, SAMPLING, "Shift of the flow-matching scheduler.")
 
@@ -222,7 +223,8 @@ GENERATE = (
     *(METHOD_NAME, SPARSITY, SEARCH_STEPS, BLOCK_SIZE, HEAD_ADAPTIVE, LSE_CACHE, SHARE_CFG_MASKS),
     *(TOKEN_ORDER, SELECTION, BUDGET, REMAINDER, REPAIR, PROBES, MAX_ERROR),
     *(MASKS, MASKS_FROM_START, MASKS_MIN_RECALL, MASKS_FALLBACK, CACHE),
-    *(STEPS, STEPS_PER_PHASE, HEIGHT, WIDTH, FRAMES, FPS, GUIDANCE_SCALE, TRUE_CFG_SCALE, FLOW_SHIFT),
+    *(STEPS, STEPS_PER_PHASE, HEIGHT, WIDTH, FRAMES, FPS, GUIDANCE_SCALE, GUIDANCE_SCALE_2),
+    *(TRUE_CFG_SCALE, FLOW_SHIFT),
     *(MODEL, WEIGHTS, DTYPE, DEVICE, ATTENTION_BACKEND, LINEAR, RANDOM_WEIGHTS, LAYERS, COMPILE, OFFLOAD),
     *(VAE_TILING, VAE_FRAMEWISE, GPUS, CFG_PARALLEL),
     *(OUT, DECODE, LOSSLESS, COMPARE_WITH, RESUME, CONFIG),

@@ -163,7 +163,7 @@ def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
     """
     found = known_architecture(model)
     if found is not None:
-        found.facts.check(found.size_rule, sampling)
+        found.facts.check(found.size_rule, sampling, len(found.transformers))
         found.facts.check_image(sampling, random_weights=model.random_weights)
 
 

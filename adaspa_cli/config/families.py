@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from adaspa_cli.errors import ConfigError, ModelError
@@ -61,6 +61,8 @@ class FamilyFacts:
         module: the heavy part, in ``adaspa_cli/models/families``: it exports one ``FAMILY``.
         pipeline: class of diffusers that runs the family.
         preset: in ``configs/models``: its defaults serve a checkpoint that no preset names.
+        other_presets: the presets of a family whose models differ in more than their size, each with a key of
+            ``model_index.json`` by which it is known; ``preset`` is for the others.
         layer_keys: keys of a transformer's configuration that count attention layers, in the order of the stack.
         size_rule: from the configurations of the transformer and the VAE; the latter is empty where there is none.
         vae_scale: frames and pixels along a side, of a video, that become one of the latents, from the configuration of
@@ -92,9 +94,21 @@ class FamilyFacts:
     variants: tuple[str, ...] = ()
     dropped_frames: Callable[[Config], int] = lambda _transformer: 0
 
-    def check(self, rule: SizeRule, sampling: SamplingConfig) -> None:
-        """Raise ConfigError for a size, a kind of guidance or a picture that the model does not take."""
+    other_presets: Mapping[str, str] = field(default_factory=dict)
+
+    def preset_of(self, index: Mapping[str, Any]) -> str:
+        """The preset whose defaults serve a checkpoint, from its ``model_index.json``."""
+        return next((preset for key, preset in self.other_presets.items() if index.get(key)), self.preset)
+
+    def check(self, rule: SizeRule, sampling: SamplingConfig, transformers: int) -> None:
+        """Raise ConfigError for a size, a kind of guidance or a picture that the model does not take; ``transformers``
+        is the number of those that it has."""
         rule.check(sampling.height, sampling.width, sampling.frames)
+        if sampling.guidance_scale_2 is not None and transformers < 2:
+            raise ConfigError(
+                "guidance_scale_2 is that of a second transformer, and the model has one",
+                hint="drop --guidance-scale-2",
+            )
         self.call_arguments(sampling)
         for key in sampling.pictures:
             if key not in self.images:
@@ -176,6 +190,41 @@ def _cogvideox_arguments(sampling: SamplingConfig) -> dict[str, Any]:
     return {"guidance_scale": sampling.guidance_scale}
 
 
+def _wan_scale(vae: Config) -> tuple[int, int]:
+    return vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
+
+
+def _wan_patch(transformer: Config) -> Grid:
+    frames, height, width = transformer.get("patch_size", (1, 2, 2))
+    return frames, height, width
+
+
+def _wan_size(transformer: Config, vae: Config) -> SizeRule:
+    time, space = _wan_scale(vae)
+    _, height, width = _wan_patch(transformer)
+    # The pipeline itself insists on multiples of 16, and rounds what does not fit its patches down without a word.
+    return SizeRule(math.lcm(16, space * height, space * width), time)
+
+
+def _wan_grid(transformer: Config, frames: int, height: int, width: int) -> Grid:
+    of_time, of_height, of_width = _wan_patch(transformer)
+    return frames // of_time, height // of_height, width // of_width
+
+
+def _wan_arguments(sampling: SamplingConfig) -> dict[str, Any]:
+    if sampling.true_cfg_scale > 1:
+        raise ConfigError("true_cfg_scale is HunyuanVideo's; Wan guides by --guidance-scale")
+    low = sampling.guidance_scale_2
+    if low is not None and low > 1 >= sampling.guidance_scale:
+        raise ConfigError(
+            f"guidance_scale {sampling.guidance_scale} switches guidance off in both stages, and guidance_scale_2 is "
+            f"{low}",
+            hint="a --guidance-scale above 1, or --guidance-scale-2 1",
+        )
+    stage = {} if low is None else {"guidance_scale_2": low}
+    return {"guidance_scale": sampling.guidance_scale} | stage
+
+
 FAMILIES: tuple[FamilyFacts, ...] = (
     FamilyFacts(
         module="adaspa_cli.models.families.hunyuan_video",
@@ -224,6 +273,19 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         call_arguments=_cogvideox_arguments,
         guided=lambda sampling: sampling.guidance_scale > 1,
         images=("image",),
+    ),
+    FamilyFacts(
+        module="adaspa_cli.models.families.wan",
+        pipeline="WanPipeline",
+        preset="wan2.1-14b",
+        other_presets={"boundary_ratio": "wan2.2-a14b", "expand_timesteps": "wan2.2-5b"},
+        layer_keys=("num_layers",),
+        size_rule=_wan_size,
+        vae_scale=_wan_scale,
+        token_grid=_wan_grid,
+        call_arguments=_wan_arguments,
+        guided=lambda sampling: sampling.guidance_scale > 1,
+        transformers=("transformer", "transformer_2"),
     ),
 )
 

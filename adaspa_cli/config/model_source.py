@@ -94,7 +94,7 @@ def read_model_index(folder: Path) -> dict[str, Any]:
 
 
 def _preset_of(index: dict[str, Any], model: str) -> str:
-    return facts_of(index.get("_class_name"), model).preset
+    return facts_of(index.get("_class_name"), model).preset_of(index)
 
 
 def fetch_model_index(hub_id: str) -> dict[str, Any]:

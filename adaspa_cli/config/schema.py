@@ -236,7 +236,9 @@ class SamplingConfig:
         width: width of the video in pixels.
         frames: number of frames.
         fps: frames per second of the video file.
-        guidance_scale: guidance of the model: embedded for HunyuanVideo, classifier-free for CogVideoX.
+        guidance_scale: guidance of the model: embedded for HunyuanVideo, classifier-free for CogVideoX and Wan.
+        guidance_scale_2: Wan 2.2: guidance of the second transformer, which makes the steps of little noise; None is
+            ``guidance_scale``.
         true_cfg_scale: HunyuanVideo: classifier-free guidance in two passes; above 1 it needs a negative prompt.
         negative_prompt: what the video should not show.
         image: file of the picture that the video begins with, for models that make videos from one. It is cropped about
@@ -254,6 +256,7 @@ class SamplingConfig:
     frames: int = setting(129, at_least(1, MOST_FRAMES))
     fps: int = setting(24, at_least(1, 1_000))
     guidance_scale: float = setting(6.0, from_on(0, MOST_SCALE))
+    guidance_scale_2: float | None = setting(None, from_on(0, MOST_SCALE), late=True)
     true_cfg_scale: float = setting(1.0, from_on(0, MOST_SCALE))
     negative_prompt: str | None = None
     seed: tuple[int, ...] = setting((0,), _check_seeds)

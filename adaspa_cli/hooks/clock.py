@@ -172,7 +172,7 @@ class StepClock:
             )
 
     def _places(self, timestep: Tensor) -> list[int]:
-        """Indices among the scheduler's timesteps of the one that a transformer is called with: [] or [B].
+        """Indices among the scheduler's timesteps of the one that a transformer is called with: [], [B], or [B, N].
 
         Pipelines hand on an element of the timesteps, so that its address tells the index. Only where they have
         converted it, its value is read, which waits for the device.
@@ -183,7 +183,7 @@ class StepClock:
             and timestep.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
         ):
             return [(timestep.storage_offset() - whole.storage_offset()) // whole.stride(0)]
-        value = timestep.flatten()[0]
+        value = timestep.flatten()[-1]  # of an image to video the first tokens may have no noise
         return (whole.to(value.device, value.dtype) == value).nonzero().flatten().tolist()
 
     def stop(self) -> None:

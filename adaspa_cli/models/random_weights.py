@@ -49,6 +49,10 @@ def random_pipeline(
         scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
         **architecture.arguments,
     )
+    if vae is None:
+        # Without one to ask, a pipeline takes the scale of the first VAE that its family had.
+        scale = family.facts.vae_scale(architecture.parts.get("vae", {}))
+        pipe.vae_scale_factor_temporal, pipe.vae_scale_factor_spatial = scale
     pipe.encode_prompt = family.encoder(pipe)
     return pipe
 

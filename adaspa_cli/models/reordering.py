@@ -29,14 +29,16 @@ class Ends:
     """Where video tokens enter and leave the blocks of a transformer.
 
     Attributes:
-        embedder: gives [B, N, C], or [B, T + N, C] where text comes first.
+        embedder: gives [B, N, C], or [B, T + N, C] where text comes first; None where ``first_block`` is the way in.
         projector: takes [B, N, C] after the last block.
         rotary: gives the rotary tables; None where the caller passes them through :meth:`Rearrangement.rotary`.
+        first_block: takes [B, N, C] as its first argument, where no module gives tokens.
     """
 
-    embedder: nn.Module
+    embedder: nn.Module | None
     projector: nn.Module
     rotary: nn.Module | None = None
+    first_block: nn.Module | None = None
 
 
 class Way(Protocol):
@@ -70,23 +72,26 @@ class Rearrangement:
             way: what is done.
         """
         self._layout, self._way = layout, way
-        self._hooks = [
-            ends.embedder.register_forward_hook(self._enter),
-            ends.projector.register_forward_hook(self._leave, prepend=True),
-        ]
+        self._hooks = [ends.projector.register_forward_hook(self._leave, prepend=True)]
+        if ends.embedder is not None:
+            self._hooks.append(ends.embedder.register_forward_hook(lambda _module, _args, out: self._enter(out)))
+        if ends.first_block is not None:
+            self._hooks.append(
+                ends.first_block.register_forward_pre_hook(lambda _module, args: (self._enter(args[0]), *args[1:]))
+            )
         if ends.rotary is not None:
             self._hooks.append(ends.rotary.register_forward_hook(lambda _module, _args, tables: self.rotary(tables)))
 
     def rotary(self, tables: Sequence[Tensor]) -> Rotary:
-        """Cosines and sines [N, D] of the tokens that the blocks get."""
-        cosines, sines = (self.tokens(x, 0) for x in tables)
+        """Cosines and sines, [N, D] or [1, N, 1, D], of the tokens that the blocks get."""
+        cosines, sines = (self.tokens(x, 0 if x.dim() == 2 else 1) for x in tables)
         return cosines, sines
 
     def tokens(self, x: Tensor, dim: int) -> Tensor:
         """What belongs to each video token, along ``dim``, of the tokens that the blocks get."""
         return self._way.enter(x, dim, self._layout())
 
-    def _enter(self, _module: nn.Module, _args: Any, embedded: Tensor) -> Tensor:
+    def _enter(self, embedded: Tensor) -> Tensor:
         start = embedded.shape[1] - self._layout().video_tokens
         video = self.tokens(embedded[:, start:], 1)
         return torch.cat([embedded[:, :start], video], dim=1) if start else video

@@ -24,6 +24,7 @@ CLASSES = {
     "HunyuanVideoImageToVideoPipeline": ("HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo"),
     "CogVideoXImageToVideoPipeline": ("CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX"),
     "CogVideoXPipeline": ("CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX"),
+    "WanPipeline": ("WanTransformer3DModel", "AutoencoderKLWan"),
 }
 
 
@@ -48,15 +49,21 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cogvideox-5b", 5.6),
         ("cogvideox-5b-i2v", 5.6),
         ("cogvideox-2b", 1.7),
+        ("wan2.1-1.3b", 1.42),
+        ("wan2.1-14b", 14.3),
+        ("wan2.2-a14b", 28.6),
+        ("wan2.2-5b", 5.0),
     ],
 )
 def test_the_transformers_have_the_real_models_number_of_parameters(name: str, billions: float) -> None:
     architecture = architecture_of(resolve({"model": name, "random_weights": True}).config.model)
     transformer, vae = CLASSES[architecture.pipeline]
     with init_empty_weights():
-        model = getattr(diffusers, transformer).from_config(dict(architecture.parts["transformer"]))
+        models = [
+            getattr(diffusers, transformer).from_config(dict(part)) for part in architecture.transformers.values()
+        ]
         getattr(diffusers, vae).from_config(dict(architecture.parts["vae"]))
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count = sum(parameter.numel() for model in models for parameter in model.parameters())
     assert count / 1e9 == pytest.approx(billions, rel=0.02)
 
 

@@ -24,6 +24,7 @@ from adaspa_cli.models.linears import Gelu, Linears
 from adaspa_cli.models.qk import Norm, Rotation, prepare, project_joint
 from adaspa_cli.models.random_text import text_noise, text_tokens
 from adaspa_cli.models.reordering import Ends
+from adaspa_cli.models.tokenizer import tokenizer_as_written
 
 
 class HunyuanVideoProcessor:
@@ -132,18 +133,8 @@ class HunyuanVideo(Family):
         return Ends(transformer.x_embedder, transformer.proj_out, transformer.rope)
 
     def parts(self, location: str, *, local_files_only: bool) -> dict[str, Any]:
-        """The tokenizer, read as it was written.
-
-        Public checkpoints call it LlamaTokenizerFast. transformers 5 answers that name with a class that rebuilds the
-        pre-tokenizer and loses the spaces, so that the prompt template no longer has the length that is cut off.
-        """
-        from transformers import PreTrainedTokenizerFast
-
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(
-            location, subfolder="tokenizer", local_files_only=local_files_only
-        )
-        tokenizer.padding_side = "right"
-        return {"tokenizer": tokenizer}
+        # Without its spaces the prompt template would no longer have the length that the pipeline cuts off.
+        return {"tokenizer": tokenizer_as_written(location, local_files_only=local_files_only)}
 
     def classes(self) -> Classes:
         from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel

@@ -1,0 +1,59 @@
+"""The families that the common suite runs over: a new family is one more entry of :data:`CASES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from tests.pipelines import cogvideox, hunyuan_video, wan
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family, or a model of it that is built in another way, as a small pipeline with random weights.
+
+    Attributes:
+        make: builds the pipeline; the same one each time.
+        layers: attention layers of all its transformers.
+        guided: arguments of a call that has both branches of guidance; also settings of a run.
+        unguided: of one that has the conditional branch alone.
+        linears: linear layers that FP8 may replace.
+        size: height and width of a small run.
+        settings: what else a run of it as a saved pipeline needs, so that it is the same.
+    """
+
+    make: Callable[[], Any]
+    layers: int
+    guided: Mapping[str, Any]
+    unguided: Mapping[str, Any]
+    linears: int
+    size: Mapping[str, int] = field(default_factory=lambda: {"height": 64, "width": 96})
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+_BY_SCALE = {
+    "guided": {"guidance_scale": 5.0, "negative_prompt": "green squares at rest"},
+    "unguided": {"guidance_scale": 1.0},
+}
+
+_SHIFT = {"flow_shift": 3.0}
+
+CASES = {
+    "hunyuan": Case(
+        hunyuan_video,
+        4,
+        {"true_cfg_scale": 4.0, "negative_prompt": "green squares at rest"},
+        {},
+        linears=34,
+        size={"height": 32, "width": 96},
+    ),
+    "cogvideox-1.0": Case(partial(cogvideox, "1.0"), 2, **_BY_SCALE, linears=12),
+    "cogvideox-1.5": Case(partial(cogvideox, "1.5"), 2, **_BY_SCALE, linears=12),
+    "wan2.1": Case(wan, 2, **_BY_SCALE, linears=20, settings=_SHIFT),
+    "wan2.2": Case(partial(wan, "2.2"), 4, **_BY_SCALE, linears=40, settings=_SHIFT),
+    "wan2.2-5b": Case(
+        partial(wan, "2.2-5b"), 2, **_BY_SCALE, linears=20, settings=_SHIFT, size={"height": 128, "width": 192}
+    ),
+}

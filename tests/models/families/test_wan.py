@@ -1,0 +1,176 @@
+"""Wan 2.1 and 2.2: what only they do. What every family does is in tests/models/test_every_family.py."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from adaspa_cli import apply
+from adaspa_cli.bench.warm_up import first_blocks
+from adaspa_cli.config import resolve
+from adaspa_cli.errors import ConfigError, RunError
+from adaspa_cli.masks.plan import CACHED_SEARCH, SEARCH
+from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.models.registry import check_sampling, family_of
+from tests.pipelines import WAN_BOUNDARY, latents, save, wan
+
+TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}  # as in tests/models/test_every_family.py
+SPARSE: dict[str, Any] = {
+    "sparsity": 0.6, "block_size": 8, "search_steps": (1, 3), "attention_backend": "reference",
+}  # fmt: skip
+GUIDED, UNGUIDED = {"guidance_scale": 5.0, "negative_prompt": "green"}, {"guidance_scale": 1.0}
+
+
+@pytest.fixture
+def both() -> Any:
+    """Wan 2.2: two transformers of two layers."""
+    return wan("2.2")
+
+
+def run(pipe: Any, **settings: Any) -> Tensor:
+    return latents(pipe, **(UNGUIDED | settings))
+
+
+def test_each_transformer_makes_two_of_four_steps(both: Any) -> None:
+    run(both)
+    assert int((both.scheduler.timesteps >= WAN_BOUNDARY * 1000).sum()) == 2
+    with apply(both, "full") as handle:
+        run(both)
+    done = {(call.step, call.layer) for call in handle.engine.calls}
+    assert done == {(step, layer) for step in range(4) for layer in ((0, 1) if step < 2 else (2, 3))}
+
+
+def test_the_second_transformer_searches_masks_of_its_own(both: Any) -> None:
+    with apply(both, **SPARSE) as handle:
+        run(both, **GUIDED)
+    searched = {(search.step, search.layer) for search in handle.engine.searches}
+    assert searched == {(1, 0), (1, 1), (2, 2), (2, 3), (3, 2), (3, 3)}
+    plans = {(call.step, call.plan) for call in handle.engine.calls}
+    assert {(2, SEARCH), (3, CACHED_SEARCH)} <= plans
+
+
+def test_each_stage_has_a_guidance_of_its_own(both: Any) -> None:
+    plain = run(both, **GUIDED, guidance_scale_2=2.0)
+    assert not torch.allclose(plain, run(both, **GUIDED), **TOLERANCES)
+    with apply(both, **(SPARSE | {"sparsity": 0.0})):
+        torch.testing.assert_close(run(both, **GUIDED, guidance_scale_2=2.0), plain, **TOLERANCES)
+
+
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_a_cache_of_one_transformer_is_refused(both: Any, calibrate: bool) -> None:
+    plain = run(both)
+    settings = {"magcache_calibrate": True} if calibrate else {"magcache_ratios": (1.0,) * 4}
+    with pytest.raises(RunError, match="this model has two"):
+        apply(both, "full", cache="magcache", **settings)
+    assert torch.equal(run(both), plain)
+
+
+@pytest.mark.parametrize("absent", ["transformer", "transformer_2"])
+def test_either_transformer_may_be_absent(both: Any, absent: str) -> None:
+    setattr(both, absent, None)
+    both.register_to_config(boundary_ratio={"transformer": 1.1, "transformer_2": None}[absent])
+    plain = run(both)
+    with apply(both, **(SPARSE | {"sparsity": 0.0})) as handle:
+        torch.testing.assert_close(run(both), plain, **TOLERANCES)
+        assert handle.layers == 2
+
+
+def test_blocks_of_both_transformers_are_cut_for_a_warm_up(both: Any) -> None:
+    with first_blocks(family_of(both).transformers(both)):
+        assert apply(both, "full").layers == 4
+
+
+@pytest.mark.parametrize("order", ["raster", "hilbert"])
+def test_tokens_may_have_timesteps_of_their_own(order: str) -> None:
+    """As the frame of an image has none: what a token's modulation is must move with the token."""
+    pipe = wan("2.2-5b")
+    transformer, tokens = pipe.transformer, 3 * 4 * 6
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(1, 4, 3, 8, 12, generator=generator)
+    text = torch.randn(1, 16, 32, generator=generator)
+
+    def call(timestep: Tensor) -> Tensor:
+        times = torch.cat([torch.zeros(tokens // 3), timestep.float().expand(tokens - tokens // 3)])[None]
+        with torch.inference_mode():
+            out: Tensor = transformer(
+                hidden_states=noise, timestep=times, encoder_hidden_states=text, return_dict=False
+            )[0]
+        return out
+
+    pipe.scheduler.set_timesteps(4)
+    plain = call(pipe.scheduler.timesteps[0])
+    with apply(pipe, "full", token_order=order, attention_backend="reference"):
+        pipe.scheduler.set_timesteps(4)
+        torch.testing.assert_close(call(pipe.scheduler.timesteps[0]), plain, **TOLERANCES)
+
+
+@pytest.mark.parametrize(
+    ("version", "preset"), [("2.1", "wan2.1-14b"), ("2.2", "wan2.2-a14b"), ("2.2-5b", "wan2.2-5b")]
+)
+def test_a_folder_has_the_defaults_of_its_kind(version: str, preset: str, tmp_path: Path) -> None:
+    resolved = resolve({"model": str(save(wan(version), tmp_path / "pipe"))})
+    assert resolved.origins()["fps"] == f"model preset {preset}"
+
+
+@pytest.mark.parametrize(
+    ("model", "shift", "guidance", "steps"),
+    [
+        ("wan2.1-1.3b", 8.0, (6.0, None), 50),
+        ("wan2.1-14b", 5.0, (5.0, None), 50),
+        ("wan2.2-a14b", 12.0, (4.0, 3.0), 40),
+        ("wan2.2-5b", 5.0, (5.0, None), 50),
+    ],
+)
+def test_presets_sample_as_the_authors_do(
+    model: str, shift: float, guidance: tuple[float, float | None], steps: int
+) -> None:
+    config = resolve({"model": model}).config
+    sampling = config.sampling
+    assert (sampling.guidance_scale, sampling.guidance_scale_2) == guidance
+    assert sampling.steps == steps
+    assert (sampling.negative_prompt or "").startswith("色调艳丽，过曝，静态")
+    assert (sampling.negative_prompt or "").count("，") == 27
+    assert config.model.flow_shift == shift
+
+
+def test_the_shift_is_what_the_scheduler_calls_flow_shift(tmp_path: Path) -> None:
+    folder = save(wan(), tmp_path / "pipe")
+    pipe = load_pipeline(resolve({"model": str(folder), "device": "cpu", "flow_shift": 9.0}).config.model)
+    assert pipe.scheduler.config.flow_shift == 9.0
+
+
+@pytest.mark.parametrize(
+    ("version", "settings", "message"),
+    [
+        ("2.1", {"guidance_scale_2": 3.0}, "the model has one"),
+        ("2.2", {"guidance_scale": 1.0, "guidance_scale_2": 3.0}, "switches guidance off in both stages"),
+        ("2.1", {"true_cfg_scale": 2.0, "negative_prompt": "x"}, "Wan guides by --guidance-scale"),
+        ("2.2-5b", {"height": 144}, "height must be a multiple of 32"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(version: str, settings: dict[str, Any], message: str) -> None:
+    size = {"height": 128, "width": 192, "frames": 9}
+    with pytest.raises(ConfigError, match=message):
+        check_sampling(wan(version), resolve(size | settings).config.sampling)
+
+
+def test_the_tokenizer_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """transformers would rebuild it from its vocabulary, without the fall-back to bytes that UMT5 has."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    folder = save(wan(), tmp_path / "pipe")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "T5TokenizerFast"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("a", -3.0)]
+    written = Tokenizer(models.Unigram([*pieces, *((f"<0x{n:02X}>", -9.0) for n in range(100))], 2, byte_fallback=True))
+    written.pre_tokenizer = pre_tokenizers.Metaspace()
+    written.decoder = decoders.Metaspace()
+    written.save(str(folder / "tokenizer" / "tokenizer.json"))
+    pipe = load_pipeline(resolve({"model": str(folder), "device": "cpu"}).config.model)
+    wanted = written.encode("a\x07a").ids
+    assert 2 not in wanted
+    assert pipe.tokenizer("a\x07a").input_ids == wanted
