@@ -19,6 +19,7 @@ from adaspa_cli import interrupts
 from adaspa_cli.errors import AdaspaError, RunError, shortened
 from adaspa_cli.progress_bar import columns
 
+_NARROW, _WIDEST = 100, 10_000  # columns
 _MOST = 500  # letters of an error: it may quote what was given, which may be anything
 
 
@@ -36,9 +37,9 @@ class Console:
     def __init__(self, *, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
         self._delivered = False
-        # Off a terminal nothing is cut to its width: paths must stay whole.
-        width = None if sys.stdout.isatty() else 10_000
-        self._out = rich.console.Console(highlight=False, width=width)
+        # Nothing is cut to the width of a narrow terminal, which wraps lines itself, or where there is none.
+        self._out = rich.console.Console(highlight=False)
+        self._out.width = max(self._out.width, _NARROW) if sys.stdout.isatty() else _WIDEST
         self._err = _Messages(stderr=True, highlight=False)
 
     @property

@@ -12,7 +12,7 @@ from adaspa_cli.errors import MaskFileError, shortened
 
 if TYPE_CHECKING:
     from adaspa_cli.commands.settings import Given
-    from adaspa_cli.config import GenerateConfig, Resolved
+    from adaspa_cli.config import GenerateConfig, ModelConfig, Resolved
 
 
 def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_complete: bool = False) -> list[str]:
@@ -28,8 +28,6 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
     """
     from adaspa_cli.config import architecture
     from adaspa_cli.config.devices import check_device
-    from adaspa_cli.config.model_source import check_available
-    from adaspa_cli.config.vocabulary import check_understood
     from adaspa_cli.files.folders import check_folder
     from adaspa_cli.files.pictures import read_pictures
     from adaspa_cli.jobs.prompts import read_prompts
@@ -43,12 +41,23 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
         console.note(f"{key.replace('_', ' ')} {picture.note(config.sampling.height, config.sampling.width)}")
     if not may_be_complete:
         check_device(config.model, config.method)
-        if not config.model.random_weights:
-            check_available(config.model.weights)
-    if config.prompts.strict_prompt:
-        check_understood(config, prompts)
+        _check_weights(config.model)
     say_repeated(console, "prompt", prompts)
     return list(dict.fromkeys(prompts))
+
+
+def _check_weights(model: ModelConfig) -> None:
+    """Refuse a folder that is no whole checkpoint, and a hub id that is neither on the hub nor in its cache."""
+    from adaspa_cli.config.architecture import check_complete
+    from adaspa_cli.config.model_source import check_available
+
+    folder = Path(model.weights).expanduser()
+    if model.random_weights or model.is_bundled:
+        return
+    if folder.is_dir():
+        check_complete(folder)
+    else:
+        check_available(model.weights)
 
 
 def check_masks(config: GenerateConfig) -> None:

@@ -142,7 +142,10 @@ def _show(console: Console, made: list[Made]) -> None:
     from adaspa_cli.report.steps import estimated_note
 
     reports = [one.report for one in made]
-    data = [{"video": one.video and str(one.video), "report": one.report.as_json()} for one in made]
+    data = [
+        {"result": str(one.result), "video": one.video and str(one.video), "report": one.report.as_json()}
+        for one in made
+    ]
     lines = [Text(str(one.result), no_wrap=True, overflow="ignore") for one in made]
     said = [note for report in reports for note in (report.random_weights, estimated_note(report))]
     lines += [Text(note) for note in dict.fromkeys(said) if note]

@@ -16,6 +16,8 @@ from adaspa_cli.config.model_source import read_model_index
 from adaspa_cli.config.schema import ModelConfig, SamplingConfig
 from adaspa_cli.errors import ConfigError, ModelError
 
+_WEIGHTS = (".safetensors", ".bin")
+
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "tiny"
 
 
@@ -125,7 +127,7 @@ def _of_folder(folder: Path) -> Architecture:
     """Read the configurations that a local pipeline holds; its weights need not be there."""
     index = read_model_index(folder)
     facts = facts_of(index.get("_class_name"), str(folder))
-    absent = {name for name, value in index.items() if isinstance(value, list) and value[0] is None}
+    absent = {name for name, value in index.items() if isinstance(value, list)} - _parts(index)
     files = {name: "config.json" for name in (*facts.transformers, "vae") if name not in absent}
     parts: dict[str, Any] = {}
     for part, name in {**files, "scheduler": "scheduler_config.json"}.items():
@@ -137,7 +139,40 @@ def _of_folder(folder: Path) -> Architecture:
         if not isinstance(parts[part], dict):
             raise ModelError(f"cannot read {path}: it must hold a JSON object")
     arguments = {key: value for key, value in index.items() if key[0] != "_" and not isinstance(value, list)}
-    return Architecture(facts.pipeline, parts, arguments)
+    found = Architecture(facts.pipeline, parts, arguments)
+    try:
+        rule = found.size_rule
+        sane = rule.multiple > 0 and rule.frame_period > 0
+    except (TypeError, ValueError):
+        sane = False
+    if not sane:
+        raise ModelError(f"the configurations in {folder} name impossible sizes", hint="download them again")
+    return found
+
+
+def _parts(index: Mapping[str, Any]) -> set[str]:
+    """The parts that a pipeline has, by its index."""
+    return {name for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[0]}
+
+
+def check_complete(folder: Path) -> None:
+    """Refuse a local pipeline that lacks a part, all weights of a part, or a readable configuration.
+
+    Raises:
+        ModelError: names what is missing.
+    """
+    index = read_model_index(folder)
+    facts_of(index.get("_class_name"), str(folder))
+    parts = sorted(_parts(index))
+    missing = [name for name in parts if not (folder / name).is_dir()]
+    if missing:
+        raise ModelError(f"{folder} is incomplete: it lacks {', '.join(missing)}", hint="download it again")
+    modules = [name for name in parts if (folder / name / "config.json").is_file()]
+    empty = [name for name in modules if not any(path.suffix in _WEIGHTS for path in (folder / name).iterdir())]
+    if empty:
+        lacking = f"the weights of {', '.join(empty)}"
+        raise ModelError(f"{folder} is incomplete: it lacks {lacking}", hint="download it again")
+    _of_folder(folder)
 
 
 def known_architecture(model: ModelConfig) -> Architecture | None:

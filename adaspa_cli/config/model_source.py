@@ -155,8 +155,12 @@ def hub_error(hub_id: str, error: Exception) -> ModelError:
         return ModelError(
             f"{hub_id} does not exist on the hub, or is private", hint="check the name, or `hf auth login`"
         )
-    network = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "check the network"
+    if constants.is_offline_mode():
+        return ModelError(
+            f"cannot fetch {hub_id}: HF_HUB_OFFLINE is set and the cache does not hold it",
+            hint="unset HF_HUB_OFFLINE, or name a local folder with --model",
+        )
     return ModelError(
         f"cannot fetch {hub_id}: the hub cannot be reached and the cache does not hold it",
-        hint=f"{network}, or name a local folder with --model; HF_HUB_OFFLINE=1 asks the cache alone",
+        hint="check the network, or name a local folder with --model; HF_HUB_OFFLINE=1 asks the cache alone",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def _encode(path: Path, frames: NDArray[np.uint8], fps: int, *settings: str) -> 
             # In a session of its own, so that Ctrl-C in a terminal reaches this process alone.
             done = subprocess.run(command, input=content, capture_output=True, start_new_session=True, check=False)
             if done.returncode:
-                raise OSError(done.stderr.decode(errors="replace") or f"ffmpeg ended with {done.returncode}")
+                raise OSError(done.stderr.decode(errors="replace") or _ended(done.returncode))
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _ended(code: int) -> str:
+    """Why ffmpeg, which said nothing, ended with a code other than 0."""
+    if code == -signal.SIGXFSZ:
+        return "it grows larger than files may be here (ulimit -f)"
+    return f"ffmpeg ended with {code}" if code > 0 else f"ffmpeg was killed by {signal.Signals(-code).name}"

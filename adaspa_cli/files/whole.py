@@ -60,19 +60,20 @@ def _name(partial: Path, path: Path) -> None:
             raise
 
 
-def cannot_write(path: Path | str, error: Exception, *, hint: str | None = None) -> AdaspaError:
+def cannot_write(path: Path | str, error: Exception, *, hint: str | None = None, resumes: bool = True) -> AdaspaError:
     """What to raise where a file cannot be written: DiskFullError or OutputError, in one line.
 
     Args:
         path: the file, or other words after "cannot write".
         hint: what to try next, unless the disk is full.
+        resumes: whether the command that writes goes on by ``--resume`` from what is complete.
     """
     reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]  # ffmpeg says much
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(said in reason for said in _FULL)
-    if full:
+    full = isinstance(error, DiskFullError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or any(said in reason for said in _FULL):
+        kept = "; what is complete is kept, and --resume goes on from it" if resumes else ""
         return DiskFullError(
-            f"cannot write {path}: the disk is full",
-            hint="make room there or choose another --out; what is complete is kept, and --resume goes on from it",
+            f"cannot write {path}: the disk is full", hint=f"make room there or choose another --out{kept}"
         )
     return OutputError(f"cannot write {path}: {reason}", hint=hint)
 

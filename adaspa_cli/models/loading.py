@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from adaspa_cli.config.architecture import BUNDLED, architecture_of
+from adaspa_cli.config.architecture import BUNDLED, architecture_of, check_complete
 from adaspa_cli.config.devices import check_offload, no_device
 from adaspa_cli.config.families import facts_of
 from adaspa_cli.config.model_source import fetch_model_index, hub_answers, hub_error, read_model_index
@@ -87,20 +87,10 @@ def _load(config: ModelConfig, dtype: torch.dtype) -> Any:
     local = Path(location).expanduser()
     if local.is_dir():
         location = str(local)
-        _check_folder(local)
+        check_complete(local)
     elif location.startswith((".", "/", "~")):
         raise ModelError(f"model {location} does not exist")
     return _from_pretrained(location, dtype)
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder of another family, or one that lacks a part that its index names."""
-    index = read_model_index(folder)
-    facts_of(index.get("_class_name"), str(folder))
-    parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
-    missing = [name for name in parts if not (folder / name).is_dir()]
-    if missing:
-        raise ModelError(f"{folder} is incomplete: it lacks {', '.join(missing)}", hint="download it again")
 
 
 def _from_pretrained(location: str, dtype: torch.dtype) -> Any:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from adaspa_cli.errors import DiskFullError
 from adaspa_cli.files.claims import hold, take
 from adaspa_cli.files.folders import prepare_folder
 from adaspa_cli.files.whole import PARTIAL, cannot_write
@@ -28,13 +29,14 @@ def whole_folder(out: str, name: str, write: Callable[[Path], None]) -> Path:
         OutputError: the folder cannot be made or written.
         DiskFullError: the disk is full.
     """
-    parent = prepare_folder(out)
+    parent = Path(out).expanduser()
     try:
+        prepare_folder(out)
         with _scratch(parent) as partial:
             write(partial)
             return _place(partial, parent / name)
-    except OSError as error:
-        raise cannot_write(f"to {parent}", error) from error
+    except (OSError, DiskFullError) as error:
+        raise cannot_write(f"to {parent}", error, resumes=False) from error
 
 
 @contextlib.contextmanager

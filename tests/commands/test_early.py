@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from adaspa_cli.app import app
+from adaspa_cli.config.architecture import BUNDLED
 from adaspa_cli.files.mask_header import LENGTH_BYTES
 from tests.mask_files import small_file
 from tests.pipelines import PROMPT, small_run
@@ -61,6 +63,38 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def checkpoint(folder: Path, left_out: str) -> Path:
+    """The bundled model without some of its files."""
+    return Path(shutil.copytree(BUNDLED, folder, copy_function=os.symlink, ignore=shutil.ignore_patterns(left_out)))
+
+
+@pytest.mark.parametrize(
+    ("left_out", "error"),
+    [
+        ("scheduler", "model is incomplete: it lacks scheduler"),
+        (
+            "*.safetensors",
+            "model is incomplete: it lacks the weights of text_encoder, text_encoder_2, transformer, vae",
+        ),
+        ("config.json", "cannot read model/transformer/config.json: "),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_refused_at_once(tmp_path: Path, left_out: str, error: str) -> None:
+    checkpoint(tmp_path / "model", left_out)
+    assert refused(tmp_path, *RUN, "--model", "model")[0].startswith(error)
+
+
+@pytest.mark.parametrize("patch", ["x", 0])
+@pytest.mark.parametrize("flags", [(), ("--random-weights",)])
+def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(tmp_path: Path, patch: object, flags: Any) -> None:
+    config = checkpoint(tmp_path / "model", "README.md") / "transformer" / "config.json"
+    content = json.loads(config.read_text()) | {"patch_size": patch}
+    config.unlink()
+    config.write_text(json.dumps(content))
+    error, _ = refused(tmp_path, *RUN, "--model", "model", *flags)
+    assert error == "the configurations in model name impossible sizes"
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -74,7 +108,7 @@ def folder(tmp_path: Path) -> Path:
         ((*RUN, "--masks", "."), "cannot read masks from .: Is a directory"),
         ((*RUN, "--out", "file/videos"), "cannot write to file/videos: "),
         ((*RUN, "--compare-with", "none.report.json"), "cannot read the report none.report.json: No such file"),
-        ((*RUN, "--model", "nobody/nothing"), "cannot fetch nobody/nothing"),
+        ((*RUN, "--model", "nobody/nothing"), "cannot fetch nobody/nothing: HF_HUB_OFFLINE is set"),
         ((*RUN, "--out", "~no-such-user/x"), "'~no-such-user/x' names the home folder of a user who is not known"),
         ((*RUN, "--model", "~no-such-user/x"), "'~no-such-user/x' names the home folder of a user who is not known"),
         ((*RUN, "--steps", 10**20), "steps must be at most 10000, got 100000000000000000000"),

@@ -94,6 +94,14 @@ def test_other_methods_go_by_their_name(run: Any, method: str) -> None:
     assert 0 < report["density"] < 1
 
 
+def test_with_json_too_it_is_said_where_latents_are(run: Any, tmp_path: Path) -> None:
+    result = run("--json", "--no-decode")
+    latents = tmp_path / "out" / "a-red-circle-moves-left-on-a-blue-background-seed0.latents.safetensors"
+    assert latents.is_file()
+    (made,) = json.loads(result.stdout)
+    assert (made["result"], made["video"]) == (str(latents), None)
+
+
 def test_the_path_of_the_video_is_printed_whole(run: Any, tmp_path: Path) -> None:
     """It is what one copies; a pipe has no width that it would have to fit into."""
     result = run()

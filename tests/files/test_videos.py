@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,4 +86,21 @@ def test_a_disk_that_is_full_is_said_and_nothing_is_left(
     with pytest.raises(DiskFullError, match="the disk is full") as told:
         write(tmp_path / "x.mkv", gradient(), 8)
     assert "\n" not in told.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_on_the_size_of_files_is_named(tmp_path: Path) -> None:
+    """ffmpeg is killed by a signal then, and says nothing."""
+    code = (
+        "import resource, sys, numpy as np; from pathlib import Path\n"
+        "from adaspa_cli.files.videos import write_video\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "frames = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8)\n"
+        "write_video(Path(sys.argv[1]), frames, 8)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.mp4")], capture_output=True, text=True, check=False
+    )
+    assert "OutputError: cannot write" in done.stderr
+    assert "grows larger than files may be here (ulimit -f)" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -335,7 +335,7 @@ def test_a_class_that_the_library_does_not_have(hunyuan_folder: Path, copy: Call
 
 def test_a_hub_id_without_network() -> None:
     error = refuse("nobody/no-such-model")
-    assert error.message.startswith("cannot fetch nobody/no-such-model: the hub cannot be reached")
+    assert error.message.startswith("cannot fetch nobody/no-such-model: HF_HUB_OFFLINE is set and the cache")
     assert "local folder" in str(error.hint)
     with pytest.raises(ModelError, match="cannot fetch nobody/no-such-model"):
         resolve({"model": "nobody/no-such-model"})

@@ -1,0 +1,36 @@
+"""Results on a terminal."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from adaspa_cli.commands.masks import info
+from adaspa_cli.console import Console
+from tests.mask_files import small_file
+
+
+def test_a_narrow_terminal_cuts_no_figure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    table = Table(box=None, pad_edge=False)
+    for title in ("density", "lowest recall", "checksum"):
+        table.add_column(title, justify="right")
+    table.add_row("53.7%", "41.6%", 64 * "0")
+    Console().result({}, table)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert {"53.7%", "41.6%", 64 * "0"} <= set(shown.split())
+
+
+def test_masks_are_described_without_cuts_on_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    file = small_file(tmp_path / "masks.safetensors")
+    info(file=file.path, as_json=False, quiet=False, debug=False)
+    shown = capsys.readouterr().out
+    assert file.checksum in shown
+    assert "…" not in shown
