@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,6 +37,8 @@ def generate(
     shard: Annotated[
         str | None, options.shard_option("videos", "Goes on as with --resume.", panel=options.OUTPUT)
     ] = None,
+    ray: Annotated[str | None, options.RAY] = None,
+    ray_workers: Annotated[int | None, options.RAY_WORKERS] = None,
     print_config: Annotated[
         bool,
         typer.Option(
@@ -48,13 +52,14 @@ def generate(
     Example: adaspa generate --prompt "a red circle moves left on a blue background"
     """
     share = options.parse_shard(shard)
-    with member(console, None if share else started_by_torchrun()) as own:
+    with member(console, None if share or ray else started_by_torchrun()) as own:
         resolved = given.resolve()
         if print_config:
             settings = {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()}
             if own.leads:
                 console.result(settings, resolved.as_yaml().rstrip())
             return
+        _check_ray(ray, ray_workers, share, resolved.config)
         launches = own.place is None and resolved.config.parallel.gpus > 1
         check_together(resolved.config, own.place.size if own.place else resolved.config.parallel.gpus)
         if not own.leads:
@@ -64,7 +69,30 @@ def generate(
         if launches:
             raise typer.Exit(launch(resolved.config.parallel.gpus, sys.argv[1:], resolved.config.model.device))
         console.note("starting ...")
-        _run(own, resolved, prompts, share)
+        if ray is not None:
+            _run_on_ray(console, resolved, prompts, ray, ray_workers)
+        else:
+            _run(own, resolved, prompts, share)
+
+
+def _check_ray(ray: str | None, workers: int | None, shard: Shard | None, config: GenerateConfig) -> None:
+    """Refuse what does not go with Ray, before torch is imported."""
+    from adaspa_cli.errors import ConfigError, UsageError
+
+    if ray is None:
+        if workers is not None:
+            raise ConfigError("--ray-workers is for runs on Ray", hint="add --ray local, or drop --ray-workers")
+        return
+    if shard is not None:
+        raise ConfigError("--ray shares the videos itself", hint="drop --shard")
+    if config.parallel.gpus > 1:
+        raise ConfigError("a worker of Ray makes a video on one GPU", hint="drop --gpus, or drop --ray")
+    if config.model.device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(
+            f"--ray gives each worker a GPU, and --device is '{config.model.device}'", hint="drop --device"
+        )
+    if find_spec("ray") is None:
+        raise UsageError("--ray needs Ray, which is not installed", hint="pip install 'adaspa[ray]'")
 
 
 def _check(console: Console, given: Given, resolved: Resolved, share: Shard | None) -> list[str]:
@@ -121,6 +149,22 @@ def _run(own: Member, resolved: Resolved, prompts: list[str], shard: Shard | Non
             _show(console, made)
     if shard is not None:
         _end_share(console, resolved, prompts, shard, made)
+
+
+def _run_on_ray(console: Console, resolved: Resolved, prompts: list[str], address: str, workers: int | None) -> None:
+    from adaspa_cli.commands.progress import RayProgress
+    from adaspa_cli.jobs.ray_run import Cluster, generate_on_ray
+
+    made: list[Made] = []
+    seeds = resolved.config.sampling.seed
+    try:
+        with console.progress() as progress, redirect_stdout(sys.stderr):  # Ray prints there what it thinks worth it
+            observer = RayProgress(console, progress)
+            for one in generate_on_ray(resolved, observer, prompts, Cluster(address, workers)):
+                made.append(one)
+    finally:
+        if made:
+            _show(console, sorted(made, key=lambda m: (prompts.index(m.report.prompt), seeds.index(m.report.seed))))
 
 
 def _end_share(console: Console, resolved: Resolved, prompts: list[str], shard: Shard, made: list[Made]) -> None:

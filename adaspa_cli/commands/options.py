@@ -101,6 +101,20 @@ def shard_option(what: str, more: str, *names: str, panel: str | None = None) ->
     return typer.Option("--shard", *names, metavar="I/N", rich_help_panel=panel, help=text)
 
 
+RAY = typer.Option(
+    "--ray",
+    metavar="ADDRESS",
+    rich_help_panel=MACHINE,
+    help="Videos by workers of Ray (adaspa[ray]): local starts it here, auto or an address joins a cluster.",
+)
+RAY_WORKERS = typer.Option(
+    "--ray-workers",
+    min=1,
+    rich_help_panel=MACHINE,
+    help="Number of workers. (default: one for each GPU)",
+)
+
+
 def parse_shard(text: str | None) -> Shard | None:
     """The share of ``--shard``; None if it was not given. Raises ConfigError if it cannot be read."""
     from adaspa_cli.jobs.shard import parse_shard as parse

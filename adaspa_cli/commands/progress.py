@@ -76,6 +76,20 @@ class ProgressObserver:
             self._said = self._clock()
 
 
+class RayProgress(ProgressObserver):
+    """A :class:`~adaspa_cli.jobs.ray_run.RayObserver`: a bar over all videos, which advances at the end of each."""
+
+    def workers(self, number: int, kind: str) -> None:
+        self._console.note(f"{number} workers of Ray, each with a {kind}; each loads the model for its first video")
+
+    def started(self, videos: int, steps: int, backend: str | None) -> None:  # noqa: ARG002
+        self._videos = videos
+        self._progress.reset(self._task, total=videos * steps)
+
+    def lost(self, video: Path) -> None:
+        self._console.note(f"the worker that made {video} died; another one makes it")
+
+
 class BenchProgress(ProgressObserver):
     """A :class:`~adaspa_cli.bench.runner.BenchObserver`: one bar over all runs that are left."""
 

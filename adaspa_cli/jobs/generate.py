@@ -68,12 +68,12 @@ def generate(
     prompts = collect_prompts(config.prompts) if prompts is None else prompts
     jobs = _own(plan(resolved, prompts), shard)
     todo = [number for number, job in enumerate(jobs) if not job.complete]
-    yield from _there(jobs, observer)
+    yield from already_there(jobs, observer)
     if not todo:
         world.tell(False)
         return
     model = placed(config.model, world)
-    _check_masks(config)
+    check_masks(config)
     if config.method.linear == "fp8":
         check_fp8(choose_device(model.device))
     world.tell(True)
@@ -93,7 +93,7 @@ def generate(
     if len(made) < len(todo):
         now = _own(plan(resolved, prompts), shard)
         passed = [now[number] for number in todo if number not in made]
-        yield from _there(passed, observer)
+        yield from already_there(passed, observer)
         for job in passed:
             if not job.complete:
                 observer.elsewhere(job.place)
@@ -110,7 +110,7 @@ def _own(jobs: list[Job], shard: Shard | None) -> list[Job]:
     return jobs if shard is None else shard.take(jobs)
 
 
-def _there(jobs: Sequence[Job], observer: JobObserver) -> Iterator[Made]:
+def already_there(jobs: Sequence[Job], observer: JobObserver) -> Iterator[Made]:
     """Those that are complete."""
     for job in jobs:
         if job.complete:
@@ -118,7 +118,7 @@ def _there(jobs: Sequence[Job], observer: JobObserver) -> Iterator[Made]:
             yield Made(read_report(report_path(job.place)), job.place)
 
 
-def _check_masks(config: GenerateConfig) -> None:
+def check_masks(config: GenerateConfig) -> None:
     """Read the whole mask file, if there is one, before anything slow begins; raises MaskFileError."""
     masks = open_masks(config.method)
     if masks is not None:

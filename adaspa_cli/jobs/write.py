@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,14 +54,54 @@ def write_result(result: RunResult, job: Job, claimed: ClaimedPlace) -> Made:
         OutputError: a file cannot be written.
         DiskFullError: the disk is full.
     """
+    with _all_or_none(claimed) as written:
+        return Made(_write(result, job, claimed.video, written), claimed.video)
+
+
+def write_files(report: Report, files: Mapping[str, bytes], job: Job, claimed: ClaimedPlace) -> Made:
+    """Write what was made elsewhere under the same name; after an error none of it is left.
+
+    Args:
+        report: of the video.
+        files: its other files, by name.
+
+    Raises:
+        OutputError: a file cannot be written.
+        DiskFullError: the disk is full.
+    """
+    made = Made(report, claimed.video)
+    with _all_or_none(claimed) as written:
+        for name, content in files.items():
+            path = claimed.video.with_name(name)
+            try:
+                with whole_file(path) as partial:
+                    partial.write_bytes(content)
+            except OSError as error:
+                raise cannot_write(path, error) from error
+            written.append(path)
+        _finish(report, job, claimed.video, made.video, written)
+    return made
+
+
+@contextmanager
+def _all_or_none(claimed: ClaimedPlace) -> Iterator[list[Path]]:
+    """Yields a list of the files that are there, which are removed if the block fails."""
     claimed.clear()
     written: list[Path] = []
     try:
-        return Made(_write(result, job, claimed.video, written), claimed.video)
+        yield written
     except BaseException:  # Ctrl-C too must not leave a video without its report
         for path in written:
             path.unlink(missing_ok=True)
         raise
+
+
+def _finish(report: Report, job: Job, place: Path, video: Path | None, written: list[Path]) -> None:
+    """Write the page and, as the last, the report."""
+    # A page that was left without its report is of no complete video, and gives way.
+    write_text(page_path(place), page(report, video, job.compared), replace=True)
+    written.append(page_path(place))
+    write_json(report_path(place), report.as_json())
 
 
 def _write(result: RunResult, job: Job, place: Path, written: list[Path]) -> Report:
@@ -80,10 +122,7 @@ def _write(result: RunResult, job: Job, place: Path, written: list[Path]) -> Rep
         written.append(latents)
     writing = time.perf_counter() - begin
     report = latency_report(result, video=video, latents=latents, fingerprint=job.fingerprint, writing=writing)
-    # A page that was left without its report is of no complete video, and gives way.
-    write_text(page_path(place), page(report, video, job.compared), replace=True)
-    written.append(page_path(place))
-    write_json(report_path(place), report.as_json())
+    _finish(report, job, place, video, written)
     return report
 
 
