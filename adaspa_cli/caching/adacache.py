@@ -120,11 +120,11 @@ class AdaCache(StepCache):
         settings, video, now = self._settings, added[0], _Residual(added, self._clock.step)
         frames = self._attachment.rows[0].layout.frames
         if settings.adacache_motion and frames > 1:
-            now.motion = motion(video, frames)
+            now.motion = motion(self._attachment.whole_video(video), frames)
             self._measured.motions.append(now.motion)
         if before is not None:
             gap = now.step - before.step
-            distance = relative_distance(video, before.added[0]) / gap
+            distance = relative_distance(video, before.added[0], self._attachment.over_tokens) / gap
             self._measured.distances.append(distance)
             if now.motion is not None and before.motion is not None:
                 distance = distance * motion_factor(now.motion, before.motion, gap, settings.adacache_motion_reference)
@@ -132,9 +132,14 @@ class AdaCache(StepCache):
         return now
 
 
-def relative_distance(new: Tensor, old: Tensor) -> Tensor:
-    """|new - old| / |old| in L1 norms over all elements: float32 []."""
-    return _l1(new - old) / _l1(old)
+def relative_distance(new: Tensor, old: Tensor, over_all: Callable[[Tensor], Tensor] = lambda sums: sums) -> Tensor:
+    """|new - old| / |old| in L1 norms over all elements: float32 [].
+
+    Args:
+        over_all: makes sums over the elements that are here those over all elements.
+    """
+    sums = over_all(torch.stack([_l1(new - old), _l1(old)]))
+    return sums[0] / sums[1]
 
 
 def motion(residual: Tensor, frames: int) -> Tensor:

@@ -46,7 +46,7 @@ class Calibration(StepCache):
 
     def __init__(self, attachment: Attachment, clock: StepClock) -> None:
         super().__init__("magcache", "block", attachment, clock)
-        self._family = attachment.family
+        self._family, self._over_tokens = attachment.family, attachment.over_tokens
         self._input: Tensor | None = None
         self._norms: Tensor | None = None  # [B, N] of the step before
         self._ratios: list[Tensor] = []
@@ -72,7 +72,9 @@ class Calibration(StepCache):
         video = self._family.block_output(output)[0]
         norms = torch.linalg.vector_norm(video - self._input, dim=-1, dtype=torch.float32)
         before, self._norms, self._input = self._norms, norms, None
-        self._ratios.append(norms.new_ones(()) if before is None else (norms / before.clamp_min(1e-8)).mean())
+        ratios = torch.ones_like(norms) if before is None else norms / before.clamp_min(1e-8)
+        total, count = self._over_tokens(torch.stack([ratios.sum(), torch.ones_like(ratios).sum()]))
+        self._ratios.append(total / count)
 
     def details(self) -> dict[str, Any]:
         return {"calibration": True, "ratios": [round(float(ratio), 5) for ratio in self._ratios]}

@@ -37,9 +37,9 @@ def make_cache(settings: Cache, pipe: Any, attachment: Attachment, clock: StepCl
 
             return AdaCache(settings, attachment, clock)
         case FirstBlockConfig():
-            from adaspa_cli.caching.first_block import first_block_cache
+            from adaspa_cli.caching.first_block import FirstBlockCache
 
-            return first_block_cache(settings, attachment, clock)
+            return FirstBlockCache(settings, attachment, clock)
         case TaylorSeerConfig():
             from adaspa_cli.caching.taylorseer import taylorseer
 

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from adaspa_cli.config.schema import GenerateConfig, MethodConfig
 from adaspa_cli.errors import ConfigError
 
-_ALONE = "make it with one process, or choose another"
 UNSHARED: Mapping[str, Mapping[str, str]] = {
     "method": {"diffusers": "use --method full, which makes the same video"},
     "merge": {"tomesd": "it matches tokens by all heads at once: use one process"},
-    "cache": dict.fromkeys(("adacache", "first-block", "magcache"), _ALONE),
 }
 """What needs all tokens and all heads in one place, and what to do about it."""
 
@@ -57,6 +55,11 @@ def _check_branches(config: GenerateConfig, size: int) -> None:
             "cfg_parallel does not go with share_cfg_masks: the branches run at the same time",
             hint="drop one of them",
         )
+    if config.method.mask_file.masks_min_recall is not None:
+        raise ConfigError(
+            "cfg_parallel does not go with masks_min_recall, whose figures are of both branches",
+            hint="drop one of them",
+        )
     if config.method.cache.name != "none":
         raise ConfigError(
             f"cfg_parallel does not go with cache '{config.method.cache.name}', which sees one branch alone",
@@ -65,12 +68,12 @@ def _check_branches(config: GenerateConfig, size: int) -> None:
 
 
 def check_method(config: MethodConfig) -> None:
-    """Refuse a method, merging or cache that needs all tokens and all heads in one process.
+    """Refuse a method or merging that needs all tokens and all heads in one process.
 
     Raises:
         ConfigError: names what it is.
     """
-    chosen = {"method": config.algorithm.name, "merge": config.merge.name, "cache": config.cache.name}
+    chosen = {"method": config.algorithm.name, "merge": config.merge.name}
     for key, name in chosen.items():
         if name in UNSHARED[key]:
             raise ConfigError(f"{key} '{name}' does not go with several GPUs for one video", hint=UNSHARED[key][name])

@@ -40,8 +40,8 @@ class Check:
 
     Attributes:
         step: at which it was measured.
-        stored: recall [H] of the search that made the file.
-        measured: recall [H] on the run's own attention.
+        stored: recall [H] of the search that made the file, of all heads of the layer.
+        measured: recall [H] on the run's own attention, of all heads too.
         below: whether the mean over the heads is below what was asked for.
         searched: whether the layer was searched anew.
     """
@@ -107,7 +107,7 @@ class StoredMasks(Forwarding):
         return Call(0, 0, facts.branches[0], 0, facts.layout)
 
     def load(self, call: Call, device: torch.device) -> FoundMask:
-        """Read the mask of the call's layer, branch and step; waits for the device once.
+        """Read the mask of the call's layer, branch and step, and take that of its heads; waits for the device once.
 
         Raises:
             MaskFileError: corrupt.
@@ -124,14 +124,15 @@ class StoredMasks(Forwarding):
             recall = ranking.recall_by_rank.gather(1, counts[:, None])[:, 0]
             kept = ranked_blocks(ranking.order.to(device), counts.to(device), blocks)
         mask = BlockMask.from_bool(with_text(kept, call.layout, self.block_size), self.block_size)
-        return FoundMask(mask, recall.to(device), loaded=True)
+        counts, indices, recall = (call.heads.mine(x) for x in (mask.counts, mask.indices, recall.to(device)))
+        return FoundMask(BlockMask(counts, indices, mask.key_blocks, mask.block_size), recall, loaded=True)
 
     def search(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> FoundMask:
         """Measure the loaded mask in W; search in W instead if its recall is too low. Waits for the device."""
         if self._fell_back(call) or self.min_recall is None:
             return self.method.search(call, block_sums, scores)
         loaded = self.load(call, block_sums.device)
-        measured = mask_recall(loaded.mask.to_bool(), block_sums)
+        measured = call.heads.gather(mask_recall(loaded.mask.to_bool(), block_sums))
         below = not float(measured.mean()) >= self.min_recall  # also where it is not a number
         if below and not any(check.below for check in self.checks.values()):
             _logger.warning(
@@ -140,7 +141,7 @@ class StoredMasks(Forwarding):
                 float(measured.mean()),
                 self.min_recall,
             )
-        stored = loaded.recall if loaded.recall is not None else torch.full_like(measured, torch.nan)
+        stored = torch.full_like(measured, torch.nan) if loaded.recall is None else call.heads.gather(loaded.recall)
         searched = below and self.falls_back
         self.checks[call.layer, call.branch, call.sample] = Check(call.step, stored, measured, below, searched)
         return self.method.search(call, block_sums, scores) if searched else loaded

@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from adaspa_cli.attention.layout import OrderName
 from adaspa_cli.distributed.tokens import TokenShare
 from adaspa_cli.errors import RunError
@@ -46,6 +48,7 @@ class Attachment:
         self.transformers = family.transformers(pipe)
         self.blocks = [block for transformer in self.transformers for block in family.blocks(transformer)]
         self.attentions = [getattr(block, family.attention) for block in self.blocks]
+        self._share: TokenShare | None = None  # of the video's tokens; None for all
         self._named = False  # whether the pipeline has said what the pass in progress is
         self._unnamed = 0  # passes of this step of which it has said nothing
         self._forward = Forward(attend)
@@ -99,7 +102,21 @@ class Attachment:
     def split(self, share: TokenShare) -> None:
         """Leave each process of a team its part of the video's tokens; raises as :meth:`rearrange`."""
         self.rearrange(share)
+        self._share = share
         self._forward.tokens = share.tokens
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the video's tokens here are those of one process among several."""
+        return self._share is not None
+
+    def over_tokens(self, sums: Tensor) -> Tensor:
+        """Sums over the video's tokens that are here, as sums over all of them; every process calls it."""
+        return sums if self._share is None else self._share.team.sum(sums)
+
+    def whole_video(self, x: Tensor) -> Tensor:
+        """x [B, n, C] of the video's tokens that are here, of all of them [B, N, C]; every process calls it."""
+        return x if self._share is None else self._share.leave(x, 1, self.rows[0].layout)
 
     @property
     def layers(self) -> int:
@@ -110,6 +127,10 @@ class Attachment:
     def rows(self) -> Sequence[Row]:
         """What the rows of the batch in the forward pass in progress are."""
         return self._forward.rows
+
+    @rows.setter
+    def rows(self, rows: Sequence[Row]) -> None:
+        self._forward.rows = rows
 
     def _note_branch(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @contextlib.contextmanager

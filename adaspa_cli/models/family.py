@@ -80,6 +80,8 @@ class Family(ABC):
         attachment: subclass of :class:`~adaspa_cli.models.attachment.Attachment`.
         linears: of the blocks, those that may multiply in FP8.
         branch_names: what ``cache_context`` calls the guidance branches, where not ``cond`` and ``uncond``.
+        batch_inputs: arguments of a transformer whose first dimension is the batch, which ``--cfg-parallel`` cuts where
+            both guidance branches are one batch.
         absent: parts that a pipeline with random weights does without.
     """
 
@@ -88,6 +90,7 @@ class Family(ABC):
     attachment: ClassVar[type[Any]]
     linears: ClassVar[Linears] = Linears()
     branch_names: ClassVar[Mapping[str, str]] = {}
+    batch_inputs: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
     absent: ClassVar[tuple[str, ...]]
 
     @abstractmethod

@@ -52,6 +52,7 @@ def gather_records(world: World, name: str, records: Records, peak: dict[str, in
     own = {
         "calls": [_call(call) for call in records.calls],
         "searches": [_search(search) for search in records.searches],
+        "densified": records.densified,
         "attention": sum(seconds),
         "peak": peak,
     }
@@ -61,7 +62,7 @@ def gather_records(world: World, name: str, records: Records, peak: dict[str, in
     spans = [Span(0.0, value) for value in seconds]
     parts = world.teams.tokens.size
     groups = [everybody[first : first + parts] for first in range(0, len(everybody), parts)]
-    whole = Records(densified=records.densified)
+    whole = Records(densified=sum(group[0]["densified"] for group in groups))
     for group in groups:
         for index, calls in enumerate(zip(*(one["calls"] for one in group), strict=True)):
             own_branch = group is groups[0]

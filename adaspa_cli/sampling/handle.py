@@ -14,6 +14,7 @@ from adaspa_cli.config.mask_file import MaskFileConfig
 from adaspa_cli.config.merging import Merging
 from adaspa_cli.config.methods import Algorithm, SparseConfig
 from adaspa_cli.config.schema import MethodConfig
+from adaspa_cli.distributed.branches import BranchCalls
 from adaspa_cli.distributed.deals import Deals
 from adaspa_cli.distributed.exchange import Exchange
 from adaspa_cli.distributed.latents import same_latents
@@ -105,6 +106,7 @@ class Handle:
         self.layers = sum(count_layers(family.facts, one.config) for one in family.transformers(pipe))
         self.cache: StepCache | None = None
         self._attachment: Attachment | None = None
+        self._branches: BranchCalls | None = None
         self.linears: Fp8Linears | None = None
         if not self.attached:
             self.clock.listen(Listener(Order.ENGINE, start=lambda _steps: self.engine.on_call(DENSE)))
@@ -123,6 +125,11 @@ class Handle:
         self._attachment = attach(pipe, attend, config.order)
         if not self.teams.tokens.alone:
             self._attachment.split(share)
+        if not self.teams.branches.alone:
+            transformers = family.transformers(pipe)
+            self._branches = BranchCalls(
+                transformers, self.teams.branches, self._attachment, family.batch_inputs, self.clock
+            )
         self.layers = self._attachment.layers
         if config.linear == "fp8":
             self.linears = Fp8Linears(family, pipe)
@@ -151,6 +158,8 @@ class Handle:
         """Restore the pipeline as it was. May be called twice."""
         if self.cache is not None:
             self.cache.remove()
+        if self._branches is not None:
+            self._branches.remove()
         if self._attachment is not None:
             self._attachment.detach()
         if self.linears is not None:

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from adaspa_cli.config import resolve
 from adaspa_cli.config.load import method_config
+from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.distributed.teams import Teams
+from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.sampling.handle import Handle
 from tests.distributed.ranks import together
-from tests.pipelines import cogvideox, hunyuan_video, latents, masks_at_end
+from tests.pipelines import PROMPT, Listener, cogvideox, hunyuan_video, latents, masks_at_end, save, small_run
 
 Make = Callable[[], Any]
 ADASPA = {"sparsity": 0.5, "block_size": 16, "search_steps": (1, 3)}
@@ -116,3 +119,83 @@ def test_masks_are_kept_as_bits_where_that_is_less(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(mask_memory, "LEAST_PACKED", 0)
     monkeypatch.setattr(mask_memory, "PACKED_TIMES", 0)
     test_it_is_that_of_one_process(*CASES["uneven tokens, four heads on three"], tmp_path)
+
+
+GUIDED: dict[str, tuple[int, Make, dict[str, Any], float]] = {
+    "a batch": (2, cogvideox, {}, 1e-4),  # products of one row, not of two
+    "two passes": (2, hunyuan_video, TRUE_CFG, 0),
+    "a batch, tokens split too": (4, cogvideox, {}, 1e-4),
+    "two passes, tokens split too": (4, hunyuan_video, TRUE_CFG, 0),
+}
+
+
+@pytest.mark.parametrize(("size", "make", "call", "tolerance"), GUIDED.values(), ids=GUIDED.keys())
+def test_guidance_branches_run_at_the_same_time(
+    size: int, make: Make, call: dict[str, Any], tolerance: float, tmp_path: Path
+) -> None:
+    expected, masks, alone = _run(Teams(), make, "adaspa", ADASPA, call)
+
+    def case(teams: Teams) -> None:
+        made, own, handle = _run(teams, make, "adaspa", ADASPA, call)
+        torch.testing.assert_close(made, expected, rtol=0, atol=tolerance)
+        branch = ("cond", "uncond")[teams.branches.rank]
+        assert own.keys() == {key for key in masks if key[1] == branch}
+        assert len(handle.engine.calls) == len(alone.engine.calls) // 2
+
+    together(size, tmp_path, case, branches=2)
+
+
+CACHES: dict[str, tuple[str, dict[str, Any]]] = {
+    "adacache": ("adacache", {"adacache_reuses": (2, 1, 1, 0), "adacache_thresholds": (0.1, 0.3, 0.5)}),
+    "first-block": ("full", {"cache": "first-block", "first_block_threshold": 0.2}),
+    "magcache-calibration": ("magcache-calibration", {}),
+    "pab": ("pab", {}),
+}
+
+
+@pytest.mark.parametrize(("method", "settings"), CACHES.values(), ids=CACHES.keys())
+def test_caches_decide_alike(method: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    call = {"num_inference_steps": 6}
+    expected, _, alone = _run(Teams(), hunyuan_video, method, settings, call)
+    assert alone.cache is not None
+    report = alone.cache.report()
+
+    def case(teams: Teams) -> None:
+        made, _, handle = _run(teams, hunyuan_video, method, settings, call)
+        assert handle.cache is not None
+        torch.testing.assert_close(made, expected, rtol=0, atol=0)
+        assert handle.cache.report() == {
+            key: pytest.approx(value, rel=1e-4) if key in ("ratios", "distance", "motion") else value
+            for key, value in report.items()
+        }
+
+    together(2, tmp_path, case)
+
+
+def test_masks_of_a_file(tmp_path: Path) -> None:
+    """Each process takes those of its heads, and measures its share of the recall."""
+    make, call = lambda: hunyuan_video(num_attention_heads=3), {"num_inference_steps": 6}
+    settings = ADASPA | {"masks": str(_searched(tmp_path)), "masks_min_recall": 0.5}
+    expected, masks, alone = _run(Teams(), make, "adaspa", settings, call)
+
+    def case(teams: Teams) -> None:
+        made, own, handle = _run(teams, make, "adaspa", settings, call)
+        torch.testing.assert_close(made, expected, rtol=0, atol=0)
+        for key, mask in masks.items():
+            heads = handle.engine._deals.of(key)
+            assert torch.equal(own[key].mask.to_bool(), heads.mine(mask.mask.to_bool()))
+        checks, theirs = handle.engine.policy.checks, alone.engine.policy.checks  # type: ignore[union-attr]
+        assert checks.keys() == theirs.keys()
+        for key, check in theirs.items():
+            torch.testing.assert_close(checks[key].measured, check.measured)
+
+    together(2, tmp_path, case)
+
+
+def _searched(folder: Path) -> Path:
+    """A mask file of a small HunyuanVideo with three heads."""
+    pipeline = save(hunyuan_video(num_attention_heads=3), folder / "pipeline")
+    run = small_run(pipeline, folder / "out", steps=6, search_steps=(1, 3), **SMALL, frames=9)
+    out = folder / "masks.safetensors"
+    search_masks(resolve(run), SearchOptions(out), [PROMPT], Listener())
+    return out
