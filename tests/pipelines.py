@@ -1,5 +1,6 @@
 """Small pipelines with random weights, saved in the exact format of diffusers: nothing is downloaded."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,17 @@ import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLHunyuanVideo15,
     AutoencoderKLWan,
+    ClassifierFreeGuidance,
     CogVideoXDDIMScheduler,
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideo15ImageToVideoPipeline,
+    HunyuanVideo15Pipeline,
+    HunyuanVideo15Transformer3DModel,
     HunyuanVideoImageToVideoPipeline,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
@@ -21,7 +27,18 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from transformers import T5Config, T5EncoderModel, T5Tokenizer, UMT5Config, UMT5EncoderModel
+from transformers import (
+    ByT5Tokenizer,
+    Qwen2Tokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from adaspa_cli.config import Resolved
 from adaspa_cli.hooks import clock
@@ -181,6 +198,72 @@ def _t5_tokenizer() -> T5Tokenizer:
     """One token for each letter."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     return T5Tokenizer(vocab=pieces + [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"])
+
+
+def hunyuan_video15(*, image: bool = False, **transformer: Any) -> Any:
+    """16x16 spatial and 4x temporal VAE, patch 1, 3 blocks, 2 heads of 64: 72 tokens at 64x96x9, noise for texts."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLHunyuanVideo15(latent_channels=4, block_out_channels=(32, 32, 32, 32, 32), layers_per_block=1)
+    settings: dict[str, Any] = {
+        "in_channels": 9,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 64,
+        "num_layers": 3,
+        "num_refiner_layers": 1,
+        "text_embed_dim": 32,
+        "text_embed_2_dim": 24,
+        "image_embed_dim": 16,
+        "rope_axes_dim": (16, 24, 24),
+    }
+    parts: dict[str, Any] = {
+        "transformer": _lively(HunyuanVideo15Transformer3DModel(**(settings | transformer))),
+        "vae": vae.eval(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=5.0),
+        "guider": ClassifierFreeGuidance(guidance_scale=6.0),
+    }
+    kind = HunyuanVideo15ImageToVideoPipeline if image else HunyuanVideo15Pipeline
+    names = set(inspect.signature(kind.__init__).parameters) - {"self", *parts}
+    pipe = kind(**dict.fromkeys(names), **parts)
+    pipe.tokenizer_max_length, pipe.tokenizer_2_max_length, pipe.vision_num_semantic_tokens = 40, 12, 20
+    for name, stand_in in family_of(pipe).stand_ins(pipe).items():
+        setattr(pipe, name, stand_in)
+    return pipe
+
+
+def qwen_and_byt5() -> dict[str, Any]:
+    """Text encoders and tokenizers of HunyuanVideo 1.5, for the transformer of :func:`hunyuan_video15`."""
+    torch.manual_seed(1)
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = [*bytes_to_unicode().values(), *specials]
+    tokenizer = Qwen2Tokenizer(
+        vocab={piece: number for number, piece in enumerate(vocabulary)},
+        merges=[],
+        pad_token=specials[0],
+        extra_special_tokens=specials[1:],
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    qwen = Qwen2_5_VLTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        rope_scaling={"rope_type": "default", "mrope_section": [2, 3, 3]},
+    )
+    byt5 = T5Config(vocab_size=512, d_model=24, d_kv=12, d_ff=32, num_layers=1, num_heads=2)
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": Qwen2_5_VLTextModel(qwen).eval(),
+        "tokenizer_2": ByT5Tokenizer(),
+        "text_encoder_2": T5EncoderModel(byt5).eval(),
+    }
 
 
 def _lively(transformer: Any) -> Any:

@@ -54,7 +54,13 @@ class DiffusersCache(StepCache):
         self.release()
         self._enabled = True
         for transformer in self._transformers:
-            transformer.enable_cache(self._make_config(steps, transformer))
+            try:
+                transformer.enable_cache(self._make_config(steps, transformer))
+            except ValueError as error:  # blocks of a class that diffusers has not registered
+                raise RunError(
+                    f"diffusers has no cache '{self.name}' for this model: {error}",
+                    hint="use --cache adacache, or none",
+                ) from error
 
     def release(self) -> None:
         if self._enabled:

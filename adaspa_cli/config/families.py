@@ -75,6 +75,8 @@ class FamilyFacts:
         transformers: parts of the pipeline that are transformers, in the order in which a run uses them. All but the
             first may be absent. Layers are numbered on from one to the next.
         variants: other classes of pipelines with the same transformer, which only Python can call.
+        asks_vae: whether the pipeline needs its VAE where it does not use it.
+        sized: whether the pipeline's call takes height and width.
         dropped_frames: frames that the pipeline makes before the video and drops, from the transformer's configuration.
         images: arguments of the pipeline's call that take a picture, which are settings too: ``image``, which it must
             have, and ``last_image``. Empty where videos are made from text alone.
@@ -92,6 +94,8 @@ class FamilyFacts:
     transformers: tuple[str, ...] = ("transformer",)
     images: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
+    asks_vae: bool = False
+    sized: bool = True
     dropped_frames: Callable[[Config], int] = lambda _transformer: 0
 
     other_presets: Mapping[str, str] = field(default_factory=dict)
@@ -225,6 +229,48 @@ def _wan_arguments(sampling: SamplingConfig) -> dict[str, Any]:
     return {"guidance_scale": sampling.guidance_scale} | stage
 
 
+def _hunyuan_video15_scale(vae: Config) -> tuple[int, int]:
+    return vae.get("temporal_compression_ratio", 4), vae.get("spatial_compression_ratio", 16)
+
+
+def _hunyuan_video15_size(transformer: Config, vae: Config) -> SizeRule:
+    time, space = _hunyuan_video15_scale(vae)
+    return SizeRule(space * transformer.get("patch_size", 1), time)
+
+
+def _hunyuan_video15_grid(transformer: Config, frames: int, height: int, width: int) -> Grid:
+    patch = transformer.get("patch_size", 1)
+    return frames // transformer.get("patch_size_t", 1), height // patch, width // patch
+
+
+def _hunyuan_video15_arguments(sampling: SamplingConfig) -> dict[str, Any]:
+    """None: guidance is set at the pipeline's guider."""
+    if sampling.true_cfg_scale > 1:
+        raise ConfigError("true_cfg_scale is HunyuanVideo's; HunyuanVideo 1.5 guides by --guidance-scale")
+    if sampling.negative_prompt and sampling.guidance_scale == 1:
+        raise ConfigError(
+            "a negative prompt has no effect on this model without guidance",
+            hint="add --guidance-scale 6 (two passes a step), or drop --negative-prompt",
+        )
+    return {}
+
+
+def _hunyuan_video15(module: str, pipeline: str, preset: str, **own: Any) -> FamilyFacts:
+    return FamilyFacts(
+        module=f"adaspa_cli.models.families.{module}",
+        pipeline=pipeline,
+        preset=preset,
+        layer_keys=("num_layers",),
+        size_rule=_hunyuan_video15_size,
+        vae_scale=_hunyuan_video15_scale,
+        token_grid=_hunyuan_video15_grid,
+        call_arguments=_hunyuan_video15_arguments,
+        guided=lambda sampling: sampling.guidance_scale != 1,
+        asks_vae=True,
+        **own,
+    )
+
+
 FAMILIES: tuple[FamilyFacts, ...] = (
     FamilyFacts(
         module="adaspa_cli.models.families.hunyuan_video",
@@ -286,6 +332,14 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         call_arguments=_wan_arguments,
         guided=lambda sampling: sampling.guidance_scale > 1,
         transformers=("transformer", "transformer_2"),
+    ),
+    _hunyuan_video15("hunyuan_video15", "HunyuanVideo15Pipeline", "hunyuan1.5-480p"),
+    _hunyuan_video15(
+        "hunyuan_video15_image",
+        "HunyuanVideo15ImageToVideoPipeline",
+        "hunyuan1.5-480p-i2v",
+        images=("image",),
+        sized=False,
     ),
 )
 

@@ -35,7 +35,8 @@ Nothing else names a family. What the models of diffusers 0.42 do differently, a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -139,6 +140,19 @@ class Family(ABC):
     @abstractmethod
     def encoder(self, pipe: Any) -> Encode:
         """What stands for ``encode_prompt`` of a pipeline without text encoders."""
+
+    def stand_ins(self, pipe: Any) -> dict[str, Callable[..., Any]]:
+        """What stands for methods of a pipeline without the parts that they call, by their names."""
+        return {"encode_prompt": self.encoder(pipe)}
+
+    def made_parts(self) -> dict[str, Any]:
+        """Parts of a pipeline with random weights that have no weights, besides the scheduler."""
+        return {}
+
+    @contextmanager
+    def set_up(self, pipe: Any, sampling: SamplingConfig) -> Iterator[None]:  # noqa: ARG002  most take arguments
+        """Within it the pipeline is set up for calls, in ways other than by the call's arguments."""
+        yield
 
     # --- the same for all
 

@@ -37,7 +37,7 @@ def random_pipeline(
     family = heavy(architecture.facts)
     classes, random, held = family.classes(), torch.Generator(device).manual_seed(0), held or device
     scheduler = dict(architecture.parts["scheduler"])
-    needs_vae = decode or family.facts.images  # which it encodes
+    needs_vae = decode or family.facts.images or family.facts.asks_vae  # pictures are encoded
     vae = _build(classes.vae, architecture.parts["vae"], dtype, random, held) if needs_vae else None
     transformers = {
         name: _build(classes.transformer, config, dtype, random, held)
@@ -47,13 +47,15 @@ def random_pipeline(
         **dict.fromkeys((*family.absent, *family.facts.transformers)) | transformers,
         vae=vae,
         scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
+        **family.made_parts(),
         **architecture.arguments,
     )
     if vae is None:
         # Without one to ask, a pipeline takes the scale of the first VAE that its family had.
         scale = family.facts.vae_scale(architecture.parts.get("vae", {}))
         pipe.vae_scale_factor_temporal, pipe.vae_scale_factor_spatial = scale
-    pipe.encode_prompt = family.encoder(pipe)
+    for name, stand_in in family.stand_ins(pipe).items():
+        setattr(pipe, name, stand_in)
     return pipe
 
 

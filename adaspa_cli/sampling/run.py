@@ -167,16 +167,16 @@ def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int, *, decode: boo
     sampling, family = resolved.config.sampling, family_of(pipe)
     facts, transformer = family.facts, family.transformers(pipe)[0]
     generator = torch.Generator("cpu").manual_seed(seed)
-    with torch.inference_mode(), seeded_steps(pipe.scheduler, generator):
+    size = {"height": sampling.height, "width": sampling.width} if facts.sized else {}
+    with torch.inference_mode(), seeded_steps(pipe.scheduler, generator), family.set_up(pipe, sampling):
         video: torch.Tensor = pipe(
             prompt=prompt,
             negative_prompt=sampling.negative_prompt,
-            height=sampling.height,
-            width=sampling.width,
             num_frames=sampling.frames + facts.dropped_frames(transformer.config),
             num_inference_steps=sampling.steps,
             generator=generator,
             output_type="pt" if decode else "latent",
+            **size,
             **call_pictures(facts, resolved.config),
             **facts.call_arguments(sampling),
         ).frames

@@ -27,7 +27,7 @@ def test_generate_takes_every_flag_of_the_table_but_set() -> None:
 
 def test_a_flag_reads_the_same_in_all_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless a command says what it means there."""
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "900")
     for command in ("generate", "search-masks", "visualize"):
         shown = CliRunner().invoke(app, [command, "--help"]).stdout
         for flag in (options.PROMPTS, options.MODEL, options.CONFIG, options.DEVICE):

@@ -23,6 +23,8 @@ CLASSES = {
     "HunyuanVideoPipeline": ("HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo"),
     "HunyuanVideoImageToVideoPipeline": ("HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo"),
     "CogVideoXImageToVideoPipeline": ("CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX"),
+    "HunyuanVideo15Pipeline": ("HunyuanVideo15Transformer3DModel", "AutoencoderKLHunyuanVideo15"),
+    "HunyuanVideo15ImageToVideoPipeline": ("HunyuanVideo15Transformer3DModel", "AutoencoderKLHunyuanVideo15"),
     "CogVideoXPipeline": ("CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX"),
     "WanPipeline": ("WanTransformer3DModel", "AutoencoderKLWan"),
 }
@@ -53,6 +55,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         ("wan2.1-14b", 14.3),
         ("wan2.2-a14b", 28.6),
         ("wan2.2-5b", 5.0),
+        ("hunyuan1.5-480p", 8.3),
+        ("hunyuan1.5-720p-i2v", 8.3),
     ],
 )
 def test_the_transformers_have_the_real_models_number_of_parameters(name: str, billions: float) -> None:
