@@ -165,6 +165,8 @@ def parse_steps(text: str) -> tuple[int, ...]:
         ConfigError: it is something else.
     """
     try:
+        if not text.isascii() or "_" in text:  # which Python takes for numbers, as in 1_000
+            raise ValueError
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(

@@ -381,7 +381,7 @@ def test_steps_are_read_as_flags_hold_them(text: str, steps: tuple[int, ...]) ->
     assert parse_steps(text) == steps
 
 
-@pytest.mark.parametrize("text", ["", "10,", "10;30", "ten", "1.5"])
+@pytest.mark.parametrize("text", ["", "10,", "10;30", "ten", "1.5", "٣", "1_0"])
 def test_steps_that_are_no_numbers_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="whole numbers with commas between"):
         parse_steps(text)
