@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from adaspa_cli.bench.schema import PaperFigures
-from adaspa_cli.config.load import presets_root
+from adaspa_cli.config.presets import presets_root
 from adaspa_cli.errors import ConfigError, nearest
 
 

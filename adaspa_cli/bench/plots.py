@@ -11,7 +11,7 @@ from adaspa_cli.bench.render import TITLES
 from adaspa_cli.bench.schema import Bench, BenchRow, Missing, Part
 from adaspa_cli.config import MethodConfig
 from adaspa_cli.config.flat import keys_of
-from adaspa_cli.config.names import DENSE
+from adaspa_cli.config.methods import DENSE
 from adaspa_cli.report.drawing import COLOURS, Drawing, svg
 
 _METHOD_KEYS = {*keys_of(MethodConfig)}

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from adaspa_cli.config.fields import MOST_STEPS, at_least, shown
-from adaspa_cli.config.load import check_value, check_values, preset_names, presets_root, read_mapping
+from adaspa_cli.config.load import check_value, check_values, read_mapping
+from adaspa_cli.config.presets import preset_names, presets_root
 from adaspa_cli.config.schema import PromptConfig
 from adaspa_cli.errors import ConfigError, nearest
 from adaspa_cli.jobs.prompts import collect_prompts

@@ -17,7 +17,7 @@ from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
 from adaspa_cli.commands.early import say_repeated
 from adaspa_cli.commands.settings import Given
-from adaspa_cli.config.load import check_value, preset_names
+from adaspa_cli.config.presets import preset_names
 from adaspa_cli.console import Console
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ def _chosen(console: Console, spec: BenchSpec, given: Given, rows: str | None, l
     if limit is not None:
         spec = dataclasses.replace(spec, prompts=spec.prompts[:limit])
     if seeds:
+        from adaspa_cli.config.load import check_value
+
         check_value("seed", seeds, "flag --seed")
     say_repeated(console, "seed", seeds or spec.seeds)
     return dataclasses.replace(spec, seeds=tuple(dict.fromkeys(seeds or spec.seeds)))

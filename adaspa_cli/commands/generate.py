@@ -18,10 +18,8 @@ from adaspa_cli.commands.command import command
 from adaspa_cli.commands.early import check_early, say_early
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.commands.together import Member, member, started_by_torchrun
-from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.console import Console
 from adaspa_cli.distributed.launch import launch
-from adaspa_cli.distributed.refuse import check_together
 
 if TYPE_CHECKING:
     from adaspa_cli.config import GenerateConfig, Resolved
@@ -51,6 +49,8 @@ def generate(
 
     Example: adaspa generate --prompt "a red circle moves left on a blue background"
     """
+    from adaspa_cli.distributed.refuse import check_together
+
     share = options.parse_shard(shard)
     with member(console, None if share or ray else started_by_torchrun()) as own:
         resolved = given.resolve()
@@ -121,6 +121,8 @@ def _check_compared(config: GenerateConfig, prompts: list[str]) -> None:
 
 
 def _say_schedule(console: Console, resolved: Resolved) -> None:
+    from adaspa_cli.config.methods import SparseConfig
+
     method, steps = resolved.config.method, resolved.config.sampling.steps
     if method.mask_file.masks is None and isinstance(method.algorithm, SparseConfig):
         asked, planned = list(method.algorithm.search_steps), list(method.algorithm.schedule(steps))

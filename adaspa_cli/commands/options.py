@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adaspa_cli.config.load import preset_names
-from adaspa_cli.config.methods.adaspa import BUDGETS
-from adaspa_cli.config.names import BACKENDS, CACHES, DTYPES, LINEARS, OFFLOADS, TOKEN_ORDERS
+from adaspa_cli.config.caches import CACHES
+from adaspa_cli.config.names import BACKENDS, BUDGETS, DTYPES, LINEARS, OFFLOADS, TOKEN_ORDERS
+from adaspa_cli.config.presets import preset_names
 from adaspa_cli.errors import shortened
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaspa_cli.config.yaml_text import parse_yaml
 from adaspa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,6 +80,8 @@ def parse_settings(given: Iterable[str]) -> dict[str, Any]:
     Raises:
         ConfigError: one is not of that form.
     """
+    from adaspa_cli.config.yaml_text import parse_yaml
+
     found: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")

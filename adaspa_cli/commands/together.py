@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from adaspa_cli import interrupts
-from adaspa_cli.config.parallel import ParallelConfig
 from adaspa_cli.console import Console
 from adaspa_cli.distributed.failure import GRACE, Ended, end_soon, is_lost_contact, watch_signals
 from adaspa_cli.distributed.place import Place
 from adaspa_cli.errors import AdaspaError, RunError
 
 if TYPE_CHECKING:
+    from adaspa_cli.config.parallel import ParallelConfig
     from adaspa_cli.distributed.world import World
 
 _FIRST = 2.0  # seconds in which the leader can say what is wrong for all

@@ -1,7 +1,10 @@
 """Configuration: what can be set, where presets lie, and what wins over what."""
 
-from adaspa_cli.config.load import Resolved, preset_names, resolve
-from adaspa_cli.config.schema import GenerateConfig, MethodConfig, ModelConfig, OutputConfig, SamplingConfig
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaspa_cli.config.load import Resolved, resolve
+    from adaspa_cli.config.schema import GenerateConfig, MethodConfig, ModelConfig, OutputConfig, SamplingConfig
 
 __all__ = [
     "GenerateConfig",
@@ -10,6 +13,14 @@ __all__ = [
     "OutputConfig",
     "Resolved",
     "SamplingConfig",
-    "preset_names",
     "resolve",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the dataclasses and YAML only when they are needed: `adaspa --help` shows names alone."""
+    if name not in __all__:
+        raise AttributeError(f"module 'adaspa_cli.config' has no attribute '{name}'")
+    from adaspa_cli.config import load, schema
+
+    return getattr(load if name in ("Resolved", "resolve") else schema, name)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from adaspa_cli.config.families import FamilyFacts, Grid, SizeRule, count_layers, facts_of
-from adaspa_cli.config.load import ARCHITECTURE, preset_names, presets_root, read_mapping
+from adaspa_cli.config.load import ARCHITECTURE, read_mapping
 from adaspa_cli.config.model_source import read_model_index
+from adaspa_cli.config.presets import preset_names, presets_root
 from adaspa_cli.config.schema import ModelConfig, SamplingConfig
 from adaspa_cli.errors import ConfigError, ModelError
 

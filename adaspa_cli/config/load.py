@@ -12,10 +12,12 @@ from typing import Any
 
 import yaml
 
+from adaspa_cli.config.caches import CACHES
 from adaspa_cli.config.fields import fit, shown, wanted
 from adaspa_cli.config.flat import Config, build, keys_of
+from adaspa_cli.config.merging import MERGES
 from adaspa_cli.config.model_source import check_known_architecture, identify
-from adaspa_cli.config.names import CACHES, MERGES
+from adaspa_cli.config.presets import preset_names, presets_root
 from adaspa_cli.config.ramp import SparsityRamp
 from adaspa_cli.config.schema import GenerateConfig, MethodConfig
 from adaspa_cli.config.yaml_text import parse_yaml
@@ -64,18 +66,6 @@ class Resolved:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def presets_root() -> Path:
-    """The folder of presets: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
-def preset_names(kind: str) -> list[str]:
-    """Names of the presets of one kind: ``models`` or ``methods``."""
-    return sorted(path.stem for path in (presets_root() / kind).glob("*.yaml"))
 
 
 def load_preset(kind: str, name: str) -> dict[str, Any]:

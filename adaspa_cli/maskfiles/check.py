@@ -11,8 +11,8 @@ from adaspa_cli.attention.layout import OrderName, TokenLayout, same_video_block
 from adaspa_cli.config.architecture import Architecture
 from adaspa_cli.config.families import Grid
 from adaspa_cli.config.kept_blocks import most_needed
-from adaspa_cli.config.load import preset_names
 from adaspa_cli.config.methods import SearchingConfig
+from adaspa_cli.config.presets import preset_names
 from adaspa_cli.config.schema import MethodConfig, ModelConfig, SamplingConfig
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles.description import ModelFacts

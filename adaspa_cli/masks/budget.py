@@ -21,7 +21,7 @@ from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.block_mask import index_dtype
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.config.kept_blocks import candidate_counts, kept_blocks
-from adaspa_cli.config.methods.adaspa import BUDGETS
+from adaspa_cli.config.names import BUDGETS
 from adaspa_cli.distributed.heads import ALL_HEADS, Heads
 from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import FoundMask

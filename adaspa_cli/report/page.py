@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaspa_cli.config.names import DENSE
+from adaspa_cli.config.methods import DENSE
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.compensation import error_note
 from adaspa_cli.report.heat import error_heats, heats

@@ -7,7 +7,8 @@ import pytest
 
 from adaspa_cli.bench.paper import load_tables, paper_figures
 from adaspa_cli.bench.spec import BenchSpec, load_bench, parse_bench
-from adaspa_cli.config import preset_names, resolve
+from adaspa_cli.config import resolve
+from adaspa_cli.config.presets import preset_names
 from adaspa_cli.errors import ConfigError
 from adaspa_cli.report.typed_json import to_json
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from adaspa_cli.config import preset_names, resolve
+from adaspa_cli.config import resolve
 from adaspa_cli.config.caches import MagCacheConfig
 from adaspa_cli.config.load import method_config
+from adaspa_cli.config.presets import preset_names
 from adaspa_cli.errors import ConfigError
 
 

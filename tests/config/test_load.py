@@ -10,13 +10,14 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
-from adaspa_cli.config import GenerateConfig, MethodConfig, Resolved, SamplingConfig, preset_names, resolve
+from adaspa_cli.config import GenerateConfig, MethodConfig, Resolved, SamplingConfig, resolve
 from adaspa_cli.config.caches import Cache
 from adaspa_cli.config.fields import options_of
 from adaspa_cli.config.flat import build, default_of, keys_of
 from adaspa_cli.config.load import check_values, load_preset, method_config, parse_steps, read_yaml
 from adaspa_cli.config.merging import Merging
 from adaspa_cli.config.methods import AdaSpaConfig, Algorithm
+from adaspa_cli.config.presets import preset_names
 from adaspa_cli.errors import AdaspaError, ConfigError, ModelError
 
 

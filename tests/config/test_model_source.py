@@ -3,7 +3,8 @@
 import pytest
 
 from adaspa_cli.config import resolve
-from adaspa_cli.config.load import load_preset, preset_names
+from adaspa_cli.config.load import load_preset
+from adaspa_cli.config.presets import preset_names
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names("models") if name != "tiny"])

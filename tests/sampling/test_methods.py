@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import adaspa_cli
-from adaspa_cli.config import preset_names, resolve
+from adaspa_cli.config import resolve
 from adaspa_cli.config.methods import SparseConfig
+from adaspa_cli.config.presets import preset_names
 from tests.pipelines import Listener, cogvideox, hunyuan_video, latents, make_reports, masks_at_end, small_run
 
 METHODS = ("sparse-videogen", "minference", "frame-region")

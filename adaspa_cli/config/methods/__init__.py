@@ -37,7 +37,10 @@ def names_of(kind: type[AlgorithmConfig] = AlgorithmConfig) -> tuple[str, ...]:
     return tuple(config.name for config in get_args(Algorithm) if issubclass(config, kind))
 
 
+DENSE = names_of(DenseConfig)
+
 __all__ = [
+    "DENSE",
     "AdaSpaConfig",
     "Algorithm",
     "AlgorithmConfig",

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from adaspa_cli.config.fields import MOST_SCALE, above_zero, at_least, one_of, setting, shown, within
 from adaspa_cli.config.methods.base import SearchingConfig
+from adaspa_cli.config.names import BUDGETS
 from adaspa_cli.errors import ConfigError
 
-BUDGETS = ("row", "head-adaptive", "layer")
 SEARCH_ROWS = (1, 2, 4, 8, 16)
 MOST_PROBES = 4096
 
