@@ -10,6 +10,7 @@ import typer
 from adaspa_cli.commands.bench import bench
 from adaspa_cli.commands.generate import generate
 from adaspa_cli.commands.masks import masks_app
+from adaspa_cli.commands.models import models
 from adaspa_cli.commands.search_masks import search_masks
 from adaspa_cli.commands.visualize import visualize
 from adaspa_cli.console import Console, prepare_streams
@@ -28,6 +29,7 @@ app.command()(bench)
 app.command()(search_masks)
 app.add_typer(masks_app, name="masks")
 app.command()(visualize)
+app.command()(models)
 
 
 def _show_version(value: bool) -> None:

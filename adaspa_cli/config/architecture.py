@@ -109,7 +109,7 @@ def architecture_of(model: ModelConfig) -> Architecture:
     """
     folder = BUNDLED if model.is_bundled else Path(model.weights).expanduser()
     if folder.is_dir():
-        found = _of_folder(folder)
+        found = folder_architecture(folder)
     else:
         presets = (read_mapping(presets_root() / "models" / f"{name}.yaml") for name in preset_names("models"))
         known = {str(preset["weights"]).lower(): preset.get(ARCHITECTURE) for preset in presets}
@@ -119,12 +119,17 @@ def architecture_of(model: ModelConfig) -> Architecture:
                 f"the architecture of '{model.weights}' is not known without a download",
                 hint=f"random weights are built for {', '.join(preset_names('models'))}, or for a local folder",
             )
-        parts = {key: value for key, value in content.items() if key not in ("pipeline", "arguments")}
-        found = Architecture(content["pipeline"], parts, content.get("arguments", {}))
+        found = preset_architecture(content)
     return found if model.layers is None else found.cut(model.layers)
 
 
-def _of_folder(folder: Path) -> Architecture:
+def preset_architecture(content: Mapping[str, Any]) -> Architecture:
+    """What a preset's ``architecture`` says."""
+    parts = {key: value for key, value in content.items() if key not in ("pipeline", "arguments")}
+    return Architecture(content["pipeline"], parts, content.get("arguments", {}))
+
+
+def folder_architecture(folder: Path) -> Architecture:
     """Read the configurations that a local pipeline holds; its weights need not be there."""
     index = read_model_index(folder)
     facts = facts_of(index.get("_class_name"), str(folder))
@@ -173,7 +178,7 @@ def check_complete(folder: Path) -> None:
     if empty:
         lacking = f"the weights of {', '.join(empty)}"
         raise ModelError(f"{folder} is incomplete: it lacks {lacking}", hint="download it again")
-    _of_folder(folder)
+    folder_architecture(folder)
 
 
 def known_architecture(model: ModelConfig) -> Architecture | None:

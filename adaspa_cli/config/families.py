@@ -78,6 +78,7 @@ class FamilyFacts:
         asks_vae: whether the pipeline needs its VAE where it does not use it.
         sized: whether the pipeline's call takes height and width.
         dropped_frames: frames that the pipeline makes before the video and drops, from the transformer's configuration.
+        joins_branches: whether both branches of guidance go through the transformer in one call.
         images: arguments of the pipeline's call that take a picture, which are settings too: ``image``, which it must
             have, and ``last_image``. Empty where videos are made from text alone.
     """
@@ -92,6 +93,7 @@ class FamilyFacts:
     call_arguments: Callable[[SamplingConfig], dict[str, Any]]
     guided: Callable[[SamplingConfig], bool]
     transformers: tuple[str, ...] = ("transformer",)
+    joins_branches: bool = False
     images: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     asks_vae: bool = False
@@ -293,6 +295,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         token_grid=_cogvideox_grid,
         call_arguments=_cogvideox_arguments,
         guided=lambda sampling: sampling.guidance_scale > 1,
+        joins_branches=True,
         variants=("CogVideoXVideoToVideoPipeline",),
     ),
     FamilyFacts(
@@ -318,6 +321,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         token_grid=_cogvideox_grid,
         call_arguments=_cogvideox_arguments,
         guided=lambda sampling: sampling.guidance_scale > 1,
+        joins_branches=True,
         images=("image",),
     ),
     FamilyFacts(

@@ -23,7 +23,8 @@ from adaspa_cli.config.schema import GenerateConfig, MethodConfig
 from adaspa_cli.config.yaml_text import parse_yaml
 from adaspa_cli.errors import ConfigError, nearest
 
-ARCHITECTURE = "architecture"  # of a model preset: no setting, but what random weights are built from
+# Of a model preset, and no settings: what random weights are built from, and what is known of the checkpoint.
+ARCHITECTURE, CARD = "architecture", "card"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def load_preset(kind: str, name: str) -> dict[str, Any]:
     if name not in known:
         raise ConfigError(f"unknown {kind[:-1]} '{name}'{nearest(name, known)}", hint=f"known: {', '.join(known)}")
     values = read_mapping(path)
-    values.pop(ARCHITECTURE, None)
+    for key in (ARCHITECTURE, CARD):
+        values.pop(key, None)
     return check_values(values, str(path))
 
 

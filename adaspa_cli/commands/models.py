@@ -1,0 +1,110 @@
+"""``adaspa models``: which models there are, and what each of them takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from adaspa_cli.commands.command import command
+from adaspa_cli.console import Console
+
+if TYPE_CHECKING:
+    from adaspa_cli.config.catalogue import Entry
+
+_UNKNOWN = "not stated"
+_NOTE = (
+    "disk: parameters x 2 bytes; memory: an estimate of denoising with AdaSpa, without decoding, all parts on the GPU "
+    "and with --offload model"
+)
+
+
+@command(panels=False, interrupted="interrupted")
+def models(
+    *,
+    name: Annotated[str | None, typer.Argument(help="Only this one, in detail.", show_default=False)] = None,
+    console: Console,
+) -> None:
+    """Show the models that --model knows by name, with their sizes; nothing is downloaded.
+
+    Example: adaspa models hunyuan
+    """
+    from adaspa_cli.config.catalogue import catalogue, entry_of
+
+    if name is not None:
+        _show_one(console, entry_of(name))
+        return
+    entries = catalogue()
+    console.result([entry.as_json() for entry in entries], Group(_table(entries), Text(_NOTE)))
+
+
+def _table(entries: list[Entry]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("model", "pipeline", "checkpoint"):
+        table.add_column(title, overflow="fold")
+    for title in ("disk", "tokens", "layers x heads", "memory", "offloaded"):
+        table.add_column(title, justify="right")
+    for title in ("licence", "gated"):
+        table.add_column(title, overflow="fold")
+    for entry in entries:
+        card = entry.card
+        table.add_row(
+            *(entry.name, entry.pipeline.removesuffix("Pipeline"), entry.checkpoint),
+            *(_bytes(entry.disk), f"{entry.tokens:,}", f"{entry.layers} x {entry.heads}"),
+            *(_bytes(entry.memory), _bytes(entry.memory_offloaded)),
+            *(_UNKNOWN if card is None else card.licence, _gated(entry)),
+        )
+    return table
+
+
+def _show_one(console: Console, entry: Entry) -> None:
+    from adaspa_cli.config.catalogue import vocabulary
+
+    height, width, frames = entry.size
+    parts = {} if entry.card is None else entry.card.billions
+    lines = {
+        "model": entry.name,
+        "pipeline": entry.pipeline,
+        "checkpoint": entry.checkpoint,
+        "licence": _UNKNOWN if entry.card is None else entry.card.licence,
+        "gated": _gated(entry),
+        "makes a video from": entry.takes,
+        "default video": f"{height} x {width} pixels, {frames} frames, {entry.steps} steps",
+        "tokens": f"{entry.tokens:,} ({' x '.join(map(str, entry.grid))})",
+        "attention": f"{entry.layers} layers of {entry.heads} heads of {entry.head_dim}",
+        "parameters": ", ".join(f"{part} {_count(number * 1e9)}" for part, number in parts.items()) or _UNKNOWN,
+        "size on disk": _bytes(entry.disk),
+        "GPU memory, estimated": _bytes(entry.memory),
+        "with --offload model": _bytes(entry.memory_offloaded),
+    }
+    data, known = entry.as_json(), vocabulary(entry)
+    if known is not None:
+        data |= {"knows": known.knows, "trained": known.trained}
+        lines |= {f"knows {kind}": ", ".join(words) for kind, words in known.knows.items()}
+        lines |= {
+            f"trained on {key}": str(low) if low == high else f"{low} to {high}"
+            for key, (low, high) in known.trained.items()
+        }
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for key, value in lines.items():
+        table.add_row(Text(key), Text(value))
+    console.result(data, Group(table, Text(_NOTE)))
+
+
+def _gated(entry: Entry) -> str:
+    return _UNKNOWN if entry.card is None else "yes" if entry.card.gated else "no"
+
+
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return _UNKNOWN
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _count(number: float) -> str:
+    return f"{number / 1e9:.2f} billion" if number >= 1e9 / 10 else f"{number / 1e6:.1f} million"

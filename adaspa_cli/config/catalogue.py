@@ -1,0 +1,189 @@
+"""What there is to know of each model preset before anything is downloaded. Imports nothing heavy.
+
+Sizes are computed: parameters times two bytes, and the token grid of the preset's own size of video. What no
+configuration says (licence, parameters) stands on the preset's ``card``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from adaspa_cli.config.architecture import BUNDLED, folder_architecture, preset_architecture
+from adaspa_cli.config.load import ARCHITECTURE, CARD, check_values, read_mapping
+from adaspa_cli.config.presets import preset_names, presets_root
+from adaspa_cli.config.schema import ModelConfig, SamplingConfig
+from adaspa_cli.config.vocabulary import Vocabulary, vocabulary_of
+from adaspa_cli.errors import ConfigError, ModelError, nearest
+
+BYTES = 2  # of a parameter in bfloat16 or float16
+# Peak memory of denoising beside the weights, in tensors of the size of the hidden states: measured peaks of AdaSpa at
+# γ 0.8 (docs/performance.md) are 17.7 (HunyuanVideo) and 13.7 (CogVideoX1.5) of them.
+HIDDEN_STATES = 16
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a preset says of its checkpoint.
+
+    Attributes:
+        licence: its name.
+        gated: whether the hub wants the licence accepted before a download.
+        billions: parameters of each part of the pipeline that has weights.
+    """
+
+    licence: str
+    gated: bool
+    billions: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model preset.
+
+    Attributes:
+        name: of the preset.
+        pipeline: class of diffusers.
+        checkpoint: folder or hub id; ``bundled`` comes with adaspa.
+        card: None if the preset has none: then nothing below that needs it is known.
+        takes: ``text``, or ``text and a picture``.
+        size: height and width in pixels, and frames.
+        steps: denoising steps.
+        grid: token grid of such a video: frames, rows, columns.
+        layers: attention layers of all transformers.
+        transformers: how many.
+        heads, head_dim: of a layer.
+        rows: videos in one call of the transformer: two where both branches of guidance go together.
+    """
+
+    name: str
+    pipeline: str
+    checkpoint: str
+    card: Card | None
+    takes: str
+    size: tuple[int, int, int]
+    steps: int
+    grid: tuple[int, int, int]
+    layers: int
+    transformers: tuple[str, ...]
+    heads: int
+    head_dim: int
+    rows: int
+
+    @property
+    def tokens(self) -> int:
+        """Video tokens."""
+        return math.prod(self.grid)
+
+    @property
+    def disk(self) -> int | None:
+        """Bytes of the checkpoint: of the files that are here, else of its parameters."""
+        if self.checkpoint == "bundled":
+            return sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file())
+        return None if self.card is None else sum(self._weights().values())
+
+    @property
+    def working(self) -> int:
+        """Bytes that denoising takes beside the weights; an estimate."""
+        return HIDDEN_STATES * self.rows * self.tokens * self.heads * self.head_dim * BYTES
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of GPU memory with all parts on the GPU; an estimate of denoising, without decoding."""
+        return None if self.card is None else sum(self._weights().values()) + self.working
+
+    @property
+    def memory_offloaded(self) -> int | None:
+        """The same with ``--offload model``, which keeps one part at a time on the GPU."""
+        if self.card is None:
+            return None
+        weights = self._weights()
+        return max(size + (self.working if part in self.transformers else 0) for part, size in weights.items())
+
+    def _weights(self) -> dict[str, int]:
+        assert self.card is not None
+        return {part: round(billions * 1e9) * BYTES for part, billions in self.card.billions.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain types; bytes as numbers."""
+        height, width, frames = self.size
+        return {
+            "name": self.name,
+            "pipeline": self.pipeline,
+            "checkpoint": self.checkpoint,
+            "licence": self.card and self.card.licence,
+            "gated": self.card and self.card.gated,
+            "takes": self.takes,
+            "height": height,
+            "width": width,
+            "frames": frames,
+            "steps": self.steps,
+            "grid": list(self.grid),
+            "tokens": self.tokens,
+            "layers": self.layers,
+            "heads": self.heads,
+            "head_dim": self.head_dim,
+            "billions": None if self.card is None else dict(self.card.billions),
+            "disk_bytes": self.disk,
+            "estimated_memory_bytes": self.memory,
+            "estimated_memory_bytes_offload_model": self.memory_offloaded,
+        }
+
+
+def catalogue() -> list[Entry]:
+    """All model presets, by name."""
+    return [entry_of(name) for name in preset_names("models")]
+
+
+def entry_of(name: str) -> Entry:
+    """A model preset.
+
+    Raises:
+        ModelError: there is none of that name.
+    """
+    known = preset_names("models")
+    if name not in known:
+        raise ModelError(f"unknown model '{name}'{nearest(name, known)}", hint=f"known: {', '.join(known)}")
+    path = presets_root() / "models" / f"{name}.yaml"
+    content = read_mapping(path)
+    settings = check_values(
+        {key: value for key, value in content.items() if key not in (ARCHITECTURE, CARD)}, str(path)
+    )
+    sampling = SamplingConfig(**{f.name: settings[f.name] for f in fields(SamplingConfig) if f.name in settings})
+    bundled = settings["weights"] == "bundled"
+    architecture = folder_architecture(BUNDLED) if bundled else preset_architecture(content[ARCHITECTURE])
+    facts, transformers = architecture.facts, architecture.transformers
+    first = next(iter(transformers.values()))
+    return Entry(
+        name=name,
+        pipeline=facts.pipeline,
+        checkpoint=settings["weights"],
+        card=_card(content.get(CARD), path),
+        takes="text and a picture" if facts.images else "text",
+        size=(sampling.height, sampling.width, sampling.frames),
+        steps=sampling.steps,
+        grid=facts.video_grid(first, architecture.parts.get("vae", {}), sampling),
+        layers=architecture.layers,
+        transformers=tuple(transformers),
+        heads=int(first["num_attention_heads"]),
+        head_dim=int(first["attention_head_dim"]),
+        rows=2 if facts.joins_branches and facts.guided(sampling) else 1,
+    )
+
+
+def _card(content: Any, path: Path) -> Card | None:
+    if content is None:
+        return None
+    try:
+        billions = {str(part): float(number) for part, number in content["billions"].items()}
+        return Card(str(content["licence"]), bool(content["gated"]), billions)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{CARD} in {path} must hold licence, gated and billions: {error!r}") from error
+
+
+def vocabulary(entry: Entry) -> Vocabulary | None:
+    """What a model that knows its limits can be asked for."""
+    return vocabulary_of(ModelConfig(model=entry.name, weights=entry.checkpoint))
