@@ -10,14 +10,16 @@ import dataclasses
 import shutil
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config import Resolved
+from adaspa_cli.config.families import count_layers
 from adaspa_cli.config.kept_blocks import most_needed
 from adaspa_cli.config.search_masks import SearchOptions
-from adaspa_cli.errors import ConfigError, OutputError, RunError
+from adaspa_cli.errors import ConfigError, OutputError
 from adaspa_cli.files.claims import Claim, take
 from adaspa_cli.files.folders import check_folder, prepare_folder
 from adaspa_cli.files.whole import clear_partial
@@ -53,13 +55,22 @@ class _Job:
         resolved: the settings, of a run that ends in latents.
         options: what to keep, and where.
         prompts: each is searched with each seed.
-        steps: that are searched.
+        stages: first step of each transformer after the first; not known before the model is loaded.
     """
 
     resolved: Resolved
     options: SearchOptions
     prompts: list[str]
-    steps: tuple[int, ...]
+    stages: tuple[int, ...] = ()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Those that are searched: all search steps of the run, or the first of each stage."""
+        config = self.resolved.config
+        every = config.method.searching.schedule(config.sampling.steps, self.stages)
+        if not self.options.first_step_only:
+            return every
+        return tuple(sorted({sum(first <= step for first in self.stages): step for step in reversed(every)}.values()))
 
     @property
     def videos(self) -> list[tuple[str, int]]:
@@ -73,7 +84,7 @@ class _Job:
         return {key: value for key, value in counting.items() if key not in _NO_MATTER} | {
             "prompts": self.prompts,
             "seeds": list(self.resolved.config.sampling.seed),
-            "steps searched": list(self.steps),
+            "steps searched": list(dataclasses.replace(self, stages=()).steps),
             "keep_ranking": self.options.keep_ranking,
             "keep_sums": self.options.keep_sums,
         }
@@ -93,7 +104,7 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
             :func:`~adaspa_cli.models.loading.load_pipeline`, and below.
         OutputError: the disk is too small, the unfinished search that is there is another one, or another process is
             at it.
-        RunError: the block sums are no numbers, or the model has two transformers.
+        RunError: the block sums are no numbers.
     """
     options.check(resolved.config.method)
     if resolved.config.sampling.steps_per_phase is not None:
@@ -101,10 +112,8 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
     check_folder(str(options.out.parent))
     output = dataclasses.replace(resolved.config.output, decode=False, lossless=False)
     resolved = dataclasses.replace(resolved, config=dataclasses.replace(resolved.config, output=output))
-    steps = resolved.config.method.searching.schedule(resolved.config.sampling.steps)
-    job = _Job(resolved, options, prompts, steps[: 1 if options.first_step_only else None])
     if options.out.exists():
-        finished = _finished(options.out, digest(job.settings))
+        finished = _finished(options.out, digest(_Job(resolved, options, prompts).settings))
         observer.skipped(options.out)
         return finished
     model = resolved.config.model
@@ -112,11 +121,8 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
     with memory_errors(model.offload):
         pipe = load_pipeline(model, decode=False)
         check_sampling(pipe, resolved.config.sampling)
-        if len(family_of(pipe).transformers(pipe)) > 1:
-            raise RunError(
-                "masks are searched for a model with one transformer: a second one has other search steps",
-                hint="adaspa generate searches masks as it goes",
-            )
+        stages = family_of(pipe).stages(pipe, resolved.config.sampling.steps)
+        job = _Job(resolved, options, prompts, stages)
         prepare_folder(str(options.out.parent))
         with _claim(options.out) as claim:
             if claim.exclusive:
@@ -162,7 +168,7 @@ def _search(pipe: Any, job: _Job, observer: SearchObserver) -> MaskSearch:
         grid = family_of(pipe).video_grid(pipe, config.sampling)
         _check_disk(job, describe(TokenLayout(*grid, text_tokens=1, text_position="last")), observer)
         parts = MaskParts(job.options.out, job.settings, resume=job.options.resume)
-        search = MaskSearch(make_policy(exact, config.sampling.steps), parts, len(videos), describe)
+        search = MaskSearch(make_policy(exact, config.sampling.steps, job.stages), parts, len(videos), describe)
         observer.started(len(videos) - search.done, job.steps[-1] + 1, handle.backend)
         for number in range(search.done, len(videos)):
             observer.video(number, *videos[number])
@@ -197,7 +203,15 @@ def _describe(pipe: Any, job: _Job, layers: int, layout: TokenLayout) -> Descrip
         keeps_sums=job.options.keep_sums,
         settings=digest(job.settings),
         versions=versions(),
+        stages=_layer_stages(pipe, job.stages),
     )
+
+
+def _layer_stages(pipe: Any, stages: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The first layer and the first step of each transformer after the first."""
+    family = family_of(pipe)
+    layers = [count_layers(family.facts, one.config) for one in family.transformers(pipe)]
+    return tuple(zip(accumulate(layers), stages, strict=False))
 
 
 def _check_disk(job: _Job, facts: Description, observer: SearchObserver) -> None:
@@ -207,7 +221,7 @@ def _check_disk(job: _Job, facts: Description, observer: SearchObserver) -> None
             f"{facts.layout.video_tokens} video tokens fill no block of {facts.block_size}",
             hint="a larger video, or a smaller --block-size",
         )
-    masks = facts.layers * len(facts.branches) * len(facts.search_steps)
+    masks = facts.masks
     sums = 0 if len(job.videos) == 1 else masks * facts.heads * facts.video_blocks**2 * 4
     if job.resolved.config.method.searching.scores_blocks:
         sums *= 2  # scores are added up as well

@@ -62,6 +62,7 @@ def compare(first: MaskFile, second: MaskFile, steps: tuple[int, int] | None = N
         for layer in range(a.layers)
         for branch in branches
         for pair in pairs
+        if pair[0] in a.steps_of(layer) and pair[1] in b.steps_of(layer)
     )
 
 

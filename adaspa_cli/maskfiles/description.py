@@ -12,6 +12,7 @@ import math
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from adaspa_cli.attention.layout import INT16_BLOCKS, WORD_BITS, TokenLayout, ceil_div
@@ -104,6 +105,8 @@ class Description:
         branches: guidance branches, ``cond`` and ``uncond`` or one of them, each once.
         steps: denoising steps of the run that was searched in.
         search_steps: ascending, those that masks were searched at.
+        stages: the first layer and the first step of each transformer after the first; a layer has masks of the search
+            steps in its own transformer's stage.
         prompts, seeds: every prompt with every seed was searched in, and the block sums averaged.
         ranked: K, how many blocks of each row are kept in the order of their weight, for other sparsities; None if
             one sparsity alone is kept.
@@ -129,6 +132,12 @@ class Description:
     settings: str
     versions: Mapping[str, str]
     entries: tuple[Entry, ...] = ()
+    stages: tuple[tuple[int, ...], ...] = ()
+
+    def steps_of(self, layer: int) -> tuple[int, ...]:
+        """The search steps of a layer."""
+        own = sum(first_layer <= layer for first_layer, _ in self.stages)
+        return tuple(s for s in self.search_steps if sum(first_step <= s for _, first_step in self.stages) == own)
 
     def places(self) -> Iterator[Place]:
         """Layer, branch and step of every mask that the file must hold."""
@@ -136,8 +145,13 @@ class Description:
             (layer, branch, step)
             for layer in range(self.layers)
             for branch in self.branches
-            for step in self.search_steps
+            for step in self.steps_of(layer)
         )
+
+    @property
+    def masks(self) -> int:
+        """How many masks the file holds."""
+        return len(self.branches) * sum(len(self.steps_of(layer)) for layer in range(self.layers))
 
     @property
     def video_blocks(self) -> int:
@@ -173,8 +187,7 @@ class Description:
     @property
     def data_bytes(self) -> int:
         """Bytes of all tensors."""
-        masks = self.layers * len(self.branches) * len(self.search_steps)
-        return masks * sum(tensor.nbytes for tensor in self.kinds().values())
+        return self.masks * sum(tensor.nbytes for tensor in self.kinds().values())
 
     def problem(self) -> str | None:
         """What is impossible in it, or None."""
@@ -196,10 +209,15 @@ class Description:
         steps = list(self.search_steps)
         if not steps or steps != sorted(set(steps)) or not 0 <= steps[0] <= steps[-1] < self.steps:
             return f"search_steps are {steps}, of {self.steps} steps"
+        stages = [(0, -1), *self.stages]  # the last step of a run may lie before the second transformer's stage
+        if any(len(stage) != 2 for stage in self.stages) or not all(
+            a[0] < b[0] < self.layers and a[1] < b[1] <= self.steps for a, b in pairwise(stages)
+        ):
+            return f"stages are {[list(stage) for stage in self.stages]}"
         return self._entries_problem()
 
     def _entries_problem(self) -> str | None:
-        expected = self.layers * len(self.branches) * len(self.search_steps)
+        expected = self.masks
         if len(self.entries) != expected:
             return f"entries are {len(self.entries)}, not {expected}"
         kinds = set(self.kinds())
@@ -219,6 +237,8 @@ class Description:
         were to the last byte.
         """
         content = dataclasses.asdict(self)
+        if not self.stages:
+            del content["stages"]
         for part, later in _LATER.items():
             for name, former in later.items():
                 if content[part][name] == former:
@@ -239,7 +259,11 @@ class Description:
         return description
 
 
-_FORMER: dict[type, dict[str, Any]] = {TokenLayout: _LATER["layout"], MethodFacts: _LATER["method"]}
+_FORMER: dict[type, dict[str, Any]] = {
+    TokenLayout: _LATER["layout"],
+    MethodFacts: _LATER["method"],
+    Description: {"stages": []},
+}
 
 
 def _build(kind: type[T], content: Any, where: str) -> T:

@@ -33,10 +33,9 @@ class MaskFile(Described):
         """
         facts = self.description
         layer, branch, step = place
-        if not 0 <= layer < facts.layers or branch not in facts.branches or step not in facts.search_steps:
+        if not 0 <= layer < facts.layers or branch not in facts.branches or step not in facts.steps_of(layer):
             raise KeyError(place)
-        row = layer * len(facts.branches) + facts.branches.index(branch)
-        return facts.entries[row * len(facts.search_steps) + facts.search_steps.index(step)]
+        return next(entry for entry in facts.entries if entry.place == place)
 
     def read(self, place: Place, kind: str) -> Tensor:
         """Read one tensor, and check it against its digest.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from adaspa_cli.attention import BlockMask
 from adaspa_cli.attention.mask_conversion import unpack_words
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.maskfiles.check import check_call, open_masks
+from adaspa_cli.maskfiles.description import Description
 from adaspa_cli.maskfiles.ranking import choose_counts, ranked_blocks
 from adaspa_cli.maskfiles.reader import MaskFile
 from adaspa_cli.masks.forwarding import Forwarding
@@ -91,7 +93,7 @@ class StoredMasks(Forwarding):
             MaskFileError: the masks are for other tokens, or lack the guidance branch.
         """
         check_call(self.file, call.branch, call.layout)
-        due = [step for step, _ in self.schedule if step <= call.step]
+        due = [step for step, _ in self._due(call)]
         if not due:
             return DENSE
         if last_search is not None and last_search >= due[-1]:
@@ -112,7 +114,7 @@ class StoredMasks(Forwarding):
         Raises:
             MaskFileError: corrupt.
         """
-        step = [stored for step, stored in self.schedule if step <= call.step][-1]
+        step = self._due(call)[-1][1]
         place = (call.layer, call.branch, step)
         blocks = self.file.description.video_blocks
         if self.file.description.ranked is None:
@@ -146,23 +148,39 @@ class StoredMasks(Forwarding):
         self.checks[call.layer, call.branch, call.sample] = Check(call.step, stored, measured, below, searched)
         return self.method.search(call, block_sums, scores) if searched else loaded
 
+    def _due(self, call: Call) -> list[tuple[int, int]]:
+        """Of the schedule what holds at a call or did before, in the stage of its transformer."""
+        first = self.stage_of(call.step)
+        return [(step, stored) for step, stored in self.schedule if first <= step <= call.step]
+
     def _fell_back(self, call: Call) -> bool:
         check = self.checks.get((call.layer, call.branch, call.sample))
         return check is not None and check.searched
 
 
 def stored_schedule(
-    search_steps: tuple[int, ...], searched_of: int, steps: int, *, from_start: bool
+    file: Description, steps: int, stages: tuple[int, ...] = (), *, from_start: bool
 ) -> tuple[tuple[int, int], ...]:
     """When the masks of a file hold in a run of ``steps`` steps: (step of the run, step of the file), ascending.
 
-    Steps are scaled as search steps are, if the file's run had another number of steps; of two that fall together the
-    later one holds.
+    Steps keep their place in their transformer's stage, if that of the file's run had another number of steps; of two
+    that fall together the later one holds.
+
+    Args:
+        file: of which the masks are.
+        steps: of the run.
+        stages: the first step of each transformer after the first.
+        from_start: the first masks of each stage hold from its first step on.
     """
-    scaled = {step if steps == searched_of else step * steps // searched_of: step for step in search_steps}
-    schedule = sorted(scaled.items())
-    if from_start:
-        schedule[0] = (0, schedule[0][1])
+    schedule: list[tuple[int, int]] = []
+    theirs, own = (0, *(first for _, first in file.stages), file.steps), (0, *stages, steps)
+    for (first, end), (begin, stop) in zip(pairwise(theirs), pairwise(own), strict=True):
+        kept = [step for step in file.search_steps if first <= step < end]
+        placed = {begin + (step - first) * (stop - begin) // (end - first): step for step in kept if stop > begin}
+        moved = sorted(placed.items())
+        if from_start and moved:
+            moved[0] = (begin, moved[0][1])
+        schedule += moved
     return tuple(schedule)
 
 
@@ -176,15 +194,26 @@ def run_policy(config: MethodConfig, steps: int) -> MaskPolicy:
     return make_policy(config.algorithm, steps) if file is None else stored_policy(config, file, steps)
 
 
-def stored_policy(config: MethodConfig, file: MaskFile, steps: int) -> StoredMasks:
-    """Return the policy of a run with ``steps`` denoising steps that takes its masks from a file."""
+def stored_policy(
+    config: MethodConfig, file: MaskFile, steps: int, stages: tuple[int, ...] | None = None
+) -> StoredMasks:
+    """Return the policy of a run with ``steps`` denoising steps that takes its masks from a file.
+
+    Args:
+        config: of the run.
+        file: that its settings name.
+        steps: of the run.
+        stages: as :attr:`MaskPolicy.stages`; None is at the same share of the run as in the file's.
+    """
     facts = file.description
+    if stages is None:
+        stages = tuple(first * steps // facts.steps for _, first in facts.stages)
     return StoredMasks(
         file=file,
-        schedule=stored_schedule(facts.search_steps, facts.steps, steps, from_start=config.mask_file.masks_from_start),
+        schedule=stored_schedule(facts, steps, stages, from_start=config.mask_file.masks_from_start),
         sparsity=config.searching.sparsity,
         head_adaptive=config.searching.adapts_heads,
-        method=make_policy(config.algorithm, steps),
+        method=make_policy(config.algorithm, steps, stages),
         min_recall=config.mask_file.masks_min_recall,
         falls_back=config.mask_file.masks_fallback == "search",
     )

@@ -29,6 +29,10 @@ class Forwarding(MaskPolicy):
         return self.method.example()
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        return self.method.stages
+
+    @property
     def compensation(self) -> Compensation:
         return self.method.compensation
 

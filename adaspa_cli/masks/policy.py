@@ -76,15 +76,29 @@ class MaskPolicy(ABC):
         """A call that the policy could get; of its layout nothing matters but that it is no mistake."""
         return Call(0, 0, "cond", 0, TokenLayout(1, 1, 1, 0, "last"))
 
-    def plan(self, steps: Iterable[int], layer: int = 0) -> list[CallPlan]:
-        """What the calls of a layer do at each of ``steps``, as long as none is skipped.
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The first denoising step of each transformer after the first, where several of them share a run.
 
-        Of a model with two transformers each runs at some of the denoising steps: those are the steps of its layers.
+        The layers of one make no calls in the stage of another: at the end of a stage its masks are given back.
+        """
+        return ()
+
+    def stage_of(self, step: int) -> int:
+        """The first step of the stage that a step is in."""
+        return max((first for first in self.stages if first <= step), default=0)
+
+    def plan(self, steps: Iterable[int], layer: int = 0) -> list[CallPlan]:
+        """What the calls of each of ``steps`` do, as long as none is skipped: of a layer, or of those whose
+        stage it is.
+
         A layer whose loaded mask turns out to recall too little searches where others load: that alone is not foretold.
         """
         plans: list[CallPlan] = []
         last_search = None
         for step in steps:
+            if step in self.stages:
+                last_search = None
             plans.append(self.decide(dataclasses.replace(self.example(), layer=layer, step=step), last_search))
             if plans[-1].gives_mask:
                 last_search = step

@@ -1,5 +1,7 @@
 """When a mask is found: at a few search steps and reused in between, or at every call after warm-up; and how sparse."""
 
+import math
+
 from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, ESTIMATE, SEARCH, SPARSE, CallPlan
 from adaspa_cli.masks.policy import Call
 
@@ -23,9 +25,12 @@ def plan_search(call: Call, last_search: int | None, search_steps: tuple[int, ..
     return CACHED_SEARCH if lse_cache else SEARCH
 
 
-def search_keeps_lse(step: int, search_steps: tuple[int, ...], *, lse_cache: bool) -> bool:
-    """The LSE is worth its memory only while a cached search is still to come."""
-    return lse_cache and any(later > step for later in search_steps)
+def search_keeps_lse(
+    step: int, search_steps: tuple[int, ...], *, lse_cache: bool, stages: tuple[int, ...] = ()
+) -> bool:
+    """The LSE is worth its memory only while a cached search is still to come in the same stage."""
+    stage_end = min((first for first in stages if first > step), default=math.inf)
+    return lse_cache and any(step < later < stage_end for later in search_steps)
 
 
 def plan_estimate(call: Call, warmup: int) -> CallPlan:

@@ -161,6 +161,10 @@ class Family(ABC):
         found = (getattr(pipe, name, None) for name in self.facts.transformers)
         return [transformer for transformer in found if transformer is not None]
 
+    def stages(self, pipe: Any, steps: int) -> tuple[int, ...]:  # noqa: ARG002
+        """The first denoising step, of ``steps``, of each transformer after the first."""
+        return ()
+
     def shape(self, pipe: Any) -> Shape:
         """Heads and dtype; those of a second transformer are the same."""
         transformer = self.transformers(pipe)[0]

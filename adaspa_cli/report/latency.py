@@ -183,9 +183,10 @@ def _search_steps(resolved: Resolved, engine: AttentionEngine) -> SearchSteps:
     method, steps = resolved.config.method, resolved.config.sampling.steps
     if not isinstance(method.algorithm, SparseConfig):
         return SearchSteps((), (), ())
+    stages = () if engine.policy is None else engine.policy.stages
     return SearchSteps(
         asked=tuple(method.algorithm.search_steps),
-        planned=() if method.mask_file.masks else tuple(method.algorithm.mask_steps(steps)),
+        planned=() if method.mask_file.masks else tuple(method.algorithm.mask_steps(steps, stages)),
         done=tuple(sorted({search.step for search in engine.searches if not search.loaded})),
     )
 

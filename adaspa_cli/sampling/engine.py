@@ -67,7 +67,7 @@ class AttentionEngine:
         self._deals = Deals(Team()) if deals is None else deals
         self.dense_kernel: dict[str, Any] | None = None
         self.on_call: Callable[[CallPlan], None] = lambda _plan: None
-        clock.listen(Listener(Order.ENGINE, start=self.start, end=self.forget_masks))
+        clock.listen(Listener(Order.ENGINE, start=self.start, step_end=self._leave_stage, end=self.forget_masks))
 
     def start(self, steps: int) -> None:
         """Begin a run: forget the records of the one before, and masks if this one begins a second time."""
@@ -77,6 +77,11 @@ class AttentionEngine:
         self._deals.start()
         if self._merging is not None:
             self._merging.start()
+
+    def _leave_stage(self, step: int) -> None:
+        """Forget the masks of a transformer that makes no more steps of the run."""
+        if self._policy is not None and step + 1 in self._policy.stages:
+            self.forget_masks()
 
     def forget_masks(self) -> None:
         """Give the memory of masks and LSE back; the records stay."""

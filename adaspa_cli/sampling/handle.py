@@ -96,7 +96,7 @@ class Handle:
             self._overrides.append(same_latents(pipe.scheduler, self.teams.all))
         self.clock = StepClock(pipe, family.facts.transformers)
         self.engine = AttentionEngine(
-            self._policy_maker(config) if policy is None else _checked(policy, check_blocks),
+            self._policy_maker(config, pipe) if policy is None else _checked(policy, check_blocks),
             backend,
             self.clock,
             self.merging,
@@ -144,11 +144,11 @@ class Handle:
                 f"{processes} processes cannot share {heads} heads", hint=f"at most {heads}, or --cfg-parallel"
             )
 
-    def _policy_maker(self, config: MethodConfig) -> Callable[[int], MaskPolicy]:
-        file = self.mask_file
+    def _policy_maker(self, config: MethodConfig, pipe: Any) -> Callable[[int], MaskPolicy]:
+        file, family = self.mask_file, family_of(pipe)
         if file is None:
-            return lambda steps: make_policy(config.algorithm, steps)
-        return lambda steps: stored_policy(config, file, steps)
+            return lambda steps: make_policy(config.algorithm, steps, family.stages(pipe, steps))
+        return lambda steps: stored_policy(config, file, steps, family.stages(pipe, steps))
 
     def masks(self) -> dict[tuple[int, str, int], FoundMask]:
         """The masks in use, by (layer, guidance branch, sample); none outside a run, see :class:`Order`.READERS."""

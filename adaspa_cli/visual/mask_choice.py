@@ -65,11 +65,19 @@ class MaskChoice:
             _check_known(file, "search step", steps, facts.search_steps)
         facts = files[0].description
         check_query((facts.layout.frames, facts.layout.height, facts.layout.width), query)
+        layers = layers or spread(min([facts.layers, *(first for first, _ in facts.stages)]))
+        of_layers = [file.description.steps_of(layer) for file in files for layer in layers]
+        steps = steps or _shared("search step", of_layers)
+        if any(step not in there for step in steps for there in of_layers):
+            raise ConfigError(
+                f"layers {', '.join(map(str, layers))} do not all have the search steps {', '.join(map(str, steps))}",
+                hint="choose --layers and --steps of one transformer; adaspa masks info FILE lists them",
+            )
         return cls(
-            layers or spread(facts.layers),
+            layers,
             heads or tuple(sorted({0, facts.heads // 2})),
             _shared("guidance branch", [file.description.branches for file in files]),
-            steps or _shared("search step", [file.description.search_steps for file in files]),
+            steps,
             pixels,
             query or middle(facts.layout),
             any(file.description.layout.order != "raster" for file in files),

@@ -74,6 +74,7 @@ def masks_to_read(files: Sequence[MaskFile], choice: MaskChoice) -> list[tuple[i
         for branch in choice.branches
         for step in choice.steps
         for number in range(len(files))
+        if step in files[number].description.steps_of(layer)
     ]
 
 

@@ -86,8 +86,30 @@ def test_a_skipped_call_delays_the_mask(masks: MaskFile) -> None:
         (1, True, ((0, 30),)),
     ],
 )
-def test_other_numbers_of_steps_scale_the_schedule(steps: int, from_start: bool, expected: Any) -> None:
-    assert stored_schedule((10, 30), 50, steps, from_start=from_start) == expected
+def test_other_numbers_of_steps_scale_the_schedule(
+    masks: MaskFile, steps: int, from_start: bool, expected: Any
+) -> None:
+    file = dataclasses.replace(masks.description, search_steps=(10, 30), steps=50)
+    assert stored_schedule(file, steps, from_start=from_start) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "stage", "from_start", "expected"),
+    [
+        (40, 26, False, ((8, 8), (17, 17), (26, 26), (33, 33))),
+        (40, 26, True, ((0, 8), (17, 17), (26, 26), (33, 33))),
+        (20, 13, False, ((4, 8), (8, 17), (13, 26), (16, 33))),
+        (40, 15, False, ((4, 8), (9, 17), (15, 26), (27, 33))),
+        (4, 2, True, ((0, 8), (1, 17), (2, 26), (3, 33))),
+        (4, 4, True, ((0, 8), (2, 17))),
+        (4, 0, True, ((0, 26), (2, 33))),
+    ],
+)
+def test_masks_keep_their_place_in_their_transformers_stage(
+    masks: MaskFile, steps: int, stage: int, from_start: bool, expected: Any
+) -> None:
+    file = dataclasses.replace(masks.description, search_steps=(8, 17, 26, 33), steps=40, layers=4, stages=((2, 26),))
+    assert stored_schedule(file, steps, (stage,), from_start=from_start) == expected
 
 
 def test_the_mask_of_each_place_is_loaded(masks: MaskFile) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from adaspa_cli.config.fields import MOST_STEPS, at_least, check_fields, setting, shown, within
@@ -42,8 +43,8 @@ class AlgorithmConfig:
         """γ at each of ``steps`` denoising steps; None of a method without masks."""
         return (None,) * steps
 
-    def mask_steps(self, steps: int) -> tuple[int, ...]:
-        """The denoising steps, of ``steps``, at which masks are found.
+    def mask_steps(self, steps: int, stages: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """The denoising steps, of ``steps``, at which masks are found; ``stages`` as :meth:`SparseConfig.schedule`.
 
         Raises:
             ConfigError: an exact search step lies beyond the last step.
@@ -57,7 +58,7 @@ class DenseConfig(AlgorithmConfig):
 
     policy: ClassVar[str] = "adaspa_cli.masks.methods.full:Full"
 
-    def mask_steps(self, steps: int) -> tuple[int, ...]:  # noqa: ARG002
+    def mask_steps(self, steps: int, stages: tuple[int, ...] = ()) -> tuple[int, ...]:  # noqa: ARG002
         return ()
 
 
@@ -106,20 +107,39 @@ class SparseConfig(AlgorithmConfig):
         sparsity = self.sparsity_by_step(steps)
         return sparsity if isinstance(sparsity, tuple) else (sparsity,) * steps
 
-    def schedule(self, steps: int) -> tuple[int, ...]:
+    def schedule(self, steps: int, stages: tuple[int, ...] = ()) -> tuple[int, ...]:
         """The search steps of a run of ``steps`` denoising steps.
+
+        Where several transformers each make a stage of the run, each searches at its first step after warm-up, and
+        later at the same share of its own steps as a single one would of all. Exact search steps, and those at which a
+        ramp changes, stay what they are.
+
+        Args:
+            steps: of the whole run.
+            stages: the first step of each stage after the first.
 
         Raises:
             ConfigError: an exact search step lies beyond the last step, or the ramp leaves out nothing at any step.
         """
-        own, sparsity = self._own_schedule(steps), self.sparsity_by_step(steps)
+        own, changes = self._own_schedule(steps), self._changes(steps)
+        first = changes[0] if changes else own[0]
+        later, exact = [step for step in own if step > first], self.search_steps_for is None
+        found: set[int] = set()
+        for start, stop in pairwise((0, *stages, steps)):
+            begin = max(first, start)
+            moved = (step if exact else begin + (step - first) * (stop - begin) // (steps - first) for step in later)
+            found.update(step for step in (begin, *changes, *moved) if begin <= step < stop)
+        return tuple(sorted(found))
+
+    def _changes(self, steps: int) -> tuple[int, ...]:
+        """The first step at which the ramp leaves something out, and those at which it changes; none without a ramp."""
+        sparsity = self.sparsity_by_step(steps)
         if not isinstance(sparsity, tuple):
-            return own
+            return ()
         first = next((step for step, value in enumerate(sparsity) if value), None)
         if first is None:
             raise ConfigError(f"sparsity_ramp {self.sparsity_ramp} leaves out nothing in {steps} steps")
-        changes = (step for step in range(first + 1, steps) if sparsity[step] != sparsity[step - 1])
-        return tuple(sorted({first, *changes, *(step for step in own if step > first)}))
+        return first, *(step for step in range(first + 1, steps) if sparsity[step] != sparsity[step - 1])
 
     def _own_schedule(self, steps: int) -> tuple[int, ...]:
         last = self.search_steps[-1]
@@ -174,13 +194,13 @@ class SearchingConfig(SparseConfig):
         """Whether each head has a sparsity of its own, of which γ is the mean."""
         return False
 
-    def mask_steps(self, steps: int) -> tuple[int, ...]:
-        return self.schedule(steps)
+    def mask_steps(self, steps: int, stages: tuple[int, ...] = ()) -> tuple[int, ...]:
+        return self.schedule(steps, stages)
 
 
 @dataclass(frozen=True)
 class EstimatingConfig(SparseConfig):
     """A method that estimates a mask anew in every call from the first search step on."""
 
-    def mask_steps(self, steps: int) -> tuple[int, ...]:
+    def mask_steps(self, steps: int, stages: tuple[int, ...] = ()) -> tuple[int, ...]:  # noqa: ARG002
         return tuple(range(self.schedule(steps)[0], steps))

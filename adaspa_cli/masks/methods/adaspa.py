@@ -33,6 +33,7 @@ class AdaSpa(MaskPolicy):
         search_rows: weigh every Nth row of a block in a search.
         compensation: what makes up for the blocks that are left out.
         max_error: attention error above which a layer attends densely at the next step and searches anew.
+        stages: the first step of each transformer after the first.
     """
 
     sparsity: Sparsity
@@ -45,13 +46,14 @@ class AdaSpa(MaskPolicy):
     search_rows: int = 1
     compensation: Compensation = NO_COMPENSATION
     max_error: float | None = None
+    stages: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, config: AdaSpaConfig, steps: int) -> AdaSpa:
+    def of(cls, config: AdaSpaConfig, steps: int, stages: tuple[int, ...] = ()) -> AdaSpa:
         """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
         return cls(
             sparsity=config.sparsity_by_step(steps),
-            search_steps=config.schedule(steps),
+            search_steps=config.schedule(steps, stages),
             block_size=(config.block_size, config.block_size),
             budget=config.spreading,
             lse_cache=config.lse_cache,
@@ -64,6 +66,7 @@ class AdaSpa(MaskPolicy):
                 ridge=config.repair_ridge,
             ),
             max_error=config.max_error,
+            stages=stages,
         )
 
     @property
@@ -79,8 +82,8 @@ class AdaSpa(MaskPolicy):
     def keeps_lse(self, step: int) -> bool:
         """A fresh LSE is that of the step right before a search: nothing is kept any longer."""
         if self.fresh_lse:
-            return self.lse_cache and step + 1 in self.search_steps[1:]
-        return search_keeps_lse(step, self.search_steps, lse_cache=self.lse_cache)
+            return self.lse_cache and step + 1 in self.search_steps[1:] and step + 1 not in self.stages
+        return search_keeps_lse(step, self.search_steps, lse_cache=self.lse_cache, stages=self.stages)
 
     def search(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> FoundMask:
         """Text sink, and of the video blocks those of the largest score.

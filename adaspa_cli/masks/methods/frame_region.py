@@ -40,18 +40,21 @@ class FrameRegion(MaskPolicy):
         search_steps: ascending 0-based denoising steps; everything before the first is dense (warm-up).
         block: tokens of a block, query and key alike.
         lse_cache: searches after the first take their LSE from the first.
+        stages: the first step of each transformer after the first.
     """
 
     sparsity: Sparsity
     search_steps: tuple[int, ...]
     block: int = 64
     lse_cache: bool = True
+    stages: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, config: FrameRegionConfig, steps: int) -> FrameRegion:
+    def of(cls, config: FrameRegionConfig, steps: int, stages: tuple[int, ...] = ()) -> FrameRegion:
         """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
+        schedule = config.schedule(steps, stages)
         return cls(
-            config.sparsity_by_step(steps), config.schedule(steps), config.block_size, lse_cache=config.lse_cache
+            config.sparsity_by_step(steps), schedule, config.block_size, lse_cache=config.lse_cache, stages=stages
         )
 
     @property
@@ -62,7 +65,7 @@ class FrameRegion(MaskPolicy):
         return plan_search(call, last_search, self.search_steps, lse_cache=self.lse_cache)
 
     def keeps_lse(self, step: int) -> bool:
-        return search_keeps_lse(step, self.search_steps, lse_cache=self.lse_cache)
+        return search_keeps_lse(step, self.search_steps, lse_cache=self.lse_cache, stages=self.stages)
 
     def search(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> FoundMask:  # noqa: ARG002
         """Search every region; the recall is exact."""

@@ -96,6 +96,15 @@ class Wan(Family):
     def processor(self, layer: int, forward: Forward) -> WanProcessor:
         return WanProcessor(layer, forward)
 
+    def stages(self, pipe: Any, steps: int) -> tuple[int, ...]:
+        """The second transformer makes the steps whose timesteps are below the boundary."""
+        boundary = pipe.config.boundary_ratio
+        if boundary is None or len(self.transformers(pipe)) < 2:
+            return ()
+        scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # the run's own stays as it is
+        scheduler.set_timesteps(steps)
+        return (int((scheduler.timesteps >= boundary * scheduler.config.num_train_timesteps).sum()),)
+
     def ends(self, transformer: Any) -> Ends:
         # The embedding gives a grid, which becomes tokens in front of the first block.
         return Ends(None, transformer.proj_out, transformer.rope, first_block=transformer.blocks[0])

@@ -11,11 +11,19 @@ from torch import Tensor
 from adaspa_cli import apply
 from adaspa_cli.bench.warm_up import first_blocks
 from adaspa_cli.config import resolve
+from adaspa_cli.config.load import method_config
+from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import ConfigError, RunError
+from adaspa_cli.hooks import clock
+from adaspa_cli.jobs.search_masks import search_masks
+from adaspa_cli.maskfiles.compare import compare
+from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.masks.plan import CACHED_SEARCH, SEARCH
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
-from tests.pipelines import WAN_BOUNDARY, latents, save, wan
+from adaspa_cli.visual.mask_choice import MaskChoice
+from adaspa_cli.visual.mask_reading import masks_to_read
+from tests.pipelines import PROMPT, WAN_BOUNDARY, Listener, latents, make_reports, save, small_run, wan
 
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}  # as in tests/models/test_every_family.py
 SPARSE: dict[str, Any] = {
@@ -174,3 +182,91 @@ def test_the_tokenizer_is_read_as_it_was_written(tmp_path: Path) -> None:
     wanted = written.encode("a\x07a").ids
     assert 2 not in wanted
     assert pipe.tokenizer("a\x07a").input_ids == wanted
+
+
+# --- two transformers: masks, search steps, mask files
+
+
+@pytest.mark.parametrize(
+    ("steps", "stage", "expected"),
+    [
+        (50, (), (10, 30)),
+        (40, (26,), (8, 17, 26, 33)),
+        (50, (33,), (10, 21, 33, 41)),
+        (40, (4,), (8, 24)),
+        (40, (40,), (8, 24)),
+        (40, (0,), (8, 24)),
+        (4, (2,), (0, 1, 2, 3)),
+    ],
+)
+def test_each_stage_searches_at_its_share_of_the_schedule(
+    steps: int, stage: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    """At its first step after warm-up, and again after half of what is left of the stage."""
+    chosen = {50: {}, 40: {"search_steps": (8, 24), "search_steps_for": 40}, 4: {}}[steps]
+    config = method_config("adaspa", chosen).searching
+    assert config.schedule(steps, stage) == expected
+
+
+def test_exact_search_steps_stay_and_a_stage_begins_with_one() -> None:
+    config = method_config("adaspa", {"search_steps": (2, 20)}).searching
+    assert config.schedule(40, (10,)) == (2, 10, 20)
+
+
+def test_a_ramp_changes_where_it_says_in_every_stage() -> None:
+    config = method_config("adaspa", {"sparsity": "0:0.5,8%:0.7,20%:0.95", "search_steps": (30,)}).searching
+    assert config.schedule(50, (33,)) == (0, 4, 10, 30, 33)
+
+
+def test_masks_and_lse_are_freed_at_the_switch(both: Any) -> None:
+    layers_at: dict[int, set[int]] = {}
+    with apply(both, **(SPARSE | {"search_steps": (0,)})) as handle:
+        handle.clock.listen(
+            clock.Listener(
+                clock.Order.READERS,
+                step_end=lambda step: layers_at.setdefault(step, {layer for layer, _, _ in handle.masks()}),
+            )
+        )
+        run(both, **GUIDED, callback_on_step_end=lambda _pipe, _step, _time, values: values)
+        assert not handle.engine.memory.entries()
+    assert layers_at == {0: {0, 1}, 1: {0, 1}, 2: {2, 3}, 3: {2, 3}}
+
+
+def test_no_lse_is_kept_for_the_other_stage() -> None:
+    policy = make_policy(method_config("adaspa", {"search_steps": (0, 20)}).searching, 40, (20,))
+    assert policy.stages == (20,)
+    assert not any(policy.keeps_lse(step) for step in range(40))
+    assert [plan.phase for plan in policy.plan(range(19, 22))] == ["search", "search", "sparse"]
+
+
+@pytest.mark.parametrize("other_steps", [4, 8])
+def test_masks_of_a_file_serve_both_transformers(tmp_path: Path, other_steps: int) -> None:
+    """Also with four steps, of which each transformer makes two: then no step needs to be dense."""
+    folder, file = save(wan("2.2"), tmp_path / "pipe"), tmp_path / "masks.safetensors"
+    settings = small_run(folder, tmp_path / "out", height=64, width=96, frames=9, block_size=8, flow_shift=3.0)
+    search = resolve(settings | {"steps": 8, "search_steps": (1, 5)})
+    found = search_masks(search, SearchOptions(file), [PROMPT], Listener())
+    assert found.description.stages == ((2, 4),)
+    assert [found.description.steps_of(layer) for layer in range(4)] == [(1,), (1,), (4, 5), (4, 5)]
+    assert list(found.verify())
+    stored = settings | {"steps": other_steps, "masks": str(file), "masks_from_start": True}
+    del stored["search_steps"]
+    (report,) = make_reports(resolve(stored), Listener())
+    assert {step["phase"] for step in report["steps"]} <= {"loaded masks", "sparse"}
+    assert {search["layer"] for search in report["searches"]} == {0, 1, 2, 3}
+
+
+def test_masks_of_one_transformer_are_drawn_and_compared(tmp_path: Path) -> None:
+    folder, file = save(wan("2.2"), tmp_path / "pipe"), tmp_path / "masks.safetensors"
+    settings = small_run(folder, tmp_path / "out", height=64, width=96, frames=9, block_size=8, flow_shift=3.0)
+    found = search_masks(resolve(settings | {"search_steps": (1,)}), SearchOptions(file), [PROMPT], Listener())
+    assert found.description.search_steps == (1, 2)
+    chosen = MaskChoice.of([found])
+    assert (chosen.layers, chosen.steps) == ((0, 1), (1,))
+    assert MaskChoice.of([found], layers=(2,)).steps == (2,)
+    with pytest.raises(ConfigError, match="layers 2 do not all have the search steps 1"):
+        MaskChoice.of([found], layers=(2,), steps=(1,))
+    assert {(layer, step) for _, (layer, _, step) in masks_to_read([found], chosen)} == {(0, 1), (1, 1)}
+    assert {(overlap.layer, overlap.steps) for overlap in compare(found, found)} == {
+        (0, (1, 1)), (1, (1, 1)), (2, (2, 2)), (3, (2, 2)),
+    }  # fmt: skip
