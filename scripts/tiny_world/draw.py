@@ -9,11 +9,13 @@ Shapes: B clips, F frames, H height, W width.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.tiny_world.plan import MOST_OBJECTS, TEXTURE, Plan
+from scripts.tiny_world.plan import TEXTURE, Plan
 from scripts.tiny_world.words import PATTERNS, SHAPES
 
 _CORNERS = {"square": (4, 1.22, 0.70710678, 0.25), "triangle": (3, 1.40, 0.5, -0.5), "star": (5, 1.38, 0.45, -0.5)}
@@ -34,15 +36,16 @@ def draw(plan: Plan, frames: int, height: int, width: int, device: torch.device 
     y = (torch.arange(height, device=device) + 0.5) / side
     x = (torch.arange(width, device=device) + 0.5) / side
     t = torch.linspace(0.0, 1.0, frames, device=device)
-    clip = _background(plan.ground.to(device), plan.texture.to(device), plan.extent, t, y, x)
+    clip = _background(plan.ground, plan.texture.to(device), plan.extent, t, y, x)
     cover = torch.zeros(len(plan), 1, frames, height, width, device=device)
-    objects = plan.objects.to(device)
-    for index in range(MOST_OBJECTS):
-        rows = torch.nonzero(plan.objects[:, index, -1] > 0)[:, 0].to(device)
-        if len(rows):
-            pixels, covered = _with_object(clip[rows], objects[rows, index], t, y, x, side)
-            clip[rows] = pixels
-            cover[rows] = torch.maximum(cover[rows], covered)
+    for index in range(plan.objects.shape[1]):
+        there = plan.objects[:, index, -1] > 0
+        if not there.any():
+            continue
+        rows = torch.nonzero(there)[:, 0].to(device)
+        pixels, covered = _with_object(clip[rows], plan.objects[there, index], t, y, x, side)
+        clip[rows] = pixels
+        cover[rows] = torch.maximum(cover[rows], covered)
     return clip.div_(127.5).sub_(1.0).clamp_(-1.0, 1.0), cover
 
 
@@ -53,7 +56,7 @@ def to_uint8(clips: Tensor) -> Tensor:
 
 def _with_object(clip: Tensor, objects: Tensor, t: Tensor, y: Tensor, x: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """One object with its shadow laid over each clip [B, 3, F, H, W] in 0 to 255, and its coverage [B, 1, F, H, W]."""
-    kind = objects[:, 0].long()
+    kind, objects = objects[:, 0].long(), objects.to(t.device)  # kinds stay on the CPU: nothing waits for a GPU
     x0, y0, x1, y1, r0, r1, tilt, turn, bounce, depth = (objects[:, 4 + i, None] for i in range(10))
     fall = (2.0 * t + 0.5) % 1.0
     centre_x = x0 + (x1 - x0) * t  # [B, F]
@@ -77,10 +80,10 @@ def _with_object(clip: Tensor, objects: Tensor, t: Tensor, y: Tensor, x: Tensor,
 
 
 def distance_to(kind: Tensor, dx: Tensor, dy: Tensor, radius: Tensor, angle: Tensor) -> Tensor:
-    """Distance to the outline of each clip's shape, negative inside [B, F, H, W]."""
+    """Distance to the outline of each clip's shape, negative inside [B, F, H, W]; ``kind`` [B] lies on the CPU."""
     result = torch.empty(torch.broadcast_shapes(dx.shape, dy.shape, radius.shape), device=dx.device)
     for number in range(len(SHAPES)):
-        rows = torch.nonzero(kind == number)[:, 0]
+        rows = torch.nonzero(kind == number)[:, 0].to(dx.device)
         if len(rows):
             result[rows] = _of_shape(SHAPES[number], dx[rows], dy[rows], radius[rows], angle[rows])
     return result
@@ -100,10 +103,10 @@ def _of_shape(shape: str, dx: Tensor, dy: Tensor, radius: Tensor, angle: Tensor)
 
 def _corners(theta: Tensor, dx: Tensor, dy: Tensor, radius: Tensor, corners: int, outer: float, inner: float) -> Tensor:
     """A polygon or star: fold the angle about the centre into one sector, of which one straight edge is left."""
-    sector = torch.pi / corners  # half the angle between two corners
+    sector = math.pi / corners  # half the angle between two corners
     rho = torch.sqrt(dx * dx + dy * dy)
     folded = ((theta + sector) % (2.0 * sector) - sector).abs_()
-    cos, sin = torch.cos(torch.tensor(sector)).item(), torch.sin(torch.tensor(sector)).item()
+    cos, sin = math.cos(sector), math.sin(sector)
     edge_x, edge_y = inner * cos - 1.0, inner * sin
     length = (edge_x**2 + edge_y**2) ** 0.5
     point_x, point_y = rho * folded.cos() - outer * radius, rho * folded.sin()
@@ -123,9 +126,10 @@ def _background(
     ground: Tensor, texture: Tensor, extent: tuple[float, float], t: Tensor, y: Tensor, x: Tensor
 ) -> Tensor:
     """Backgrounds [B, 3, F, H, W] in 0 to 255: a colour, darker and lighter by a pattern."""
+    kind, ground = ground[:, 0].long(), ground.to(t.device)
     tone = torch.zeros(len(ground), len(t), len(y), len(x), device=t.device)
     for number, pattern in enumerate(PATTERNS):
-        rows = torch.nonzero(ground[:, 0].long() == number)[:, 0]
+        rows = torch.nonzero(kind == number)[:, 0].to(t.device)
         if len(rows) and pattern != "plain":
             tone[rows] = _tone(pattern, ground[rows], texture[rows], extent, t, y, x)
     color, contrast = ground[:, 1:4, None, None, None], ground[:, 4, None, None, None]

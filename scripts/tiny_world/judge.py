@@ -305,10 +305,9 @@ def _behind(tracks: dict[str, _Track], things: dict[str, Thing]) -> str:
         return ""
     lost = {}
     for (color, track), other in zip(tracks.items(), list(tracks.values())[::-1], strict=True):
-        clear = track.clear_of([other])
-        usual = float(np.median(track.area[clear]))
-        near = ~clear
-        lost[color] = usual - float(track.area[near].min()) if near.any() else 0.0
+        reach = np.sqrt(np.percentile(track.area, 80) / np.pi) + np.sqrt(np.percentile(other.area, 80) / np.pi)
+        near = np.hypot(track.x - other.x, track.y - other.y) < reach
+        lost[color] = float(np.percentile(track.area, 80) - track.area[near].min()) if near.any() else 0.0
     if max(lost.values()) <= 0.0 or not any(thing.motion in DIRECTIONS for thing in things.values()):
         return ""
     return max(lost, key=lambda color: lost[color])

@@ -7,6 +7,7 @@ load as float32 or bfloat16 alike. (Computing in float16 on a CPU is another mat
 import copy
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,10 @@ class Trained:
     state: dict[str, Any]
 
 
-def load_trained(work: Path, stage: str, device: torch.device) -> Trained:
+def load_trained(work: Path, stage: str, device: torch.device, corpus: Sequence[str] | None = None) -> Trained:
     """The pipeline of a stage's averaged weights, in float32, straight from its checkpoint.
+
+    ``corpus``: the captions that the tokenizers were made from, if not those of this package.
 
     Raises:
         FileNotFoundError: if the stage or the VAE has no checkpoint in ``work``.
@@ -55,7 +58,7 @@ def load_trained(work: Path, stage: str, device: torch.device) -> Trained:
     state, averaged = load_state(work / stage), load_group(work / stage, "ema")
     if state is None or averaged is None:
         raise FileNotFoundError(f"no checkpoint of the stage '{stage}' in {work}")
-    modules, text = build_modules(TransformerConfig.from_dict(state["transformer"]), state["seed"])
+    modules, text = build_modules(TransformerConfig.from_dict(state["transformer"]), state["seed"], corpus)
     load_modules(modules, averaged)
     for module in modules.values():
         module.to(device).eval()
@@ -65,13 +68,23 @@ def load_trained(work: Path, stage: str, device: torch.device) -> Trained:
     return Trained(assemble_pipeline(modules, text, vae, state["shift"]), Geometry(**state["geometry"]), state)
 
 
-def export(work: Path, stage: str, out: Path) -> None:
+def export(
+    work: Path,
+    stage: str,
+    out: Path,
+    *,
+    corpus: Sequence[str] | None = None,
+    card: Callable[[Path, str, dict[str, int]], str] = model_card,
+    words: Callable[[Path, Geometry], None] = write_vocabulary,
+) -> None:
     """Write the pipeline folder ``out`` (replacing it) from a stage's averaged weights, and check its sizes.
+
+    ``card`` gives the text of README.md, ``words`` writes the vocabulary.
 
     Raises:
         ValueError: if a file exceeds 16 MB or the folder 40 MB.
     """
-    trained = load_trained(work, stage, torch.device("cpu"))
+    trained = load_trained(work, stage, torch.device("cpu"), corpus)
     pipe = trained.pipe
     partial = out.with_name(out.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -82,8 +95,8 @@ def export(work: Path, stage: str, out: Path) -> None:
     pipe.tokenizer_2.save_pretrained(partial / "tokenizer_2")
     pipe.scheduler.save_pretrained(partial / "scheduler")
     _write_index(pipe, partial / "model_index.json")
-    write_vocabulary(partial, trained.geometry)
-    (partial / "README.md").write_text(model_card(work, stage, _sizes(partial)))
+    words(partial, trained.geometry)
+    (partial / "README.md").write_text(card(work, stage, _sizes(partial)))
     shutil.rmtree(out, ignore_errors=True)
     partial.replace(out)
     _check_sizes(out)

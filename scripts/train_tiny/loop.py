@@ -1,5 +1,7 @@
 """What every training stage shares: optimisers, learning rate, moving average, clock, printing, resuming.
 
+Several processes may train together (``parallel``): the first one keeps the clock, prints and saves.
+
 A stage supplies its modules and one function, step -> loss. No step waits for the GPU: losses stay there until a
 line is printed.
 
@@ -27,6 +29,9 @@ from scripts.train_tiny.checkpoint import (
     save_checkpoint,
 )
 from scripts.train_tiny.muon import BatchedMuon
+from scripts.train_tiny.parallel import agree, barrier, mean_gradients, rank, same_parameters, world
+
+_ASK_EVERY = 8  # steps
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class LoopConfig:
     fit_minutes: float | None = None
     later_cost: float = 1.0
     print_seconds: float = 30.0
+    save_seconds: float | None = None  # a checkpoint now and then as well, for the case that the machine goes away
 
 
 @dataclass
@@ -118,10 +124,17 @@ class Loop:
         else:
             for optimizer, names in self.optimizers:
                 load_optimizer(optimizer, names, moments)
-        print(f"resumed {self.folder.name} at step {self.step}", flush=True)
+        if rank() == 0:
+            print(f"resumed {self.folder.name} at step {self.step}", flush=True)
         return True
 
     def save(self) -> None:
+        """Write the checkpoint, once for all processes."""
+        if rank() == 0:
+            self._save()
+        barrier()
+
+    def _save(self) -> None:
         groups = {
             "raw": module_tensors(self.modules),
             "ema": module_tensors(self.averaged),
@@ -143,6 +156,7 @@ class Loop:
             "done": self.progress() >= 1.0,
             "seed": self.config.seed,
             "batch": self.config.batch,
+            "processes": world(),
             "steps": self.steps,
             "fitted": self.fitted,
             **self.extra_state,
@@ -173,6 +187,8 @@ class Loop:
         printed, printed_step = begin, self.step
         middle, middle_step = begin, self.step
         total = torch.zeros((), device=self._raw[0].device)
+        saved = begin
+        same_parameters(self._raw)
         while self.progress() < 1.0:
             total += self._update(loss_at(self.step))
             self.step += 1
@@ -184,29 +200,41 @@ class Loop:
                 middle, middle_step = now, self.step
             now = time.monotonic()
             self.seconds = before + now - begin
-            if now - printed >= self.config.print_seconds or self.progress() >= 1.0:
+            if rank() == 0 and (now - printed >= self.config.print_seconds or self.progress() >= 1.0):
                 self._print(float(total) / (self.step - printed_step), (self.step - printed_step) / (now - printed))
                 total.zero_()
                 if every is not None:
                     every(self.seconds)
+                if self.config.save_seconds is not None and now - saved >= self.config.save_seconds:
+                    self._save()
+                    saved = now
                 printed, printed_step = time.monotonic(), self.step
-            if self.config.max_minutes is not None and now - begin >= 60.0 * self.config.max_minutes:
+            if self._is_time_over(now - begin):
                 break
         if self.step > first_step:
             self.save()
         return self.progress() >= 1.0
 
+    def _is_time_over(self, spent: float) -> bool:
+        """Whether to stop early. Several processes ask the first one, which takes time, so they do it now and then."""
+        limit = self.config.max_minutes
+        if limit is None or (world() > 1 and self.step % _ASK_EVERY):
+            return False
+        return bool(agree(int(spent >= 60.0 * limit), self._raw[0].device))
+
     def _fit(self, each: float, spent: float) -> None:
         """Choose ``steps``, from the seconds of a step late in the warm-up and of everything so far."""
         left = 60.0 * (self.config.fit_minutes or 0.0) - spent
-        self.steps = self.config.warmup + max(1, int(left / (each * self.config.later_cost)))
-        self.fitted = True
-        print(f"{self.folder.name}: {self.steps} steps fit into {self.config.fit_minutes} minutes", flush=True)
+        steps = self.config.warmup + max(1, int(left / (each * self.config.later_cost)))
+        self.steps, self.fitted = agree(steps, self._raw[0].device), True
+        if rank() == 0:
+            print(f"{self.folder.name}: {self.steps} steps fit into {self.config.fit_minutes} minutes", flush=True)
 
     def _update(self, loss: Tensor) -> Tensor:
         for optimizer, _ in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        mean_gradients(self._raw)
         torch.nn.utils.clip_grad_norm_(self._raw, 1.0)
         rate = self.rate()
         groups = [group for optimizer, _ in self.optimizers for group in optimizer.param_groups]

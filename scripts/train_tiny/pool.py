@@ -23,7 +23,7 @@ from scripts.train_tiny.clips import Plan, draw, plan_clips
 from scripts.train_tiny.text import TEMPLATE_TOKENS, Text, tokenize
 from scripts.train_tiny.vae import encode
 
-_LONGEST_CAPTION = 40  # tokens; the longest wording of two objects has about 25
+_LONGEST_CAPTION = 72  # tokens; CLIP reads 77
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,10 @@ class LatentPool:
         """The clips of the ``chunk``-th chunk since the start of the run."""
         return plan_clips(self.config.chunk, seed_at(self.seed, chunk, "pool"))
 
+    def drawn(self, plan: Plan, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """Clips and coverage of a plan, as ``clips.draw`` gives them."""
+        return draw(plan, geometry.frames, geometry.height, geometry.width, self._device)
+
     def advance(self, step: int) -> None:
         """Bring the content up to that step: everything at first, later a chunk now and then."""
         slots = self.config.size // self.config.chunk
@@ -132,7 +136,7 @@ class LatentPool:
         for start in range(0, len(plan), self.config.encode_batch):
             part = plan.rows(start, start + self.config.encode_batch)
             g = self.geometry
-            clips, cover = draw(part, g.frames, g.height, g.width, self._device)
+            clips, cover = self.drawn(part, g)
             filled = slice(first + start, first + start + len(part))
             self._latents[filled] = encode(self._vae, clips)
             self._near[filled] = near_objects(cover, self._latents.shape[2:])

@@ -73,13 +73,13 @@ class Tokens:
     clip: Tensor
 
 
-def build_text(config: TextConfig, seed: int) -> Text:
-    """Both tokenizers and randomly initialised encoders.
+def build_text(config: TextConfig, seed: int, corpus: Sequence[str] | None = None) -> Text:
+    """Both tokenizers, of all words of the corpus (the captions), and randomly initialised encoders.
 
     Raises:
         RuntimeError: if the template does not cost the number of tokens that the pipeline crops.
     """
-    corpus = every_wording()
+    corpus = every_wording() if corpus is None else corpus
     tokenizer = _llama_tokenizer(corpus)
     prefix = TEMPLATE.split("{}")[0]
     count = len(tokenizer(prefix).input_ids)

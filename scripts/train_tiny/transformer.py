@@ -21,7 +21,7 @@ Shapes: B clips, C channels, L caption tokens, T template tokens.
 
 import copy
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from scripts.train_tiny.vae import half_precision, load_vae
 _UNIFORM_SHARE = 0.2
 _NEAR_WEIGHT = 4.0
 _NEAR_BELOW = 0.7  # sigma
-_BACKENDS: dict[str, list[SDPBackend] | None] = {
+BACKENDS: dict[str, list[SDPBackend] | None] = {
     "auto": None,
     "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
     "cudnn": [
@@ -166,19 +166,19 @@ def build_transformer(config: TransformerConfig) -> HunyuanVideoTransformer3DMod
     return model
 
 
-def prepare_for_training(model: HunyuanVideoTransformer3DModel, stage: StageConfig) -> None:
+def prepare_for_training(model: HunyuanVideoTransformer3DModel, stage: StageConfig, *, mixed: bool = False) -> None:
     """Attention without masks, and blocks compiled on request. Parameters and their names stay as they are."""
     for block in (*model.transformer_blocks, *model.single_transformer_blocks):
         block.attn.set_processor(UnmaskedAttnProcessor())
         if stage.compile:
-            block.forward = _compiled(block.forward)
+            block.forward = _compiled(block.forward, mixed=mixed)
 
 
-def _compiled(eager: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(eager: Callable[..., Any], *, mixed: bool = False) -> Callable[..., Any]:
     """A block's ``forward``, compiled once for all lengths of captions and once for predictions without a caption.
 
     Steps on empty captions run as they are: a length of 1 would need a graph of its own, which costs more to compile
-    than it saves.
+    than it saves. ``mixed``: clips are of several sizes.
     """
     compiled = torch.compile(eager)
 
@@ -197,6 +197,10 @@ def _compiled(eager: Callable[..., Any]) -> Callable[..., Any]:
         hidden_states, encoder_hidden_states = hidden_states.contiguous(), encoder_hidden_states.contiguous()
         if not empty:
             torch._dynamo.mark_dynamic(encoder_hidden_states, 1)
+        if mixed:
+            torch._dynamo.mark_dynamic(hidden_states, 1)
+            for table in image_rotary_emb or ():
+                torch._dynamo.mark_dynamic(table, 0)
         return compiled(hidden_states, encoder_hidden_states, temb, None, image_rotary_emb)
 
     return forward
@@ -268,9 +272,11 @@ def block_matrices(modules: Mapping[str, nn.Module]) -> frozenset[str]:
     return frozenset(name for name in names if ".norm" not in name)
 
 
-def build_modules(config: TransformerConfig, seed: int) -> tuple[dict[str, nn.Module], Any]:
+def build_modules(
+    config: TransformerConfig, seed: int, corpus: Sequence[str] | None = None
+) -> tuple[dict[str, nn.Module], Any]:
     """Transformer and text encoders by the pipeline's names, and the ``Text`` with the tokenizers."""
-    text = build_text(config.text, seed)
+    text = build_text(config.text, seed, corpus)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = build_transformer(config)
@@ -330,7 +336,7 @@ def train_transformer(
         shares = ", ".join(f"{name} {share:.0%}" for name, share in accuracy(results).items())
         print(f"{stage.name} step {loop.step}: {shares}", flush=True)
 
-    backends = _BACKENDS[stage.attention]
+    backends = BACKENDS[stage.attention]
     if backends is None:
         return loop.run(loss_at, every)
     with sdpa_kernel(backends, set_priority=True):

@@ -1,0 +1,160 @@
+"""Command line of the training: ``python -m scripts.train_world vae|small|full|all|evaluate|export|bundle|speed``.
+
+All stages share one folder, ``--work``, and go on where its checkpoints end. On several GPUs:
+``torchrun --nproc-per-node 4 -m scripts.train_world all --compile``.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.tiny_world.captions import every_wording
+from scripts.train_tiny.evaluate import load_folder
+from scripts.train_tiny.export import bundle, export, load_trained, unbundle
+from scripts.train_tiny.loop import LoopConfig
+from scripts.train_tiny.parallel import barrier, rank, start, stop
+from scripts.train_tiny.pool import Geometry
+from scripts.train_world.card import model_card, write_vocabulary
+from scripts.train_world.evaluate import evaluate
+from scripts.train_world.recipe import LOOPS, MINUTES, MODEL, STAGES, VAE_STAGE
+from scripts.train_world.speed import stage_speed, vae_speed
+from scripts.train_world.transformer import train_stage
+from scripts.train_world.vae import train_vae
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it came to its end, 3 when training stopped early for lack of time."""
+    options = _parser().parse_args(arguments)
+    device = start(options.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = options.benchmark
+        torch.backends.cudnn.allow_tf32 = True
+        torch._dynamo.config.recompile_limit = 32
+    try:
+        return 0 if _COMMANDS[options.command](options, device) else 3
+    finally:
+        stop()
+
+
+def _vae(options: argparse.Namespace, device: torch.device) -> bool:
+    return train_vae(VAE_STAGE, _loop("vae", options), options.work, device)
+
+
+def _stage(options: argparse.Namespace, device: torch.device) -> bool:
+    stage = dataclasses.replace(
+        STAGES[options.command],
+        compile=options.compile,
+        attention=options.attention,
+        eval_minutes=options.eval_every_minutes,
+    )
+    return train_stage(MODEL, stage, _loop(stage.name, options), options.work, device)
+
+
+def _evaluate(options: argparse.Namespace, device: torch.device) -> bool:
+    if options.folder is not None:
+        pipe, geometry, records = load_folder(options.folder, device), Geometry(), None
+    else:
+        trained = load_trained(options.work, options.stage, device, every_wording())
+        pipe, geometry, records = trained.pipe, trained.geometry, options.work / options.stage
+    out = options.out or options.work / "evaluation"
+    settings = {"steps": options.steps or 14, "batch": options.batch or 8, "seed": options.seed}
+    evaluate(pipe, geometry, out, limit=options.limit, **settings)
+    if records is not None and rank() == 0:
+        (records / "evaluation.json").write_text((out / "evaluation.json").read_text())
+    barrier()
+    return True
+
+
+def _export(options: argparse.Namespace, device: torch.device) -> bool:  # noqa: ARG001
+    if rank() == 0:
+        export(
+            options.work,
+            options.stage,
+            options.out,
+            corpus=every_wording(),
+            card=model_card,
+            words=lambda folder, _: write_vocabulary(folder),
+        )
+    barrier()
+    return True
+
+
+def _bundle(options: argparse.Namespace, device: torch.device) -> bool:  # noqa: ARG001
+    if options.unpack:
+        unbundle(options.out, options.work)
+    else:
+        bundle(options.work, options.stage, options.out, raw=False)
+    return True
+
+
+def _all(options: argparse.Namespace, device: torch.device) -> bool:
+    for command in ("vae", "small", "full", "evaluate"):
+        part = argparse.Namespace(**{**vars(options), "command": command, "steps": None, "batch": None})
+        if not _COMMANDS[command](part, device):
+            return False
+    return True
+
+
+def _speed(options: argparse.Namespace, device: torch.device) -> bool:
+    if options.part == "vae":
+        vae_speed(device, options.seconds, options.work)
+    else:
+        stage_speed(device, options.seconds, options.work, compiled=options.compile, attention=options.attention)
+    return True
+
+
+_COMMANDS = {
+    "vae": _vae,
+    "small": _stage,
+    "full": _stage,
+    "all": _all,
+    "evaluate": _evaluate,
+    "export": _export,
+    "bundle": _bundle,
+    "speed": _speed,
+}
+
+
+def _loop(name: str, options: argparse.Namespace) -> LoopConfig:
+    """The stage's defaults with what the command line changes; its length in minutes unless in steps."""
+    names = ("steps", "batch", "learning_rate", "max_minutes", "seed")
+    given: dict[str, Any] = {field: getattr(options, field) for field in names if getattr(options, field) is not None}
+    if options.steps is None:
+        given["fit_minutes"] = MINUTES[name] * options.scale
+    return dataclasses.replace(LOOPS[name], save_seconds=120.0, print_seconds=15.0, **given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m scripts.train_world", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in _COMMANDS:
+        command = commands.add_parser(name)
+        command.add_argument("--work", type=Path, default=Path(".work/world"), help="checkpoints (%(default)s)")
+        command.add_argument("--device", help="cuda or cpu; a GPU if there is one")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--steps", type=int, help="training steps, in place of minutes; sampling steps")
+        command.add_argument("--batch", type=int, help="of all processes together")
+        command.add_argument("--learning-rate", type=float, help="peak of AdamW's; Muon keeps its own")
+        command.add_argument("--scale", type=float, default=1.0, help="factor on the minutes of the recipe")
+        command.add_argument("--max-minutes", type=float, help="stop a stage then, with a checkpoint")
+        command.add_argument("--compile", action="store_true", help="compile the repeated blocks")
+        command.add_argument("--benchmark", action="store_true", help="let cuDNN try out its convolutions")
+        command.add_argument("--attention", choices=("auto", "flash", "cudnn"), default="auto")
+        command.add_argument("--eval-every-minutes", type=float, help="sample and judge 16 clips now and then")
+        command.add_argument("--stage", choices=list(STAGES), default="full", help="whose averaged weights")
+        command.add_argument("--out", type=Path, required=name in ("export", "bundle"), help="folder to write")
+        command.add_argument("--folder", type=Path, help="an exported folder, in place of --work's checkpoint")
+        command.add_argument("--limit", type=int, help="evaluate only so many scenes")
+        command.add_argument("--unpack", action="store_true", help="bundle: unpack --out into --work")
+        command.add_argument("--part", choices=("vae", "stages"), default="vae", help="speed: what is measured")
+        command.add_argument("--seconds", type=float, default=20.0, help="speed: for each measurement")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,107 @@
+"""Sizes, lengths and times of the training: what is in the card and what a person would change.
+
+The minutes are for four GPUs; with fewer the same command trains on fewer clips.
+"""
+
+from dataclasses import dataclass, field
+
+from scripts.train_tiny.loop import LoopConfig
+from scripts.train_tiny.pool import Geometry, PoolConfig
+from scripts.train_tiny.text import TextConfig
+from scripts.train_tiny.transformer import TransformerConfig
+from scripts.train_tiny.vae import VaeConfig
+
+VAE = VaeConfig(latent_channels=16, channels=(16, 32, 64, 64))
+# 12.9 million parameters in the transformer: of its steps at 9,216 tokens, attention is the most.
+MODEL = TransformerConfig(
+    dual_layers=3,
+    single_layers=6,
+    refiner_layers=2,
+    mlp_ratio=3.0,
+    latent_channels=VAE.latent_channels,
+    text=TextConfig(llama_layers=5),
+)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Clips of one size: how often a step has them, and how many lie ready in each process's pool."""
+
+    geometry: Geometry
+    share: float
+    pool: PoolConfig
+
+
+@dataclass(frozen=True)
+class WorldStage:
+    """A stage of the transformer's training; see ``train_tiny.transformer.StageConfig`` for the fields of one name."""
+
+    name: str
+    sizes: tuple[Share, ...]
+    shift: float
+    stride: float = 1.0
+    guidance: float = 0.0
+    guidance_from: float = 0.4
+    start_from: str | None = None
+    compile: bool = False
+    attention: str = "auto"
+    eval_minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class VaeStage:
+    """Clips that the autoencoder sees: small ones, and full ones in the last part of the schedule."""
+
+    small: tuple[Geometry, ...]
+    full: tuple[Geometry, ...]
+    full_from: float = 0.7
+    full_batch: float = 0.25  # of the batch of small ones
+    model: VaeConfig = field(default=VAE)
+
+
+def _pool(size: int, chunk: int = 64) -> PoolConfig:
+    return PoolConfig(size=size, chunk=chunk, refill_every=32, encode_batch=32)
+
+
+VAE_STAGE = VaeStage(
+    small=(Geometry(33, 128, 128), Geometry(17, 160, 160)),
+    full=(Geometry(33, 256, 256), Geometry(49, 192, 192), Geometry(17, 192, 320)),
+)
+STAGES = {
+    "small": WorldStage(
+        "small",
+        (
+            Share(Geometry(33, 128, 128), 0.55, _pool(8192, 256)),
+            Share(Geometry(17, 160, 128), 0.15, _pool(2048)),
+            Share(Geometry(25, 96, 160), 0.15, _pool(2048)),
+            Share(Geometry(49, 96, 96), 0.15, _pool(2048)),
+        ),
+        shift=3.0,
+        stride=2.0,
+    ),
+    "full": WorldStage(
+        "full",
+        (
+            Share(Geometry(33, 256, 256), 0.5, _pool(1536)),
+            Share(Geometry(17, 320, 256), 0.125, _pool(512, 32)),
+            Share(Geometry(25, 192, 320), 0.125, _pool(512, 32)),
+            Share(Geometry(49, 192, 192), 0.125, _pool(512, 32)),
+            Share(Geometry(33, 192, 256), 0.125, _pool(512, 32)),
+        ),
+        shift=4.0,
+        guidance=0.4,
+        start_from="small",
+    ),
+}
+LOOPS = {
+    "vae": LoopConfig(
+        steps=3000, batch=64, learning_rate=1.2e-3, warmup=60, weight_decay=0.0, ema=0.998, later_cost=1.1
+    ),
+    "small": LoopConfig(
+        steps=6000, batch=192, learning_rate=1e-3, matrix_learning_rate=5e-3, warmup=200, ema=0.999, later_cost=1.05
+    ),
+    "full": LoopConfig(
+        steps=2500, batch=64, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=1.3
+    ),
+}
+MINUTES = {"vae": 6.5, "small": 6.0, "full": 9.5}

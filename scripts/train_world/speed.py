@@ -1,0 +1,96 @@
+"""How fast a machine draws, encodes and trains: what the recipe's sizes are chosen by."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from scripts.tiny_world.captions import every_wording
+from scripts.tiny_world.draw import draw
+from scripts.tiny_world.plan import extent_of, plan_clips
+from scripts.train_tiny.loop import LoopConfig
+from scripts.train_tiny.pool import Geometry
+from scripts.train_tiny.transformer import build_modules
+from scripts.train_tiny.vae import VaeConfig, build_vae
+from scripts.train_world.recipe import LOOPS, MODEL, STAGES, VAE_STAGE, VaeStage
+from scripts.train_world.transformer import train_stage
+from scripts.train_world.vae import train_vae
+
+
+def vae_speed(device: torch.device, seconds: float, work: Path) -> None:
+    """Print clips a second for drawing, and for training VAEs of two widths at two sizes, without and with cuDNN's own
+    trials; each measurement takes so long."""
+    for geometry in (Geometry(33, 128, 128), Geometry(33, 256, 256)):
+        _draw_speed(geometry, device)
+    for channels in ((8, 16, 64, 64), VAE_STAGE.model.channels):
+        model = dataclasses.replace(VAE_STAGE.model, channels=channels)
+        print(f"vae {channels}: {sum(p.numel() for p in build_vae(model).parameters()) / 1e6:.2f} M parameters")
+        for geometry in (VAE_STAGE.small[0], VAE_STAGE.full[0]):
+            for benchmark in (False, True):
+                torch.backends.cudnn.benchmark = benchmark
+                _vae_speed(model, geometry, work, device, seconds)
+
+
+def stage_speed(device: torch.device, seconds: float, work: Path, *, compiled: bool, attention: str) -> None:
+    """Print clips a second of each stage of the transformer at its usual size; each trains so long, from nothing."""
+    modules, _ = build_modules(MODEL, 0, every_wording())
+    for name, module in modules.items():
+        print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters", flush=True)
+    any_vae = dataclasses.replace(_short("vae", seconds, 16), steps=10, max_minutes=None)
+    train_vae(VAE_STAGE, any_vae, work, device)
+    for stage in STAGES.values():
+        size = stage.sizes[0]
+        alone = dataclasses.replace(
+            stage,
+            name=f"{stage.name}-alone",
+            sizes=(dataclasses.replace(size, share=1.0, pool=dataclasses.replace(size.pool, size=256, chunk=64)),),
+            start_from=None,
+            compile=compiled,
+            attention=attention,
+        )
+        print(f"{stage.name}, a quarter of the batch:", flush=True)
+        loop = dataclasses.replace(_short(stage.name, seconds, 4), steps=100_000, warmup=LOOPS[stage.name].warmup)
+        train_stage(MODEL, alone, loop, work, device)
+
+
+def _draw_speed(geometry: Geometry, device: torch.device) -> None:
+    plan = plan_clips(32, 0, extent_of(geometry.height, geometry.width))
+
+    def once() -> None:
+        draw(plan, geometry.frames, geometry.height, geometry.width, device)
+
+    each = _seconds(once, device)
+    began = time.monotonic()
+    plan_clips(256, 1)
+    planned = 256 / (time.monotonic() - began)
+    print(f"draw {geometry}: {32 / each:.0f} clips/s; planned on the CPU: {planned:.0f} clips/s", flush=True)
+
+
+def _seconds(run: Callable[[], None], device: torch.device, repeats: int = 5) -> float:
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.monotonic()
+    for _ in range(repeats):
+        run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.monotonic() - began) / repeats
+
+
+def _short(stage: str, seconds: float, share: int) -> LoopConfig:
+    base = LOOPS[stage]
+    batch = max(1, base.batch // share)
+    steps = max(2, base.warmup // 4)
+    return dataclasses.replace(base, batch=batch, steps=steps, warmup=1, max_minutes=seconds / 60.0, print_seconds=2.0)
+
+
+def _vae_speed(model: VaeConfig, geometry: Geometry, work: Path, device: torch.device, seconds: float) -> None:
+    stage = VaeStage((geometry,), (geometry,), full_from=2.0, full_batch=1.0, model=model)
+    benchmark = torch.backends.cudnn.benchmark
+    name = f"vae-{'-'.join(map(str, model.channels))}-{geometry.height}-{benchmark}"
+    print(f"{name}, a quarter of the batch:", flush=True)
+    loop = dataclasses.replace(_short("vae", seconds, 4 if geometry.height < 200 else 16), steps=100_000)
+    train_vae(stage, loop, work / name, device)

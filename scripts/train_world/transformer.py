@@ -1,0 +1,104 @@
+"""Trains the transformer and its text encoders on clips of several sizes; the loss is ``train_tiny.transformer``'s."""
+
+import contextlib
+import copy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
+
+from scripts.tiny_world.captions import every_wording
+from scripts.tiny_world.plan import held_out_scenes, spread
+from scripts.train_tiny.checkpoint import generator_at, load_group, load_modules
+from scripts.train_tiny.loop import Loop, LoopConfig
+from scripts.train_tiny.parallel import barrier, rank, share, stream
+from scripts.train_tiny.sampling import assemble_pipeline
+from scripts.train_tiny.transformer import (
+    BACKENDS,
+    StageConfig,
+    TransformerConfig,
+    block_matrices,
+    build_modules,
+    flow_loss,
+    prepare_for_training,
+    set_stride,
+)
+from scripts.train_tiny.vae import load_vae
+from scripts.train_world.evaluate import judged, shares_of
+from scripts.train_world.pool import MixedPool
+from scripts.train_world.recipe import WorldStage
+
+
+def train_stage(
+    config: TransformerConfig, stage: WorldStage, loop_config: LoopConfig, work: Path, device: torch.device
+) -> bool:
+    """Train one stage, resuming what ``work/<stage>`` holds, or starting from the averages of ``start_from``.
+
+    Returns:
+        True if the schedule came to its end.
+    """
+    vae = load_vae(work / "vae" / "model", device)
+    modules, text = build_modules(config, loop_config.seed, every_wording())
+    averaged = _prepared(modules, stage, device)
+    geometry = stage.sizes[0].geometry
+    extra = {
+        "transformer": asdict(config),
+        "shift": stage.shift,
+        "stride": stage.stride,
+        "geometry": asdict(geometry),
+        "sizes": [asdict(size.geometry) | {"share": size.share} for size in stage.sizes],
+    }
+    loop = Loop(modules, averaged, loop_config, work / stage.name, extra, matrices=block_matrices(modules))
+    if not loop.resume() and stage.start_from is not None:
+        start = load_group(work / stage.start_from, "ema")
+        if start is None:
+            raise FileNotFoundError(
+                f"no weights in {work / stage.start_from}: train the stage {stage.start_from} first"
+            )
+        load_modules(modules, start)
+        load_modules(averaged, start)
+    if loop.progress() >= 1.0:
+        return True
+    pool = MixedPool(stage.sizes, vae, text, loop_config.seed)
+    pipe = assemble_pipeline(averaged, text, vae, stage.shift)
+    batch_size = share(loop_config.batch)
+
+    def loss_at(step: int) -> Tensor:
+        batch = pool.batch(step, batch_size)
+        guidance = stage.guidance if loop.progress() >= stage.guidance_from else 0.0
+        generator = generator_at(loop_config.seed, step, stream("noise"), device)
+        return flow_loss(modules, batch, stage.shift, generator, guidance=guidance, empty=pool.empty)
+
+    evaluated = loop.seconds
+
+    def every(seconds: float) -> None:
+        nonlocal evaluated
+        if stage.eval_minutes is None or seconds - evaluated < 60.0 * stage.eval_minutes:
+            return
+        evaluated = seconds
+        results = judged(pipe, spread(held_out_scenes(), 16), geometry, steps=12, batch=8, seed=0)
+        shares = ", ".join(f"{name} {right}/{count}" for name, (right, count) in shares_of(results).items())
+        print(f"{stage.name} step {loop.step}: {shares}", flush=True)
+
+    backends = BACKENDS[stage.attention]
+    chosen: Any = contextlib.nullcontext() if backends is None else sdpa_kernel(backends, set_priority=True)
+    with chosen:
+        done = loop.run(loss_at, every if rank() == 0 else None)
+    barrier()
+    return done
+
+
+def _prepared(modules: dict[str, nn.Module], stage: WorldStage, device: torch.device) -> dict[str, nn.Module]:
+    """Move the modules to the device and make them ready; returns copies for the averages."""
+    for module in modules.values():
+        module.to(device)
+    averaged = {name: copy.deepcopy(module).requires_grad_(False) for name, module in modules.items()}
+    for transformer in (modules["transformer"], averaged["transformer"]):
+        set_stride(transformer, stage.stride)
+    first = stage.sizes[0]
+    single = StageConfig(stage.name, first.geometry, first.pool, stage.shift, compile=stage.compile)
+    prepare_for_training(modules["transformer"], single, mixed=len(stage.sizes) > 1)
+    return averaged

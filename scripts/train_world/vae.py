@@ -1,0 +1,157 @@
+"""Trains the video autoencoder on clips of the drawn world; ``train_tiny.vae`` says why it is built as it is.
+
+Shapes: B clips, F frames, H height, W width.
+"""
+
+import copy
+import dataclasses
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLHunyuanVideo
+from torch import Tensor
+
+from scripts.tiny_world.draw import draw
+from scripts.tiny_world.plan import Plan, extent_of, held_out_scenes, plan_clips, plan_scenes, spread
+from scripts.train_tiny.checkpoint import generator_at, seed_at
+from scripts.train_tiny.fast_vae import speed_up
+from scripts.train_tiny.loop import Loop, LoopConfig
+from scripts.train_tiny.parallel import barrier, rank, share, stream
+from scripts.train_tiny.pool import Geometry
+from scripts.train_tiny.vae import (
+    LATENT_NOISE,
+    build_vae,
+    encode,
+    fold_normalisation,
+    half_precision,
+    in_one_piece,
+    vae_loss,
+)
+from scripts.train_world.recipe import VaeStage
+
+
+def train_vae(stage: VaeStage, loop_config: LoopConfig, work: Path, device: torch.device) -> bool:
+    """Train, resuming what ``work/vae`` holds; when the schedule is done, leave the model in ``work/vae/model``.
+
+    Returns:
+        True if the schedule came to its end.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(loop_config.seed)
+        vae = build_vae(stage.model).to(device)
+    speed_up(vae)
+    averaged = copy.deepcopy(vae).requires_grad_(False)
+    loop = Loop({"vae": vae}, {"vae": averaged}, loop_config, work / "vae", {"vae": asdict(stage.model)})
+    loop.resume()
+    batch = share(loop_config.batch)
+
+    def loss_at(step: int) -> Tensor:
+        progress = loop.progress()
+        small = progress < stage.full_from
+        sizes = stage.small if small else stage.full
+        geometry = sizes[seed_at(loop_config.seed, step, "vae size") % len(sizes)]
+        count = batch if small else max(1, round(batch * stage.full_batch))
+        plan = training_plan(
+            count, seed_at(loop_config.seed, step, stream("vae clips")), geometry, crowded=step % 3 == 0
+        )
+        clips, cover = draw(plan, geometry.frames, geometry.height, geometry.width, device)
+        noise = LATENT_NOISE * min(1.0, 0.2 + 2.0 * progress)
+        return vae_loss(vae, clips, cover, noise, generator_at(loop_config.seed, step, stream("vae noise"), device))
+
+    done = loop.run(loss_at)
+    if done and rank() == 0:
+        finish(averaged, stage, work / "vae" / "model", loop.state())
+    barrier()
+    return done
+
+
+def training_plan(count: int, seed: int, geometry: Geometry, *, crowded: bool) -> Plan:
+    """Clips to draw; crowded ones have the objects of three scenes, because a lone object is a few percent of the
+    pixels, and a model that saw such clips alone would learn the background and stop there for long."""
+    extent = extent_of(geometry.height, geometry.width)
+    plan = plan_clips(count, seed, extent)
+    if not crowded:
+        return plan
+    others = [plan_clips(count, seed + offset, extent).objects for offset in (1, 2)]
+    return dataclasses.replace(plan, objects=torch.cat([plan.objects, *others], dim=1))
+
+
+def finish(
+    vae: AutoencoderKLHunyuanVideo, stage: VaeStage, folder: Path, state: dict[str, Any], clips: int = 128
+) -> None:
+    """Normalise the latents, measure on held-out clips, save model and ``metrics.json``."""
+    vae = in_one_piece(copy.deepcopy(vae)).eval()
+    geometry = stage.full[0]
+    before = _latents_of(vae, geometry, clips)
+    deviation = before.std(dim=(0, 2, 3, 4))
+    typical = deviation.square().mean().sqrt()
+    # A channel that carries next to nothing must not be blown up to the size of the others.
+    fold_normalisation(vae, before.mean(dim=(0, 2, 3, 4)), deviation.clamp(min=0.4 * float(typical)))
+    after = _latents_of(vae, geometry, clips)
+    vae.register_to_config(scaling_factor=float(1.0 / after.std()))
+    metrics = {
+        **measure(vae, geometry, clips),
+        "psnr_db_noisy_latents": measure(vae, geometry, clips // 2, noise=0.1)["psnr_db"],
+        "other_sizes": {
+            f"{g.frames}x{g.height}x{g.width}": measure(vae, g, clips // 4)["psnr_db"] for g in stage.full[1:]
+        },
+        "scaling_factor": vae.config.scaling_factor,
+        "channel_std": [round(v, 3) for v in (after.std(dim=(0, 2, 3, 4)) * vae.config.scaling_factor).tolist()],
+        "steps": state["step"],
+        "batch": state["batch"],
+        "minutes": round(state["seconds"] / 60.0, 1),
+    }
+    vae.save_pretrained(folder)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    print(f"vae done: {metrics}", flush=True)
+
+
+@torch.no_grad()
+def measure(vae: AutoencoderKLHunyuanVideo, geometry: Geometry, clips: int, noise: float = 0.0) -> dict[str, Any]:
+    """Errors on held-out clips, in dB below full scale (8 bit).
+
+    Returns:
+        ``psnr_db``, the mean over clips, and ``moving_edges_db``: the same of pixels that something moves into or out
+        of within three frames, for the first frame and for each of the four frames that share a latent frame.
+    """
+    scenes = spread(held_out_scenes(), clips)
+    whole: list[Tensor] = []
+    edges = torch.zeros(5, 2, dtype=torch.float64, device=vae.device)
+    extent = extent_of(geometry.height, geometry.width)
+    for start in range(0, clips, 4):
+        plan = plan_scenes(scenes[start : start + 4], seed=start, extent=extent)
+        x, cover = draw(plan, geometry.frames, geometry.height, geometry.width, vae.device)
+        z = encode(vae, x)
+        z = z + noise * torch.randn(z.shape, generator=generator_at(start, 0, "psnr", vae.device), device=vae.device)
+        with half_precision(vae.device):
+            y = vae.decode(z / vae.config.scaling_factor).sample.float().clamp(-1.0, 1.0)
+        error = ((x - y) / 2.0).square()
+        whole.append(-10.0 * torch.log10(error.mean(dim=(1, 2, 3, 4))))
+        edges += _edges(error.mean(dim=1), cover[:, 0])
+    moving = (-10.0 * torch.log10(edges[:, 0] / edges[:, 1].clamp(min=1.0))).tolist()
+    return {"psnr_db": round(float(torch.cat(whole).mean()), 2), "moving_edges_db": [round(v, 2) for v in moving]}
+
+
+def _edges(error: Tensor, cover: Tensor) -> Tensor:
+    """Sum and number of squared errors [B, F, H, W] at moving edges, for the first frame and four phases [5, 2]."""
+    window = (3, 1, 1)
+    most = F.max_pool3d(cover[:, None], window, stride=1, padding=(1, 0, 0))[:, 0]
+    least = -F.max_pool3d(-cover[:, None], window, stride=1, padding=(1, 0, 0))[:, 0]
+    moving = (most - least > 0.5).double()
+    sums = torch.stack([(error * moving).sum((0, 2, 3)), moving.sum((0, 2, 3))], dim=1)  # [F, 2]
+    phases = [sums[:1].sum(0), *(sums[1 + phase :: 4].sum(0) for phase in range(4))]
+    return torch.stack(phases).double()
+
+
+def _latents_of(vae: AutoencoderKLHunyuanVideo, geometry: Geometry, clips: int) -> Tensor:
+    """Latents [B, C, f, h, w] of full-size clips."""
+    parts = []
+    for start in range(0, clips, 8):
+        plan = plan_clips(8, 90_000 + start, extent_of(geometry.height, geometry.width))
+        clip, _ = draw(plan, geometry.frames, geometry.height, geometry.width, vae.device)
+        parts.append(encode(vae, clip).float())
+    return torch.cat(parts)
