@@ -7,7 +7,7 @@ import sys
 from typer.testing import CliRunner
 
 from adaspa_cli.app import app
-from adaspa_cli.config import preset_names
+from adaspa_cli.config.presets import preset_names
 
 
 def call(*arguments: str) -> str:

@@ -7,9 +7,10 @@ import pytest
 from accelerate import init_empty_weights
 from safetensors import safe_open
 
-from adaspa_cli.config import preset_names, resolve
+from adaspa_cli.config import resolve
 from adaspa_cli.config.architecture import BUNDLED, architecture_of
 from adaspa_cli.config.catalogue import catalogue, entry_of
+from adaspa_cli.config.presets import preset_names
 from adaspa_cli.errors import ModelError
 from adaspa_cli.models.registry import heavy
 
