@@ -2,7 +2,8 @@
 
     PYTHONPATH=.:kernels python -m scripts.bench_selection --json selection.json
 
-The size is HunyuanVideo's at 720p: 24 heads, 1,861 blocks of 64, 80 % sparsity, head-adaptive. Block sums are random:
+The size is HunyuanVideo's at 720p: 24 heads, 1,861 blocks of 64, 80 % sparsity, head-adaptive, or one budget for the
+layer by the scores of the output error, as adaspa-plus has it (the scores have one way alone). Block sums are random:
 ``spread`` ones are log-normal, wider from head to head; of ``mostly zero`` ones three in four are zero, so that the
 heads that keep most run out of weights: their thresholds are ties.
 
@@ -26,7 +27,8 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout, mask_conversion
-from adaspa_cli.masks import selection
+from adaspa_cli.masks import budget, selection
+from adaspa_cli.masks.output_error import output_error
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.report.typed_json import to_json
 from scripts.bench_kernels import gpu_state, measure
@@ -58,6 +60,7 @@ def way(kernels: bool) -> Iterator[None]:
     """Within it kernels do everything, or PyTorch does."""
     with (
         patch.object(selection, "kernels_take", lambda _: kernels),
+        patch.object(budget, "kernels_take", lambda _: kernels),
         patch.object(mask_conversion, "kernels_convert", lambda _: kernels),
     ):
         yield
@@ -87,12 +90,21 @@ def tasks(W: Tensor) -> dict[str, Call]:
         found = selection.select(W, LAYOUT, size, SPARSITY, head_adaptive=head_adaptive)
         return found.mask.counts, found.mask.indices, found.recall
 
+    means = torch.randn(HEADS, key_blocks, 128, generator=torch.Generator(DEVICE).manual_seed(1), device=DEVICE)
+    scores = output_error(W, means)
+
+    def share() -> tuple[Tensor, ...]:
+        found = budget.select_by_score(W, scores, LAYOUT, size, SPARSITY, "layer")
+        return found.mask.counts, found.mask.indices, found.recall
+
     def lists(converted: BlockMask) -> tuple[Tensor, ...]:
         return converted.counts, converted.indices
 
     return {
         "select, head-adaptive": lambda: select(head_adaptive=True),
         "select, one count": lambda: select(head_adaptive=False),
+        "select, layer budget": share,
+        "score by output error": lambda: (output_error(W, means),),
         "lists to bools": lambda: (mask.to_bool(),),
         "lists to bits": lambda: (mask.to_bits(),),
         "bools to lists": lambda: lists(BlockMask.from_bool(dense, size, width=width)),

@@ -14,6 +14,10 @@ Shapes: H heads, R query rows and Nv key blocks without text, W [H, Nq, Nk] bloc
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -25,12 +29,12 @@ from adaspa_cli.config.names import BUDGETS
 from adaspa_cli.distributed.heads import ALL_HEADS, Heads
 from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import FoundMask
-from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import adapt_counts, heaviest, kernels_take
 
 LEAST_SHARE, MOST_TIMES = 4, 4  # of the base count, in a layer's budget
 
 _INFINITY_BITS = 0x7F800000  # of float32
+_KERNEL_TRIES = 15  # eight looks at all scores in place of 31
 
 
 def select_by_score(
@@ -69,8 +73,7 @@ def select_by_score(
     base = kept_blocks(sparsity, len(columns))
     if budget == "head-adaptive" or not kernels_take(scores):
         return _by_sorting(block_sums, scores, layout, block_size, sparsity, budget, among)
-    mask = _by_kernels(scores, layout, block_size, base, budget, among)
-    return FoundMask(mask, mask_recall(mask.to_bool(), block_sums))
+    return _by_kernels(block_sums, scores, layout, block_size, base, budget, among)
 
 
 def _bounds(base: int, columns: int, budget: str) -> tuple[int, int]:
@@ -106,7 +109,9 @@ def _by_sorting(
 
     counts = torch.full(position.shape[:2], base, device=position.device)
     if budget == "layer":
-        counts, _ = _shared(_keys(score), least, most, base, among)
+        bits = torch.where(score.isnan(), torch.inf, score).view(torch.int32)
+        keys = _Keys(lambda levels: (bits > levels[:, None, None, None]).sum(-1), 1, score.device)
+        counts, _, _ = _shared(keys, least, most, _budget(base, scores, rows, among), among)
     elif len(candidates) > 1:
         counts = among.mine(adapt_counts(among.gather(recall(counts)), *candidates))[:, None].expand_as(counts)
     position = torch.where(ranks < counts[..., None], position + columns.start, block_sums.shape[-1])
@@ -114,8 +119,14 @@ def _by_sorting(
 
 
 def _by_kernels(
-    scores: Tensor, layout: TokenLayout, block_size: tuple[int, int], base: int, budget: str, among: Heads
-) -> BlockMask:
+    block_sums: Tensor,
+    scores: Tensor,
+    layout: TokenLayout,
+    block_size: tuple[int, int],
+    base: int,
+    budget: str,
+    among: Heads,
+) -> FoundMask:
     """Nothing is sorted: each row keeps what is above a threshold, and as many of its ties as are missing."""
     import adaspa_kernels
     from adaspa_kernels.selection import WeighedRows
@@ -127,8 +138,8 @@ def _by_kernels(
     video = slice(rows.start, rows.stop)
     counts = torch.full((len(scores), len(rows)), base, device=scores.device)
     if budget == "layer":
-        keys = _keys(scores[:, video, columns.start : columns.stop])
-        counts, level = _shared(keys, least, most, base, among)
+        keys = _Keys(partial(adaspa_kernels.count_above, scores, rows, columns), _KERNEL_TRIES, scores.device)
+        counts, level, above = _shared(keys, least, most, _budget(base, scores, rows, among), among)
 
         def own(of_bounds: Tensor, of_level: Tensor) -> Tensor:
             """A row at one of its bounds has the threshold and the ties of that, any other one those of the layer."""
@@ -136,49 +147,71 @@ def _by_kernels(
             return torch.where(counts == least, of_bounds[0, 0, :, video], at_most).int()
 
         threshold[0, :, video] = own(by_row.threshold, level)
-        ties[0, :, video] = own(by_row.ties, counts - (keys > level).sum(-1))
+        ties[0, :, video] = own(by_row.ties, counts - above)
     one = WeighedRows((most,), by_row.total, by_row.kept[-1:], threshold[None], ties[None])
     chosen = torch.full((1, len(scores)), most, device=scores.device)
     kept, indices = adaspa_kernels.pack_rows(scores[None], rows, columns, one, chosen, index_dtype(scores.shape[-1]))
     kept[0, :, video] = (counts + len(layout.text_blocks(block_size[1]))).int()
-    return BlockMask(kept[0], indices[0], scores.shape[-1], block_size)
+    mass, total = adaspa_kernels.listed_mass(block_sums, kept[0], indices[0])
+    return FoundMask(BlockMask(kept[0], indices[0], scores.shape[-1], block_size), mass.sum(-1) / total.sum(-1))
 
 
-def _keys(scores: Tensor) -> Tensor:
-    """Integers in the order of the scores, which are not negative; of what is no number the largest."""
-    return torch.where(scores.isnan(), torch.inf, scores).view(torch.int32)
+def _budget(base: int, scores: Tensor, rows: range, among: Heads) -> int:
+    """Of all video rows of the layer."""
+    return base * len(rows) * (sum(among.sizes) or len(scores))
 
 
-def _shared(keys: Tensor, least: int, most: int, base: int, among: Heads) -> tuple[Tensor, Tensor]:
-    """How many of its largest keys each row keeps, int64 [H, R], if all rows of the layer share a budget of ``base`` a
-    row; and the key that separates kept from left-out blocks wherever a row is at none of its bounds.
+@dataclass(frozen=True)
+class _Keys:
+    """Scores of the rows of some heads, seen as integers in the same order.
+
+    Attributes:
+        above: how many of each row, integers [T, H, R], are above each of some levels, int32 [T]. Blocks that a row may
+            not keep at all may be missing.
+        tries: how many levels at once cost little more than one.
+        device: where they are.
+    """
+
+    above: Callable[[Tensor], Tensor]
+    tries: int
+    device: torch.device
+
+
+def _shared(keys: _Keys, least: int, most: int, budget: int, among: Heads) -> tuple[Tensor, Tensor, Tensor]:
+    """How many of its largest keys each row keeps, if all rows of the layer share a budget.
 
     Args:
-        keys: [H, R, K]; blocks that a row may not keep at all may be missing.
+        keys: of the heads here.
         least, most: bounds of each row's number.
-        base: mean number.
-        among: the heads of ``keys`` among those of the layer.
+        budget: of all rows of the layer.
+        among: the heads here among those of the layer.
+
+    Returns:
+        The numbers, int64 [H, R]; the level, the key that separates kept from left-out blocks wherever a row is at none
+        of its bounds; and how many keys of each row are above it, [H, R].
     """
-    budget = base * keys.shape[1] * (sum(among.sizes) or len(keys))
     level = _level(keys, least, most, budget, among)
-    counts, reached = ((keys > level).sum(-1), (keys >= level).sum(-1))
-    counts, reached = counts.clamp(least, most), reached.clamp(least, most)
+    reached, above = keys.above(torch.stack([level - 1, level]).int())
+    counts, reached = above.long().clamp(least, most), reached.long().clamp(least, most)
     # Of equal ones the first rows' are kept, until the budget is spent.
     more = reached - counts
     by_head = among.gather(more.sum(-1))
     earlier_heads = among.mine(by_head.cumsum(0) - by_head)
     before = earlier_heads[:, None] + more.cumsum(-1) - more
     given = (budget - among.sum(counts.sum()) - before).clamp(min=0).minimum(more)
-    return counts + given, level
+    return counts + given, level, above
 
 
-def _level(keys: Tensor, least: int, most: int, budget: int, among: Heads) -> Tensor:
-    """The smallest number such that rows that keep what is above it, within their bounds, keep no more than ``budget``:
-    bisection, without waiting."""
-    low = torch.full((), -1, dtype=torch.int32, device=keys.device)
+def _level(keys: _Keys, least: int, most: int, budget: int, among: Heads) -> Tensor:
+    """The smallest number such that rows that keep what is above it, within their bounds, keep no more than ``budget``,
+    int64 []: each look at the keys leaves one of ``tries + 1`` parts of where it may be. Nothing waits."""
+    parts = torch.arange(1, keys.tries + 1, device=keys.device)
+    low = torch.full((), -1, device=keys.device)
     high = torch.full_like(low, _INFINITY_BITS)
-    for _ in range(_INFINITY_BITS.bit_length()):
-        middle = low + torch.div(high - low, 2, rounding_mode="floor")
-        enough = among.sum((keys > middle).sum(-1).clamp(least, most).sum()) <= budget
-        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    left = _INFINITY_BITS + 1
+    while left > 1:
+        tried = (low + (high - low) * parts // (keys.tries + 1)).clamp(min=0)
+        enough = among.sum(keys.above(tried.int()).clamp(least, most).sum((-1, -2))) <= budget
+        low, high = torch.where(enough, low, tried).amax(), torch.where(enough, tried, high).amin()
+        left = ceil_div(left, keys.tries + 1)
     return high

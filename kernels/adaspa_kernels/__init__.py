@@ -26,6 +26,7 @@ if find_spec("triton") is not None:
     from adaspa_kernels.mask_lists import count_flags, flag_lists, list_flags
     from adaspa_kernels.norm_rope import norm_rope
     from adaspa_kernels.quantise import quantise_rows
+    from adaspa_kernels.row_counts import count_above, listed_mass
     from adaspa_kernels.selection import pack_rows, weigh_rows
     from adaspa_kernels.summaries import Summaries, summarise
 
@@ -40,10 +41,12 @@ __all__ = [
     "add_affine",
     "block_sparse_attention",
     "block_sums",
+    "count_above",
     "count_flags",
     "flag_lists",
     "hopper_unavailable",
     "list_flags",
+    "listed_mass",
     "norm_rope",
     "pack_rows",
     "quantise_rows",

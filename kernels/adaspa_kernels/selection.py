@@ -56,17 +56,19 @@ class WeighedRows:
 
 
 @triton.jit
-def _load_row(
-    sums_ptr, stride_b, stride_h, stride_q, key_blocks, first_video, end_video, N: tl.constexpr
-):  # fmt: skip
-    """Weights of this program's row, [N], their keys (-1 where there is no video block), and where video stands."""
-    columns = tl.arange(0, N)
-    p_row = (
+def _row_of_program(sums_ptr, stride_b, stride_h, stride_q):
+    return (
         sums_ptr
         + tl.program_id(2).to(tl.int64) * stride_b
         + tl.program_id(1).to(tl.int64) * stride_h
         + tl.program_id(0).to(tl.int64) * stride_q
     )
+
+
+@triton.jit
+def load_row(p_row, key_blocks, first_video, end_video, N: tl.constexpr):
+    """Weights of a row, [N], their keys (-1 where there is no video block), and where video stands."""
+    columns = tl.arange(0, N)
     b_weight = tl.load(p_row + columns, mask=columns < key_blocks, other=0.0)
     video = (columns >= first_video) & (columns < end_video)
     b_key = tl.maximum(b_weight.to(tl.int32, bitcast=True), 0)
@@ -110,7 +112,8 @@ def weigh_rows_kernel(
     offset = (batch.to(tl.int64) * heads + head) * rows + row
     per_candidate = batches.to(tl.int64) * heads * rows
 
-    b_weight, b_key, video = _load_row(sums_ptr, stride_b, stride_h, stride_q, key_blocks, first_video, end_video, N)
+    p_row = _row_of_program(sums_ptr, stride_b, stride_h, stride_q)
+    b_weight, b_key, video = load_row(p_row, key_blocks, first_video, end_video, N)
     total = tl.sum(b_weight, 0)
     tl.store(total_ptr + offset, total)
     if (row < first_row) | (row >= end_row):
@@ -153,7 +156,8 @@ def pack_rows_kernel(
         candidate = tl.where(chosen == first_candidate, 0, tl.where(chosen == second_candidate, 1, 2))
         threshold = tl.load(threshold_ptr + candidate * per_candidate + offset)
         ties = tl.load(ties_ptr + candidate * per_candidate + offset)
-        _, b_key, video = _load_row(sums_ptr, stride_b, stride_h, stride_q, key_blocks, first_video, end_video, N)
+        p_row = _row_of_program(sums_ptr, stride_b, stride_h, stride_q)
+        _, b_key, video = load_row(p_row, key_blocks, first_video, end_video, N)
         columns = tl.arange(0, N)
         above = (b_key > threshold) | ((columns < key_blocks) & ~video)
         equal = b_key == threshold
@@ -183,7 +187,7 @@ def weigh_rows(block_sums: Tensor, rows: range, columns: range, candidates: tupl
         ValueError: device, dtype, shape, stride or range is not one of these, or Nk is above
             ``MAX_SELECTED_BLOCKS``.
     """
-    _check(block_sums, rows, columns)
+    check_blocks(block_sums, rows, columns)
     in_order = (1, *candidates, len(columns))
     if len(candidates) not in (1, 3) or any(a > b for a, b in pairwise(in_order)):
         raise ValueError(f"candidates must be 1 or 3 numbers that ascend from 1 to {len(columns)}, got {candidates}")
@@ -220,7 +224,7 @@ def pack_rows(
     Raises:
         ValueError: as :func:`weigh_rows`, or ``chosen`` does not fit.
     """
-    _check(block_sums, rows, columns)
+    check_blocks(block_sums, rows, columns)
     batch, heads, query_blocks, key_blocks = block_sums.shape
     if chosen.shape != (batch, heads) or chosen.is_floating_point() or not chosen.is_contiguous():
         raise ValueError(
@@ -247,7 +251,8 @@ def launch_options(key_blocks: int) -> dict[str, int]:
     return {"N": padded, "num_warps": max(1, padded // (32 * KEYS_PER_THREAD))}
 
 
-def _check(block_sums: Tensor, rows: range, columns: range) -> None:
+def check_blocks(block_sums: Tensor, rows: range, columns: range) -> None:
+    """Raise ValueError unless the kernels take W [B, H, Nq, Nk], and rows and columns are some of its blocks."""
     if reason := selection_unavailable(block_sums):
         raise ValueError(f"the selection kernels cannot run: {reason}")
     if block_sums.dim() != 4:

@@ -28,7 +28,10 @@ _PATTERNS = tuple(
         (SUMS, r"block_sums_kernel"),
         (ATTENTION, r"block_sparse_kernel|block_means_kernel|add_affine_kernel"),
         (ATTENTION, r"sdpa|fmha|[Ff]lash_?[Aa]tt|flash_fwd|FlashFwd|MemEffAttention|flex_attention"),
-        (MASKS, r"(weigh_rows|pack_rows|count_flags|list_flags|flag_lists|closed_words)_kernel"),
+        (
+            MASKS,
+            r"(weigh_rows|pack_rows|count_above|listed_mass|count_flags|list_flags|flag_lists|closed_words)_kernel",
+        ),
         (MASKS, r"[Ss]ort|fill_index_and_segment|fill_reverse_indices|[tT]op[kK]|radixFind|_assert_async"),
         # cuBLAS (nvjet and sm90_xmma on Hopper), CUTLASS, convolutions of cuDNN, templates of Inductor.
         (GEMM, r"nvjet|xmma|cutlass|cublas|[Gg]emm|GEMM|gem[vk]|splitKreduce|dot_kernel|reduce_1Block"),

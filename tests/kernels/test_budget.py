@@ -10,6 +10,8 @@ from adaspa_cli.masks.budget import select_by_score
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+import adaspa_kernels
+
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 SIZE = (64, 16)
@@ -67,3 +69,23 @@ def test_scores_that_stand_out_meet_the_bounds(device: torch.device) -> None:
     found = both(sums, scores, layout, 0.8, "layer")
     assert int(found.mask.counts[0, 0]) == 4 * 6
     assert int(found.mask.counts[1, 1]) == 2
+
+
+def test_a_level_takes_eight_looks_at_the_scores_and_one_more(device: torch.device) -> None:
+    """Each look is a pass over all scores: 31 halvings were most of a search's cost."""
+    layout = LAYOUTS["text last"]
+    sums, scores = random_scores(layout, device)
+    looks = []
+    count = adaspa_kernels.count_above
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adaspa_kernels, "count_above", lambda *args: looks.append(len(args[-1])) or count(*args))
+        both(sums, scores, layout, 0.8, "layer")
+    assert looks == [15] * 8 + [2]
+
+
+def test_scores_that_are_no_numbers(device: torch.device) -> None:
+    layout = LAYOUTS["no text"]
+    sums, scores = random_scores(layout, device)
+    scores[0, :, 3] = torch.nan
+    scores[1, 4, 5] = torch.inf
+    both(sums, scores, layout, 0.9, "layer")

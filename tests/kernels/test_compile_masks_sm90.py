@@ -16,6 +16,7 @@ from tests.kernels.sm90 import assemble, compile_for_hopper, run_child
 
 KERNELS = {
     "selection": ("weigh_rows_kernel", "pack_rows_kernel"),
+    "row_counts": ("count_above_kernel", "listed_mass_kernel"),
     "mask_lists": ("count_flags_kernel", "list_flags_kernel", "flag_lists_kernel"),
 }
 NO_SPILLS = "0 bytes spill stores, 0 bytes spill loads"
@@ -54,6 +55,9 @@ def _compile_all(key_blocks: list[int]) -> list[dict[str, Any]]:
         for candidates in ((max(1, blocks // 5),), (1, max(1, blocks // 5), len(video))):
             weighed = adaspa_kernels.weigh_rows(W, range(2), video, candidates)
         adaspa_kernels.pack_rows(W, range(2), video, weighed, torch.ones(1, 2, dtype=torch.int64), dtype)
+        adaspa_kernels.count_above(W[0], range(2), video, torch.zeros(15, dtype=torch.int32))
+        lists = torch.zeros(2, 3, dtype=torch.int32), torch.zeros(2, 3, 7, dtype=dtype)
+        adaspa_kernels.listed_mass(W[0], *lists)
         for flags in (torch.zeros(3, blocks, dtype=torch.bool), torch.zeros(3, -(-blocks // 32), dtype=torch.int32)):
             counts = adaspa_kernels.count_flags(flags, blocks)
             indices = adaspa_kernels.list_flags(flags, counts, blocks, 7, dtype)
@@ -63,7 +67,7 @@ def _compile_all(key_blocks: list[int]) -> list[dict[str, Any]]:
 
 def compile_all(folder: Path, *key_blocks: int) -> list[dict[str, Any]]:
     results = run_child(__file__, key_blocks, folder)
-    assert len(results) == 9 * len(key_blocks)
+    assert len(results) == 11 * len(key_blocks)
     return results
 
 
@@ -71,7 +75,7 @@ def test_a_row_of_a_video_stays_in_the_registers_of_one_warp(tmp_path: Path) -> 
     """HunyuanVideo at 720p has 1,861 key blocks."""
     for result in compile_all(tmp_path, 1861):
         assert NO_SPILLS in result["assembler"], result
-        if result["name"] in KERNELS["selection"]:
+        if result["name"] in KERNELS["selection"] + KERNELS["row_counts"]:
             assert result["warps"] == 1
             assert "used 0 barriers" in result["assembler"], result
 
