@@ -26,7 +26,7 @@ _CONSOLE = {
     "quiet": ("--quiet", "-q", "No progress, no notes."),
     "debug": ("--debug", "Traceback on errors."),
 }
-_PATHS = ("model", "weights", "compare_with")  # they may hold a path, as text
+_PATHS = ("model", "weights", "compare_with", "lora", "lora_high", "lora_low")  # they may hold a path, as text
 
 
 def command(

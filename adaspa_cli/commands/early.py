@@ -23,11 +23,12 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
         may_be_complete: whether the run may need no model, because all is there.
 
     Raises:
-        AdaspaError: the size, the folder, the prompts, a picture, the mask file, the device or the checkpoint is of no
-            use; with ``strict_prompt`` also a word or a size that the model was not trained on.
+        AdaspaError: the size, the folder, the prompts, a picture, a LoRA, the mask file, the device or the checkpoint
+            is of no use; with ``strict_prompt`` also a word or a size that the model was not trained on.
     """
     from adaspa_cli.config import architecture
     from adaspa_cli.config.devices import check_device
+    from adaspa_cli.config.lora import check_peft
     from adaspa_cli.files.folders import check_folder
     from adaspa_cli.files.pictures import read_pictures
     from adaspa_cli.jobs.prompts import read_prompts
@@ -39,6 +40,10 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
     prompts = read_prompts(config.prompts)
     for key, picture in read_pictures(config.sampling.pictures).items():
         console.note(f"{key.replace('_', ' ')} {picture.note(config.sampling.height, config.sampling.width)}")
+    for loras in config.model.loras.values():
+        check_peft()
+        for lora in loras:
+            lora.file()
     if not may_be_complete:
         check_device(config.model, config.method)
         _check_weights(config.model)

@@ -203,6 +203,13 @@ LINEAR = _flag("--linear", str, MACHINE, ", ".join(LINEARS) + ": what linear lay
 RANDOM_WEIGHTS = _flag(
     "--random-weights", bool, MACHINE, "Real architecture, random weights: times alone, no download."
 )
+LORA = _flag(
+    "--lora", list[str], MACHINE, "LoRA: file or hub id, and its scale. May be repeated.", metavar="LORA[:SCALE]"
+)
+LORA_HIGH = _flag(
+    "--lora-high", list[str], MACHINE, "The same, for the first of two transformers.", metavar="LORA[:SCALE]"
+)
+LORA_LOW = _flag("--lora-low", list[str], MACHINE, "The same, for the second.", metavar="LORA[:SCALE]")
 LAYERS = _flag("--layers", int, MACHINE, "With random weights: build only this many layers.")
 COMPILE = _flag("--compile/--no-compile", bool, MACHINE, "Blocks through torch.compile; the first step compiles them.")
 OFFLOAD = _flag("--offload", str, MACHINE, ", ".join(OFFLOADS) + ": trade speed for GPU memory.", default="none")
@@ -240,6 +247,6 @@ GENERATE = (
     *(STEPS, STEPS_PER_PHASE, HEIGHT, WIDTH, FRAMES, FPS, GUIDANCE_SCALE, GUIDANCE_SCALE_2),
     *(TRUE_CFG_SCALE, FLOW_SHIFT),
     *(MODEL, WEIGHTS, DTYPE, DEVICE, ATTENTION_BACKEND, LINEAR, RANDOM_WEIGHTS, LAYERS, COMPILE, OFFLOAD),
-    *(VAE_TILING, VAE_FRAMEWISE, GPUS, CFG_PARALLEL),
+    *(LORA, LORA_HIGH, LORA_LOW, VAE_TILING, VAE_FRAMEWISE, GPUS, CFG_PARALLEL),
     *(OUT, DECODE, LOSSLESS, COMPARE_WITH, RESUME, CONFIG),
 )

@@ -197,7 +197,7 @@ def known_architecture(model: ModelConfig) -> Architecture | None:
 
 
 def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
-    """Refuse a size, a kind of guidance or a picture that the model does not take, before anything heavy is imported.
+    """Refuse a size, guidance, a picture or a LoRA that the model does not take, before anything heavy is imported.
 
     Raises:
         ConfigError: with the nearest valid value.
@@ -205,6 +205,7 @@ def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
     found = known_architecture(model)
     if found is not None:
         found.facts.check(found.size_rule, sampling, len(found.transformers))
+        model.check_lora_stages(len(found.transformers))
         found.facts.check_image(sampling, random_weights=model.random_weights)
 
 

@@ -23,6 +23,7 @@ from adaspa_cli.config.fields import (
     shown,
 )
 from adaspa_cli.config.flat import keys_of, used_keys
+from adaspa_cli.config.lora import LoraSource, check_loras
 from adaspa_cli.config.mask_file import MaskFileConfig
 from adaspa_cli.config.merging import Merging, NoMerging
 from adaspa_cli.config.methods import AdaSpaConfig, Algorithm, DenseConfig, SearchingConfig, names_of
@@ -58,6 +59,9 @@ class ModelConfig:
             mean something.
         layers: with ``random_weights``, number of attention layers to build; None builds all.
         compile: run the transformer's blocks through torch.compile, except their attention.
+        lora: LoRAs of the transformer, each as ``PATH_OR_HUB`` or ``PATH_OR_HUB:scale``.
+        lora_high: those of the first of two transformers, which has the steps of much noise.
+        lora_low: those of the second.
     """
 
     model: str = "tiny"
@@ -71,6 +75,9 @@ class ModelConfig:
     random_weights: bool = False
     layers: int | None = setting(None, at_least(1, MOST_LAYERS))
     compile: bool = False
+    lora: tuple[str, ...] = setting((), check_loras, late=True)
+    lora_high: tuple[str, ...] = setting((), check_loras, late=True)
+    lora_low: tuple[str, ...] = setting((), check_loras, late=True)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -84,6 +91,27 @@ class ModelConfig:
                 "compile does not go with offload 'group', which moves the parts of a block one by one",
                 hint="use --offload model, or drop --compile",
             )
+
+    @property
+    def loras(self) -> dict[str, list[LoraSource]]:
+        """The LoRAs by their setting, of those that have any."""
+        given = {"lora": self.lora, "lora_high": self.lora_high, "lora_low": self.lora_low}
+        return {key: [LoraSource.parse(key, text) for text in texts] for key, texts in given.items() if texts}
+
+    def check_lora_stages(self, transformers: int) -> None:
+        """Refuse LoRAs that do not say which of two transformers they are for, or do where there is one.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        for key in self.loras:
+            if transformers > 1 and key == "lora":
+                raise ConfigError(
+                    "lora does not say which of the model's two transformers it is for",
+                    hint="use --lora-high and --lora-low",
+                )
+            if transformers == 1 and key != "lora":
+                raise ConfigError(f"{key} is for a model with two transformers", hint="use --lora")
 
     @property
     def is_bundled(self) -> bool:

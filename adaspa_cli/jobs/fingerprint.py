@@ -31,14 +31,19 @@ def digest(content: Any) -> str:
 
 
 def settings_that_count(resolved: Resolved) -> dict[str, Any]:
-    """The settings that decide what a video looks like, beside its prompt and seed; of a picture its bytes do.
+    """The settings that decide what a video looks like, beside its prompt and seed; of a picture and a LoRA the file's
+    bytes do.
 
     Raises:
         ConfigError: a picture is of no use.
+        ModelError: a LoRA is of no use.
     """
     settings = {key: value for key, value in resolved.flat().items() if key not in NOT_IN_FINGERPRINT}
     pictures = read_pictures(resolved.config.sampling.pictures)
-    return settings | {key: picture.sha256 for key, picture in pictures.items()}
+    settings |= {key: picture.sha256 for key, picture in pictures.items()}
+    return settings | {
+        key: [[lora.file().sha256, lora.scale] for lora in loras] for key, loras in resolved.config.model.loras.items()
+    }
 
 
 def video_fingerprint(resolved: Resolved, prompt: str, seed: int) -> str:

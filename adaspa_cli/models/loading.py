@@ -10,10 +10,13 @@ import torch
 from adaspa_cli.config.architecture import BUNDLED, architecture_of, check_complete
 from adaspa_cli.config.devices import check_offload, no_device
 from adaspa_cli.config.families import facts_of
-from adaspa_cli.config.model_source import fetch_model_index, hub_answers, hub_error, read_model_index
+from adaspa_cli.config.hub import hub_answers, hub_error
+from adaspa_cli.config.lora import check_peft
+from adaspa_cli.config.model_source import fetch_model_index, read_model_index
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.errors import ConfigError, ModelError
 from adaspa_cli.models.compiled import check_compiler, compile_blocks
+from adaspa_cli.models.lora import load_loras
 from adaspa_cli.models.registry import family_of, heavy
 from adaspa_cli.models.weight_files import variant_of
 
@@ -53,15 +56,19 @@ def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
         The pipeline on its device (or with offloading on), progress bars off.
 
     Raises:
-        ModelError: missing, gated, incomplete or of an unknown family.
-        BackendError: the device is not there, offloading was asked for without a GPU, or blocks cannot be compiled.
+        ModelError: missing, gated, incomplete or of an unknown family, or a LoRA of no use to it.
+        BackendError: the device or a package is not there, offloading was asked for without a GPU, or blocks cannot be
+            compiled.
     """
+    if config.loras:
+        check_peft()
     device = choose_device(config.device)
     check_offload(config.offload, device.type)
     if config.compile:
         check_compiler(device)
     dtype = choose_dtype(config.dtype, device)
     pipe = _random(config, dtype, device, decode) if config.random_weights else _load(config, dtype)
+    load_loras(family_of(pipe), pipe, config, fuse=True)
     _configure(pipe, config)
     _place(pipe, config.offload, device)
     if config.compile:

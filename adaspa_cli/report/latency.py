@@ -22,6 +22,7 @@ from adaspa_cli.report.schema import (
     CacheUse,
     Estimated,
     LinearUse,
+    LoraUse,
     Merging,
     ModelRecord,
     PeakMemory,
@@ -89,6 +90,7 @@ def latency_report(
         settings={key: Setting(value, resolved.origins()[key]) for key, value in resolved.flat().items()},
         attention_backend=handle.backend,
         dense_attention=engine.dense_kernel,
+        loras=_loras(resolved),
         linear=_linear(handle),
         cache=_cache(handle),
         merging=_merging(handle),
@@ -153,6 +155,14 @@ def _model(pipe: Any, handle: Handle, resolved: Resolved) -> ModelRecord:
         layers=handle.layers,
         heads=shape.heads,
         head_dim=shape.head_dim,
+    )
+
+
+def _loras(resolved: Resolved) -> tuple[LoraUse, ...]:
+    return tuple(
+        LoraUse(lora.name, lora.file().sha256, lora.scale, None if key == "lora" else key.removeprefix("lora_"))
+        for key, loras in resolved.config.model.loras.items()
+        for lora in loras
     )
 
 

@@ -116,6 +116,10 @@ def _notes(report: Report, compared: Compared | None) -> list[str]:
     if compared is not None and _compiled(report) != _compiled(compared.report):
         which = "this run" if _compiled(report) else "the run beside it"
         notes.append(f"blocks ran through torch.compile in {which} alone")
+    notes += [
+        f"LoRA {lora.file}, scale {lora.scale:g}{f', {lora.stage} noise' if lora.stage else ''}"
+        for lora in report.loras
+    ]
     notes += [f"{key.replace('_', ' ')} {used.note}" for key, used in (report.pictures or {}).items()]
     notes += _linear_notes(report, compared)
     if report.cache and report.cache.skipped is not None:

@@ -69,6 +69,16 @@ class LinearUse:
 
 
 @dataclass(frozen=True)
+class LoraUse:
+    """A LoRA: its file, the file's hash, its scale, and which transformer it is for where there are two."""
+
+    file: str
+    sha256: str
+    scale: float
+    stage: str | None = None
+
+
+@dataclass(frozen=True)
 class CacheUse:
     """A cache, and the share of calls that it skipped, counted; ``details`` are its own."""
 
@@ -304,6 +314,7 @@ class Report(Versioned):
     settings: Mapping[str, Setting]
     attention_backend: str | None = None
     dense_attention: Mapping[str, Any] | None = None
+    loras: tuple[LoraUse, ...] = ()
     linear: LinearUse | None = None
     cache: CacheUse | None = None
     merging: Merging | None = None

@@ -71,7 +71,11 @@ def test_the_configuration_holds_what_the_settings_say() -> None:
     resolved = resolve({"model": "cogvideox", "seed": [1, 2], "prompt": ["a"], "steps": 40})
     flat = resolved.flat()
     held = held_by(resolved.config)
-    late = {key: known.default for key, known in keys_of(GenerateConfig).items() if known.late}
+    late = {
+        key: list(known.default) if isinstance(known.default, tuple) else known.default
+        for key, known in keys_of(GenerateConfig).items()
+        if known.late
+    }
     assert {key: (late | flat)[key] for key in held} == held
     assert not flat.keys() & late.keys()
     assert held["sparsity"] == 0.8

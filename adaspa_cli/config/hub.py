@@ -1,0 +1,54 @@
+"""The hub: whether it can be asked, and what is said where it cannot."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from threading import Thread
+from typing import Any
+
+from adaspa_cli.errors import ModelError
+
+_PATIENCE = 3.0  # seconds that the hub has to answer
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be asked: it answers within seconds, and offline mode (HF_HUB_OFFLINE) is off.
+
+    Asked before anything is fetched: the hub's client would retry for half a minute, and print that.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.is_offline_mode():
+        return False
+    answers: list[Any] = []
+
+    def ask() -> None:
+        with suppress(Exception):  # whatever goes wrong, there is no answer
+            answers.append(get_session().head(constants.ENDPOINT, timeout=_PATIENCE))
+
+    asking = Thread(target=ask, daemon=True)  # a name server that is silent keeps it longer than any timeout
+    asking.start()
+    asking.join(_PATIENCE)
+    return bool(answers)
+
+
+def hub_error(hub_id: str, error: Exception) -> ModelError:
+    """Turn what the hub's client raises into one line."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return ModelError(f"{hub_id} is gated", hint="accept its licence on its page, then run `hf auth login`")
+    if isinstance(error, RepositoryNotFoundError):
+        return ModelError(
+            f"{hub_id} does not exist on the hub, or is private", hint="check the name, or `hf auth login`"
+        )
+    if constants.is_offline_mode():
+        return ModelError(
+            f"cannot fetch {hub_id}: HF_HUB_OFFLINE is set and the cache does not hold it",
+            hint="unset HF_HUB_OFFLINE, or name a local folder with --model",
+        )
+    return ModelError(
+        f"cannot fetch {hub_id}: the hub cannot be reached and the cache does not hold it",
+        hint="check the network, or name a local folder with --model; HF_HUB_OFFLINE=1 asks the cache alone",
+    )
