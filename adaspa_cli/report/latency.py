@@ -129,7 +129,8 @@ def _steps(handle: Handle, timeline: Timeline, chosen: StepsPerPhase | None) -> 
         steps = [dataclasses.replace(step, skipped=handle.cache.work.skipped(step.step)) for step in steps]
     if chosen is None or len(chosen.computed) == len(steps):
         return steps, None
-    kinds = [(plan.phase, sparsity) for plan, sparsity in zip(chosen.plan, chosen.sparsities, strict=True)]
+    of_steps = zip(chosen.plan, chosen.sparsities, chosen.stages, strict=True)
+    kinds = [(plan.phase, sparsity, stage) for plan, sparsity, stage in of_steps]
     steps = with_estimates(steps, kinds, chosen.computed)
     return steps, Estimated(len(chosen.computed), len(steps), chosen.number)
 

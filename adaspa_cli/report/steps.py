@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -62,16 +62,16 @@ def run_density(calls: list[AttentionCall]) -> float | None:
 
 
 def with_estimates(
-    steps: Sequence[Step], kinds: Sequence[tuple[str, float | None]], computed: Collection[int]
+    steps: Sequence[Step], kinds: Sequence[tuple[str, *tuple[Hashable, ...]]], computed: Collection[int]
 ) -> list[Step]:
     """The steps, those that were not computed with the typical figures of the computed ones of the same kind.
 
     Args:
         steps: what :func:`step_table` or :func:`untouched_steps` gave.
-        kinds: phase and sparsity of each step, of those that were not computed too.
+        kinds: phase, sparsity and number of the transformer of each step, of those that were not computed too.
         computed: steps that were; at least one of each kind.
     """
-    measured: dict[tuple[str, float | None], list[Step]] = defaultdict(list)
+    measured: dict[tuple[str, *tuple[Hashable, ...]], list[Step]] = defaultdict(list)
     for step in steps:
         if step.step in computed:
             measured[kinds[step.step]].append(step)

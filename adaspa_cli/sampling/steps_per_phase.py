@@ -8,18 +8,19 @@ schedule goes on; the report estimates what they would have taken (:mod:`adaspa_
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.masks.plan import CallPlan, MaskSource
 from adaspa_cli.models.registry import family_of
 from adaspa_cli.sampling.engine import AttentionEngine
+
+Kind = tuple[CallPlan, *tuple[Hashable, ...]]
 
 
 class StepsPerPhase:
@@ -31,6 +32,7 @@ class StepsPerPhase:
         number: steps of each phase that are computed.
         plan: what the attention calls of each step of the last run did, or would have done.
         sparsities: γ at each step of the last run.
+        stages: number of the transformer that makes each step of the last run.
         computed: steps of the last run that are computed.
     """
 
@@ -49,18 +51,14 @@ class StepsPerPhase:
             clock: of the pipeline.
             number: steps of each phase that are computed.
             sparsities: γ at each step of a run of so many steps.
-
-        Raises:
-            RunError: the model has two transformers, whose phases are not those of the run.
         """
-        self._transformers, self._engine, self._clock = family_of(pipe).transformers(pipe), engine, clock
-        if len(self._transformers) > 1:
-            raise RunError("steps_per_phase needs a model with one transformer", hint="drop --steps-per-phase")
+        self._pipe, self._engine, self._clock = pipe, engine, clock
         self._overrides: list[Override] = []
         self._zeros: Callable[[], tuple[Tensor, ...]] = tuple
         self.number = number
         self.plan: list[CallPlan] = []
         self.sparsities: Sequence[float | None] = ()
+        self.stages: Sequence[int] = ()
         self.computed: set[int] = set()
         self._sparsities = sparsities
         clock.listen(Listener(Order.CHOICE, start=self._begin, end=self.stop))
@@ -71,8 +69,12 @@ class StepsPerPhase:
         self.sparsities = self._sparsities(steps)
         policy = self._engine.policy
         before = policy is not None and policy.fresh_lse
-        self.computed = choose_steps(list(zip(self.plan, self.sparsities, strict=True)), self.number, before)
-        self._overrides = [Override(transformer, "forward", self._wrap) for transformer in self._transformers]
+        family = family_of(self._pipe)
+        firsts = family.stages(self._pipe, steps)
+        self.stages = [sum(first <= step for first in firsts) for step in range(steps)]
+        kinds = list(zip(self.plan, self.sparsities, self.stages, strict=True))
+        self.computed = choose_steps(kinds, self.number, before, firsts)
+        self._overrides = [Override(one, "forward", self._wrap) for one in family.transformers(self._pipe)]
 
     def _wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -92,19 +94,24 @@ class StepsPerPhase:
         self._overrides = []
 
 
-def choose_steps(plan: Sequence[tuple[CallPlan, float | None]], number: int, fresh_lse: bool = False) -> set[int]:
-    """The first ``number`` steps of each phase and sparsity, and every step that gives masks to those after it.
+def choose_steps(plan: Sequence[Kind], number: int, fresh_lse: bool = False, firsts: tuple[int, ...] = ()) -> set[int]:
+    """The first ``number`` steps of each kind, and every step that gives masks to those after it.
 
-    Step 0 is computed besides and not counted: it holds the start of the run, and shows what the transformer returns.
+    The first step of each transformer is computed besides and not counted: it holds the start of the run, and shows
+    what the transformer returns.
 
     Args:
-        plan: what the steps do, and γ of each.
-        number: steps of each phase and sparsity.
+        plan: what the steps do, γ of each, and the number of its transformer.
+        number: steps of each kind.
         fresh_lse: a cached search needs the step right before it, whose LSE it takes.
+        firsts: the first steps of the transformers after the first.
     """
-    seen: Counter[tuple[CallPlan, float | None]] = Counter()
-    chosen = {0} if plan else set()
-    for step, done in enumerate(plan[1:], start=1):
+    seen: Counter[Kind] = Counter()
+    chosen: set[int] = set()
+    for step, done in enumerate(plan):
+        if step in (0, *firsts):
+            chosen.add(step)
+            continue
         if done[0].gives_mask or seen[done] < number:
             chosen.add(step)
         if fresh_lse and done[0].mask is MaskSource.CACHED_SEARCH:

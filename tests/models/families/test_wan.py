@@ -270,3 +270,26 @@ def test_masks_of_one_transformer_are_drawn_and_compared(tmp_path: Path) -> None
     assert {(overlap.layer, overlap.steps) for overlap in compare(found, found)} == {
         (0, (1, 1)), (1, (1, 1)), (2, (2, 2)), (3, (2, 2)),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["diffusers", "full", "adaspa"])
+def test_of_each_transformer_some_steps_of_each_phase_are_computed(method: str, tmp_path: Path) -> None:
+    folder = save(wan("2.2"), tmp_path / "pipe")
+    flags: dict[str, Any] = {"method": method, "random_weights": True, "steps_per_phase": 1, "flow_shift": 3.0}
+    flags |= {"steps": 16, "search_steps_for": 16, "search_steps": (2, 9)} if method == "adaspa" else {"steps": 16}
+    if method == "diffusers":
+        flags["attention_backend"] = "auto"
+    (report,) = make_reports(resolve(small_run(folder, tmp_path / "out", **flags)), Listener())
+    computed = [step["step"] for step in report["steps"] if not step["estimated"]]
+    pipe = wan("2.2")
+    (second,) = family_of(pipe).stages(pipe, 16)
+    if method != "adaspa":
+        assert computed == [0, 1, second, second + 1]
+        return
+    phases = {step["step"]: step["phase"] for step in report["steps"]}
+    searched = [step for step, phase in phases.items() if "search" in phase]
+    assert phases[second] == "search"
+    assert len(searched) == 4
+    assert set(searched) <= set(computed)
+    for stage in (range(second), range(second, 16)):
+        assert {phases[step] for step in stage} == {phases[step] for step in stage if step in computed}
