@@ -19,6 +19,7 @@ from adaspa_cli.console import Console
 if TYPE_CHECKING:
     from adaspa_cli.config import Resolved
     from adaspa_cli.config.search_masks import SearchOptions
+    from adaspa_cli.jobs.shard import Shard
 
 
 @command(
@@ -72,6 +73,9 @@ def search_masks(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an unfinished search; a finished one is left as it is.")
     ] = False,
+    shard: Annotated[
+        str | None, options.shard_option("videos", "The last process to end writes the file. Goes on as with --resume.")
+    ] = None,
     console: Console,
 ) -> None:
     """Search masks and keep them in a file, for adaspa generate --masks FILE.
@@ -84,27 +88,38 @@ def search_masks(
 
     out = out.expanduser()
     resolved = given.resolve()
+    share = options.parse_shard(shard)
+    resume = resume or share is not None
     searched = SearchOptions(out, keep_ranking, keep_sums, first_step_only, resume)
     searched.check(resolved.config.method)
     prompts = check_early(console, resolved, str(out.parent), may_be_complete=resume)
     say_early(console, given, resolved, prompts)
     console.note("starting ...")
-    _run(console, resolved, searched, prompts)
+    _run(console, resolved, searched, prompts, share)
 
 
-def _run(console: Console, resolved: Resolved, searched: SearchOptions, prompts: list[str]) -> None:
+def _run(
+    console: Console, resolved: Resolved, searched: SearchOptions, prompts: list[str], shard: Shard | None
+) -> None:
     from adaspa_cli.commands.progress import SearchProgress
-    from adaspa_cli.jobs.search_masks import search_masks
+    from adaspa_cli.jobs.search_masks import search_share
+    from adaspa_cli.jobs.shard import take_gpu
     from adaspa_cli.models.loading import choose_device
     from adaspa_cli.sampling.memory import peak_memory
 
+    take_gpu(shard, resolved.config.model.device)
     begin = time.perf_counter()
     with console.progress() as progress:
-        masks = search_masks(resolved, searched, prompts, SearchProgress(console, progress))
+        masks = search_share(resolved, searched, prompts, SearchProgress(console, progress), shard)
+    data: dict[str, Any]
+    if masks is None:
+        data = {"file": None, "shard": str(shard)}
+        console.result(data, f"shard {shard} is searched; the process that ends last writes {searched.out}")
+        return
     facts = masks.description
     recalls = [value for entry in facts.entries for value in entry.recall]
     densities = [value for entry in facts.entries for value in entry.density]
-    data: dict[str, Any] = {
+    data = {
         "file": str(searched.out),
         "bytes": searched.out.stat().st_size,
         "checksum": masks.checksum,

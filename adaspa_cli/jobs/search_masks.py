@@ -26,10 +26,12 @@ from adaspa_cli.files.whole import clear_partial
 from adaspa_cli.hooks.clock import Listener, Order
 from adaspa_cli.jobs.fingerprint import digest, settings_that_count
 from adaspa_cli.jobs.generate import JobObserver
+from adaspa_cli.jobs.shard import Shard
 from adaspa_cli.maskfiles import Description, MaskFile, MethodFacts
 from adaspa_cli.maskfiles.check import model_facts
-from adaspa_cli.maskfiles.parts import MaskParts
+from adaspa_cli.maskfiles.parts import MaskParts, videos_done, work_folder
 from adaspa_cli.maskfiles.search import MaskSearch
+from adaspa_cli.maskfiles.shares import JOINED, join_shares, share_name
 from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
@@ -56,12 +58,14 @@ class _Job:
         options: what to keep, and where.
         prompts: each is searched with each seed.
         stages: first step of each transformer after the first; not known before the model is loaded.
+        shard: the share of the videos that this process searches; None is all.
     """
 
     resolved: Resolved
     options: SearchOptions
     prompts: list[str]
     stages: tuple[int, ...] = ()
+    shard: Shard | None = None
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -74,8 +78,9 @@ class _Job:
 
     @property
     def videos(self) -> list[tuple[str, int]]:
-        """Prompt and seed of each."""
-        return [(prompt, seed) for prompt in self.prompts for seed in self.resolved.config.sampling.seed]
+        """Prompt and seed of each that this process searches."""
+        videos = [(prompt, seed) for prompt in self.prompts for seed in self.resolved.config.sampling.seed]
+        return videos if self.shard is None else self.shard.take(videos)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -106,14 +111,39 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
             at it.
         RunError: the block sums are no numbers.
     """
+    found = search_share(resolved, options, prompts, observer, None)
+    assert found is not None
+    return found
+
+
+def search_share(
+    resolved: Resolved, options: SearchOptions, prompts: list[str], observer: SearchObserver, shard: Shard | None
+) -> MaskFile | None:
+    """Search a share of the videos; the process that ends last writes the mask file.
+
+    Args:
+        shard: the share, which goes with ``resume``; None searches all.
+
+    Returns:
+        The file; None if other shares are not complete.
+
+    Raises:
+        AdaspaError: as :func:`search_masks`, and below.
+        ConfigError: there is no video for this share.
+    """
+    if shard is not None:
+        options = dataclasses.replace(options, resume=True)
     options.check(resolved.config.method)
     if resolved.config.sampling.steps_per_phase is not None:
         raise ConfigError("search-masks computes every step up to its last search", hint="drop steps_per_phase")
     check_folder(str(options.out.parent))
     output = dataclasses.replace(resolved.config.output, decode=False, lossless=False)
     resolved = dataclasses.replace(resolved, config=dataclasses.replace(resolved.config, output=output))
+    job = _Job(resolved, options, prompts, shard=shard)
+    if not job.videos:
+        raise ConfigError(f"--shard {shard}: the search has fewer videos", hint="use as many shares as videos at most")
     if options.out.exists():
-        finished = _finished(options.out, digest(_Job(resolved, options, prompts).settings))
+        finished = _finished(options.out, digest(job.settings))
         observer.skipped(options.out)
         return finished
     model = resolved.config.model
@@ -121,9 +151,10 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
     with memory_errors(model.offload):
         pipe = load_pipeline(model, decode=False)
         check_sampling(pipe, resolved.config.sampling)
-        stages = family_of(pipe).stages(pipe, resolved.config.sampling.steps)
-        job = _Job(resolved, options, prompts, stages)
+        job = dataclasses.replace(job, stages=family_of(pipe).stages(pipe, resolved.config.sampling.steps))
         prepare_folder(str(options.out.parent))
+        if shard is not None:
+            return _share(pipe, job, shard, observer)
         with _claim(options.out) as claim:
             if claim.exclusive:
                 clear_partial(options.out)
@@ -131,11 +162,46 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
     return MaskFile.open(options.out)
 
 
-def _claim(out: Path) -> Claim:
-    """Hold the name of a mask file while it is searched; raises OutputError if another process does."""
+def _share(pipe: Any, job: _Job, shard: Shard, observer: SearchObserver) -> MaskFile | None:
+    """Search the videos of a share, and join all shares if this was the last one."""
+    out, names = job.options.out, [share_name(number, shard.of) for number in range(1, shard.of + 1)]
+    _check_shares(out, {*names, JOINED})
+    with _claim(out, f".{names[shard.number - 1]}"):
+        search = _search(pipe, job, observer)
+    every = dataclasses.replace(job, shard=None).videos
+    wanted = [len(every[number :: shard.of]) for number in range(shard.of)]
+    done = [videos_done(out, name) for name in names]  # each is noted before this: the last to end sees all of them
+    if not out.exists() and done != wanted:
+        return None
     claim = take(out.with_name(f".{out.name}.claim"))
     if claim is None:
-        raise OutputError(f"another process is searching {out}", hint="choose another --out, or wait for it")
+        return None  # another process joins them
+    with claim:
+        if not out.exists():
+            if claim.exclusive:
+                clear_partial(out)
+            parts = [MaskParts(out, job.settings, resume=True, share=name) for name in (*names, JOINED)]
+            device = pipe._execution_device
+            join_shares(search.policy.method, parts[-1], parts[:-1], search.describe, device, out)
+    return MaskFile.open(out)
+
+
+def _check_shares(out: Path, names: set[str]) -> None:
+    """Refuse to share an unfinished search that was begun by one process, or by another number of them."""
+    folder = work_folder(out)
+    others = sorted(path.name for path in folder.iterdir() if path.name not in names) if folder.is_dir() else []
+    if others:
+        raise OutputError(
+            f"the unfinished search in {folder} is not shared by as many processes: {others[0]} is there",
+            hint="use the same --shard I/N as before; remove the folder, or choose another --out, to begin anew",
+        )
+
+
+def _claim(out: Path, of: str = "") -> Claim:
+    """Hold the name of a mask file, or of a share, while it is searched; raises OutputError if another process does."""
+    claim = take(out.with_name(f".{out.name}{of}.claim"))
+    if claim is None:
+        raise OutputError(f"another process is searching {out}{of}", hint="choose another --out, or wait for it")
     return claim
 
 
@@ -167,8 +233,10 @@ def _search(pipe: Any, job: _Job, observer: SearchObserver) -> MaskSearch:
         describe = partial(_describe, pipe, job, handle.layers)
         grid = family_of(pipe).video_grid(pipe, config.sampling)
         _check_disk(job, describe(TokenLayout(*grid, text_tokens=1, text_position="last")), observer)
-        parts = MaskParts(job.options.out, job.settings, resume=job.options.resume)
-        search = MaskSearch(make_policy(exact, config.sampling.steps, job.stages), parts, len(videos), describe)
+        share = "" if job.shard is None else share_name(job.shard.number, job.shard.of)
+        parts = MaskParts(job.options.out, job.settings, resume=job.options.resume, share=share)
+        policy = make_policy(exact, config.sampling.steps, job.stages)
+        search = MaskSearch(policy, parts, len(videos), describe, closes=job.shard is None)
         observer.started(len(videos) - search.done, job.steps[-1] + 1, handle.backend)
         for number in range(search.done, len(videos)):
             observer.video(number, *videos[number])
@@ -222,7 +290,7 @@ def _check_disk(job: _Job, facts: Description, observer: SearchObserver) -> None
             hint="a larger video, or a smaller --block-size",
         )
     masks = facts.masks
-    sums = 0 if len(job.videos) == 1 else masks * facts.heads * facts.video_blocks**2 * 4
+    sums = 0 if len(job.videos) == 1 and job.shard is None else masks * facts.heads * facts.video_blocks**2 * 4
     if job.resolved.config.method.searching.scores_blocks:
         sums *= 2  # scores are added up as well
     observer.estimated(facts.data_bytes, sums)

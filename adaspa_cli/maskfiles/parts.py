@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,6 +29,19 @@ from adaspa_cli.maskfiles.description import Place
 STATE = "state.json"
 
 
+def work_folder(out: Path) -> Path:
+    """Where the search of a mask file grows."""
+    return out.with_name(f"{out.name}.search")
+
+
+def videos_done(out: Path, share: str) -> int:
+    """How many videos a share has searched; 0 where it has not begun."""
+    try:
+        return int(json.loads((work_folder(out) / share / STATE).read_text(encoding="utf-8"))["done"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+
+
 class MaskParts:
     """One work folder.
 
@@ -38,13 +52,17 @@ class MaskParts:
         branches: guidance branches that were met.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool, share: str = "") -> None:
         """Make the folder beside ``out``, or with ``resume`` go on with the one that is there.
+
+        Args:
+            share: of one of several processes, a folder within that one.
 
         Raises:
             OutputError: it cannot be written, holds sums or masks without ``resume``, or belongs to another search.
         """
-        self.folder = out.with_name(f"{out.name}.search")
+        self._root = work_folder(out)
+        self.folder = self._root / share
         self.done = 0
         self.layout: TokenLayout | None = None
         self.branches: list[str] = []
@@ -56,9 +74,11 @@ class MaskParts:
         if resume and (self.folder / STATE).exists():
             self._read_state()
         elif any(path.name != STATE for path in self.folder.iterdir()):
+            shared = any(path.is_dir() for path in self.folder.iterdir())
+            way = "its processes go on with --shard" if shared else "--resume goes on with it"
             raise OutputError(
                 f"an unfinished search is in {self.folder}",
-                hint="--resume goes on with it; remove the folder, or choose another --out, to begin anew",
+                hint=f"{way}; remove the folder, or choose another --out, to begin anew",
             )
         else:
             self._write_state()
@@ -122,6 +142,13 @@ class MaskParts:
                 text + file.get_tensor("text").to(text.device),
             )
 
+    def stored(self, place: Place, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The sums of all videos; raises RunError if they are of another number of them."""
+        if self._stored(place) != self.done:
+            raise RunError(f"{self._sums(place)} does not hold {self.done} videos", hint=f"remove {self.folder}")
+        with safe_open(self._sums(place), "pt") as file:
+            return file.get_tensor("video").to(device), file.get_tensor("text").to(device)
+
     def _stored(self, place: Place) -> int:
         """How many videos are in the sums of a place."""
         if not self._sums(place).exists():
@@ -155,7 +182,7 @@ class MaskParts:
                 write_mask_file(partial, description, parts)
         except OSError as error:
             raise cannot_write(out, error, hint="the search itself is kept: --resume") from error
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._root, ignore_errors=True)
 
     @contextlib.contextmanager
     def _writing(self, path: Path) -> Iterator[Path]:

@@ -45,10 +45,17 @@ class MaskSearch:
 
     Attributes:
         policy: of a run that searches: what it finds is taken in here.
+        describe: the file, from the layout of the first video.
     """
 
     def __init__(
-        self, method: MaskPolicy, parts: MaskParts, videos: int, describe: Callable[[TokenLayout], Description]
+        self,
+        method: MaskPolicy,
+        parts: MaskParts,
+        videos: int,
+        describe: Callable[[TokenLayout], Description],
+        *,
+        closes: bool = True,
     ) -> None:
         """
         Args:
@@ -56,9 +63,11 @@ class MaskSearch:
             parts: the work folder, with the videos that are done.
             videos: of the whole search.
             describe: the file, without its branches and entries, from the layout of the first video.
+            closes: whether the masks are chosen with the last video; otherwise sums are all that is kept.
         """
         self.policy = Recording(method, self.take_in)
-        self._method, self._parts, self._videos, self._describe = method, parts, videos, describe
+        self._method, self._parts, self._videos, self.describe = method, parts, videos, describe
+        self._closes = closes
         self._facts: Description | None = None
         self._branches: list[str] = []
 
@@ -86,7 +95,7 @@ class MaskSearch:
         """
         if not torch.isfinite(block_sums).all():
             raise RunError(f"the attention weights of layer {call.layer} are not finite, so they have no mask")
-        self._facts = facts = self._facts or self._describe(self._parts.layout or call.layout)
+        self._facts = facts = self._facts or self.describe(self._parts.layout or call.layout)
         if not same_video_blocks(call.layout, facts.layout, self.policy.block_size):
             raise RunError(f"the prompts do not leave the same blocks to the video: {call.layout} and {facts.layout}")
         if call.branch not in self._branches:
@@ -98,19 +107,11 @@ class MaskSearch:
         both = block_sums if scores is None else torch.cat([block_sums, scores])
         video = video_part(both, call.layout, self.policy.block_size)
         text = both.sum((-1, -2)) - video.sum((-1, -2))
-        if self.done < self._videos - 1:
+        if self.done < self._videos - 1 or not self._closes:
             self._parts.add(place, self.done, video, text)
             return
         video, text = (x / self._videos for x in self._parts.sum(place, self.done, video, text))
-        means = sums_with_text(video, text, facts.layout, self.policy.block_size)
-        heads = len(block_sums)
-        found = self._method.search(
-            dataclasses.replace(call, layout=facts.layout), means[:heads], None if scores is None else means[heads:]
-        )
-        video, text = video[:heads], text[:heads]
-        if found.recall is None:
-            raise RunError(f"the search in layer {call.layer} gave no recall")
-        self._parts.write_mask(place, found.mask.density(), found.recall, _tensors(facts, found, video, text))
+        choose_mask(self._method, self._parts, facts, call, video, text)
 
     def finish(self, out: Path) -> None:
         """Join the parts to the file.
@@ -121,8 +122,34 @@ class MaskSearch:
         """
         if self._parts.layout is None:
             raise RunError("the search holds no video")
-        facts = self._describe(self._parts.layout)
+        facts = self.describe(self._parts.layout)
         self._parts.join(out, dataclasses.replace(facts, branches=tuple(self._parts.branches)))
+
+
+def choose_mask(
+    method: MaskPolicy, parts: MaskParts, facts: Description, call: Call, video: Tensor, text: Tensor
+) -> None:
+    """Choose a mask from mean block sums, and write it.
+
+    Args:
+        parts: takes the mask.
+        call: where it stands.
+        video: [H, R, C], or [2H, R, C] with the scores of the blocks after their sums.
+        text: the mass with text of each, [H] or [2H].
+
+    Raises:
+        RunError: the method tells no recall.
+        OutputError: the disk is full.
+    """
+    heads = facts.heads
+    means = sums_with_text(video, text, facts.layout, method.block_size)
+    scores = means[heads:] if len(means) > heads else None
+    found = method.search(dataclasses.replace(call, layout=facts.layout), means[:heads], scores)
+    video, text = video[:heads], text[:heads]
+    if found.recall is None:
+        raise RunError(f"the search in layer {call.layer} gave no recall")
+    place = (call.layer, call.branch, call.step)
+    parts.write_mask(place, found.mask.density(), found.recall, _tensors(facts, found, video, text))
 
 
 def _tensors(facts: Description, found: FoundMask, video: Tensor, text: Tensor) -> dict[str, Tensor]:

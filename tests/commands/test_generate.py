@@ -411,3 +411,14 @@ def test_ray_is_refused_where_it_cannot_be_used(run: Any, tmp_path: Path, monkey
     monkeypatch.setattr("adaspa_cli.commands.generate.find_spec", lambda _name: None)
     assert "pip install 'adaspa[ray]'" in refused(run("--ray", "local"), "--ray needs Ray, which is not installed")
     assert no_videos(tmp_path)
+
+
+def test_the_last_share_of_a_search_writes_the_file(hunyuan_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "masks.safetensors"
+    given = ["--model", str(hunyuan_folder), "--prompt", "a circle", "--seed", "1", "--seed", "2", "--device", "cpu"]
+    given += ["--height", "32", "--width", "48", "--frames", "5", "--steps", "4", "--set", "block_size=16"]
+    first = call("search-masks", *given, "--out", str(out), "--shard", "2/2", "--json")
+    assert json.loads(first.stdout) == {"file": None, "shard": "2/2"}, first.output
+    last = call("search-masks", *given, "--out", str(out), "--shard", "1/2", "--json")
+    assert json.loads(last.stdout)["videos"] == 2, last.output
+    assert out.is_file()
