@@ -203,7 +203,8 @@ def bench_plus(table: Table, options: argparse.Namespace) -> None:
     pieces = {
         "sparse": Compensation(),
         "with remainder": Compensation(pooled=True),
-        "with remainder and repair": Compensation(pooled=True, probes=64),
+        "with remainder and 64 probes": Compensation(pooled=True, probes=64),
+        "with remainder and 128 probes": Compensation(pooled=True, probes=128),
     }
     for density in (0.05, 0.1):
         kept = budget(layout.tokens, options.heads, density)
