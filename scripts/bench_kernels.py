@@ -41,10 +41,10 @@ from torch.nn import functional as F
 import adaspa_kernels
 from adaspa_cli.attention import TokenLayout, dense
 from adaspa_cli.attention.block_mask import BlockMask, index_dtype
+from adaspa_cli.files.typed_json import to_json
 from adaspa_cli.masks import FoundMask
 from adaspa_cli.masks.selection import select
 from adaspa_cli.report.machine import machine, versions
-from adaspa_cli.report.typed_json import to_json
 
 DEVICE = torch.device("cuda")
 DTYPE = torch.bfloat16

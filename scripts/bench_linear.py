@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import adaspa_kernels
+from adaspa_cli.files.typed_json import to_json
 from adaspa_cli.models.fp8_linear import Fp8Linear, SharedInput, quantise_by_torch
 from adaspa_cli.report.machine import machine, versions
-from adaspa_cli.report.typed_json import to_json
 from scripts.bench_kernels import gpu_state, measure
 
 DEVICE = torch.device("cuda")

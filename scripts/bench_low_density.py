@@ -33,8 +33,8 @@ import adaspa_kernels
 from adaspa_cli.attention import TokenLayout, dense, resolve
 from adaspa_cli.attention.block_mask import BlockMask, index_dtype
 from adaspa_cli.attention.compensated import Compensation, compensated_attention
+from adaspa_cli.files.typed_json import to_json
 from adaspa_cli.report.machine import machine, versions
-from adaspa_cli.report.typed_json import to_json
 from adaspa_kernels import hopper_block_sparse, schedule, summaries
 from scripts import bench_kernels
 from scripts.bench_kernels import DEVICE, TEXT_ROWS, Inputs, gpu_state, measure, samples

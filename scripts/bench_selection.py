@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout, mask_conversion
+from adaspa_cli.files.typed_json import to_json
 from adaspa_cli.masks import budget, selection
 from adaspa_cli.masks.output_error import output_error
 from adaspa_cli.report.machine import machine, versions
-from adaspa_cli.report.typed_json import to_json
 from scripts.bench_kernels import gpu_state, measure
 
 DEVICE = torch.device("cuda")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import attention_with_block_sums
 from adaspa_cli.config import GenerateConfig, resolve
+from adaspa_cli.files.typed_json import to_json
 from adaspa_cli.hooks.clock import StepClock
 from adaspa_cli.masks.recall import mask_recall
 from adaspa_cli.masks.selection import select
@@ -31,7 +32,6 @@ from adaspa_cli.models.forward import Row
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import attach, family_of
 from adaspa_cli.report.machine import machine, versions
-from adaspa_cli.report.typed_json import to_json
 from adaspa_cli.sampling.handle import apply
 from adaspa_cli.visual.patterns import line_patterns, measure
 from adaspa_cli.visual.weights import HeadWeights

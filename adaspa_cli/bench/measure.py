@@ -20,7 +20,6 @@ from adaspa_cli.models.loading import choose_device
 from adaspa_cli.quality import vbench
 from adaspa_cli.quality.video_metrics import METRICS, Measurement, VideoMetrics
 from adaspa_cli.report.machine import versions
-from adaspa_cli.report.typed_json import to_json
 
 Pair = tuple[Job, Job | None]  # a run, and the dense run of the same prompt and seed
 
@@ -144,4 +143,4 @@ def _write(
         identical_frames=before.identical_frames if before and identical_frames is None else identical_frames,
         vbench_dimensions=before.vbench_dimensions if before and vbench_dimensions is None else vbench_dimensions,
     )
-    write_json(quality_path(job), to_json(quality), replace=True)
+    write_json(quality_path(job), quality.as_json(), replace=True)

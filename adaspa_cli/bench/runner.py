@@ -27,7 +27,6 @@ from adaspa_cli.jobs.generate import claim, in_turn, make
 from adaspa_cli.jobs.places import ClaimedPlace
 from adaspa_cli.jobs.plan import Job
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.report.typed_json import to_json
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, session
 
@@ -196,7 +195,7 @@ def _record(row: PlannedRow, job: Job, failure: _Reason) -> None:
         tried=failure.tried,
         settings=row.resolved.flat(),
     )
-    write_json(failure_path(job), to_json(record), replace=True)
+    write_json(failure_path(job), record.as_json(), replace=True)
 
 
 def _free_memory() -> None:

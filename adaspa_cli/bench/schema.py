@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from adaspa_cli.bench.spec import Plot
+from adaspa_cli.files.typed_json import ABSENT
 from adaspa_cli.report.schema import Estimated, Machine
-from adaspa_cli.report.typed_json import ABSENT, to_json
 from adaspa_cli.report.versioned import Versioned, read_versioned
 
 Metric = Literal["psnr", "ssim", "lpips", "vbench"]
@@ -183,11 +183,6 @@ class Bench(Versioned):
     notes: tuple[str, ...]
     plots: tuple[Plot, ...]
     rows: tuple[BenchRow, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """As it is written."""
-        content: dict[str, Any] = to_json(self)
-        return content
 
 
 def read_bench(path: Path) -> Bench:

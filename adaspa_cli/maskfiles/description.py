@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from adaspa_cli.attention.layout import INT16_BLOCKS, WORD_BITS, TokenLayout, ceil_div
+from adaspa_cli.files.typed_json import from_json
 
 # In the order of a model's calls. Names of pictures are made of them, so that no file may bring its own.
 BRANCHES = (("cond",), ("uncond",), ("cond", "uncond"), ("uncond", "cond"))
@@ -27,7 +27,6 @@ _LATER: dict[str, dict[str, Any]] = {
     "method": {"selection": "mass", "layer_budget": False},
 }
 
-T = TypeVar("T")
 Place = tuple[int, str, int]  # layer, branch, step
 
 
@@ -151,7 +150,9 @@ class Description:
     @property
     def masks(self) -> int:
         """How many masks the file holds."""
-        return len(self.branches) * sum(len(self.steps_of(layer)) for layer in range(self.layers))
+        firsts = [0, *(first for first, _ in self.stages), self.layers]  # not layer by layer: a corrupt file has many
+        of_layers = sum((end - first) * len(self.steps_of(first)) for first, end in pairwise(firsts))
+        return len(self.branches) * of_layers
 
     @property
     def video_blocks(self) -> int:
@@ -226,6 +227,8 @@ class Description:
                 return f"entry {place} is missing"
             if not len(entry.density) == len(entry.recall) == self.heads:
                 return f"entry {place} has {len(entry.density)} densities and {len(entry.recall)} recalls"
+            if not all(map(math.isfinite, (*entry.density, *entry.recall))):  # JSON may hold 1e999
+                return f"entry {place} has a density or a recall that is not finite"
             if set(entry.digests) != kinds:
                 return f"entry {place} holds {sorted(entry.digests)}, not {sorted(kinds)}"
         return None
@@ -250,47 +253,10 @@ class Description:
         """Rebuild a description.
 
         Raises:
-            ValueError: a field is missing, unknown, of another type or impossible; the message names it.
+            ValueError: a field is missing, of another type or impossible; the message names it.
         """
-        description = _build(cls, content, "the description")
+        description = from_json(cls, content)
         problem = description.problem()
         if problem:
             raise ValueError(problem)
         return description
-
-
-_FORMER: dict[type, dict[str, Any]] = {
-    TokenLayout: _LATER["layout"],
-    MethodFacts: _LATER["method"],
-    Description: {"stages": []},
-}
-
-
-def _build(kind: type[T], content: Any, where: str) -> T:
-    """A dataclass from a mapping, strictly."""
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} is not an object")
-    hints = get_type_hints(kind)
-    content = _FORMER.get(kind, {}) | content
-    if set(content) != set(hints):
-        raise ValueError(f"{where} has other fields: {', '.join(sorted(set(content) ^ set(hints)))[:200]}")
-    return kind(**{name: _value(hint, content[name], name) for name, hint in hints.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _build(hint, value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(arguments[0], item, where) for item in value)
-    if origin is Mapping and isinstance(value, dict):
-        return {str(key): _value(arguments[1], item, where) for key, item in value.items()}
-    if origin is types.UnionType:
-        return None if value is None else _value(arguments[0], value, where)
-    if origin is Literal and value in arguments:
-        return value
-    if value in (math.inf, -math.inf):  # what JSON makes of 1e999, and does not write
-        raise ValueError(f"{where} is {value}")
-    if isinstance(hint, type) and type(value) is hint:
-        return value
-    raise ValueError(f"{where} has the wrong type")

@@ -1,8 +1,8 @@
-"""When a mask is found: at a few search steps and reused in between, or at every call after warm-up; and how sparse."""
+"""When masks are searched, at a few steps with reuse in between; and how sparse they are."""
 
 import math
 
-from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, ESTIMATE, SEARCH, SPARSE, CallPlan
+from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, SEARCH, SPARSE, CallPlan
 from adaspa_cli.masks.policy import Call
 
 Sparsity = float | tuple[float, ...]
@@ -31,8 +31,3 @@ def search_keeps_lse(
     """The LSE is worth its memory only while a cached search is still to come in the same stage."""
     stage_end = min((first for first in stages if first > step), default=math.inf)
     return lse_cache and any(step < later < stage_end for later in search_steps)
-
-
-def plan_estimate(call: Call, warmup: int) -> CallPlan:
-    """Dense for the first ``warmup`` steps, and a mask of its own for each call after them."""
-    return DENSE if call.step < warmup else ESTIMATE

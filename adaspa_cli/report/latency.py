@@ -13,6 +13,7 @@ from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.files.pictures import read_pictures
+from adaspa_cli.files.typed_json import from_json
 from adaspa_cli.models.registry import family_of
 from adaspa_cli.report.compensation import compensation_use
 from adaspa_cli.report.machine import machine, versions
@@ -36,7 +37,6 @@ from adaspa_cli.report.schema import (
     Video,
 )
 from adaspa_cli.report.steps import run_density, step_table, untouched_steps, with_estimates
-from adaspa_cli.report.typed_json import from_json
 
 if TYPE_CHECKING:
     from adaspa_cli.hooks.timeline import Timeline

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adaspa_cli.report.typed_json import ABSENT, REST, to_json
+from adaspa_cli.files.typed_json import ABSENT, REST
 from adaspa_cli.report.versioned import Versioned, read_versioned
 
 
@@ -338,11 +338,6 @@ class Report(Versioned):
         """The value of a setting; ``default`` if the report is older than the setting."""
         found = self.settings.get(key)
         return default if found is None else found.value
-
-    def as_json(self) -> dict[str, Any]:
-        """As it is written."""
-        content: dict[str, Any] = to_json(self)
-        return content
 
 
 def read_report(path: Path) -> Report:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from adaspa_cli.errors import ReportError
-from adaspa_cli.report.typed_json import ShapeError, from_json
+from adaspa_cli.files.typed_json import ShapeError, from_json, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,11 @@ class Versioned:
 
     format: int = 1
     kind: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is written."""
+        content: dict[str, Any] = to_json(self)
+        return content
 
 
 V = TypeVar("V", bound=Versioned)

@@ -15,6 +15,7 @@ from adaspa_cli.attention import check_kernel
 from adaspa_cli.attention import resolve as resolve_backend
 from adaspa_cli.config import Resolved
 from adaspa_cli.files.folders import check_folder
+from adaspa_cli.files.typed_json import to_json
 from adaspa_cli.hooks.clock import Listener, Order, StepClock
 from adaspa_cli.jobs.places import video_name
 from adaspa_cli.masks.methods.registry import make_policy
@@ -22,7 +23,6 @@ from adaspa_cli.models.forward import Row
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import attach, check_sampling, family_of
 from adaspa_cli.report.machine import machine, versions
-from adaspa_cli.report.typed_json import to_json
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, sample, to_frames
 from adaspa_cli.visual.choice import ProbeRequest

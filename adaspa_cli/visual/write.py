@@ -12,6 +12,7 @@ import torch
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.architecture import random_weights_note
 from adaspa_cli.config.methods import AdaSpaConfig, SearchingConfig
+from adaspa_cli.files.typed_json import from_json
 from adaspa_cli.files.videos import write_video
 from adaspa_cli.files.whole import write_json, write_text
 from adaspa_cli.masks.schedule import sparsity_at
@@ -21,7 +22,6 @@ from adaspa_cli.report.heat import heats
 from adaspa_cli.report.media import data_uri, jpeg
 from adaspa_cli.report.schema import Machine, Search
 from adaspa_cli.report.template import render
-from adaspa_cli.report.typed_json import from_json
 from adaspa_cli.visual import compensation_figures, figures, view
 from adaspa_cli.visual.choice import middle
 from adaspa_cli.visual.probe import WEIGHTS, HeadPicture, MaskRecord, ProbeResult, mean

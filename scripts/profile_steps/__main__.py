@@ -28,11 +28,11 @@ from adaspa_cli.commands.settings import parse_settings
 from adaspa_cli.config import Resolved, resolve
 from adaspa_cli.config.architecture import architecture_of, random_weights_note
 from adaspa_cli.errors import AdaspaError, BackendError, OutputError
+from adaspa_cli.files.typed_json import from_json, to_json
 from adaspa_cli.files.whole import write_json
 from adaspa_cli.models.loading import choose_device, load_pipeline
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.report.schema import Machine
-from adaspa_cli.report.typed_json import from_json, to_json
 from adaspa_cli.sampling.memory import memory_errors
 from scripts.bench_kernels import gpu_state
 from scripts.profile_steps.record import Profiled, check_profiler, profile_diffusers, profile_method

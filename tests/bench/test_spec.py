@@ -10,7 +10,7 @@ from adaspa_cli.bench.spec import BenchSpec, load_bench, parse_bench
 from adaspa_cli.config import resolve
 from adaspa_cli.config.presets import preset_names
 from adaspa_cli.errors import ConfigError
-from adaspa_cli.report.typed_json import to_json
+from adaspa_cli.files.typed_json import to_json
 
 PATH = Path("bench.yaml")
 

@@ -141,7 +141,7 @@ def test_every_method_has_a_policy_and_a_preset_of_its_name(config: type[Algorit
 
 def test_settings_become_a_policy() -> None:
     config: dict[str, Any] = {"sparsity": 0.7, "block_size": 32, "search_steps": (1, 3), "search_steps_for": None}
-    assert make_policy(method_config("sparse-videogen", config).algorithm, 5) == SparseVideoGen(0.7, 1, (32, 32))
+    assert make_policy(method_config("sparse-videogen", config).algorithm, 5) == SparseVideoGen(0.7, 1, 32)
     assert make_policy(method_config("minference", config).algorithm, 5) == MInference(0.7, 1, 32)
     region = method_config("frame-region", config | {"lse_cache": False}).algorithm
     assert make_policy(region, 5) == FrameRegion(0.7, (1, 3), 32, lse_cache=False)

@@ -10,11 +10,11 @@ import torch
 
 from adaspa_cli.attention.compensated import Estimate
 from adaspa_cli.config import resolve
+from adaspa_cli.files.typed_json import from_json, to_json
 from adaspa_cli.hooks.timing import Stopwatch
 from adaspa_cli.masks.plan import DENSE, SPARSE
 from adaspa_cli.report.compensation import compensation_use, error_note
 from adaspa_cli.report.schema import Report
-from adaspa_cli.report.typed_json import from_json, to_json
 from adaspa_cli.sampling.records import AttentionCall
 from tests.pipelines import Listener, make_reports, small_run
 from tests.reports import small_report

@@ -10,6 +10,7 @@ import pytest
 
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError
+from adaspa_cli.files.typed_json import from_json
 from adaspa_cli.jobs.places import page_path, report_path
 from adaspa_cli.jobs.plan import plan
 from adaspa_cli.masks.plan import PLANS
@@ -17,7 +18,6 @@ from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.page import PHASES, page, time_parts
 from adaspa_cli.report.schema import Report, Search, read_report
-from adaspa_cli.report.typed_json import from_json
 from tests.pages import Page, loads_nothing, read
 from tests.pipelines import PROMPT, Listener, make_reports, small_run
 

@@ -372,7 +372,7 @@ def test_each_run_lends_masks_of_its_own() -> None:
 
 
 def test_an_estimated_mask_is_shared_and_given_back() -> None:
-    run = Run(SparseVideoGen(0.5, 1, (BLOCK, BLOCK)), share_cfg_masks=True)
+    run = Run(SparseVideoGen(0.5, 1, BLOCK), share_cfg_masks=True)
     done = both_branches(run, 3)
     assert [actions for *actions, _ in done[1:]] == [[ESTIMATE, SPARSE]] * 2
     assert run.masks == {}
@@ -380,7 +380,7 @@ def test_an_estimated_mask_is_shared_and_given_back() -> None:
 
 
 def test_an_estimated_mask_is_not_used_at_a_later_step() -> None:
-    run = Run(SparseVideoGen(0.5, 0, (BLOCK, BLOCK)), share_cfg_masks=True)
+    run = Run(SparseVideoGen(0.5, 0, BLOCK), share_cfg_masks=True)
     run.scheduler.set_timesteps(2)
     run.attend()  # a cache skips the other branch here, and this one at the next step
     run.scheduler.step()

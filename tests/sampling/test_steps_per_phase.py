@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from adaspa_cli.app import app
 from adaspa_cli.config import Resolved, resolve
 from adaspa_cli.errors import ConfigError, RunError
+from adaspa_cli.files.typed_json import from_json
 from adaspa_cli.jobs.generate import claim, make
 from adaspa_cli.jobs.plan import Job, plan
 from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, LOAD, SEARCH, SPARSE
@@ -20,7 +21,6 @@ from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.report.page import page, time_parts
 from adaspa_cli.report.schema import Report, Step
 from adaspa_cli.report.steps import with_estimates
-from adaspa_cli.report.typed_json import from_json
 from adaspa_cli.sampling.run import Session, session
 from adaspa_cli.sampling.steps_per_phase import choose_steps
 from tests.pages import read

@@ -15,12 +15,12 @@ from adaspa_cli.app import app
 from adaspa_cli.config import ModelConfig, resolve
 from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import ConfigError, RunError
+from adaspa_cli.files.typed_json import from_json
 from adaspa_cli.files.videos import read_frames
 from adaspa_cli.jobs.places import lossless_path, page_path
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.report.page import time_parts
 from adaspa_cli.report.schema import Report
-from adaspa_cli.report.typed_json import from_json
 from adaspa_cli.sampling.run import to_frames
 from tests.pages import read
 from tests.pipelines import PROMPT, Listener, cogvideox, hunyuan_video, latents, make_reports, small_run

@@ -31,43 +31,24 @@ from torch.nn import functional as F
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.config.kept_blocks import kept_blocks
-from adaspa_cli.config.methods import MInferenceConfig
+from adaspa_cli.masks.estimating import Estimating
 from adaspa_cli.masks.packing import full_mask, pack_blocks
-from adaspa_cli.masks.plan import CallPlan
-from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.policy import Call, FoundMask
 from adaspa_cli.masks.rows import head_groups, row_weights
-from adaspa_cli.masks.schedule import Sparsity, plan_estimate, sparsity_at
+from adaspa_cli.masks.schedule import sparsity_at
 
 
 @dataclass(frozen=True)
-class MInference(MaskPolicy):
+class MInference(Estimating):
     """The method's settings.
 
     Attributes:
-        sparsity: γ in [0, 1), share of the video blocks that the budget leaves out.
-        warmup: dense steps at the start.
-        block: tokens of a block, query and key alike.
         last_queries: video queries at the end that show columns and diagonals.
         judged_queries: video queries that decide between the patterns.
     """
 
-    sparsity: Sparsity
-    warmup: int
-    block: int = 64
     last_queries: int = 64
     judged_queries: int = 64
-
-    @classmethod
-    def of(cls, config: MInferenceConfig, steps: int) -> MInference:
-        """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
-        return cls(config.sparsity_by_step(steps), config.schedule(steps)[0], config.block_size)
-
-    @property
-    def block_size(self) -> tuple[int, int]:
-        return self.block, self.block
-
-    def decide(self, call: Call, last_search: int | None) -> CallPlan:  # noqa: ARG002
-        return plan_estimate(call, self.warmup)
 
     def estimate(self, call: Call, q: Tensor, k: Tensor, v: Tensor, scale: float) -> FoundMask:  # noqa: ARG002
         """Choose pattern and blocks of each head; the recall is not known."""

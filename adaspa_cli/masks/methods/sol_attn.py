@@ -17,42 +17,22 @@ from torch import Tensor
 
 from adaspa_cli.attention.compensated import Compensation
 from adaspa_cli.attention.remainder import block_means
-from adaspa_cli.config.methods import SolAttnConfig
+from adaspa_cli.masks.estimating import Estimating
 from adaspa_cli.masks.packing import full_mask, pack_blocks
-from adaspa_cli.masks.plan import CallPlan
-from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
-from adaspa_cli.masks.schedule import Sparsity, plan_estimate, sparsity_at
+from adaspa_cli.masks.policy import Call, FoundMask
+from adaspa_cli.masks.schedule import sparsity_at
 
 
 @dataclass(frozen=True)
-class SolAttn(MaskPolicy):
+class SolAttn(Estimating):
     """The method's settings.
 
     Attributes:
-        sparsity: γ in [0, 1), share of the video blocks to be left out.
-        warmup: dense steps at the start.
-        block: tokens of a block, query and key alike.
     """
-
-    sparsity: Sparsity
-    warmup: int
-    block: int = 64
-
-    @classmethod
-    def of(cls, config: SolAttnConfig, steps: int) -> SolAttn:
-        """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
-        return cls(config.sparsity_by_step(steps), config.schedule(steps)[0], config.block_size)
-
-    @property
-    def block_size(self) -> tuple[int, int]:
-        return self.block, self.block
 
     @property
     def compensation(self) -> Compensation:
         return Compensation(pooled=True)
-
-    def decide(self, call: Call, last_search: int | None) -> CallPlan:  # noqa: ARG002
-        return plan_estimate(call, self.warmup)
 
     def estimate(self, call: Call, q: Tensor, k: Tensor, v: Tensor, scale: float) -> FoundMask:  # noqa: ARG002
         """Choose the blocks of each row; the recall is not known."""

@@ -25,40 +25,25 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.layout import ceil_div
 from adaspa_cli.config.kept_blocks import kept_blocks
-from adaspa_cli.config.methods import SparseVideoGenConfig
+from adaspa_cli.masks.estimating import Estimating
 from adaspa_cli.masks.order import HeadOrder
 from adaspa_cli.masks.packing import pack_lists
-from adaspa_cli.masks.plan import CallPlan
-from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
+from adaspa_cli.masks.policy import Call, FoundMask
 from adaspa_cli.masks.rows import head_groups, row_weights
-from adaspa_cli.masks.schedule import Sparsity, plan_estimate, sparsity_at
+from adaspa_cli.masks.schedule import sparsity_at
 
 
 @dataclass(frozen=True)
-class SparseVideoGen(MaskPolicy):
+class SparseVideoGen(Estimating):
     """The method's settings.
 
     Attributes:
-        sparsity: γ in [0, 1), share of the video blocks left out.
-        warmup: dense steps at the start.
-        block_size: tokens of a (query, key) block.
         sampled_rows: query rows that a head is classified by.
         seed: with step and layer it decides which rows those are.
     """
 
-    sparsity: Sparsity
-    warmup: int
-    block_size: tuple[int, int] = (64, 64)
     sampled_rows: int = 64
     seed: int = 0
-
-    @classmethod
-    def of(cls, config: SparseVideoGenConfig, steps: int) -> SparseVideoGen:
-        """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
-        return cls(config.sparsity_by_step(steps), config.schedule(steps)[0], (config.block_size, config.block_size))
-
-    def decide(self, call: Call, last_search: int | None) -> CallPlan:  # noqa: ARG002
-        return plan_estimate(call, self.warmup)
 
     def estimate(self, call: Call, q: Tensor, k: Tensor, v: Tensor, scale: float) -> FoundMask:
         """Classify the heads; the recall is not known."""

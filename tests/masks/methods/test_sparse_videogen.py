@@ -90,7 +90,7 @@ def test_the_density_of_the_video_is_what_sparsity_leaves(layout: TokenLayout, s
     """k / Nv with k = round((1-γ) Nv): within half a block a row of 1-γ."""
     video = layout.video_blocks(BLOCK)
     q, k, v = heads(layout, "spatial", "temporal")
-    kept = SparseVideoGen(sparsity, 0, SIZE).estimate(call(layout), q, k, v, 1.0).mask.to_bool()
+    kept = SparseVideoGen(sparsity, 0, BLOCK).estimate(call(layout), q, k, v, 1.0).mask.to_bool()
     density = kept[:, video.start : video.stop, video.start : video.stop].float().mean((-1, -2))
     assert ((density - (1 - sparsity)).abs() <= 0.5 / len(video) + 1e-6).all()
 
@@ -110,7 +110,7 @@ def test_the_order_puts_a_position_s_frames_side_by_side_and_leaves_text(layout:
 @layouts
 @pytest.mark.parametrize("kinds", [("spatial", "temporal", "spatial"), ("temporal",), ("spatial",)])
 def test_heads_are_classified_by_what_they_attend_to(layout: TokenLayout, kinds: tuple[str, ...]) -> None:
-    found = SparseVideoGen(0.5, 0, SIZE).estimate(call(layout), *heads(layout, *kinds), 1.0)
+    found = SparseVideoGen(0.5, 0, BLOCK).estimate(call(layout), *heads(layout, *kinds), 1.0)
     assert found.order is not None
     assert found.order.moved.tolist() == [kind == "temporal" for kind in kinds]
     expected = {
@@ -125,18 +125,18 @@ def test_heads_are_classified_in_groups_as_all_at_once() -> None:
     """So many rows that the three heads come in two groups."""
     layout = LAYOUTS["straddling, text last"]
     tensors = heads(layout, "spatial", "temporal", "temporal")
-    whole = SparseVideoGen(0.5, 0, SIZE).estimate(call(layout), *tensors, 1.0)
-    single = SparseVideoGen(0.5, 0, SIZE, sampled_rows=50_000).estimate(call(layout), *tensors, 1.0)
+    whole = SparseVideoGen(0.5, 0, BLOCK).estimate(call(layout), *tensors, 1.0)
+    single = SparseVideoGen(0.5, 0, BLOCK, sampled_rows=50_000).estimate(call(layout), *tensors, 1.0)
     assert torch.equal(whole.mask.to_bool(), single.mask.to_bool())
 
 
 def test_the_sample_is_of_video_and_decided_by_seed_step_and_layer() -> None:
     layout = LAYOUTS["straddling, text first"]
-    policy = SparseVideoGen(0.5, 0, SIZE)
+    policy = SparseVideoGen(0.5, 0, BLOCK)
     first = policy.sample(call(layout))
     assert torch.equal(first, policy.sample(call(layout)))
     others = [policy.sample(call(layout, 4)), policy.sample(call(layout, 3, 1))]
-    others.append(SparseVideoGen(0.5, 0, SIZE, seed=1).sample(call(layout)))
+    others.append(SparseVideoGen(0.5, 0, BLOCK, seed=1).sample(call(layout)))
     assert not any(torch.equal(first, other) for other in others)
     assert first.min() >= layout.video_start
     assert first.max() < layout.video_start + layout.video_tokens
@@ -176,7 +176,7 @@ def test_attention_is_that_of_the_permuted_mask(layout: TokenLayout) -> None:
     q, k, v = heads(layout, "temporal", "spatial", "temporal")
     scale = q.shape[-1] ** -0.5
     q = q / scale
-    engine, out = run(SparseVideoGen(sparsity, 0, SIZE), layout, q, k, v)
+    engine, out = run(SparseVideoGen(sparsity, 0, BLOCK), layout, q, k, v)
     assert [entry.plan for entry in engine.calls] == [ESTIMATE]
 
     positions = layout.height * layout.width
@@ -197,6 +197,6 @@ def test_weights_too_small_for_a_float_do_not_decide() -> None:
     """A mask that keeps next to no weight of a row is worse than the other, and no NaN."""
     layout = TokenLayout(8, 4, 4, 0, "last")
     q, k, v = heads(layout, "temporal")
-    found = SparseVideoGen(0.8, 0, SIZE).estimate(call(layout), 1000 * q, k, v, 1.0)
+    found = SparseVideoGen(0.8, 0, BLOCK).estimate(call(layout), 1000 * q, k, v, 1.0)
     assert found.order is not None
     assert found.order.moved.tolist() == [True]

@@ -52,6 +52,10 @@ def _read(kind: Any, content: Any, where: str) -> Any:
     origin = typing.get_origin(kind)
     if kind is Any or kind is object:
         return content
+    if origin is typing.Literal:
+        if content not in typing.get_args(kind):
+            raise ShapeError(f"{where} is {content!r:.60}, none of {', '.join(typing.get_args(kind))}")
+        return content
     if origin in (typing.Union, types.UnionType):
         return _read_union(typing.get_args(kind), content, where)
     if dataclasses.is_dataclass(kind):
