@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,15 @@ from diffusers import (
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
     UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
 from transformers import (
     ByT5Tokenizer,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
@@ -181,6 +186,32 @@ def wan(version: str = "2.1", **transformer: Any) -> WanPipeline:
         boundary_ratio=WAN_BOUNDARY if version == "2.2" else None,
         expand_timesteps=small,
     )
+
+
+def wan_image(version: str = "2.1") -> WanImageToVideoPipeline:
+    """The parts of :func:`wan` with a transformer that takes a picture's channels; of 2.1 also CLIP's tokens, of
+    2.1-flf those of two pictures. 2.2-5b is the one of text to video."""
+    pictures = {"2.1": 1, "2.1-flf": 2}.get(version, 0)
+    own: dict[str, Any] = {} if version == "2.2-5b" else {"in_channels": 12}
+    parts: dict[str, Any] = {}
+    if pictures:
+        torch.manual_seed(0)
+        clip = CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=4,
+        )
+        parts["image_processor"] = CLIPImageProcessor(crop_size=16, size=16)
+        parts["image_encoder"] = CLIPVisionModel(clip).eval()
+        own |= {"image_dim": 32, "added_kv_proj_dim": 128, "pos_embed_seq_len": 34 if pictures == 2 else None}
+    plain = wan(version.removesuffix("-flf"), **own)
+    options = {name: plain.config[name] for name in ("boundary_ratio", "expand_timesteps")}
+    pipe = WanImageToVideoPipeline(**plain.components | parts, **options)
+    pipe._get_t5_prompt_embeds = partial(WanPipeline._get_t5_prompt_embeds, pipe)  # its own needs the package ftfy
+    return pipe
 
 
 T5_SIZES: dict[str, Any] = {

@@ -110,10 +110,11 @@ def architecture_of(model: ModelConfig) -> Architecture:
     folder = BUNDLED if model.is_bundled else Path(model.weights).expanduser()
     if folder.is_dir():
         found = folder_architecture(folder)
+        found = dataclasses.replace(found, pipeline=model.pipeline or found.pipeline)
     else:
         presets = (read_mapping(presets_root() / "models" / f"{name}.yaml") for name in preset_names("models"))
-        known = {str(preset["weights"]).lower(): preset.get(ARCHITECTURE) for preset in presets}
-        content = known.get(model.weights.lower())
+        known = {(str(one["weights"]).lower(), one.get("pipeline")): one.get(ARCHITECTURE) for one in presets}
+        content = known.get((model.weights.lower(), model.pipeline))
         if content is None:
             raise ModelError(
                 f"the architecture of '{model.weights}' is not known without a download",
@@ -204,7 +205,7 @@ def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
     """
     found = known_architecture(model)
     if found is not None:
-        found.facts.check(found.size_rule, sampling, len(found.transformers))
+        found.facts.check(found.size_rule, sampling, list(found.transformers.values()))
         model.check_lora_stages(len(found.transformers))
         found.facts.check_image(sampling, random_weights=model.random_weights)
 

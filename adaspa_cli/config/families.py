@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ class FamilyFacts:
         guided: whether a run has an unconditional branch beside the conditional one.
         transformers: parts of the pipeline that are transformers, in the order in which a run uses them. All but the
             first may be absent. Layers are numbered on from one to the next.
+        takes_last_image: whether a model takes the picture that a video ends with, of a family of which some do.
         variants: other classes of pipelines with the same transformer, which only Python can call.
         asks_vae: whether the pipeline needs its VAE where it does not use it.
         sized: whether the pipeline's call takes height and width.
@@ -99,25 +100,25 @@ class FamilyFacts:
     asks_vae: bool = False
     sized: bool = True
     dropped_frames: Callable[[Config], int] = lambda _transformer: 0
-
+    takes_last_image: Callable[[Config], bool] = lambda _transformer: True
     other_presets: Mapping[str, str] = field(default_factory=dict)
 
     def preset_of(self, index: Mapping[str, Any]) -> str:
         """The preset whose defaults serve a checkpoint, from its ``model_index.json``."""
         return next((preset for key, preset in self.other_presets.items() if index.get(key)), self.preset)
 
-    def check(self, rule: SizeRule, sampling: SamplingConfig, transformers: int) -> None:
-        """Raise ConfigError for a size, a kind of guidance or a picture that the model does not take; ``transformers``
-        is the number of those that it has."""
+    def check(self, rule: SizeRule, sampling: SamplingConfig, transformers: Sequence[Config]) -> None:
+        """Raise ConfigError for a size, a kind of guidance or a picture that a model with these transformers does not
+        take."""
         rule.check(sampling.height, sampling.width, sampling.frames)
-        if sampling.guidance_scale_2 is not None and transformers < 2:
+        if sampling.guidance_scale_2 is not None and len(transformers) < 2:
             raise ConfigError(
                 "guidance_scale_2 is that of a second transformer, and the model has one",
                 hint="drop --guidance-scale-2",
             )
         self.call_arguments(sampling)
         for key in sampling.pictures:
-            if key not in self.images:
+            if key not in self.images or (key == "last_image" and not self.takes_last_image(transformers[0])):
                 takes = "videos from text alone" if not self.images else "no use of a last image"
                 raise ConfigError(
                     f"{key}: this model, a {self.pipeline}, makes {takes}",
@@ -215,6 +216,13 @@ def _wan_size(transformer: Config, vae: Config) -> SizeRule:
 def _wan_grid(transformer: Config, frames: int, height: int, width: int) -> Grid:
     of_time, of_height, of_width = _wan_patch(transformer)
     return frames // of_time, height // of_height, width // of_width
+
+
+def _wan_takes_last_image(transformer: Config) -> bool:
+    """Others leave it out without a word (TI2V), or fail on the two pictures' embeddings (Wan 2.1 for one picture)."""
+    beside_noise = transformer.get("in_channels", 16) != transformer.get("out_channels", 16)
+    embeds_two = transformer.get("image_dim") is None or transformer.get("pos_embed_seq_len") is not None
+    return beside_noise and embeds_two
 
 
 def _wan_arguments(sampling: SamplingConfig) -> dict[str, Any]:
@@ -336,6 +344,21 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         call_arguments=_wan_arguments,
         guided=lambda sampling: sampling.guidance_scale > 1,
         transformers=("transformer", "transformer_2"),
+    ),
+    FamilyFacts(
+        module="adaspa_cli.models.families.wan_image",
+        pipeline="WanImageToVideoPipeline",
+        preset="wan2.1-i2v-14b",
+        other_presets={"boundary_ratio": "wan2.2-i2v-a14b", "expand_timesteps": "wan2.2-5b-i2v"},
+        layer_keys=("num_layers",),
+        size_rule=_wan_size,
+        vae_scale=_wan_scale,
+        token_grid=_wan_grid,
+        call_arguments=_wan_arguments,
+        guided=lambda sampling: sampling.guidance_scale > 1,
+        transformers=("transformer", "transformer_2"),
+        images=("image", "last_image"),
+        takes_last_image=_wan_takes_last_image,
     ),
     _hunyuan_video15("hunyuan_video15", "HunyuanVideo15Pipeline", "hunyuan1.5-480p"),
     _hunyuan_video15(

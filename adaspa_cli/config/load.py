@@ -186,7 +186,8 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, or
     named = {"method": "adaspa", "model": "tiny"} | from_file | from_flags
     _check_own_choice(named["method"], load_preset("methods", named["method"]), from_file | from_flags)
     presets = preset_names("models")
-    by_weights = {str(load_preset("models", name)["weights"]).lower(): name for name in presets}
+    loaded = {name: load_preset("models", name) for name in presets}
+    by_weights = {str(one["weights"]).lower(): name for name, one in loaded.items() if "pipeline" not in one}
     if named.get("random_weights"):
         check_known_architecture(named["model"], presets, by_weights)
     source = identify(named["model"], presets, by_weights)

@@ -48,6 +48,7 @@ class ModelConfig:
     Attributes:
         model: name of a model preset, a local folder, or a hub id (``org/name``).
         weights: folder or hub id of the checkpoint; ``bundled`` is the model that comes with adaspa.
+        pipeline: class of diffusers that runs the checkpoint; None is the one that its index names.
         dtype: dtype of the weights and of the computation. ``auto`` is bfloat16 on a GPU and on processors with
             bfloat16 products, float32 on others.
         device: ``auto`` (the first GPU, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
@@ -66,6 +67,7 @@ class ModelConfig:
 
     model: str = "tiny"
     weights: str = "bundled"
+    pipeline: str | None = setting(None, late=True)
     dtype: str = setting("auto", one_of(DTYPES))
     device: str = setting("auto", _check_device)
     offload: str = setting("none", one_of(OFFLOADS))

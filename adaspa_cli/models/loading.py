@@ -97,10 +97,10 @@ def _load(config: ModelConfig, dtype: torch.dtype) -> Any:
         check_complete(local)
     elif location.startswith((".", "/", "~")):
         raise ModelError(f"model {location} does not exist")
-    return _from_pretrained(location, dtype)
+    return _from_pretrained(location, dtype, config.pipeline)
 
 
-def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
+def _from_pretrained(location: str, dtype: torch.dtype, pipeline: str | None) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
     from safetensors import SafetensorError
 
@@ -108,7 +108,7 @@ def _from_pretrained(location: str, dtype: torch.dtype) -> Any:
     local = Path(location).is_dir()
     try:
         index = read_model_index(Path(location)) if local else fetch_model_index(location)
-        family = heavy(facts_of(index.get("_class_name"), location))
+        family = heavy(facts_of(pipeline or index.get("_class_name"), location))
         cached = local or not hub_answers()
         variant = variant_of(_files(location, cached=cached), dtype, location)
         pipe = family.classes().pipeline.from_pretrained(

@@ -53,4 +53,4 @@ def check_sampling(pipe: Any, sampling: SamplingConfig) -> None:
         ConfigError: with the nearest valid value.
     """
     family = family_of(pipe)
-    family.facts.check(family.size_rule(pipe), sampling, len(family.transformers(pipe)))
+    family.facts.check(family.size_rule(pipe), sampling, [one.config for one in family.transformers(pipe)])

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from tests.pipelines import cogvideox, hunyuan_video, wan
+from PIL import Image
+
+from tests.pipelines import cogvideox, hunyuan_video, wan, wan_image
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Case:
         linears: linear layers that FP8 may replace.
         size: height and width of a small run.
         settings: what else a run of it as a saved pipeline needs, so that it is the same.
+        pictures: arguments of a call, and settings of a run, that are pictures.
     """
 
     make: Callable[[], Any]
@@ -31,6 +34,18 @@ class Case:
     linears: int
     size: Mapping[str, int] = field(default_factory=lambda: {"height": 64, "width": 96})
     settings: Mapping[str, Any] = field(default_factory=dict)
+    pictures: tuple[str, ...] = ()
+
+    def call(self, guidance: str) -> dict[str, Any]:
+        """The arguments of a call of the pipeline, ``guided`` or ``unguided``."""
+        return {**self.size, **dict.fromkeys(self.pictures, picture()), **getattr(self, guidance)}
+
+
+def picture() -> Image.Image:
+    """A yellow square on violet."""
+    image = Image.new("RGB", (96, 64), (90, 40, 200))
+    image.paste("yellow", (20, 20, 50, 50))
+    return image
 
 
 _BY_SCALE = {
@@ -39,6 +54,8 @@ _BY_SCALE = {
 }
 
 _SHIFT = {"flow_shift": 3.0}
+_FROM_IMAGE: dict[str, Any] = {**_BY_SCALE, "settings": _SHIFT, "pictures": ("image",)}
+_FROM_BOTH = _FROM_IMAGE | {"pictures": ("image", "last_image")}
 
 CASES = {
     "hunyuan": Case(
@@ -55,5 +72,11 @@ CASES = {
     "wan2.2": Case(partial(wan, "2.2"), 4, **_BY_SCALE, linears=40, settings=_SHIFT),
     "wan2.2-5b": Case(
         partial(wan, "2.2-5b"), 2, **_BY_SCALE, linears=20, settings=_SHIFT, size={"height": 128, "width": 192}
+    ),
+    "wan2.1-i2v": Case(wan_image, 2, **_FROM_IMAGE, linears=24),
+    "wan2.1-flf2v": Case(partial(wan_image, "2.1-flf"), 2, **_FROM_BOTH, linears=24),
+    "wan2.2-i2v": Case(partial(wan_image, "2.2"), 4, **_FROM_BOTH, linears=40),
+    "wan2.2-5b-i2v": Case(
+        partial(wan_image, "2.2-5b"), 2, **_FROM_IMAGE, linears=20, size={"height": 128, "width": 192}
     ),
 }

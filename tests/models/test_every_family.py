@@ -21,7 +21,7 @@ from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.fp8 import Fp8Linears
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
-from tests.models.every_family import CASES, Case
+from tests.models.every_family import CASES, Case, picture
 from tests.pipelines import PROMPT, Listener, latents, make_reports, save, small_run
 
 # The same float32 sums in another order: latents of size 8 differed by 2e-5 on one machine, and other machines have
@@ -53,7 +53,7 @@ def run(case: Case, pipe: Any) -> Callable[..., Tensor]:
     """Makes latents, unguided if nothing is said."""
 
     def make(guidance: str = "unguided", **settings: Any) -> Tensor:
-        return latents(pipe, **({**case.size, **getattr(case, guidance)} | settings))
+        return latents(pipe, **(case.call(guidance) | settings))
 
     return make
 
@@ -75,6 +75,10 @@ def transformers(pipe: Any) -> list[Any]:
 
 def flags(case: Case, folder: Path, out: Path, guidance: str = "guided", **more: Any) -> dict[str, Any]:
     settings = {**case.size, **case.settings, "frames": 9, "block_size": 8, **getattr(case, guidance)}
+    if case.pictures:
+        out.parent.mkdir(exist_ok=True)
+        picture().save(out.parent / "picture.png")
+        settings |= dict.fromkeys(case.pictures, str(out.parent / "picture.png"))
     return small_run(folder, out, **(settings | more))
 
 
@@ -261,7 +265,7 @@ def test_compiled_blocks_make_the_same_video(case: Case, plain: Any) -> None:
     for one in transformers(pipe):
         compile_blocks(family_of(pipe).blocks(one), torch.device("cpu"), backend="eager")
     with apply(pipe, **EXACT):
-        made = latents(pipe, **case.size, **case.guided)
+        made = latents(pipe, **case.call("guided"))
     torch.testing.assert_close(made, plain["guided"], **TOLERANCES)
 
 
@@ -288,8 +292,8 @@ def test_random_weights_make_latents_of_the_same_size(case: Case, plain: Any, fo
     """Without a VAE and text encoders."""
     resolved = resolve(flags(case, folder, tmp_path, random_weights=True))
     built = load_pipeline(resolved.config.model, decode=False)
-    assert built.vae is None
-    assert latents(built, **case.size, **case.guided, num_inference_steps=2).shape == plain["guided"].shape
+    assert (built.vae is None) == (not case.pictures)
+    assert latents(built, **case.call("guided"), num_inference_steps=2).shape == plain["guided"].shape
     (report,) = make_reports(resolved, Listener())
     assert report["model"]["layers"] == case.layers
 

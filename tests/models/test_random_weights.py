@@ -27,6 +27,7 @@ CLASSES = {
     "HunyuanVideo15ImageToVideoPipeline": ("HunyuanVideo15Transformer3DModel", "AutoencoderKLHunyuanVideo15"),
     "CogVideoXPipeline": ("CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX"),
     "WanPipeline": ("WanTransformer3DModel", "AutoencoderKLWan"),
+    "WanImageToVideoPipeline": ("WanTransformer3DModel", "AutoencoderKLWan"),
 }
 
 
@@ -55,6 +56,9 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         ("wan2.1-14b", 14.3),
         ("wan2.2-a14b", 28.6),
         ("wan2.2-5b", 5.0),
+        ("wan2.1-i2v-14b", 16.4),
+        ("wan2.2-i2v-a14b", 28.6),
+        ("wan2.2-5b-i2v", 5.0),
         ("hunyuan1.5-480p", 8.3),
         ("hunyuan1.5-720p-i2v", 8.3),
     ],

@@ -9,7 +9,7 @@ Shapes: B batch, N video tokens, T text tokens, C channels, H heads, D head dime
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -88,7 +88,7 @@ class Wan(Family):
         single=("attn1.to_out.0", "attn2.to_q", "attn2.to_out.0"),
         gelus=(Gelu("ffn.net.0", before="ffn.net.0.proj", after="ffn.net.2"),),
     )
-    absent = ("text_encoder", "tokenizer")
+    absent: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
 
     def blocks(self, transformer: Any) -> list[Any]:
         return list(transformer.blocks)

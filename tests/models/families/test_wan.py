@@ -11,6 +11,7 @@ from torch import Tensor
 from adaspa_cli import apply
 from adaspa_cli.bench.warm_up import first_blocks
 from adaspa_cli.config import resolve
+from adaspa_cli.config.architecture import architecture_of
 from adaspa_cli.config.load import method_config
 from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import ConfigError, RunError
@@ -23,7 +24,8 @@ from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.visual.mask_choice import MaskChoice
 from adaspa_cli.visual.mask_reading import masks_to_read
-from tests.pipelines import PROMPT, WAN_BOUNDARY, Listener, latents, make_reports, save, small_run, wan
+from tests.models.every_family import picture
+from tests.pipelines import PROMPT, WAN_BOUNDARY, Listener, latents, make_reports, save, small_run, wan, wan_image
 
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}  # as in tests/models/test_every_family.py
 SPARSE: dict[str, Any] = {
@@ -130,6 +132,9 @@ def test_a_folder_has_the_defaults_of_its_kind(version: str, preset: str, tmp_pa
         ("wan2.1-14b", 5.0, (5.0, None), 50),
         ("wan2.2-a14b", 12.0, (4.0, 3.0), 40),
         ("wan2.2-5b", 5.0, (5.0, None), 50),
+        ("wan2.1-i2v-14b", 5.0, (5.0, None), 50),
+        ("wan2.2-i2v-a14b", 5.0, (3.5, 3.5), 40),
+        ("wan2.2-5b-i2v", 5.0, (5.0, None), 50),
     ],
 )
 def test_presets_sample_as_the_authors_do(
@@ -293,3 +298,45 @@ def test_of_each_transformer_some_steps_of_each_phase_are_computed(method: str, 
     assert set(searched) <= set(computed)
     for stage in (range(second), range(second, 16)):
         assert {phases[step] for step in stage} == {phases[step] for step in stage if step in computed}
+
+
+# --- from a picture
+
+
+@pytest.mark.parametrize("version", ["2.1", "2.2-5b"])
+def test_a_last_picture_that_would_be_ignored_or_fail_is_refused(version: str) -> None:
+    settings = {"height": 128, "width": 192, "frames": 9, "image": "a.png", "last_image": "b.png"}
+    sampling = resolve(settings).config.sampling
+    with pytest.raises(ConfigError, match="no use of a last image"):
+        check_sampling(wan_image(version), sampling)
+    for other in ("2.1-flf", "2.2"):
+        check_sampling(wan_image(other), sampling)
+
+
+def test_pictures_matter() -> None:
+    pipe = wan_image("2.2")
+    first, last = picture(), picture().rotate(90)
+    plain = run(pipe, image=first)
+    assert not torch.allclose(run(pipe, image=last), plain, **TOLERANCES)
+    assert not torch.allclose(run(pipe, image=first, last_image=last), plain, **TOLERANCES)
+
+
+def test_a_checkpoint_of_text_to_video_makes_videos_from_pictures(tmp_path: Path) -> None:
+    """As Wan 2.2 TI2V, whose index names the pipeline of text to video."""
+    folder = save(wan("2.2-5b"), tmp_path / "pipe")
+    settings = {"model": "wan2.2-5b-i2v", "weights": str(folder), "device": "cpu"}
+    assert family_of(load_pipeline(resolve(settings).config.model)).facts.images == ("image", "last_image")
+    assert resolve({"model": "wan2.2-5b"}).config.model.pipeline is None
+    for model, kind in (("wan2.2-5b", "WanPipeline"), ("wan2.2-5b-i2v", "WanImageToVideoPipeline")):
+        config = resolve({"model": model, "random_weights": True}).config
+        assert architecture_of(config.model).pipeline == kind
+    assert resolve({"model": "Wan-AI/Wan2.2-TI2V-5B-Diffusers"}).origins()["fps"] == "model preset wan2.2-5b"
+
+
+def test_the_first_frame_of_ti2v_stays_the_picture() -> None:
+    pipe = wan_image("2.2-5b")
+    size: dict[str, Any] = {"height": 128, "width": 192, "image": picture()}
+    with apply(pipe, **SPARSE):
+        one, two = (run(pipe, **size, prompt=prompt) for prompt in (PROMPT, "a square"))
+    assert torch.equal(one[:, :, 0], two[:, :, 0])
+    assert not torch.allclose(one[:, :, 1], two[:, :, 1], **TOLERANCES)
