@@ -111,13 +111,17 @@ class Handle:
         if not self.attached:
             self.clock.listen(Listener(Order.ENGINE, start=lambda _steps: self.engine.on_call(DENSE)))
             return
+        self._attach(pipe, config)
+
+    def _attach(self, pipe: Any, config: MethodConfig) -> None:
+        """Attach all parts, or none of them."""
         try:
-            self._attach(pipe, config)
+            self._attach_parts(pipe, config)
         except BaseException:
             self.remove()
             raise
 
-    def _attach(self, pipe: Any, config: MethodConfig) -> None:
+    def _attach_parts(self, pipe: Any, config: MethodConfig) -> None:
         family, share = family_of(pipe), TokenShare(self.teams.tokens)
         for transformer in family.transformers(pipe):
             self.clock.watch(transformer)
