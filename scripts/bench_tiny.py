@@ -3,7 +3,7 @@
     python -m scripts.bench_tiny --pairs 4 --json docs/results/tiny-cpu-pairs.json
     python -m scripts.bench_tiny --first "adaspa --sparsity 0.8" --second "adaspa-plus --sparsity 0.9"
 
-Runs ``adaspa generate`` with ``--method full`` and with the defaults in turn, or with two other methods and their
+Runs ``adaspa generate`` with ``--method full`` and ``--method adaspa`` in turn, or with two other methods and their
 arguments, so that a machine whose speed drifts slows both, and compares what their reports say of denoising. Arguments
 after ``--`` go to both commands.
 """

@@ -84,7 +84,7 @@ def test_the_wheel_generates_from_a_local_folder(installed: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(done.stdout)
     assert (tmp_path / result["video"]).stat().st_size > 1000
-    assert [step["phase"] for step in result["report"]["steps"]] == ["dense", "search", "sparse"]
+    assert [step["phase"] for step in result["report"]["steps"]] == ["search", "cached search", "cached search"]
 
 
 def test_the_wheel_generates_with_the_bundled_model(installed: Path, tmp_path: Path) -> None:

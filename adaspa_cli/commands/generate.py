@@ -53,7 +53,7 @@ def generate(
 
     share = options.parse_shard(shard)
     with member(console, None if share or ray else started_by_torchrun()) as own:
-        resolved = given.resolve()
+        resolved = given.resolve(default_method="adaspa-plus")
         if print_config:
             settings = {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()}
             if own.leads:

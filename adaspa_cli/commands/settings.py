@@ -62,8 +62,12 @@ class Given:
         seeds: Sequence[int] = (from_file | from_settings | self.flags).get("seed", ())
         return seeds
 
-    def resolve(self, **fixed: Any) -> Resolved:
-        """The whole configuration; ``fixed`` are settings that the command itself makes.
+    def resolve(self, default_method: str = "adaspa", **fixed: Any) -> Resolved:
+        """The whole configuration.
+
+        Args:
+            default_method: see :func:`adaspa_cli.config.load.resolve`.
+            **fixed: settings that the command itself makes.
 
         Raises:
             ConfigError: an unknown name or key, or an impossible value.
@@ -71,7 +75,7 @@ class Given:
         """
         from adaspa_cli.config import resolve
 
-        return resolve(self.settings() | fixed, self.file)
+        return resolve(self.settings() | fixed, self.file, default_method=default_method)
 
 
 def parse_settings(given: Iterable[str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from adaspa_cli.config.schema import GenerateConfig, MethodConfig
 from adaspa_cli.config.yaml_text import parse_yaml
 from adaspa_cli.errors import ConfigError, nearest
 
+PAPERS_METHOD = "adaspa"
 # Of a model preset, and no settings: what random weights are built from, and what is known of the checkpoint.
 ARCHITECTURE, CARD = "architecture", "card"
 
@@ -166,13 +167,19 @@ def parse_steps(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, origin: str = "flag") -> Resolved:
+def resolve(
+    flags: Mapping[str, Any] | None = None,
+    file: Path | None = None,
+    origin: str = "flag",
+    default_method: str = PAPERS_METHOD,
+) -> Resolved:
     """Merge all sources into one configuration.
 
     Args:
         flags: what was given on the command line, by key.
         file: of ``--config``.
         origin: what ``flags`` are called where the origin of a value is shown.
+        default_method: where no source names one; with a mask file it is ``adaspa``.
 
     Raises:
         ConfigError: an unknown name or key, or an impossible value, with its origin.
@@ -183,7 +190,8 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, or
         key: check_value(key, value, f"flag --{key.replace('_', '-')}")
         for key, value in expand_ramp(flags or {}, "sparsity").items()
     }
-    named = {"method": "adaspa", "model": "tiny"} | from_file | from_flags
+    unnamed = PAPERS_METHOD if (from_file | from_flags).get("masks") else default_method
+    named = {"method": unnamed, "model": "tiny"} | from_file | from_flags
     _check_own_choice(named["method"], load_preset("methods", named["method"]), from_file | from_flags)
     presets = preset_names("models")
     loaded = {name: load_preset("models", name) for name in presets}
@@ -192,6 +200,7 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, or
         check_known_architecture(named["model"], presets, by_weights)
     source = identify(named["model"], presets, by_weights)
     layers = [
+        ("default", {"method": unnamed}),
         (f"method preset {named['method']}", load_preset("methods", named["method"])),
         (f"model preset {source.preset}", load_preset("models", source.preset)),
         (f"model {named['model']}", {"weights": source.weights} if source.weights else {}),
@@ -211,10 +220,10 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, or
 
 def _with_one_ramp(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
     """A model's preset knows how sparse a method of one sparsity may be, and leaves the ramp of a method's preset."""
-    method, (origin, model), *others = layers
+    default, method, (origin, model), *others = layers
     if "sparsity_ramp" in method[1]:
         model = {key: value for key, value in model.items() if key != "sparsity"}
-    return [method, (origin, model), *others]
+    return [default, method, (origin, model), *others]
 
 
 def _exact_search(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class MethodConfig:
         if needing:
             raise ConfigError(
                 f"{needing[0]} needs the tokens frame by frame, not in token_order '{self.token_order}'",
-                hint="drop --token-order, or use --token-order raster",
+                hint="use --token-order raster, or a method that keeps it, as --method adaspa",
             )
 
     def _check_merging(self) -> None:

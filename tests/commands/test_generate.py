@@ -186,7 +186,7 @@ def test_print_config_shows_values_and_origins_and_makes_nothing(run: Any, tmp_p
     result = run("--print-config")
     assert result.exit_code == 0
     assert re.search(r"^sparsity: 0\.5 +# flag$", result.stdout, re.MULTILINE)
-    assert re.search(r"^head_adaptive: true +# method preset adaspa$", result.stdout, re.MULTILINE)
+    assert re.search(r"^probes: 128 +# method preset adaspa-plus$", result.stdout, re.MULTILINE)
     assert not (tmp_path / "out").exists()
 
 
@@ -205,7 +205,21 @@ def test_print_config_can_be_given_back(run: Any, tmp_path: Path, prompt: str) -
 def test_print_config_as_json_carries_origins(run: Any) -> None:
     data = json.loads(run("--print-config", "--json").stdout)
     assert data["sparsity"] == {"value": 0.5, "origin": "flag"}
-    assert data["lse_cache"] == {"value": True, "origin": "method preset adaspa"}
+    assert data["probes"] == {"value": 128, "origin": "method preset adaspa-plus"}
+
+
+def test_the_method_is_adaspa_plus_unless_masks_or_a_method_are_named(tmp_path: Path) -> None:
+    def method(*flags: str) -> dict[str, str]:
+        shown = call("generate", "--prompt", "a cube", "--print-config", "--json", *flags)
+        assert shown.exit_code == 0, shown.output
+        return json.loads(shown.stdout)["method"]
+
+    (tmp_path / "own.yaml").write_text("method: frame-region\n", encoding="utf-8")
+    assert method() == {"value": "adaspa-plus", "origin": "default"}
+    assert method("--masks", "masks.safetensors") == {"value": "adaspa", "origin": "default"}
+    assert method("--config", str(tmp_path / "own.yaml"))["value"] == "frame-region"
+    with_masks = method("--masks", "masks.safetensors", "--method", "adaspa-plus", "--sparsity", "0.9")
+    assert with_masks["value"] == "adaspa-plus"
 
 
 def test_a_scaled_schedule_is_told(run: Any) -> None:
