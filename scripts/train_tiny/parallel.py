@@ -21,7 +21,10 @@ def start(device: str | None = None) -> torch.device:
     if own.type == "cuda":
         torch.cuda.set_device(own)
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+        if own.type == "cuda":
+            dist.init_process_group("nccl", device_id=own)
+        else:
+            dist.init_process_group("gloo")
     return own
 
 

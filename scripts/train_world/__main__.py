@@ -6,6 +6,7 @@ All stages share one folder, ``--work``, and go on where its checkpoints end. On
 
 import argparse
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from scripts.train_tiny.parallel import barrier, rank, start, stop
 from scripts.train_tiny.pool import Geometry
 from scripts.train_world.card import model_card, write_vocabulary
 from scripts.train_world.evaluate import evaluate
-from scripts.train_world.recipe import LOOPS, MINUTES, MODEL, STAGES, VAE_STAGE
+from scripts.train_world.recipe import EVALUATION_MINUTES, LOOPS, MINUTES, MODEL, STAGES, VAE_STAGE
 from scripts.train_world.speed import stage_speed, vae_speed
 from scripts.train_world.transformer import train_stage
 from scripts.train_world.vae import train_vae
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = start(options.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = options.benchmark
+        torch.backends.cudnn.benchmark = not options.no_benchmark
         torch.backends.cudnn.allow_tf32 = True
         torch._dynamo.config.recompile_limit = 32
     try:
@@ -42,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _vae(options: argparse.Namespace, device: torch.device) -> bool:
-    return train_vae(VAE_STAGE, _loop("vae", options), options.work, device)
+    stage = VAE_STAGE
+    if options.vae_channels is not None:
+        stage = dataclasses.replace(stage, model=dataclasses.replace(stage.model, channels=options.vae_channels))
+    return train_vae(stage, _loop("vae", options), options.work, device)
 
 
 def _stage(options: argparse.Namespace, device: torch.device) -> bool:
@@ -93,8 +97,13 @@ def _bundle(options: argparse.Namespace, device: torch.device) -> bool:  # noqa:
 
 
 def _all(options: argparse.Namespace, device: torch.device) -> bool:
+    began = time.monotonic()
     for command in ("vae", "small", "full", "evaluate"):
         part = argparse.Namespace(**{**vars(options), "command": command, "steps": None, "batch": None})
+        if command == "full" and options.deadline_minutes is not None:
+            spent = (time.monotonic() - began) / 60.0
+            left = max(0.5, options.deadline_minutes - spent - EVALUATION_MINUTES)
+            part.scale = left / MINUTES["full"]
         if not _COMMANDS[command](part, device):
             return False
     return True
@@ -129,6 +138,10 @@ def _loop(name: str, options: argparse.Namespace) -> LoopConfig:
     return dataclasses.replace(LOOPS[name], save_seconds=120.0, print_seconds=15.0, **given)
 
 
+def _channels(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.train_world", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -142,8 +155,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--learning-rate", type=float, help="peak of AdamW's; Muon keeps its own")
         command.add_argument("--scale", type=float, default=1.0, help="factor on the minutes of the recipe")
         command.add_argument("--max-minutes", type=float, help="stop a stage then, with a checkpoint")
+        command.add_argument("--vae-channels", type=_channels, help="widths of the VAE's levels, as 8,16,64,64")
         command.add_argument("--compile", action="store_true", help="compile the repeated blocks")
-        command.add_argument("--benchmark", action="store_true", help="let cuDNN try out its convolutions")
+        command.add_argument("--no-benchmark", action="store_true", help="don't let cuDNN try out its convolutions")
+        command.add_argument("--deadline-minutes", type=float, help="all: end then; the last stage takes what is left")
         command.add_argument("--attention", choices=("auto", "flash", "cudnn"), default="auto")
         command.add_argument("--eval-every-minutes", type=float, help="sample and judge 16 clips now and then")
         command.add_argument("--stage", choices=list(STAGES), default="full", help="whose averaged weights")

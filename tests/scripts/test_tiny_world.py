@@ -127,12 +127,12 @@ class TestJudge:
         ("seed", "frames", "height", "width"), [(11, 17, 128, 128), (12, 25, 96, 160), (13, 17, 160, 128)]
     )
     def test_drawn_clips_are_judged_right(self, seed: int, frames: int, height: int, width: int) -> None:
-        plan = plan_clips(24, seed, extent_of(height, width))
+        plan = plan_clips(16, seed, extent_of(height, width))
         shares = right(plan, clips_of(plan, frames, height, width))
         assert min(shares.values()) == 1.0, shares
 
     def test_blurred_and_noisy_clips_are_judged_right(self) -> None:
-        plan = plan_clips(24, 21)
+        plan = plan_clips(16, 21)
         clips, _ = draw(plan, 17, 128, 128, "cpu")
         small = F.interpolate(clips, scale_factor=(1, 0.5, 0.5), mode="trilinear")
         noisy = F.interpolate(small, size=clips.shape[2:], mode="trilinear")

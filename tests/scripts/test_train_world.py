@@ -1,5 +1,6 @@
 """The training on the drawn world, on the CPU with clips and models of a minimal size, in one process and in two."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -144,6 +145,23 @@ def test_two_processes_train_alike_and_go_on(work: Path, tmp_path: Path) -> None
     state = checkpoint.load_state(tmp_path / "full")
     assert state is not None
     assert (state["step"], state["processes"], state["batch"]) == (12, 2, 4)
+
+
+def test_the_last_stage_gets_what_a_deadline_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scripts.train_world import __main__ as program
+
+    ran: list[tuple[str, float]] = []
+
+    def record(options: argparse.Namespace, _: torch.device) -> bool:
+        ran.append((options.command, options.scale))
+        return True
+
+    for name in ("vae", "small", "full", "evaluate"):
+        monkeypatch.setitem(program._COMMANDS, name, record)
+    assert program.main(["all", "--device", "cpu", "--deadline-minutes", "8"]) == 0
+    assert [name for name, _ in ran] == ["vae", "small", "full", "evaluate"]
+    assert ran[0][1] == 1.0
+    assert ran[2][1] == pytest.approx((8 - program.EVALUATION_MINUTES) / MINUTES["full"], abs=0.01)
 
 
 def test_the_recipe_holds_together() -> None:
