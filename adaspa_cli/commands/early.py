@@ -28,7 +28,7 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
     """
     from adaspa_cli.config import architecture
     from adaspa_cli.config.devices import check_device
-    from adaspa_cli.config.lora import check_peft
+    from adaspa_cli.config.packages import check_packages, check_transformer_file
     from adaspa_cli.files.folders import check_folder
     from adaspa_cli.files.pictures import read_pictures
     from adaspa_cli.jobs.prompts import read_prompts
@@ -40,8 +40,10 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
     prompts = read_prompts(config.prompts)
     for key, picture in read_pictures(config.sampling.pictures).items():
         console.note(f"{key.replace('_', ' ')} {picture.note(config.sampling.height, config.sampling.width)}")
+    check_packages(config.model)
+    if config.model.transformer is not None:
+        check_transformer_file(config.model)
     for loras in config.model.loras.values():
-        check_peft()
         for lora in loras:
             lora.file()
     if not may_be_complete:

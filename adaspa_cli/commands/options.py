@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adaspa_cli.config.caches import CACHES
-from adaspa_cli.config.names import BACKENDS, BUDGETS, DTYPES, LINEARS, OFFLOADS, TOKEN_ORDERS
+from adaspa_cli.config.names import BACKENDS, BUDGETS, DTYPES, LINEARS, OFFLOADS, TOKEN_ORDERS, WEIGHTS_DTYPES
 from adaspa_cli.config.presets import preset_names
 from adaspa_cli.errors import shortened
 
@@ -210,6 +210,10 @@ LORA_HIGH = _flag(
     "--lora-high", list[str], MACHINE, "The same, for the first of two transformers.", metavar="LORA[:SCALE]"
 )
 LORA_LOW = _flag("--lora-low", list[str], MACHINE, "The same, for the second.", metavar="LORA[:SCALE]")
+WEIGHTS_DTYPE = _flag(
+    "--weights-dtype", str, MACHINE, ", ".join(WEIGHTS_DTYPES) + ": keep the transformer in it.", default="model"
+)
+TRANSFORMER = _flag("--transformer", Path, MACHINE, "Single file with the transformer, safetensors or GGUF.")
 LAYERS = _flag("--layers", int, MACHINE, "With random weights: build only this many layers.")
 COMPILE = _flag("--compile/--no-compile", bool, MACHINE, "Blocks through torch.compile; the first step compiles them.")
 OFFLOAD = _flag("--offload", str, MACHINE, ", ".join(OFFLOADS) + ": trade speed for GPU memory.", default="none")
@@ -248,6 +252,6 @@ GENERATE = (
     *(STEPS, STEPS_PER_PHASE, HEIGHT, WIDTH, FRAMES, FPS, GUIDANCE_SCALE, GUIDANCE_SCALE_2),
     *(TRUE_CFG_SCALE, FLOW_SHIFT),
     *(MODEL, WEIGHTS, DTYPE, DEVICE, ATTENTION_BACKEND, LINEAR, RANDOM_WEIGHTS, LAYERS, COMPILE, OFFLOAD),
-    *(LORA, LORA_HIGH, LORA_LOW, VAE_TILING, VAE_FRAMEWISE, GPUS, CFG_PARALLEL),
+    *(LORA, LORA_HIGH, LORA_LOW, WEIGHTS_DTYPE, TRANSFORMER, VAE_TILING, VAE_FRAMEWISE, GPUS, CFG_PARALLEL),
     *(OUT, DECODE, LOSSLESS, COMPARE_WITH, RESUME, CONFIG),
 )

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     options.LORA,
     options.LORA_HIGH,
     options.LORA_LOW,
+    options.WEIGHTS_DTYPE,
+    options.TRANSFORMER,
     options.STEPS.but(text="Denoising steps of the whole run."),
     options.HEIGHT,
     options.WIDTH,

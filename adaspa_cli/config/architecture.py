@@ -207,6 +207,8 @@ def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
     if found is not None:
         found.facts.check(found.size_rule, sampling, list(found.transformers.values()))
         model.check_lora_stages(len(found.transformers))
+        if model.transformer is not None:
+            found.facts.check_single_file(len(found.transformers))
         found.facts.check_image(sampling, random_weights=model.random_weights)
 
 

@@ -76,6 +76,7 @@ class FamilyFacts:
             first may be absent. Layers are numbered on from one to the next.
         takes_last_image: whether a model takes the picture that a video ends with, of a family of which some do.
         variants: other classes of pipelines with the same transformer, which only Python can call.
+        single_file: whether diffusers reads the transformer from a single file, safetensors or GGUF.
         asks_vae: whether the pipeline needs its VAE where it does not use it.
         sized: whether the pipeline's call takes height and width.
         dropped_frames: frames that the pipeline makes before the video and drops, from the transformer's configuration.
@@ -97,6 +98,7 @@ class FamilyFacts:
     joins_branches: bool = False
     images: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
+    single_file: bool = False
     asks_vae: bool = False
     sized: bool = True
     dropped_frames: Callable[[Config], int] = lambda _transformer: 0
@@ -124,6 +126,15 @@ class FamilyFacts:
                     f"{key}: this model, a {self.pipeline}, makes {takes}",
                     hint=f"drop --{key.replace('_', '-')}, or use a model that takes it",
                 )
+
+    def check_single_file(self, transformers: int) -> None:
+        """Raise ConfigError where the transformer cannot come from a file of its own."""
+        if not self.single_file:
+            raise ConfigError(
+                f"transformer: diffusers reads that of a {self.pipeline} from no single file", hint="drop --transformer"
+            )
+        if transformers > 1:
+            raise ConfigError("transformer is one file, and the model has two transformers", hint="drop --transformer")
 
     def check_image(self, sampling: SamplingConfig, *, random_weights: bool) -> None:
         """Raise ConfigError where the model needs a picture to begin with and none is given.
@@ -286,6 +297,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         module="adaspa_cli.models.families.hunyuan_video",
         pipeline="HunyuanVideoPipeline",
         preset="hunyuan",
+        single_file=True,
         layer_keys=("num_layers", "num_single_layers"),
         size_rule=_hunyuan_video_size,
         vae_scale=_hunyuan_video_scale,
@@ -310,6 +322,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         module="adaspa_cli.models.families.hunyuan_video_image",
         pipeline="HunyuanVideoImageToVideoPipeline",
         preset="hunyuan-i2v",
+        single_file=True,
         layer_keys=("num_layers", "num_single_layers"),
         size_rule=_hunyuan_video_size,
         vae_scale=_hunyuan_video_scale,
@@ -336,6 +349,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         module="adaspa_cli.models.families.wan",
         pipeline="WanPipeline",
         preset="wan2.1-14b",
+        single_file=True,
         other_presets={"boundary_ratio": "wan2.2-a14b", "expand_timesteps": "wan2.2-5b"},
         layer_keys=("num_layers",),
         size_rule=_wan_size,

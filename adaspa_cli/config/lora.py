@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import json
 import math
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adaspa_cli.config.hub import hub_answers, hub_error
-from adaspa_cli.errors import BackendError, ConfigError, ModelError
+from adaspa_cli.errors import ConfigError, ModelError
 
 MOST_SCALE = 100.0
 SUFFIX = ".safetensors"
@@ -99,12 +98,6 @@ def check_loras(key: str, texts: Sequence[str]) -> None:
     """The rule of the settings that name LoRAs: raises ConfigError for one that cannot be read."""
     for text in texts:
         LoraSource.parse(key, text)
-
-
-def check_peft() -> None:
-    """Raise BackendError where nothing can read LoRAs."""
-    if importlib.util.find_spec("peft") is None:
-        raise BackendError("--lora needs the package peft", hint="pip install 'adaspa[lora]'")
 
 
 def _only(names: Sequence[str], where: str) -> str:

@@ -6,6 +6,7 @@ BACKENDS = ("auto", "triton", "cpu", "reference")
 OFFLOADS = ("none", "model", "group")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 LINEARS = ("model", "fp8")
+WEIGHTS_DTYPES = ("model", "fp8", "int8", "nf4")
 BUDGETS = ("row", "head-adaptive", "layer")
 
 OrderName = Literal["raster", "hilbert"]

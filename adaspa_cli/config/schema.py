@@ -27,7 +27,7 @@ from adaspa_cli.config.lora import LoraSource, check_loras
 from adaspa_cli.config.mask_file import MaskFileConfig
 from adaspa_cli.config.merging import Merging, NoMerging
 from adaspa_cli.config.methods import AdaSpaConfig, Algorithm, DenseConfig, SearchingConfig, names_of
-from adaspa_cli.config.names import BACKENDS, DTYPES, LINEARS, OFFLOADS, TOKEN_ORDERS, OrderName
+from adaspa_cli.config.names import BACKENDS, DTYPES, LINEARS, OFFLOADS, TOKEN_ORDERS, WEIGHTS_DTYPES, OrderName
 from adaspa_cli.config.parallel import ParallelConfig
 from adaspa_cli.errors import ConfigError
 
@@ -63,6 +63,9 @@ class ModelConfig:
         lora: LoRAs of the transformer, each as ``PATH_OR_HUB`` or ``PATH_OR_HUB:scale``.
         lora_high: those of the first of two transformers, which has the steps of much noise.
         lora_low: those of the second.
+        weights_dtype: what the transformer's weights are kept in: ``model``, its dtype; ``fp8``, cast layer by layer;
+            ``int8`` or ``nf4``, by torchao and bitsandbytes.
+        transformer: a single file, safetensors or GGUF, that holds the transformer instead of the checkpoint's.
     """
 
     model: str = "tiny"
@@ -80,6 +83,8 @@ class ModelConfig:
     lora: tuple[str, ...] = setting((), check_loras, late=True)
     lora_high: tuple[str, ...] = setting((), check_loras, late=True)
     lora_low: tuple[str, ...] = setting((), check_loras, late=True)
+    weights_dtype: str = setting("model", one_of(WEIGHTS_DTYPES), late=True)
+    transformer: str | None = setting(None, late=True)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -93,6 +98,28 @@ class ModelConfig:
                 "compile does not go with offload 'group', which moves the parts of a block one by one",
                 hint="use --offload model, or drop --compile",
             )
+
+        if self.weights_dtype != "model":
+            self._check_weights_dtype()
+        if self.transformer is not None and self.random_weights:
+            raise ConfigError("random weights come from no file", hint="drop --transformer, or --random-weights")
+
+    def _check_weights_dtype(self) -> None:
+        kind = self.weights_dtype
+        if self.compile:
+            raise ConfigError(f"compile does not go with weights in {kind}", hint="drop --compile or --weights-dtype")
+        if kind == "nf4" and self.offload == "group":
+            raise ConfigError(
+                "weights in nf4 cannot be moved by offload 'group', which leaves their scales behind",
+                hint="use --offload model, or --weights-dtype int8",
+            )
+        if self.is_gguf:
+            raise ConfigError("a GGUF file is quantised already", hint="drop --weights-dtype")
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the transformer comes from a GGUF file."""
+        return self.transformer is not None and self.transformer.lower().endswith(".gguf")
 
     @property
     def loras(self) -> dict[str, list[LoraSource]]:
@@ -373,6 +400,11 @@ class GenerateConfig:
             raise ConfigError("lossless frames need a decoded video", hint="add --decode, or drop --lossless")
 
     def _check_fp8(self) -> None:
+        if self.model.weights_dtype != "model" or self.model.is_gguf:
+            raise ConfigError(
+                "linear 'fp8' quantises plain weights, and these are quantised already",
+                hint="drop --linear, or drop --weights-dtype and --transformer",
+            )
         if self.model.device == "cpu":
             raise ConfigError("linear 'fp8' needs a GPU, and the device is 'cpu'", hint="drop --linear")
         if self.model.dtype not in ("auto", "bfloat16"):

@@ -11,12 +11,14 @@ from adaspa_cli.config.architecture import BUNDLED, architecture_of, check_compl
 from adaspa_cli.config.devices import check_offload, no_device
 from adaspa_cli.config.families import facts_of
 from adaspa_cli.config.hub import hub_answers, hub_error
-from adaspa_cli.config.lora import check_peft
 from adaspa_cli.config.model_source import fetch_model_index, read_model_index
+from adaspa_cli.config.packages import check_packages, check_transformer_file
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.errors import ConfigError, ModelError
 from adaspa_cli.models.compiled import check_compiler, compile_blocks
+from adaspa_cli.models.family import Family
 from adaspa_cli.models.lora import load_loras
+from adaspa_cli.models.quantised import quantise_weights
 from adaspa_cli.models.registry import family_of, heavy
 from adaspa_cli.models.weight_files import variant_of
 
@@ -60,15 +62,16 @@ def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
         BackendError: the device or a package is not there, offloading was asked for without a GPU, or blocks cannot be
             compiled.
     """
-    if config.loras:
-        check_peft()
+    check_packages(config)
     device = choose_device(config.device)
     check_offload(config.offload, device.type)
     if config.compile:
         check_compiler(device)
     dtype = choose_dtype(config.dtype, device)
     pipe = _random(config, dtype, device, decode) if config.random_weights else _load(config, dtype)
-    load_loras(family_of(pipe), pipe, config, fuse=True)
+    load_loras(family_of(pipe), pipe, config, fuse=not config.is_gguf)
+    if config.weights_dtype != "model":
+        quantise_weights(family_of(pipe), pipe, config.weights_dtype, device)
     _configure(pipe, config)
     _place(pipe, config.offload, device)
     if config.compile:
@@ -97,10 +100,10 @@ def _load(config: ModelConfig, dtype: torch.dtype) -> Any:
         check_complete(local)
     elif location.startswith((".", "/", "~")):
         raise ModelError(f"model {location} does not exist")
-    return _from_pretrained(location, dtype, config.pipeline)
+    return _from_pretrained(location, dtype, config)
 
 
-def _from_pretrained(location: str, dtype: torch.dtype, pipeline: str | None) -> Any:
+def _from_pretrained(location: str, dtype: torch.dtype, config: ModelConfig) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
     from safetensors import SafetensorError
 
@@ -108,15 +111,20 @@ def _from_pretrained(location: str, dtype: torch.dtype, pipeline: str | None) ->
     local = Path(location).is_dir()
     try:
         index = read_model_index(Path(location)) if local else fetch_model_index(location)
-        family = heavy(facts_of(pipeline or index.get("_class_name"), location))
+        family = heavy(facts_of(config.pipeline or index.get("_class_name"), location))
         cached = local or not hub_answers()
         variant = variant_of(_files(location, cached=cached), dtype, location)
+        parts = family.parts(location, local_files_only=cached)
+        if config.transformer is not None:
+            present = [name for name in family.facts.transformers if (index.get(name) or [None])[0] is not None]
+            family.facts.check_single_file(len(present))
+            parts["transformer"] = _single_file(family, location, dtype, config, cached=cached)
         pipe = family.classes().pipeline.from_pretrained(
             location,
             dtype=dtype,
             variant=variant,
             local_files_only=cached,
-            **family.parts(location, local_files_only=cached),
+            **parts,
         )
     except HfHubHTTPError as error:
         raise hub_error(location, error) from error
@@ -127,6 +135,17 @@ def _from_pretrained(location: str, dtype: torch.dtype, pipeline: str | None) ->
         raise ModelError(f"cannot load {location}: {reason}", hint="download it again" if local else None) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _single_file(family: Family, location: str, dtype: torch.dtype, config: ModelConfig, *, cached: bool) -> Any:
+    """The transformer of a file of its own, by the configuration of the checkpoint."""
+    from diffusers import GGUFQuantizationConfig
+
+    path = check_transformer_file(config)
+    quantised = {"quantization_config": GGUFQuantizationConfig(compute_dtype=dtype)} if config.is_gguf else {}
+    return family.classes().transformer.from_single_file(
+        str(path), config=location, subfolder="transformer", torch_dtype=dtype, local_files_only=cached, **quantised
+    )
 
 
 def _files(location: str, *, cached: bool) -> list[str]:

@@ -216,7 +216,7 @@ def test_files_of_no_use_give_one_line(tmp_path: Path) -> None:
 
 
 def test_without_peft_it_says_what_to_install(hunyuan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaspa_cli.config.lora.importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("adaspa_cli.config.packages.importlib.util.find_spec", lambda _name: None)
     with pytest.raises(BackendError, match="needs the package peft") as caught:
         load(hunyuan_folder, lora=["none.safetensors"])
     assert "adaspa[lora]" in str(caught.value.hint)

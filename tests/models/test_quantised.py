@@ -1,0 +1,181 @@
+"""Weights in fewer bits: near the model's own, of the size that they should have, and adaspa changes nothing of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from adaspa_cli import apply
+from adaspa_cli.config import resolve
+from adaspa_cli.config.packages import check_packages, check_transformer_file
+from adaspa_cli.errors import BackendError, ConfigError, ModelError
+from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.models.registry import family_of
+from tests.models.test_lora import LAYERS, write_lora
+from tests.pipelines import Listener, cogvideox, hunyuan_video, latents, make_reports, save, small_run, wan
+
+PACKAGES = {"fp8": "torch", "int8": "torchao", "nf4": "bitsandbytes"}
+MAKERS: dict[str, Callable[[], Any]] = {"hunyuan": hunyuan_video, "cogvideox": cogvideox, "wan2.2": lambda: wan("2.2")}
+EXACT: dict[str, Any] = {
+    "sparsity": 0.0, "block_size": 16, "search_steps": (1, 3), "attention_backend": "reference",
+}  # fmt: skip
+
+
+@pytest.fixture(params=list(PACKAGES))
+def kind(request: pytest.FixtureRequest) -> str:
+    """A dtype of weights whose package is there."""
+    name: str = request.param
+    pytest.importorskip(PACKAGES[name], reason=f"needs {PACKAGES[name]}: pip install 'adaspa[quant]'")
+    return name
+
+
+@pytest.fixture(params=list(MAKERS), scope="module")
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    pipe = MAKERS[request.param]()
+    return pipe, save(pipe, tmp_path_factory.mktemp("saved") / "pipe")
+
+
+def load(folder: Path, **settings: Any) -> Any:
+    settings = {"model": str(folder), "device": "cpu", "dtype": "float32", **settings}
+    return load_pipeline(resolve(settings).config.model)
+
+
+def error(found: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((found - truth).norm() / truth.norm())
+
+
+def test_a_video_is_near_that_of_the_models_own_weights(saved: tuple[Any, Path], kind: str) -> None:
+    _, folder = saved
+    plain = latents(load(folder))
+    loaded = load(folder, weights_dtype=kind)
+    quantised = latents(loaded)
+    assert 1e-5 < error(quantised, plain) < {"fp8": 0.2, "int8": 0.1, "nf4": 0.4}[kind]
+    # On a CPU bitsandbytes multiplies in bfloat16, which makes other roundings of sums in another order.
+    near = 5e-2 if kind == "nf4" else 1e-4
+    with apply(loaded, **EXACT):
+        torch.testing.assert_close(latents(loaded), quantised, rtol=near, atol=near)
+    assert torch.equal(latents(loaded), quantised)
+    assert family_of(loaded).shape(loaded).dtype == torch.float32
+
+
+def test_the_linear_layers_of_all_blocks_are_quantised(saved: tuple[Any, Path], kind: str) -> None:
+    pipe, folder = saved
+    loaded = load(folder, weights_dtype=kind)
+    family = family_of(loaded)
+    for transformer, plain in zip(family.transformers(loaded), family.transformers(pipe), strict=True):
+        kept = dict(plain.named_modules())
+        for block in family.blocks(transformer):
+            layers = [module for module in block.modules() if isinstance(module, torch.nn.Linear)]
+            assert layers
+            for layer in layers:
+                plain_weight = type(layer.weight) is torch.nn.Parameter and layer.weight.dtype == torch.float32
+                assert plain_weight == (kind == "nf4" and layer.in_features % 64 > 0)
+        norms = [name for name, module in kept.items() if name.endswith("norm_q") and hasattr(module, "weight")]
+        assert all(torch.equal(transformer.get_submodule(name).weight, kept[name].weight) for name in norms)
+
+
+def test_random_weights_may_be_quantised(kind: str, hunyuan_folder: Path, tmp_path: Path) -> None:
+    settings = small_run(hunyuan_folder, tmp_path, random_weights=True, weights_dtype=kind)
+    (report,) = make_reports(resolve(settings), Listener())
+    assert report["settings"]["weights_dtype"]["value"] == kind
+    assert report["model"]["dtype"] == "float32"
+
+
+def test_a_lora_is_fused_before(kind: str, hunyuan_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="needs peft: pip install 'adaspa[lora]'")
+    write_lora(tmp_path / "style.safetensors", hunyuan_video().transformer, LAYERS["hunyuan"])
+    settings = {"lora": [str(tmp_path / "style.safetensors")]}
+    with_lora, without = load(hunyuan_folder, **settings), load(hunyuan_folder)
+    truth, plain = latents(with_lora), latents(without)
+    made = latents(load(hunyuan_folder, weights_dtype=kind, **settings))
+    assert error(made, truth) < error(made, plain)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weights_dtype": "int4"}, "weights_dtype 'int4' is unknown"),
+        ({"weights_dtype": "int8", "compile": True}, "compile does not go with weights in int8"),
+        ({"weights_dtype": "nf4", "offload": "group"}, "nf4 cannot be moved by offload 'group'"),
+        ({"weights_dtype": "fp8", "linear": "fp8"}, "quantised already"),
+        ({"weights_dtype": "fp8", "transformer": "a.gguf"}, "a GGUF file is quantised already"),
+        ({"transformer": "a.gguf", "linear": "fp8"}, "quantised already"),
+        ({"transformer": "a.safetensors", "random_weights": True}, "random weights come from no file"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "package"),
+    [
+        ({"weights_dtype": "int8"}, "torchao"),
+        ({"weights_dtype": "nf4"}, "bitsandbytes"),
+        ({"transformer": "a.gguf"}, "gguf"),
+    ],
+)
+def test_a_missing_package_is_named(settings: dict[str, Any], package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaspa_cli.config.packages.importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(BackendError, match=f"needs the package {package}") as caught:
+        check_packages(resolve(settings).config.model)
+    assert "adaspa[quant]" in str(caught.value.hint)
+
+
+# --- a transformer from a single file
+
+
+def lighter(pipe: Any) -> dict[str, torch.Tensor]:
+    """Other weights of the same shapes."""
+    return {name: value * 0.9 for name, value in pipe.transformer.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "wan"])
+def test_a_safetensors_file_stands_for_the_checkpoints_transformer(name: str, tmp_path: Path) -> None:
+    pipe = {"hunyuan": hunyuan_video, "wan": wan}[name]()
+    folder = save(pipe, tmp_path / "saved")
+    wanted = lighter(pipe)
+    save_file(wanted, tmp_path / "other.safetensors")
+    found = load(folder, transformer=str(tmp_path / "other.safetensors")).transformer.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_a_gguf_file_stands_for_the_checkpoints_transformer(hunyuan_folder: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="needs gguf: pip install 'adaspa[quant]'")
+    pipe = hunyuan_video()
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "hyvid")
+    eight = gguf.GGMLQuantizationType.Q8_0
+    for name, value in pipe.transformer.state_dict().items():
+        rows = value.numpy()
+        if rows.ndim == 2 and "blocks" in name and rows.shape[1] % 32 == 0:
+            writer.add_tensor(name, gguf.quants.quantize(rows, eight), raw_dtype=eight)
+        else:
+            writer.add_tensor(name, rows)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    loaded = load(hunyuan_folder, transformer=str(tmp_path / "other.gguf"))
+    made = latents(loaded)
+    assert 1e-5 < error(made, latents(pipe)) < 0.1
+    with apply(loaded, **EXACT):
+        torch.testing.assert_close(latents(loaded), made, rtol=1e-4, atol=1e-4)
+
+
+def test_files_of_no_use_are_refused(hunyuan_folder: Path, cogvideox_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is no file"):
+        check_transformer_file(resolve({"transformer": str(tmp_path / "none.safetensors")}).config.model)
+    with pytest.raises(ModelError, match="is no file"):
+        load(hunyuan_folder, transformer=str(tmp_path / "none.safetensors"))
+    (tmp_path / "text.safetensors").write_text("nothing")
+    with pytest.raises(ModelError):
+        load(hunyuan_folder, transformer=str(tmp_path / "text.safetensors"))
+    with pytest.raises(ConfigError, match="from no single file"):
+        load(cogvideox_folder, transformer=str(tmp_path / "text.safetensors"))
+    with pytest.raises(ConfigError, match="two transformers"):
+        load(save(wan("2.2"), tmp_path / "saved"), transformer=str(tmp_path / "text.safetensors"))
