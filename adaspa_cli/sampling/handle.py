@@ -69,8 +69,7 @@ class Handle:
             pipe: the pipeline, on its device.
             config: the method.
             policy: the policy of a run with that many steps, instead of the one that ``config`` describes.
-            teams: the processes that make each video together; None makes it alone. Each of them has the same pipeline
-                and calls it in the same way.
+            teams: the processes that make each video together, each by the same calls; None makes it alone.
             deal_by_cost: deal heads out anew once the costs of their masks are known.
 
         Raises:

@@ -15,7 +15,19 @@ from adaspa_cli.distributed.teams import Teams
 from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.sampling.handle import Handle
 from tests.distributed.ranks import together
-from tests.pipelines import PROMPT, Listener, cogvideox, hunyuan_video, latents, masks_at_end, save, small_run
+from tests.models.every_family import picture
+from tests.pipelines import (
+    PROMPT,
+    Listener,
+    cogvideox,
+    hunyuan_video,
+    latents,
+    masks_at_end,
+    save,
+    small_run,
+    wan,
+    wan_image,
+)
 
 Make = Callable[[], Any]
 ADASPA = {"sparsity": 0.5, "block_size": 16, "search_steps": (1, 3)}
@@ -64,6 +76,20 @@ CASES: dict[str, tuple[int, Make, str, dict[str, Any], dict[str, Any]]] = {
     "minference": (2, hunyuan_video, "minference", {"sparsity": 0.5, "block_size": 16}, {}),
     "sparse-videogen": (2, hunyuan_video, "sparse-videogen", {"sparsity": 0.5, "block_size": 16}, {}),
     "frame-region": (2, lambda: cogvideox(num_attention_heads=3), "frame-region", ADASPA, {}),
+    "two transformers": (
+        2,
+        lambda: wan("2.2", num_attention_heads=3),
+        "adaspa",
+        {"sparsity": 0.6, "block_size": 8, "search_steps": (0, 3), "token_order": "hilbert"},
+        {"guidance_scale": 4.0, "num_inference_steps": 6},
+    ),
+    "a timestep for each token": (
+        2,
+        lambda: wan_image("2.2-5b"),
+        "adaspa-plus",
+        {"sparsity": 0.6, "block_size": 8, "search_steps": (0, 2), "probes": 16},
+        {"guidance_scale": 1.0, "image": picture(), "height": 160, "width": 192},
+    ),
 }
 
 

@@ -253,6 +253,18 @@ def test_a_step_cache_skips_work_for_all_videos_alike(pipe: Any, run: Any, cache
     torch.testing.assert_close(both, torch.cat([alone, alone]), **TOLERANCES)
 
 
+def test_magcache_skips_steps_of_a_single_transformer(pipe: Any, run: Any) -> None:
+    settings = {"cache": "magcache", "magcache_ratios": (1.0,) * 8, "magcache_retention": 0.2}
+    if len(transformers(pipe)) > 1:
+        with pytest.raises(RunError, match="this model has two"):
+            apply(pipe, **DENSELY, **settings)
+        return
+    with apply(pipe, **DENSELY, **settings) as handle:
+        assert torch.isfinite(run(num_inference_steps=8)).all()
+    assert handle.cache is not None
+    assert 0 < handle.cache.report()["skipped"] < 1
+
+
 def test_merged_tokens_make_a_video(pipe: Any, run: Any) -> None:
     with apply(pipe, "tomesd", tome_ratio=0.3) as handle:
         assert torch.isfinite(run()).all()

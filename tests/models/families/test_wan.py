@@ -340,3 +340,22 @@ def test_the_first_frame_of_ti2v_stays_the_picture() -> None:
         one, two = (run(pipe, **size, prompt=prompt) for prompt in (PROMPT, "a square"))
     assert torch.equal(one[:, :, 0], two[:, :, 0])
     assert not torch.allclose(one[:, :, 1], two[:, :, 1], **TOLERANCES)
+
+
+# --- few steps
+
+
+def test_four_steps_are_at_the_timesteps_that_four_step_loras_were_made_for() -> None:
+    """1000, 937.5, 833.3 and 625: shift 5 in the checkpoint's own scheduler; another one with that shift has others."""
+    pipe = wan()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=5.0)
+    pipe.scheduler.set_timesteps(4)
+    assert pipe.scheduler.timesteps.tolist() == [999, 937, 833, 625]
+    assert family_of(wan("2.2")).stages(wan("2.2"), 4) == (2,)
+
+
+def test_four_steps_search_at_each_transformers_first_step() -> None:
+    """So half of the steps are dense; with --masks and --masks-from-start none is."""
+    settings = resolve({"model": "wan2.2-a14b", "steps": 4, "guidance_scale": 1.0, "guidance_scale_2": 1.0}).config
+    policy = make_policy(settings.method.searching, 4, (2,))
+    assert [plan.phase for plan in policy.plan(range(4))] == ["search", "cached search", "search", "cached search"]
