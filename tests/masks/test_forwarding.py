@@ -3,7 +3,7 @@
 from adaspa_cli.masks.forwarding import Forwarding
 from adaspa_cli.masks.policy import MaskPolicy
 
-OF_THE_REST = {"plan", "choose"}  # made of what the others say
+OF_THE_REST = {"plan", "choose", "stage_of"}  # made of what the others say
 
 
 def test_everything_that_a_method_may_say_is_forwarded() -> None:
