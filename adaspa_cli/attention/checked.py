@@ -57,10 +57,7 @@ def factor(q: Tensor, scale: float | None) -> float:
 
 def prepare(q: Tensor, k: Tensor, block_size: BlockSize, backend: str) -> Backend:
     """Check q against k, and both against what the backend has kernels for."""
-    if q.dim() != 4 or k.dim() != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"q and k must be [B, H, L, D] and agree in B, H, D: {tuple(q.shape)}, {tuple(k.shape)}")
-    if q.dtype != k.dtype or q.device != k.device:
-        raise ValueError(f"q and k disagree: {q.dtype} on {q.device}, {k.dtype} on {k.device}")
+    _check_queries(q, k)
     chosen = resolve(backend, q.device)
     check_kernel(chosen, q.shape[3], block_size, None if q.device.type == "cpu" else q.dtype)
     return chosen
@@ -89,7 +86,12 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(
             f"v must match k: {tuple(v.shape)} {v.dtype} on {v.device}, {tuple(k.shape)} {k.dtype} on {k.device}"
         )
-    if q.dim() != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+    _check_queries(q, k)
+
+
+def _check_queries(q: Tensor, k: Tensor) -> None:
+    """Raise ValueError unless both are [B, H, L, D] and agree in all but L."""
+    if q.dim() != 4 or k.dim() != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(f"q does not fit k: {tuple(q.shape)}, {tuple(k.shape)}")
     if q.dtype != k.dtype or q.device != k.device:
         raise ValueError(f"q does not fit k: {q.dtype} on {q.device}, {k.dtype} on {k.device}")
