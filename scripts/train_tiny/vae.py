@@ -38,7 +38,7 @@ from scripts.train_tiny.loop import Loop, LoopConfig
 _OBJECT_WEIGHT = 3.0
 _KL_WEIGHT = 3e-4
 _CROWD = 4
-LATENT_NOISE = 0.15
+_LATENT_NOISE = 0.15
 _FIRST_LOG_VARIANCE = -6.0
 
 
@@ -109,7 +109,7 @@ def train_vae(config: VaeConfig, loop_config: LoopConfig, work: Path, device: to
         small = progress < 0.75
         batch, size = (loop_config.batch, config.small) if small else (max(1, loop_config.batch // 4), config.full)
         clips, cover = draw_crowd(*_plans(loop_config.seed, step, batch, progress), config.frames, size, size, device)
-        noise = LATENT_NOISE * min(1.0, 0.2 + 2.0 * progress)
+        noise = _LATENT_NOISE * min(1.0, 0.2 + 2.0 * progress)
         return vae_loss(vae, clips, cover, noise, generator_at(loop_config.seed, step, "vae noise", device))
 
     done = loop.run(loss_at)

@@ -59,8 +59,9 @@ class VaeStage:
     model: VaeConfig = field(default=VAE)
 
 
-def _pool(size: int, chunk: int = 64) -> PoolConfig:
-    return PoolConfig(size=size, chunk=chunk, refill_every=32, encode_batch=32)
+def _pool(size: int, chunk: int, refill_every: int = 32) -> PoolConfig:
+    """Sizes by which a clip is used about eight times, and encoding is some tenth of the work."""
+    return PoolConfig(size=size, chunk=chunk, refill_every=refill_every, encode_batch=32)
 
 
 VAE_STAGE = VaeStage(
@@ -71,10 +72,10 @@ STAGES = {
     "small": WorldStage(
         "small",
         (
-            Share(Geometry(33, 128, 128), 0.55, _pool(8192, 256)),
-            Share(Geometry(17, 160, 128), 0.15, _pool(2048)),
-            Share(Geometry(25, 96, 160), 0.15, _pool(2048)),
-            Share(Geometry(49, 96, 96), 0.15, _pool(2048)),
+            Share(Geometry(33, 128, 128), 0.55, _pool(4096, 128)),
+            Share(Geometry(17, 160, 128), 0.15, _pool(1024, 64, 96)),
+            Share(Geometry(25, 96, 160), 0.15, _pool(1024, 64, 96)),
+            Share(Geometry(49, 96, 96), 0.15, _pool(1024, 64, 96)),
         ),
         shift=3.0,
         stride=2.0,
@@ -82,11 +83,11 @@ STAGES = {
     "full": WorldStage(
         "full",
         (
-            Share(Geometry(33, 256, 256), 0.5, _pool(1536)),
-            Share(Geometry(17, 320, 256), 0.125, _pool(512, 32)),
-            Share(Geometry(25, 192, 320), 0.125, _pool(512, 32)),
-            Share(Geometry(49, 192, 192), 0.125, _pool(512, 32)),
-            Share(Geometry(33, 192, 256), 0.125, _pool(512, 32)),
+            Share(Geometry(33, 256, 256), 0.5, _pool(1536, 64)),
+            Share(Geometry(17, 320, 256), 0.125, _pool(512, 32, 128)),
+            Share(Geometry(25, 192, 320), 0.125, _pool(512, 32, 128)),
+            Share(Geometry(49, 192, 192), 0.125, _pool(512, 32, 128)),
+            Share(Geometry(33, 192, 256), 0.125, _pool(512, 32, 128)),
         ),
         shift=4.0,
         guidance=0.4,

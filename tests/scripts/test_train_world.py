@@ -119,6 +119,9 @@ def test_two_processes_train_alike_and_go_on(work: Path, tmp_path: Path) -> None
         "longer = dataclasses.replace(LOOP, steps=12)\n"
         "assert not train_stage(MODEL_TOY, STAGE, dataclasses.replace(longer, max_minutes=0.0), work, device)\n"
         "assert train_stage(MODEL_TOY, STAGE, longer, work, device)\n"
+        "pipe = load_trained(work, 'full', device, every_wording()).pipe\n"
+        "report = evaluate(pipe, SMALL, work / 'evaluation', steps=1, batch=2, limit=3)\n"
+        "assert (report is None) == (rank() == 1)\n"
         "stop()\n"
     )
     processes = [
@@ -145,6 +148,9 @@ def test_two_processes_train_alike_and_go_on(work: Path, tmp_path: Path) -> None
     state = checkpoint.load_state(tmp_path / "full")
     assert state is not None
     assert (state["step"], state["processes"], state["batch"]) == (12, 2, 4)
+    judged = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert [record["number"] for record in judged["records"]] == [0, 1, 2]
+    assert judged["right"]["background"][1] == 3
 
 
 def test_the_last_stage_gets_what_a_deadline_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
