@@ -92,9 +92,10 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
 def _check_queries(q: Tensor, k: Tensor) -> None:
     """Raise ValueError unless both are [B, H, L, D] and agree in all but L."""
     if q.dim() != 4 or k.dim() != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"q does not fit k: {tuple(q.shape)}, {tuple(k.shape)}")
+        shapes = f"{tuple(q.shape)}, {tuple(k.shape)}"
+        raise ValueError(f"q does not fit k: they must be [B, H, L, D] and agree in B, H, D, got {shapes}")
     if q.dtype != k.dtype or q.device != k.device:
-        raise ValueError(f"q does not fit k: {q.dtype} on {q.device}, {k.dtype} on {k.device}")
+        raise ValueError(f"q does not fit k, they disagree: {q.dtype} on {q.device}, {k.dtype} on {k.device}")
 
 
 def _check_mask(q: Tensor, k: Tensor, mask: BlockMask) -> None:
