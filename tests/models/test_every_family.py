@@ -178,21 +178,33 @@ def test_removal_restores_everything(pipe: Any, run: Any, plain: Any) -> None:
 
 
 def test_an_exception_inside_a_run_leaves_nothing_behind(pipe: Any, run: Any, plain: Any) -> None:
-    before, steps = state(pipe), []
+    last = family_of(pipe).blocks(transformers(pipe)[-1])[-1]
 
-    def fail_later(_scheduler: Any, *_args: Any) -> None:
-        steps.append(1)
-        if len(steps) == 2 * len(transformers(pipe)[0:1]) + 1:
-            raise ZeroDivisionError("in the middle")
+    def fail() -> None:
+        """At the third pass of the last transformer."""
+        passes = []
 
+        def fail_later(*_args: Any) -> None:
+            passes.append(1)
+            if len(passes) == 3:
+                raise ZeroDivisionError("in the middle")
+
+        hook = last.register_forward_hook(fail_later)
+        try:
+            run(prompt="something else", num_inference_steps=8)
+        finally:
+            hook.remove()
+
+    before = state(pipe)
     with apply(pipe, **SPARSE) as handle:
         whole = run()
-        hook = family_of(pipe).blocks(transformers(pipe)[-1])[-1].register_forward_hook(fail_later)
         with pytest.raises(ZeroDivisionError):
-            run(prompt="something else", num_inference_steps=8)
-        hook.remove()
+            fail()
         assert torch.equal(run(), whole)
         assert {call.step for call in handle.engine.calls} == {0, 1, 2, 3}
+    assert state(pipe) == before
+    with pytest.raises(ZeroDivisionError), apply(pipe, **SPARSE):
+        fail()
     assert state(pipe) == before
     assert torch.equal(run(), plain["unguided"])
 

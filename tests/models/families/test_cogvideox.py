@@ -1,7 +1,9 @@
-"""CogVideoX 1.0 and 1.5 with adaspa: the same video where nothing is left out, masks of their own, no trace after."""
+"""CogVideoX 1.0 and 1.5 with adaspa: the same video where nothing is left out, masks of their own, no trace after.
+
+What every family does is in tests/models/test_every_family.py.
+"""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,21 +30,6 @@ def pipe(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def newest() -> Any:
     return cogvideox("1.5")
-
-
-def processors(pipe: Any) -> list[Any]:
-    return [block.attn1.processor for block in pipe.transformer.transformer_blocks]
-
-
-def fail_at(step: int) -> Callable[..., Any]:
-    """A step callback that raises."""
-
-    def callback(_pipe: Any, index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        if index == step:
-            raise ZeroDivisionError("in the middle")
-        return values
-
-    return callback
 
 
 @pytest.mark.parametrize("guidance", [GUIDED, UNGUIDED], ids=["guided", "unguided"])
@@ -77,23 +64,6 @@ def test_the_scheduler_need_not_wait_for_its_timesteps(newest: Any, scheduler: A
     assert any(isinstance(x, torch.Tensor) for values in plain for x in values)
     assert [[x for x in values if isinstance(x, int | None)] for values in seen] == expected
     assert newest.scheduler.step is spy
-
-
-@pytest.mark.parametrize("guidance", [GUIDED, UNGUIDED], ids=["guided", "unguided"])
-def test_adaspa_without_sparsity_makes_the_same_video(pipe: Any, guidance: dict[str, Any]) -> None:
-    plain = latents(pipe, **guidance)
-    with apply(pipe, **(SPARSE | {"sparsity": 0.0})):
-        torch.testing.assert_close(latents(pipe, **guidance), plain, **TOLERANCES)
-
-
-def test_sparse_attention_leaves_something_out(pipe: Any) -> None:
-    """Guards the tests above: where blocks are dropped, the video does change."""
-    plain = latents(pipe)
-    with apply(pipe, **SPARSE) as handle:
-        made = latents(pipe)
-    assert torch.isfinite(made).all()
-    assert not torch.allclose(made, plain, **TOLERANCES)
-    assert {call.step for call in handle.engine.calls if call.density is not None} == {2, 3}
 
 
 def test_dynamic_guidance_changes_nothing(newest: Any) -> None:
@@ -142,19 +112,6 @@ def test_both_branches_may_share_masks(pipe: Any) -> None:
         SEARCH,
         DENSE,
     ]
-
-
-def test_the_branches_are_told_apart_the_right_way_round(newest: Any) -> None:
-    """The first step's input does not depend on guidance: the conditional masks are those of an unguided run."""
-    settings = SPARSE | {"search_steps": (0,)}
-    with apply(newest, **settings) as handle:
-        masks = masks_at_end(handle)
-        latents(newest, negative_prompt="green squares at rest", **GUIDED)
-        guided = dict(masks)
-        latents(newest, **UNGUIDED)
-        unguided = dict(masks)
-    for layer in range(2):
-        assert torch.equal(guided[layer, "cond", 0].mask.to_bool(), unguided[layer, "cond", 0].mask.to_bool())
 
 
 @pytest.mark.parametrize("before", [None, UNGUIDED, GUIDED], ids=["first run", "after unguided", "after guided"])
@@ -224,38 +181,6 @@ def test_padded_text_is_attended_to_and_part_of_the_masks(pipe: Any) -> None:
         assert found.mask.to_bool()[:, :, :15].all()
 
 
-def test_removal_restores_everything(pipe: Any) -> None:
-    plain, before = latents(pipe), processors(pipe)
-    attributes = [set(vars(part)) for part in (pipe, pipe.transformer, pipe.scheduler)]
-    handle = apply(pipe, **SPARSE)
-    assert all(a is not b for a, b in zip(processors(pipe), before, strict=True))
-    latents(pipe)
-    handle.remove()
-    assert all(a is b for a, b in zip(processors(pipe), before, strict=True))
-    assert not {"step", "set_timesteps"} & set(vars(pipe.scheduler))
-    assert [set(vars(part)) for part in (pipe, pipe.transformer, pipe.scheduler)] == attributes
-    assert not pipe.transformer._forward_pre_hooks
-    assert torch.equal(latents(pipe), plain)
-
-
-def test_an_exception_inside_the_run_restores_everything_too(newest: Any) -> None:
-    plain, before = latents(newest), processors(newest)
-    with pytest.raises(ZeroDivisionError), apply(newest, **SPARSE):
-        latents(newest, callback_on_step_end=fail_at(1))
-    assert all(a is b for a, b in zip(processors(newest), before, strict=True))
-    assert not {"step", "set_timesteps"} & set(vars(newest.scheduler))
-    assert torch.equal(latents(newest), plain)
-
-
-def test_a_run_after_an_exception_starts_fresh(newest: Any) -> None:
-    with apply(newest, **SPARSE) as handle:
-        whole = latents(newest)
-        with pytest.raises(ZeroDivisionError):
-            latents(newest, prompt="something else", callback_on_step_end=fail_at(2))
-        assert torch.equal(latents(newest), whole)
-        assert {call.step for call in handle.engine.calls} == {0, 1, 2, 3}
-
-
 def test_a_run_of_another_size_starts_fresh(newest: Any) -> None:
     with apply(newest, **SPARSE) as handle:
         masks = masks_at_end(handle)
@@ -283,13 +208,6 @@ def test_fusing_the_projections_after_apply_is_an_error(newest: Any) -> None:
         with pytest.raises(RunError, match="processors were replaced") as caught:
             latents(newest)
     assert "before adaspa_cli.apply()" in str(caught.value.hint)
-
-
-def test_replacing_the_scheduler_after_apply_is_an_error(newest: Any) -> None:
-    with apply(newest, **SPARSE):
-        newest.scheduler = CogVideoXDDIMScheduler.from_config(newest.scheduler.config)
-        with pytest.raises(RunError, match="scheduler was replaced"):
-            latents(newest)
 
 
 def test_a_search_waits_for_the_first_call_that_a_cache_executes(newest: Any) -> None:

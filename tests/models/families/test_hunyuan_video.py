@@ -1,12 +1,14 @@
-"""HunyuanVideo with adaspa: the same video where nothing is left out, masks of their own, no trace after removal."""
+"""HunyuanVideo with adaspa: the same video where nothing is left out, masks of their own, no trace after removal.
 
-from collections.abc import Callable
+What every family does is in tests/models/test_every_family.py.
+"""
+
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, PyramidAttentionBroadcastConfig
+from diffusers import PyramidAttentionBroadcastConfig
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from torch import Tensor
 
@@ -38,17 +40,6 @@ def processors(pipe: Any) -> list[Any]:
     return [block.attn.processor for block in blocks]
 
 
-def fail_at(step: int) -> Callable[..., Any]:
-    """A step callback that raises."""
-
-    def callback(_pipe: Any, index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        if index == step:
-            raise ZeroDivisionError("in the middle")
-        return values
-
-    return callback
-
-
 def test_full_attention_makes_the_same_video(pipe: Any, plain: Tensor, backend: str) -> None:
     if backend == "triton":  # the rest of the model rounds differently on a GPU
         pipe = pipe.to("cuda")
@@ -59,28 +50,6 @@ def test_full_attention_makes_the_same_video(pipe: Any, plain: Tensor, backend: 
     assert {call.plan for call in handle.engine.calls} == {DENSE}
     assert len(handle.engine.calls) == 4 * 4
     torch.testing.assert_close(made, plain, **TOLERANCES)
-
-
-@pytest.mark.parametrize("lse_cache", [True, False])
-def test_adaspa_without_sparsity_makes_the_same_video(pipe: Any, plain: Tensor, lse_cache: bool) -> None:
-    with apply(pipe, **(SPARSE | {"sparsity": 0.0, "lse_cache": lse_cache})):
-        torch.testing.assert_close(latents(pipe), plain, **TOLERANCES)
-
-
-def test_sparse_attention_leaves_something_out(pipe: Any, plain: Tensor) -> None:
-    """Guards the two tests above: where blocks are dropped, the video does change."""
-    with apply(pipe, **SPARSE) as handle:
-        made = latents(pipe)
-    assert torch.isfinite(made).all()
-    assert not torch.allclose(made, plain, **TOLERANCES)
-    sparse = [call for call in handle.engine.calls if call.density is not None]
-    assert {call.step for call in sparse} == {2, 3}
-    assert all((call.density < 0.8).all() for call in sparse)  # type: ignore[operator]
-
-
-def test_the_same_seed_makes_the_same_sparse_video(pipe: Any) -> None:
-    with apply(pipe, **SPARSE):
-        assert torch.equal(latents(pipe), latents(pipe))
 
 
 @pytest.mark.parametrize("head_dim", [32, 128])
@@ -203,45 +172,11 @@ def test_padded_text_is_no_part_of_the_masks(pipe: Any) -> None:
     assert {found.mask.key_blocks for found in masks.values()} == {19}
 
 
-def test_removal_restores_everything(pipe: Any, plain: Tensor) -> None:
-    before = processors(pipe)
-    latents(pipe)  # the run itself leaves attributes on the pipeline and its scheduler
-    attributes = [set(vars(part)) for part in (pipe, pipe.transformer, pipe.scheduler)]
-    handle = apply(pipe, **SPARSE)
-    assert all(a is not b for a, b in zip(processors(pipe), before, strict=True))
-    latents(pipe)
-    handle.remove()
-    assert all(a is b for a, b in zip(processors(pipe), before, strict=True))
-    assert not {"step", "set_timesteps"} & set(vars(pipe.scheduler))
-    assert [set(vars(part)) for part in (pipe, pipe.transformer, pipe.scheduler)] == attributes
-    assert not pipe.transformer._forward_pre_hooks
-    assert torch.equal(latents(pipe), plain)
-
-
 def test_a_handle_may_be_removed_twice(pipe: Any, plain: Tensor) -> None:
     handle = apply(pipe, **SPARSE)
     handle.remove()
     handle.remove()
     assert torch.equal(latents(pipe), plain)
-
-
-def test_an_exception_inside_the_run_restores_everything_too(pipe: Any, plain: Tensor) -> None:
-    before = processors(pipe)
-    with pytest.raises(ZeroDivisionError), apply(pipe, **SPARSE):
-        latents(pipe, callback_on_step_end=fail_at(1))
-    assert all(a is b for a, b in zip(processors(pipe), before, strict=True))
-    assert not {"step", "set_timesteps"} & set(vars(pipe.scheduler))
-    assert torch.equal(latents(pipe), plain)
-
-
-def test_a_run_after_an_exception_starts_fresh(pipe: Any) -> None:
-    with apply(pipe, **SPARSE) as handle:
-        whole = latents(pipe)
-        with pytest.raises(ZeroDivisionError):
-            latents(pipe, prompt="something else", callback_on_step_end=fail_at(2))
-        assert torch.equal(latents(pipe), whole)
-        assert {call.step for call in handle.engine.calls} == {0, 1, 2, 3}
-        assert len(handle.engine.calls) == 4 * 4
 
 
 def test_two_pipelines_know_nothing_of_each_other(pipe: Any, plain: Tensor) -> None:
@@ -256,13 +191,6 @@ def test_two_pipelines_know_nothing_of_each_other(pipe: Any, plain: Tensor) -> N
         second.remove()
         assert torch.equal(latents(pipe), alone)
     assert torch.equal(latents(other), plain)
-
-
-def test_a_second_method_on_the_same_pipeline_is_refused(pipe: Any, plain: Tensor) -> None:
-    """Which of two removals puts the processors back would otherwise depend on their order."""
-    with apply(pipe, **SPARSE), pytest.raises(AdaspaError, match="already"):
-        apply(pipe, "full", attention_backend="reference")
-    assert torch.equal(latents(pipe), plain)
 
 
 def test_replacing_the_processors_after_apply_is_an_error(pipe: Any) -> None:
@@ -281,14 +209,6 @@ def test_fusing_the_projections_after_apply_does_not_wipe_the_method(pipe: Any) 
         pipe.transformer.fuse_qkv_projections()
         assert torch.equal(latents(pipe), before)
         assert plan.SPARSE in {call.plan for call in handle.engine.calls}
-
-
-def test_replacing_the_scheduler_after_apply_is_an_error(pipe: Any) -> None:
-    with apply(pipe, **SPARSE):
-        latents(pipe)
-        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=17.0)
-        with pytest.raises(RunError, match="scheduler was replaced"):
-            latents(pipe)
 
 
 def test_calling_the_transformer_outside_a_run_is_an_error(pipe: Any) -> None:
