@@ -20,8 +20,9 @@ class TokenLayout:
     """One sequence of ``frames * height * width`` video tokens and ``text_tokens`` real text tokens.
 
     Sizes are in tokens of the latent grid (after patching). Video tokens come frame by frame and row by row
-    (``raster``), or along a Hilbert curve (:mod:`adaspa_cli.masks.token_order`). Padded text is not part of the
-    sequence: adapters drop it before attention.
+    (``raster``), or along a Hilbert curve (:mod:`adaspa_cli.masks.token_order`), which begins anew after
+    ``lead_frames`` frames where a model treats these apart. Padded text is not part of the sequence: adapters drop it
+    before attention.
     """
 
     frames: int
@@ -30,6 +31,7 @@ class TokenLayout:
     text_tokens: int
     text_position: Literal["first", "last"]
     order: OrderName = "raster"
+    lead_frames: int = 0
 
     @property
     def video_tokens(self) -> int:

@@ -23,7 +23,7 @@ ITEM_BYTES = {"I32": 4, "F32": 4, "I16": 2, "F16": 2}
 
 # Fields that are younger than the format, by part of a description, and what they were in files without them.
 _LATER: dict[str, dict[str, Any]] = {
-    "layout": {"order": "raster"},
+    "layout": {"order": "raster", "lead_frames": 0},
     "method": {"selection": "mass", "layer_budget": False},
 }
 

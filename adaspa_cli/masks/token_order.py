@@ -48,7 +48,7 @@ class TokenOrder:
 
 def video_order(layout: TokenLayout, device: torch.device | str = "cpu") -> TokenOrder:
     """The Hilbert order of the N video tokens alone, counted from the first of them; cached for each size."""
-    return _video_order(layout.frames, layout.height, layout.width, torch.device(device))
+    return _video_order(layout.frames, layout.height, layout.width, layout.lead_frames, torch.device(device))
 
 
 def token_places(layout: TokenLayout, device: torch.device | str = "cpu") -> Tensor:
@@ -65,12 +65,18 @@ def token_blocks(layout: TokenLayout, block_size: int, device: torch.device | st
 
 
 @functools.lru_cache(_CACHED_ORDERS)
-def _video_order(frames: int, height: int, width: int, device: torch.device) -> TokenOrder:
+def _video_order(frames: int, height: int, width: int, lead_frames: int, device: torch.device) -> TokenOrder:
+    lead, rest = (_along_curve(n, height, width) for n in (lead_frames, frames - lead_frames))
+    forward = torch.cat([lead, rest + len(lead)])
+    return TokenOrder(forward.to(device), torch.argsort(forward).to(device))
+
+
+def _along_curve(frames: int, height: int, width: int) -> Tensor:
+    """The tokens of a video in the order of the curve, int64 [N]."""
     places = (torch.arange(size, device="cpu") for size in (frames, height, width))
     frame, row, column = torch.meshgrid(*places, indexing="ij")
     bits = max(1, (max(frames, height, width) - 1).bit_length())
-    forward = torch.argsort(hilbert_index(frame, row, column, bits).flatten())
-    return TokenOrder(forward.to(device), torch.argsort(forward).to(device))
+    return torch.argsort(hilbert_index(frame, row, column, bits).flatten())
 
 
 def hilbert_index(frame: Tensor, row: Tensor, column: Tensor, bits: int) -> Tensor:

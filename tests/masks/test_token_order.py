@@ -28,6 +28,13 @@ def test_the_order_is_a_permutation_and_its_inverse(size: tuple[int, int, int]) 
     assert torch.equal(order.forward[order.backward], everyone)
 
 
+def test_leading_frames_have_a_curve_of_their_own() -> None:
+    order = video_order(TokenLayout(5, 3, 13, 0, "last", "hilbert", 1))
+    lead, rest = (video_order(TokenLayout(frames, 3, 13, 0, "last")).forward for frames in (1, 4))
+    assert torch.equal(order.forward, torch.cat([lead, rest + 39]))
+    assert torch.equal(order.forward[order.backward], torch.arange(195))
+
+
 @pytest.mark.parametrize("side", [2, 4, 8, 16])
 def test_in_a_full_cube_consecutive_tokens_are_neighbours(side: int) -> None:
     steps = coordinates(TokenLayout(side, side, side, 0, "last")).diff(dim=0)

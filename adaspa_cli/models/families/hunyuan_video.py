@@ -97,10 +97,15 @@ class HunyuanVideoAttachment(Attachment):
         lengths = inputs["encoder_attention_mask"].sum(dim=1, dtype=torch.int).tolist()
         if len(lengths) == 1:
             lengths = lengths * batch
+        lead = self.lead_frames(config) if self.token_order == "hilbert" else 0
         return [
-            Row(self.branch, sample, TokenLayout(*grid, length, "last", self.token_order))
+            Row(self.branch, sample, TokenLayout(*grid, length, "last", self.token_order, lead))
             for sample, length in enumerate(lengths)
         ]
+
+    def lead_frames(self, config: Any) -> int:  # noqa: ARG002
+        """Latent frames that the blocks treat apart, and expect in front of the others."""
+        return 0
 
 
 class HunyuanVideo(Family):

@@ -15,15 +15,20 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.config.families import facts_of
+from adaspa_cli.distributed.tokens import TokenShare
 from adaspa_cli.errors import RunError
 from adaspa_cli.models.families.hunyuan_video import HunyuanVideo, HunyuanVideoAttachment
 from adaspa_cli.models.family import Classes, Encode
 from adaspa_cli.models.random_text import text_noise, text_tokens
-from adaspa_cli.models.reordering import Ends
 
 _BRANCHES = ("cond", "uncond")
 _IMAGE_TOKENS = 576
 _MARKS = 4  # tokens of the prompt template that the pipeline cuts out of the prompt
+
+
+def _replaces_first_frame(config: Any) -> bool:
+    replaces: bool = config.image_condition_type == "token_replace"
+    return replaces
 
 
 class HunyuanVideoImageAttachment(HunyuanVideoAttachment):
@@ -37,6 +42,14 @@ class HunyuanVideoImageAttachment(HunyuanVideoAttachment):
         self.branch = _BRANCHES[self._unnamed]
         self._unnamed += 1
 
+    def lead_frames(self, config: Any) -> int:
+        return int(_replaces_first_frame(config))
+
+    def split(self, share: TokenShare) -> None:
+        if any(_replaces_first_frame(transformer.config) for transformer in self.transformers):
+            raise RunError("this model treats the first frame's tokens apart: they can't be split", hint="drop --gpus")
+        super().split(share)
+
 
 class HunyuanVideoImage(HunyuanVideo):
     """HunyuanVideo, image to video."""
@@ -44,15 +57,6 @@ class HunyuanVideoImage(HunyuanVideo):
     facts = facts_of("HunyuanVideoImageToVideoPipeline", "HunyuanVideo")
     attachment = HunyuanVideoImageAttachment
     absent = (*HunyuanVideo.absent, "image_processor")
-
-    def ends(self, transformer: Any) -> Ends:
-        if transformer.config.image_condition_type == "token_replace":
-            raise RunError(
-                "this model treats the tokens of the first frame apart: they can be neither put into another order "
-                "nor split",
-                hint="use --token-order raster, on one GPU",
-            )
-        return super().ends(transformer)
 
     def classes(self) -> Classes:
         from diffusers import (

@@ -136,18 +136,12 @@ def test_a_third_pass_in_a_step_is_refused(hunyuan: Any) -> None:
             latents(hunyuan, image=picture())
 
 
-def test_tokens_of_a_replaced_first_frame_stay_where_they_are() -> None:
-    pipe = hunyuan_video_image("token_replace")
-    with pytest.raises(RunError, match="tokens of the first frame apart"):
-        apply(pipe, **SPARSE, token_order="hilbert")
-    assert torch.isfinite(latents(pipe, image=picture())).all()
-
-
-def test_where_the_picture_is_channels_tokens_may_be_reordered() -> None:
-    pipe = hunyuan_video_image("latent_concat")
-    plain = latents(pipe, image=picture())
-    with apply(pipe, **(SPARSE | {"sparsity": 0.0}), token_order="hilbert"):
-        torch.testing.assert_close(latents(pipe, image=picture()), plain, **TOLERANCES)
+def test_the_tokens_of_a_replaced_first_frame_stay_in_front(hunyuan: Any) -> None:
+    plain = latents(hunyuan, image=picture())
+    with apply(hunyuan, **(SPARSE | {"sparsity": 0.0}), token_order="hilbert") as handle:
+        torch.testing.assert_close(latents(hunyuan, image=picture()), plain, **TOLERANCES)
+        lead = handle._attachment.rows[0].layout.lead_frames
+    assert lead == (hunyuan.transformer.config.image_condition_type == "token_replace")
 
 
 @pytest.mark.parametrize("name", list(MODELS))
