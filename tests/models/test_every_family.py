@@ -13,7 +13,9 @@ from torch import Tensor
 
 from adaspa_cli import apply
 from adaspa_cli.config import resolve
+from adaspa_cli.config.load import method_config
 from adaspa_cli.config.search_masks import SearchOptions
+from adaspa_cli.distributed.teams import Teams
 from adaspa_cli.errors import ConfigError, RunError
 from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.masks.plan import DENSE
@@ -21,6 +23,8 @@ from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.fp8 import Fp8Linears
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
+from adaspa_cli.sampling.handle import Handle
+from tests.distributed.ranks import together
 from tests.models.every_family import CASES, Case, picture
 from tests.pipelines import PROMPT, Listener, latents, make_reports, save, small_run
 
@@ -110,6 +114,27 @@ def test_dense_attention_makes_the_same_video(
     assert {call.plan for call in handle.engine.calls} == {DENSE}
     assert {call.layer for call in handle.engine.calls} == set(range(case.layers))
     torch.testing.assert_close(made, plain[guidance], **TOLERANCES)
+
+
+@pytest.mark.parametrize("parallel", ["tokens", "branches"])
+def test_two_processes_make_the_same_video(pipe: Any, run: Any, tmp_path: Path, parallel: str) -> None:
+    """Each with half of the tokens, or with one branch of guidance."""
+    method = method_config("adaspa", SPARSE)
+    with Handle(pipe, method) as handle:
+        expected, density = run("guided"), [search.density for search in handle.engine.searches]
+
+    def process(teams: Teams) -> None:
+        with Handle(pipe, method, teams=teams) as handle:
+            made = run("guided")
+            searches = handle.engine.searches
+        torch.testing.assert_close(made, expected, **TOLERANCES)
+        if parallel == "branches":
+            assert 2 * len(searches) == len(density)
+        else:
+            for search, whole in zip(searches, density, strict=True):
+                assert torch.equal(search.density, search.heads.mine(whole))
+
+    together(2, tmp_path, process, branches=2 if parallel == "branches" else 1)
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
