@@ -13,7 +13,7 @@ import typer
 
 from adaspa_cli import interrupts
 from adaspa_cli.console import Console
-from adaspa_cli.distributed.failure import GRACE, Ended, end_soon, is_lost_contact, watch_signals
+from adaspa_cli.distributed.failure import GRACE, Ended, LostContactError, end_soon, is_lost_contact, watch_signals
 from adaspa_cli.distributed.place import Place
 from adaspa_cli.errors import AdaspaError, RunError
 
@@ -95,9 +95,7 @@ def member(console: Console, place: Place | None) -> Iterator[Member]:
         except Ended:
             raise typer.Exit(code) from None
         if is_lost_contact(error):
-            raise RunError(
-                "lost contact with another process of this video", hint="--debug shows where it happened"
-            ) from error
+            raise LostContactError from error
         raise
 
 

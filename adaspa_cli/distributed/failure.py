@@ -13,12 +13,21 @@ import threading
 import time
 from types import FrameType
 
+from adaspa_cli.errors import RunError
+
 GRACE = 3.0  # seconds
 _CODES = {signal.SIGTERM: 1, signal.SIGINT: 130}
 
 
 class Ended(BaseException):
     """The launcher ends this process, because another one failed: there is nothing more to say."""
+
+
+class LostContactError(RunError):
+    """Another process is gone, or has failed and says why."""
+
+    def __init__(self) -> None:
+        super().__init__("lost contact with another process of this video", hint="--debug shows where it happened")
 
 
 def watch_signals() -> None:
@@ -54,7 +63,7 @@ def is_lost_contact(error: BaseException) -> bool:
     """Whether an error came of another process being gone: that one's own error says more."""
     import torch.distributed as dist
 
-    if isinstance(error, dist.DistError):
+    if isinstance(error, LostContactError | dist.DistError):
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and any(sign in text for sign in ("gloo", "NCCL", "Connection closed"))

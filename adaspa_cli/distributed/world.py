@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from adaspa_cli.distributed.failure import LostContactError
 from adaspa_cli.distributed.place import Place
 from adaspa_cli.distributed.teams import Teams
 from adaspa_cli.errors import BackendError
@@ -79,6 +80,8 @@ class World:
 
     def _wait(self, key: str) -> Any:
         while not self._store.check([key]):
+            if self._store.check(["failed"]):
+                raise LostContactError
             time.sleep(_EVERY)
         return json.loads(self._store.get(key))
 

@@ -15,6 +15,7 @@ from adaspa_cli.config.methods import Algorithm, SparseConfig
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.distributed.branches import BranchCalls
 from adaspa_cli.distributed.deals import Deals
+from adaspa_cli.distributed.decoding import spread_decoding
 from adaspa_cli.distributed.exchange import Exchange
 from adaspa_cli.distributed.latents import same_latents
 from adaspa_cli.distributed.refuse import check_method
@@ -78,7 +79,6 @@ class Handle:
             RunError: adaspa or a cache of diffusers is applied to the pipeline already.
         """
         family, self.teams = family_of(pipe), teams or Teams()
-        self._overrides: list[Override] = []
         self._check_teams(config, family.shape(pipe).heads)
         backend = resolve(config.attention_backend, pipe._execution_device)
         check_blocks = _kernel_check(backend, pipe)
@@ -90,8 +90,7 @@ class Handle:
         if not self.attached:
             _check_untouched(family.transformers(pipe))
         self.backend = _backend_name(backend.name, self.attached, self.merging)
-        if not self.teams.all.alone:  # inside of the clock's: a step ends when all have its latents
-            self._overrides.append(same_latents(pipe.scheduler, self.teams.all))
+        self._overrides = [] if self.teams.all.alone else self._together(pipe)
         self.clock = StepClock(pipe, family.facts.transformers)
         self.engine = AttentionEngine(
             self._policy_maker(config, pipe) if policy is None else _checked(policy, check_blocks),
@@ -136,6 +135,11 @@ class Handle:
         if config.linear == "fp8":
             self.linears = Fp8Linears(family, pipe)
         self.cache = make_cache(config.cache, pipe, self._attachment, self.clock)
+
+    def _together(self, pipe: Any) -> list[Override]:
+        """What all processes do alike; inside of the clock's overrides: a step ends when all have its latents."""
+        latents = same_latents(pipe.scheduler, self.teams.all)
+        return [latents] if pipe.vae is None else [latents, spread_decoding(pipe.vae, self.teams.all)]
 
     def _check_teams(self, config: MethodConfig, heads: int) -> None:
         if not self.teams.all.alone:

@@ -102,15 +102,15 @@ class Session:
             self._run(*told)
 
     def _run(self, prompt: str, seed: int) -> RunResult:
-        device, decodes = self.pipe._execution_device, self._world.leads and self.resolved.config.decodes
+        device, decodes = self.pipe._execution_device, self.resolved.config.decodes
         self.timeline.start()
         reset_peak_memory(device)
         for team in self.handle.teams:
             team.start()
         begin = time.perf_counter()
-        video = sample(self.pipe, self.resolved, prompt, seed, decode=decodes)
+        video = sample(self.pipe, self.resolved, prompt, seed)
         frames = latents = None
-        if decodes:
+        if decodes and self._world.leads:
             frames = to_frames(video)
         else:
             check_finite(video)
@@ -161,9 +161,8 @@ def session(pipe: Any, resolved: Resolved, observer: Observer, world: World | No
             at_work.stop()
 
 
-def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int, *, decode: bool | None = None) -> torch.Tensor:
-    """Sample one video: frames [1, F, 3, H, W] in [0, 1], or latents if it is not decoded; None as the run has it."""
-    decode = resolved.config.decodes if decode is None else decode
+def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int) -> torch.Tensor:
+    """Sample one video: frames [1, F, 3, H, W] in [0, 1], or latents if the run does not decode."""
     sampling, family = resolved.config.sampling, family_of(pipe)
     facts, transformer = family.facts, family.transformers(pipe)[0]
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -175,7 +174,7 @@ def sample(pipe: Any, resolved: Resolved, prompt: str, seed: int, *, decode: boo
             num_frames=sampling.frames + facts.dropped_frames(transformer.config),
             num_inference_steps=sampling.steps,
             generator=generator,
-            output_type="pt" if decode else "latent",
+            output_type="pt" if resolved.config.decodes else "latent",
             **size,
             **call_pictures(facts, resolved.config),
             **facts.call_arguments(sampling),

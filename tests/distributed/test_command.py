@@ -3,26 +3,34 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adaspa_cli import app
+from adaspa_cli.errors import RunError
+from adaspa_cli.sampling import run
 from tests.pipelines import small_run
+from tests.processes import at_once
+
+# --- by --gpus, which starts torchrun's launcher
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def _arguments(folder: Path, out: Path, **flags: Any) -> list[str]:
-    run = small_run(folder, out, gpus=2, **flags)
-    settings = {"search_steps": "1,3", "prompt": run["prompt"][0]} | {
-        key: value for key, value in run.items() if key not in ("search_steps", "prompt")
-    }
-    given = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+    settings = small_run(folder, out, gpus=2, **flags) | {"search_steps": "1,3", "prompt": "a red circle"}
+    given = [
+        f"--{key.replace('_', '-')}" if value is True else f"--{key.replace('_', '-')}={value}"
+        for key, value in settings.items()
+    ]
     return [sys.executable, "-m", "adaspa_cli", "generate", *given]
 
 
@@ -75,10 +83,6 @@ def test_a_run_ends_in_one_video_and_one_report(hunyuan_folder: Path, tmp_path: 
     assert all(len(search["recall"]) == 2 for search in content["searches"])
     assert len(list((tmp_path / "out").glob("*.mp4"))) == 1
     assert "made by 2 processes" in out
-    again = _begin([*_arguments(hunyuan_folder, tmp_path / "out"), "--resume"])
-    _, said = again.communicate(timeout=120)
-    assert again.returncode == 0, said
-    assert said.count("complete already") == 1
 
 
 def test_a_killed_process_ends_all(running: "subprocess.Popen[str]", tmp_path: Path) -> None:
@@ -97,3 +101,69 @@ def test_ctrl_c_ends_all(running: "subprocess.Popen[str]") -> None:
     assert code == 130, said
     assert said.count("interrupted") == 1, said
     assert "Traceback" not in said
+
+
+# --- as torchrun starts them
+
+
+def _ranks(arguments: list[str], folder: Path, spoil: Callable[[], None] = lambda: None) -> tuple[list[int], list[str]]:
+    """Run a command in two forks, as torchrun would; ``spoil`` is called in the second. Exit codes, and stderr."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    said = [folder / f"said-{rank}" for rank in range(2)]
+
+    def rank(number: int) -> None:
+        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        sys.stderr = said[number].open("w", buffering=1)
+        sys.argv = arguments[2:]
+        if number:
+            spoil()
+        code = app.main()
+        sys.stderr.flush()
+        os._exit(code)
+
+    codes = at_once(partial(rank, 0), partial(rank, 1))
+    return codes, [path.read_text() for path in said]
+
+
+def test_what_is_complete_is_said_once(hunyuan_folder: Path, tmp_path: Path) -> None:
+    arguments = _arguments(hunyuan_folder, tmp_path / "out", resume=True)
+    assert _ranks(arguments, tmp_path)[0] == [0, 0]
+    (report,) = (tmp_path / "out").glob("*.report.json")
+    before = report.stat()
+    codes, (leader, other) = _ranks(arguments, tmp_path)
+    assert codes == [0, 0]
+    assert report.stat() == before
+    assert "complete already" in leader
+    assert other == ""
+
+
+def test_an_error_in_one_process_is_said_once(hunyuan_folder: Path, tmp_path: Path) -> None:
+    def spoil() -> None:
+        def wrong(*_: Any) -> None:
+            raise RunError("numbers that are not finite")
+
+        run.check_finite = wrong  # type: ignore[assignment]
+
+    codes, (leader, other) = _ranks(_arguments(hunyuan_folder, tmp_path / "out"), tmp_path, spoil)
+    assert codes == [1, 1]
+    assert other == "error: numbers that are not finite\n"
+    assert "error" not in leader
+    assert not [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
+
+
+def test_what_does_not_go_together_is_refused_by_name(
+    hunyuan_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**flags: Any) -> str:
+        monkeypatch.setattr(sys, "argv", _arguments(hunyuan_folder, tmp_path / "out", **flags)[2:])
+        assert app.main() == 2
+        return capsys.readouterr().err
+
+    assert "offload 'model' does not go with several GPUs" in refused(offload="model", device="cuda")
+    assert "method 'diffusers' does not go" in refused(method="diffusers", attention_backend="auto")
+    assert "merge 'tomesd' does not go" in refused(method="tomesd", attention_backend="auto")
+    assert "'cuda:1' is one GPU" in refused(device="cuda:1")
+    assert not (tmp_path / "out").exists()
