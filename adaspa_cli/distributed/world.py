@@ -110,6 +110,8 @@ def join(place: Place, device: str, *, branches: int, timeout: float) -> Iterato
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
     store = dist.distributed_c10d._get_default_store()
     teams = Teams.of(place.rank, place.size, branches)
-    yield World(place, teams, f"cuda:{place.local}" if on_gpu else "cpu", store)
+    world = World(place, teams, f"cuda:{place.local}" if on_gpu else "cpu", store)
+    yield world
+    world.collect("left", None)  # the leader may hold the store, and stays until all have heard it
     # Not after an error: members may be gone, and leaving the group would wait for them.
     dist.destroy_process_group()

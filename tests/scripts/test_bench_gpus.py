@@ -1,0 +1,37 @@
+"""The benchmark's table, from reports that are there."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from adaspa_cli.report.schema import ParallelUse, Report
+from adaspa_cli.report.typed_json import from_json
+from scripts import bench_gpus
+from tests.reports import small_report
+
+
+def _on(gpus: int, seconds: float) -> Report:
+    made: Report = from_json(Report, small_report())
+    steps = tuple(dataclasses.replace(step, seconds=seconds, phase="sparse") for step in made.steps)
+    use = ParallelUse(gpus, 1, 0.1, 0.125, (1.0,) * gpus, 1.0, (3_000_000_000,) * gpus) if gpus > 1 else None
+    return dataclasses.replace(made, steps=steps, parallel=use)
+
+
+def test_speed_up_is_over_the_fewest_gpus() -> None:
+    runs = [bench_gpus.Run("hunyuan full", gpus, _on(gpus, 4.0 / gpus)) for gpus in (4, 1)]
+    four, one = bench_gpus.table(runs)[2:]
+    assert four == "| hunyuan full | 4 | sparse | 1.000 | 4.00 | 12.5% | 1.000 | 3.0 |"
+    assert one.startswith("| hunyuan full | 1 | sparse | 4.000 | 1 |  |  |")
+
+
+def test_the_most_gpus_come_first_and_one_deals_no_heads() -> None:
+    rows = ["hunyuan adaspa", "hunyuan adaspa, heads in a row"]
+    assert list(bench_gpus.wanted([1, 2, 4], rows)) == [
+        (rows[0], 4), (rows[0], 2), (rows[0], 1), (rows[1], 4), (rows[1], 2),
+    ]  # fmt: skip
+
+
+def test_a_row_that_fails_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_gpus.main(["--gpus", "1", "--rows", "hunyuan full", "--out", str(tmp_path), "--", "--steps=0"]) == 1
+    assert "hunyuan full on 1" in capsys.readouterr().err
