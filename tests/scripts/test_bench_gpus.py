@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from adaspa_cli.files.typed_json import from_json
 from adaspa_cli.report.schema import ParallelUse, Report
-from adaspa_cli.report.typed_json import from_json
 from scripts import bench_gpus
 from tests.reports import small_report
 
