@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from adaspa_cli import interrupts
+from adaspa_cli.commands.guard import KEPT
 from adaspa_cli.console import Console
 from adaspa_cli.distributed.failure import GRACE, Ended, LostContactError, end_soon, is_lost_contact, watch_signals
 from adaspa_cli.distributed.place import Place
@@ -76,7 +77,7 @@ def member(console: Console, place: Place | None) -> Iterator[Member]:
     if place is None:
         yield Member(None, console)
         return
-    watch_signals()
+    watch_signals(f"{KEPT}\n" if place.leads else "")
     own = Member(place, console if place.leads else console.muted())
     try:
         yield own

@@ -13,6 +13,7 @@ import threading
 import time
 from types import FrameType
 
+from adaspa_cli import interrupts
 from adaspa_cli.errors import RunError
 
 GRACE = 3.0  # seconds
@@ -30,25 +31,32 @@ class LostContactError(RunError):
         super().__init__("lost contact with another process of this video", hint="--debug shows where it happened")
 
 
-def watch_signals() -> None:
-    """From now on SIGTERM raises :class:`Ended`, and it as well as SIGINT ends the process after a moment."""
+def watch_signals(interrupted: str) -> None:
+    """From now on SIGTERM raises :class:`Ended`, and it as well as SIGINT ends the process after a moment.
+
+    Args:
+        interrupted: what SIGINT then says, for the process could not.
+    """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, _end)
-    threading.Thread(target=_listen, args=(ours,), daemon=True).start()
+    threading.Thread(target=_listen, args=(ours, interrupted), daemon=True).start()
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Ended
+    if not interrupts.pressed():  # it is ending already, and may have something to say
+        raise Ended
 
 
-def _listen(signals: socket.socket) -> None:
+def _listen(signals: socket.socket, interrupted: str) -> None:
     while True:
         number = signals.recv(1)[0]
         if number in _CODES:
             time.sleep(GRACE)
+            if number == signal.SIGINT:
+                os.write(2, interrupted.encode())
             os._exit(_CODES[signal.Signals(number)])
 
 

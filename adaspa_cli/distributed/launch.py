@@ -37,7 +37,7 @@ def launch(processes: int, arguments: Sequence[str], device: str) -> int:
             f"--gpus {processes}: this machine has {torch.cuda.device_count()} CUDA devices",
             hint="fewer, or --device cpu",
         )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says, we say in one line
+    logging.disable(logging.ERROR)  # what torchrun says in many lines, we say in one
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     config = LaunchConfig(
