@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.pipelines import cogvideox, hunyuan_video, wan, wan_image
+from tests.pipelines import cogvideox, cogvideox_image, hunyuan_video, wan, wan_image
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Case:
         size: height and width of a small run.
         settings: what else a run of it as a saved pipeline needs, so that it is the same.
         pictures: arguments of a call, and settings of a run, that are pictures.
+        picture_each: whether a batch needs a picture for each of its videos.
     """
 
     make: Callable[[], Any]
@@ -35,6 +36,11 @@ class Case:
     size: Mapping[str, int] = field(default_factory=lambda: {"height": 64, "width": 96})
     settings: Mapping[str, Any] = field(default_factory=dict)
     pictures: tuple[str, ...] = ()
+    picture_each: bool = False
+
+    def two(self) -> dict[str, Any]:
+        """What a call for two videos needs besides their prompts."""
+        return {key: [picture()] * 2 for key in self.pictures} if self.picture_each else {}
 
     def call(self, guidance: str) -> dict[str, Any]:
         """The arguments of a call of the pipeline, ``guided`` or ``unguided``."""
@@ -68,6 +74,12 @@ CASES = {
     ),
     "cogvideox-1.0": Case(partial(cogvideox, "1.0"), 2, **_BY_SCALE, linears=12),
     "cogvideox-1.5": Case(partial(cogvideox, "1.5"), 2, **_BY_SCALE, linears=12),
+    "cogvideox-1.0-i2v": Case(
+        partial(cogvideox_image, "1.0"), 2, **_BY_SCALE, linears=12, pictures=("image",), picture_each=True
+    ),
+    "cogvideox-1.5-i2v": Case(
+        partial(cogvideox_image, "1.5"), 2, **_BY_SCALE, linears=12, pictures=("image",), picture_each=True
+    ),
     "wan2.1": Case(wan, 2, **_BY_SCALE, linears=20, settings=_SHIFT),
     "wan2.2": Case(partial(wan, "2.2"), 4, **_BY_SCALE, linears=40, settings=_SHIFT),
     "wan2.2-5b": Case(

@@ -180,8 +180,8 @@ def test_the_branches_are_told_apart_the_right_way_round(pipe: Any, run: Any) ->
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
-def test_a_batch_makes_the_same_videos(pipe: Any, run: Any, guidance: str) -> None:
-    prompts: dict[str, Any] = {"prompt": [PROMPT, "a square"]}
+def test_a_batch_makes_the_same_videos(case: Case, pipe: Any, run: Any, guidance: str) -> None:
+    prompts: dict[str, Any] = {"prompt": [PROMPT, "a square"], **case.two()}
     if guidance == "guided":
         prompts["negative_prompt"] = ["green", "at rest"]
     plain = run(guidance, **prompts)
@@ -279,14 +279,14 @@ BUSY_CACHES = (
 
 
 @pytest.mark.parametrize("cache", BUSY_CACHES, ids=lambda cache: cache["cache"])
-def test_a_step_cache_skips_work_for_all_videos_alike(pipe: Any, run: Any, cache: dict[str, Any]) -> None:
+def test_a_step_cache_skips_work_for_all_videos_alike(case: Case, pipe: Any, run: Any, cache: dict[str, Any]) -> None:
     """Two videos that are the same come out the same as alone."""
     with apply(pipe, **DENSELY, **cache) as handle:
         alone = run(num_inference_steps=8)
         assert handle.cache is not None
         assert 0 < handle.cache.report()["skipped"] < 1
         seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
-        both = run(num_inference_steps=8, prompt=[PROMPT] * 2, generator=seeds)
+        both = run(num_inference_steps=8, prompt=[PROMPT] * 2, generator=seeds, **case.two())
     torch.testing.assert_close(both, torch.cat([alone, alone]), **TOLERANCES)
 
 
