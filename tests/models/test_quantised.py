@@ -145,12 +145,14 @@ def test_a_safetensors_file_stands_for_the_checkpoints_transformer(name: str, tm
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
-def test_a_gguf_file_stands_for_the_checkpoints_transformer(hunyuan_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def gguf_file(tmp_path: Path) -> Path:
+    """The transformer of the small HunyuanVideo, its large weights in 8 bits."""
     gguf = pytest.importorskip("gguf", reason="needs gguf: pip install 'adaspa[quant]'")
-    pipe = hunyuan_video()
-    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "hyvid")
+    path = tmp_path / "other.gguf"
+    writer = gguf.GGUFWriter(path, "hyvid")
     eight = gguf.GGMLQuantizationType.Q8_0
-    for name, value in pipe.transformer.state_dict().items():
+    for name, value in hunyuan_video().transformer.state_dict().items():
         rows = value.numpy()
         if rows.ndim == 2 and "blocks" in name and rows.shape[1] % 32 == 0:
             writer.add_tensor(name, gguf.quants.quantize(rows, eight), raw_dtype=eight)
@@ -160,9 +162,26 @@ def test_a_gguf_file_stands_for_the_checkpoints_transformer(hunyuan_folder: Path
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    loaded = load(hunyuan_folder, transformer=str(tmp_path / "other.gguf"))
+    return path
+
+
+def test_a_gguf_file_stands_for_the_checkpoints_transformer(hunyuan_folder: Path, gguf_file: Path) -> None:
+    loaded = load(hunyuan_folder, transformer=str(gguf_file))
     made = latents(loaded)
-    assert 1e-5 < error(made, latents(pipe)) < 0.1
+    assert 1e-5 < error(made, latents(hunyuan_video())) < 0.1
+    with apply(loaded, **EXACT):
+        torch.testing.assert_close(latents(loaded), made, rtol=1e-4, atol=1e-4)
+
+
+def test_a_lora_stays_beside_the_weights_of_a_gguf_file(hunyuan_folder: Path, gguf_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="needs peft: pip install 'adaspa[lora]'")
+    write_lora(tmp_path / "style.safetensors", hunyuan_video().transformer, LAYERS["hunyuan"])
+    settings = {"lora": [f"{tmp_path / 'style.safetensors'}:4"]}
+    truth, plain = latents(load(hunyuan_folder, **settings)), latents(load(hunyuan_folder))
+    loaded = load(hunyuan_folder, transformer=str(gguf_file), **settings)
+    assert any("lora_" in name for name, _ in loaded.transformer.named_parameters())
+    made = latents(loaded)
+    assert error(made, truth) < error(made, plain) / 2
     with apply(loaded, **EXACT):
         torch.testing.assert_close(latents(loaded), made, rtol=1e-4, atol=1e-4)
 
