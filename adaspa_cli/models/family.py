@@ -29,7 +29,10 @@ Nothing else names a family. What the models of diffusers 0.42 do differently, a
   :meth:`Attachment.describe` are those of whole sequences always. Inside of a block, count tokens by the tensors'
   shapes: they are those that are here.
 * Two transformers of which each does a part of the steps (Wan 2.2): name both in the light entry. Layers of the second
-  are numbered on from the first's.
+  are numbered on from the first's, and :meth:`Family.stages` says at which step it takes over: masks are searched
+  anew there, and those of the first are given back.
+
+``tests/models/every_family.py`` has an entry for each family: one test suite serves them all.
 """
 
 from __future__ import annotations
