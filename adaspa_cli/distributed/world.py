@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from adaspa_cli.distributed.failure import LostContactError
 from adaspa_cli.distributed.place import Place
+from adaspa_cli.distributed.team import Team
 from adaspa_cli.distributed.teams import Teams
 from adaspa_cli.errors import BackendError
 
@@ -110,8 +111,19 @@ def join(place: Place, device: str, *, branches: int, timeout: float) -> Iterato
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
     store = dist.distributed_c10d._get_default_store()
     teams = Teams.of(place.rank, place.size, branches)
+    for team in teams:
+        _connect(team, torch.device(f"cuda:{place.local}" if on_gpu else "cpu"))
     world = World(place, teams, f"cuda:{place.local}" if on_gpu else "cpu", store)
     yield world
     world.collect("left", None)  # the leader may hold the store, and stays until all have heard it
     # Not after an error: members may be gone, and leaving the group would wait for them.
     dist.destroy_process_group()
+
+
+def _connect(team: Team, device: torch.device) -> None:
+    """Exchange something in every way there is: the first time takes seconds, which would count as a step's."""
+    x = torch.zeros(team.size, device=device)
+    if not team.alone:
+        team.gather(team.sum(x), [len(x)] * team.size)
+        team.broadcast(x)
+        team.all_to_all(x, [1] * team.size, torch.empty_like(x), [1] * team.size).wait()

@@ -15,22 +15,25 @@ if TYPE_CHECKING:
 
 
 def parallel_use(shared: Shared, steps: Sequence[Span], chosen: StepsPerPhase | None) -> ParallelUse:
-    """Figures of the computed steps.
+    """Figures of the computed steps, without the first one, which holds the start of the run, if there are others.
 
     Args:
         shared: what the processes said.
         steps: of the run.
         chosen: which of them were computed, where not all were.
     """
-    computed = range(len(steps)) if chosen is None else chosen.computed
-    seconds = sum(steps[step].seconds() for step in computed if step < len(steps))
-    together = shared.attention[: shared.processes // shared.branches]
+    computed = set(range(len(steps)) if chosen is None else chosen.computed) & set(range(len(shared.communication)))
+    computed = computed - {0} or computed
+    seconds = sum(steps[step].seconds() for step in computed)
+    communication = sum(shared.communication[step] for step in computed)
+    attention = tuple(sum(by_step[step] for step in computed) for by_step in shared.attention)
+    together = attention[: shared.processes // shared.branches]
     return ParallelUse(
         processes=shared.processes,
         branches=shared.branches,
-        communication=shared.communication,
-        share=shared.communication / seconds if seconds else None,
-        attention=shared.attention,
+        communication=communication,
+        share=communication / seconds if seconds else None,
+        attention=attention,
         imbalance=max(together) / fmean(together) if any(together) else None,
         peak_gpu_bytes=tuple(peak["gpu_bytes"] for peak in shared.peaks if "gpu_bytes" in peak),
     )

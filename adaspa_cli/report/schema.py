@@ -262,10 +262,10 @@ class ParallelUse:
     Attributes:
         processes: how many there were, each with a GPU of its own if they ran on GPUs.
         branches: guidance branches that ran at the same time, each on as many of the processes.
-        communication: seconds of the first process's exchanges in the computed steps, with what it waited for in them;
-            part of ``denoising``, not of ``attention``.
+        communication: seconds of the first process's exchanges in the computed steps but the first, with what it waited
+            for in them; part of ``denoising``, not of ``attention``.
         share: of the time of those steps; None without any.
-        attention: seconds of attention of each process, in the computed steps.
+        attention: seconds of attention of each process, in these steps.
         imbalance: the largest of these over their mean, of the processes that share the tokens; None without attention.
         peak_gpu_bytes: peak memory of each GPU.
     """

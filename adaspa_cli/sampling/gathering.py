@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,30 +31,33 @@ class Shared:
     Attributes:
         processes: how many there were.
         branches: guidance branches that ran at the same time.
-        communication: seconds of the leader's exchanges, waiting for others included.
-        attention: seconds of attention of each process.
+        communication: seconds of the leader's exchanges by step, waiting for others included.
+        attention: seconds of attention by step, of each process.
         peaks: peak memory of each process, as :func:`~adaspa_cli.sampling.memory.peak_memory` has it.
     """
 
     processes: int
     branches: int
-    communication: float
-    attention: tuple[float, ...]
+    communication: tuple[float, ...]
+    attention: tuple[tuple[float, ...], ...]
     peaks: tuple[dict[str, int], ...]
 
 
-def gather_records(world: World, name: str, records: Records, peak: dict[str, int]) -> tuple[Records, Shared] | None:
+def gather_records(
+    world: World, name: str, records: Records, peak: dict[str, int], exchanges: Exchanges
+) -> tuple[Records, Shared] | None:
     """Whole records for the leader; None for the others. Everybody calls it after each video; waits for the device.
 
     Args:
         name: of the video among those of the run.
+        exchanges: of this process in the run.
     """
     seconds = [call.span.seconds() for call in records.calls]
     own = {
         "calls": [_call(call) for call in records.calls],
         "searches": [_search(search) for search in records.searches],
         "densified": records.densified,
-        "attention": sum(seconds),
+        "attention": _by_step(records, seconds, exchanges.steps),
         "peak": peak,
     }
     everybody = world.collect(name, own)
@@ -71,16 +75,50 @@ def gather_records(world: World, name: str, records: Records, peak: dict[str, in
     shared = Shared(
         processes=len(everybody),
         branches=len(groups),
-        communication=communication(world.teams),
-        attention=tuple(one["attention"] for one in everybody),
+        communication=exchanges.by_step(),
+        attention=tuple(tuple(one["attention"]) for one in everybody),
         peaks=tuple(one["peak"] for one in everybody),
     )
     return whole, shared
 
 
-def communication(teams: Teams) -> float:
-    """Seconds of all exchanges of this process since the run began."""
-    return sum(span.seconds() for team in teams for span in team.spans)
+class Exchanges:
+    """Whose step each exchange of a run was."""
+
+    def __init__(self, teams: Teams) -> None:
+        self._teams = teams
+        self.start()
+
+    def start(self) -> None:
+        """Begin a run."""
+        for team in self._teams:
+            team.start()
+        self._ends: list[list[int]] = []  # by step and team, exchanges until its end
+
+    def end_step(self, _step: int) -> None:
+        """A step is over."""
+        self._ends.append([len(team.spans) for team in self._teams])
+
+    @property
+    def steps(self) -> int:
+        """Steps that are over."""
+        return len(self._ends)
+
+    def by_step(self) -> tuple[float, ...]:
+        """Seconds of each step; waits for the device."""
+        starts = [[0] * len(list(self._teams)), *self._ends]
+        return tuple(
+            sum(span.seconds() for team, a, b in zip(self._teams, *ends, strict=True) for span in team.spans[a:b])
+            for ends in pairwise(starts)
+        )
+
+
+def _by_step(records: Records, seconds: Sequence[float], steps: int) -> list[float]:
+    """The seconds of the calls of each step."""
+    sums = [0.0] * steps
+    for call, value in zip(records.calls, seconds, strict=True):
+        sums[call.step] += value
+    return sums
 
 
 def _call(call: AttentionCall) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from adaspa_cli.hooks.clock import Listener, Order
 from adaspa_cli.hooks.timeline import Timeline
 from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.models.seeded_noise import seeded_steps
-from adaspa_cli.sampling.gathering import Shared, gather_records
+from adaspa_cli.sampling.gathering import Exchanges, Shared, gather_records
 from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.memory import peak_memory, reset_peak_memory
 from adaspa_cli.sampling.pictures import call_pictures
@@ -79,7 +79,8 @@ class Session:
 
     def __init__(self, pipe: Any, resolved: Resolved, handle: Handle, observer: Observer, world: World) -> None:
         self.pipe, self.resolved, self.handle, self._world = pipe, resolved, handle, world
-        self._videos = 0
+        self._videos, self._exchanges = 0, Exchanges(handle.teams)
+        handle.clock.listen(Listener(Order.TIMES, step_end=self._exchanges.end_step))
         handle.engine.on_call = lambda plan: observer.phase(plan.phase)
         handle.clock.listen(Listener(Order.OBSERVERS, step_end=observer.step_done))
         number = resolved.config.sampling.steps_per_phase
@@ -105,8 +106,7 @@ class Session:
         device, decodes = self.pipe._execution_device, self.resolved.config.decodes
         self.timeline.start()
         reset_peak_memory(device)
-        for team in self.handle.teams:
-            team.start()
+        self._exchanges.start()
         begin = time.perf_counter()
         video = sample(self.pipe, self.resolved, prompt, seed)
         frames = latents = None
@@ -124,7 +124,7 @@ class Session:
             return None
         self._videos += 1
         engine = self.handle.engine
-        found = gather_records(self._world, f"video {self._videos}", engine.records, peak)
+        found = gather_records(self._world, f"video {self._videos}", engine.records, peak, self._exchanges)
         if found is None:
             return None
         engine.records, shared = found
