@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adaspa_cli.bench.spec import BenchSpec, Row
 from adaspa_cli.config import ModelConfig, Resolved, SamplingConfig, resolve
+from adaspa_cli.distributed.refuse import check_alone
 from adaspa_cli.errors import ConfigError, ReportError
 from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT
 from adaspa_cli.jobs.places import report_path
@@ -77,6 +78,7 @@ def _plan_row(spec: BenchSpec, row: Row, out: Path) -> PlannedRow:
         "lossless": measured,
     }
     resolved = resolve({**settings, **own}, origin=f"bench row {row.name}")
+    check_alone(resolved.config, "bench")
     return PlannedRow(row, resolved, tuple(plan(resolved, spec.prompts)))
 
 

@@ -49,7 +49,7 @@ def generate(
 
     Example: adaspa generate --prompt "a red circle moves left on a blue background"
     """
-    from adaspa_cli.distributed.refuse import check_together
+    from adaspa_cli.distributed.refuse import check_alone, check_together
 
     share = options.parse_shard(shard)
     with member(console, None if share or ray else started_by_torchrun()) as own:
@@ -60,6 +60,8 @@ def generate(
                 console.result(settings, resolved.as_yaml().rstrip())
             return
         _check_ray(ray, ray_workers, share, resolved.config)
+        if share is not None:
+            check_alone(resolved.config, "a process with --shard")
         launches = own.place is None and resolved.config.parallel.gpus > 1
         check_together(resolved.config, own.place.size if own.place else resolved.config.parallel.gpus)
         if not own.leads:

@@ -15,6 +15,7 @@ from adaspa_cli.commands.command import command
 from adaspa_cli.commands.early import check_early, say_early
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.console import Console
+from adaspa_cli.distributed.refuse import check_alone
 
 if TYPE_CHECKING:
     from adaspa_cli.config import Resolved
@@ -94,6 +95,7 @@ def search_masks(
     resume = resume or share is not None
     searched = SearchOptions(out, keep_ranking, keep_sums, first_step_only, resume)
     searched.check(resolved.config.method)
+    check_alone(resolved.config, "search-masks")
     prompts = check_early(console, resolved, str(out.parent), may_be_complete=resume)
     say_early(console, given, resolved, prompts)
     console.note("starting ...")

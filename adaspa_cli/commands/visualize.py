@@ -13,6 +13,7 @@ from adaspa_cli.commands.command import command
 from adaspa_cli.commands.early import check_early, say_early
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.console import Console
+from adaspa_cli.distributed.refuse import check_alone
 from adaspa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def visualize(
     numbers = parse_numbers("--at-layers", at_layers), parse_numbers("--at-heads", at_heads)
     chosen = _steps(at_steps, resolved)
     request = ProbeRequest(*numbers, chosen, _reference(chosen, resolved), pixels, parse_query(query))
+    check_alone(resolved.config, "visualize")
     prompts = check_early(console, resolved, str(out))
     _check_request(resolved.config, request)
     say_early(console, given, resolved, prompts)

@@ -47,6 +47,19 @@ def check_together(config: GenerateConfig, size: int) -> None:
         _check_branches(config, size)
 
 
+def check_alone(config: GenerateConfig, what: str) -> None:
+    """Refuse several GPUs for one video where a process makes it alone; ``what`` does.
+
+    Raises:
+        ConfigError: they were asked for.
+    """
+    if config.parallel.gpus > 1 or config.parallel.cfg_parallel:
+        raise ConfigError(
+            f"{what} makes each video in one process, and gpus is {config.parallel.gpus}",
+            hint="drop gpus and cfg_parallel, which are for adaspa generate",
+        )
+
+
 def _check_branches(config: GenerateConfig, size: int) -> None:
     if size % 2:
         raise ConfigError(f"cfg_parallel gives each guidance branch half of the processes, and there are {size}")

@@ -166,4 +166,5 @@ def test_what_does_not_go_together_is_refused_by_name(
     assert "method 'diffusers' does not go" in refused(method="diffusers", attention_backend="auto")
     assert "merge 'tomesd' does not go" in refused(method="tomesd", attention_backend="auto")
     assert "'cuda:1' is one GPU" in refused(device="cuda:1")
+    assert "a process with --shard makes each video" in refused(shard="1/2")
     assert not (tmp_path / "out").exists()
