@@ -83,10 +83,17 @@ def _number(text: str) -> float:
     raise typer.BadParameter(f"must be a number, got '{shortened(text, 60)}'")
 
 
+def _path(text: str) -> Path:
+    if text.strip():
+        return Path(text)
+    raise typer.BadParameter("must name a file or folder, and is empty; . is the current folder")
+
+
 _PARSED: dict[Any, dict[str, Any]] = {
     int: {"parser": _whole, "metavar": "<int>"},
     list[int]: {"parser": _whole, "metavar": "<list[int]>"},
     float: {"parser": _number, "metavar": "<float>"},
+    Path: {"parser": _path, "metavar": "<path>"},
 }
 
 

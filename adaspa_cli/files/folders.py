@@ -15,8 +15,10 @@ def check_folder(out: str) -> Path:
     """The output folder, after a look whether it could be made and written; makes nothing.
 
     Raises:
-        OutputError: it could not.
+        OutputError: it could not, or has no name.
     """
+    if not out.strip():
+        raise OutputError("the output folder has no name", hint="name one, as --out videos; --out . is this folder")
     folder = Path(out).expanduser()
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -122,6 +122,7 @@ def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(tmp_path: Path, pat
         (("visualize", "--prompt", "x", "--set", "frames=6"), "the model makes 4k + 1 frames, got 6"),
         (("visualize", "--prompt", "x", "--at-layers", "0,8"), "the model has no layer 8"),
         (("visualize", "--prompt", "x", "--out", "file"), "cannot write to file: "),
+        ((*RUN, "--out", ""), "Invalid value for '--out' / '-o': must name a file or folder, and is empty"),
         (("bench", "--preset", "tiny-smoke", "--out", "file"), "cannot write to file: "),
         (("bench", "--preset", "tiny-smoke", "--seed", -1), "seed must be one or more numbers from 0 to 2^64 - 1"),
         (("masks", "info", "none"), "cannot read masks from none: No such file"),

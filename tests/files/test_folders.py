@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adaspa_cli.errors import OutputError
-from adaspa_cli.files.folders import prepare_folder
+from adaspa_cli.files.folders import check_folder, prepare_folder
 
 
 def test_the_output_folder_is_made_and_proved(tmp_path: Path) -> None:
@@ -21,3 +21,9 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=f"cannot write to {impossible}: .+") as caught:
             prepare_folder(str(impossible))
         assert "--out" in str(caught.value.hint)
+
+
+def test_a_folder_without_a_name_is_refused() -> None:
+    """It would be the current folder."""
+    with pytest.raises(OutputError, match="the output folder has no name"):
+        check_folder("")
