@@ -86,10 +86,12 @@ class Architecture:
         """The same with fewer layers; kinds of layers keep their proportion, and the first kind at least one.
 
         Raises:
-            ConfigError: more layers than there are.
+            ConfigError: more layers than there are, or fewer than transformers.
         """
         if layers > self.layers:
             raise ConfigError(f"layers must be at most {self.layers}, which the model has, got {layers}")
+        if layers < len(self.transformers):
+            raise ConfigError(f"layers must be at least {len(self.transformers)}, one a transformer, got {layers}")
         parts = dict(self.parts)
         left, of = layers, self.layers
         for name, key in product(self.transformers, self.facts.layer_keys):

@@ -121,3 +121,13 @@ def test_a_size_is_refused_before_torch_is_imported() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_each_of_two_transformers_keeps_a_layer() -> None:
+    def cut(layers: int) -> list[int]:
+        model = resolve({"model": "wan2.2-a14b", "random_weights": True, "layers": layers}).config.model
+        return [config["num_layers"] for config in architecture_of(model).transformers.values()]
+
+    assert (cut(2), cut(3)) == ([1, 1], [2, 1])
+    with pytest.raises(ConfigError, match="at least 2, one a transformer, got 1"):
+        cut(1)
