@@ -98,12 +98,14 @@ def visualize(
 
 
 def _check_request(config: GenerateConfig, request: ProbeRequest) -> None:
-    """Refuse layers, heads and a query that the model or the video does not have, where these are known already."""
+    """Refuse what the model or the video does not have, such as a layer or a query, where that is known already."""
     from adaspa_cli.attention.layout import TokenLayout
     from adaspa_cli.config.architecture import known_architecture
-    from adaspa_cli.visual.choice import check_grid
+    from adaspa_cli.visual.choice import check_grid, check_transformers
 
     model = known_architecture(config.model)
+    if model is not None:
+        check_transformers(len(model.transformers))
     if model is not None and model.heads is not None:
         without_text = TokenLayout(*model.video_grid(config.sampling), 0, "last")
         check_grid(without_text, request.choose(model.layers, model.heads), config.method.searching.block_size)

@@ -60,6 +60,16 @@ class ProbeRequest:
         return choice
 
 
+def check_transformers(number: int) -> None:
+    """Refuse a model of which no layer attends at every step; raises ConfigError."""
+    if number > 1:
+        raise ConfigError(
+            f"visualize looks at the same layers at every step, and this model has {number} transformers, each for a "
+            "part of the steps",
+            hint="adaspa search-masks and adaspa masks plot draw the masks of both",
+        )
+
+
 def check_grid(layout: TokenLayout, choice: Choice, block_size: int) -> None:
     """Refuse a query outside the token grid, and more video views than a page can hold.
 

@@ -25,7 +25,7 @@ from adaspa_cli.models.registry import attach, check_sampling, family_of
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, sample, to_frames
-from adaspa_cli.visual.choice import ProbeRequest
+from adaspa_cli.visual.choice import ProbeRequest, check_transformers
 from adaspa_cli.visual.folder import whole_folder
 from adaspa_cli.visual.probe import AttentionProbe, PackedMask, ProbeResult
 from adaspa_cli.visual.write import write_pictures
@@ -57,6 +57,7 @@ def probe(
     """
     config, shape = resolved.config, family_of(pipe).shape(pipe)
     check_sampling(pipe, config.sampling)
+    check_transformers(len(family_of(pipe).transformers(pipe)))
     backend = resolve_backend(config.method.attention_backend, pipe._execution_device)
     dtype = None if pipe._execution_device.type == "cpu" else shape.dtype
     check_kernel(backend, shape.head_dim, (config.method.searching.block_size,) * 2, dtype)
