@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from adaspa_cli.config.model_source import fetch_model_index, read_model_index
 from adaspa_cli.config.packages import check_packages, check_transformer_file
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.errors import ConfigError, ModelError
+from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.compiled import check_compiler, compile_blocks
 from adaspa_cli.models.family import Family
 from adaspa_cli.models.lora import load_loras
@@ -138,14 +142,42 @@ def _from_pretrained(location: str, dtype: torch.dtype, config: ModelConfig) -> 
 
 
 def _single_file(family: Family, location: str, dtype: torch.dtype, config: ModelConfig, *, cached: bool) -> Any:
-    """The transformer of a file of its own, by the configuration of the checkpoint."""
+    """The transformer of a file of its own, by the configuration of the checkpoint.
+
+    Raises:
+        ModelError: it is no file, or lacks weights.
+    """
     from diffusers import GGUFQuantizationConfig
 
-    path = check_transformer_file(config)
-    quantised = {"quantization_config": GGUFQuantizationConfig(compute_dtype=dtype)} if config.is_gguf else {}
-    return family.classes().transformer.from_single_file(
-        str(path), config=location, subfolder="transformer", torch_dtype=dtype, local_files_only=cached, **quantised
-    )
+    path, kind = check_transformer_file(config), family.classes().transformer
+    load = partial(kind.from_single_file, str(path), config=location, subfolder="transformer", local_files_only=cached)
+    try:
+        if config.is_gguf:
+            return load(torch_dtype=dtype, quantization_config=GGUFQuantizationConfig(compute_dtype=dtype))
+        if not kind._keep_in_fp32_modules:
+            return load(torch_dtype=dtype)
+        with _keeping_in_float32(kind._keep_in_fp32_modules, dtype):
+            return load()
+    except NotImplementedError as error:  # what has no weights cannot be moved
+        raise ModelError(
+            f"transformer {config.transformer} does not hold all weights of a {kind.__name__}",
+            hint="is it of another model, or a LoRA?",
+        ) from error
+
+
+@contextmanager
+def _keeping_in_float32(modules: Sequence[str], dtype: torch.dtype) -> Iterator[None]:
+    """Within it single files are loaded in ``dtype`` but for some modules, as diffusers does with folders alone."""
+    from diffusers.loaders import single_file_model
+
+    def keeping(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **own: original(*args, **own | {"dtype": dtype, "keep_in_fp32_modules": modules})
+
+    override = Override(single_file_model, "load_model_dict_into_meta", keeping)
+    try:
+        yield
+    finally:
+        override.restore()
 
 
 def _files(location: str, *, cached: bool) -> list[str]:

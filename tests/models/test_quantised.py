@@ -1,5 +1,6 @@
 """Weights in fewer bits: near the model's own, of the size that they should have, and adaspa changes nothing of it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,27 @@ def test_a_lora_stays_beside_the_weights_of_a_gguf_file(hunyuan_folder: Path, gg
     assert error(made, truth) < error(made, plain) / 2
     with apply(loaded, **EXACT):
         torch.testing.assert_close(latents(loaded), made, rtol=1e-4, atol=1e-4)
+
+
+def test_a_single_file_is_kept_in_the_dtypes_of_the_checkpoint(tmp_path: Path) -> None:
+    """Wan's modulation and time embedding stay in float32 where the model is in bfloat16."""
+    folder, file = save(wan(), tmp_path / "saved"), tmp_path / "file.safetensors"
+    shutil.copy(folder / "transformer" / "diffusion_pytorch_model.safetensors", file)
+    pipes = [load(folder, dtype="bfloat16", transformer=path) for path in (None, str(file))]
+    plain, single = (dict(pipe.transformer.named_parameters()) for pipe in pipes)
+    assert {plain["scale_shift_table"].dtype, plain["proj_out.weight"].dtype} == {torch.float32, torch.bfloat16}
+    assert {name: x.dtype for name, x in single.items()} == {name: x.dtype for name, x in plain.items()}
+    assert torch.equal(*map(latents, pipes))
+
+
+@pytest.mark.parametrize("make", [hunyuan_video, wan])
+def test_a_single_file_that_lacks_weights_is_refused(make: Callable[[], Any], tmp_path: Path) -> None:
+    pipe = make()
+    weights = pipe.transformer.state_dict()
+    save_file({name: weights[name] for name in list(weights)[:-1]}, tmp_path / "file.safetensors")
+    folder = save(pipe, tmp_path / "saved")
+    with pytest.raises(ModelError, match="does not hold all weights of a "):
+        load(folder, transformer=str(tmp_path / "file.safetensors"))
 
 
 def test_files_of_no_use_are_refused(hunyuan_folder: Path, cogvideox_folder: Path, tmp_path: Path) -> None:
