@@ -24,7 +24,7 @@ ROWS = (
     {"sampling"},
     {"report"},
     {"jobs"},
-    {"bench", "visual"},
+    {"bench", "forecast", "visual"},
     {"commands"},
     {"app"},
     {"__main__"},

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from adaspa_cli.config import GenerateConfig, ModelConfig, Resolved
 
 
-def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_complete: bool = False) -> list[str]:
+def check_early(
+    console: Console, resolved: Resolved, folder: str, *, may_be_complete: bool = False, download: bool = True
+) -> list[str]:
     """Check a run as far as that takes no time; returns its prompts, each once.
 
     Args:
         folder: where its results go.
         may_be_complete: whether the run may need no model, because all is there.
+        download: whether the hub may be asked.
 
     Raises:
         AdaspaError: the size, the folder, the prompts, a picture, a LoRA, the mask file, the device or the checkpoint
@@ -45,15 +48,16 @@ def check_early(console: Console, resolved: Resolved, folder: str, *, may_be_com
         check_transformer_file(config.model)
     for loras in config.model.loras.values():
         for lora in loras:
-            lora.file()
+            if download or lora.is_local():
+                lora.file()
     if not may_be_complete:
         check_device(config.model, config.method)
-        _check_weights(config.model)
+        _check_weights(config.model, download=download)
     say_repeated(console, "prompt", prompts)
     return list(dict.fromkeys(prompts))
 
 
-def _check_weights(model: ModelConfig) -> None:
+def _check_weights(model: ModelConfig, *, download: bool) -> None:
     """Refuse a folder that is no whole checkpoint, and a hub id that is neither on the hub nor in its cache."""
     from adaspa_cli.config.architecture import check_complete
     from adaspa_cli.config.model_source import check_available
@@ -63,7 +67,7 @@ def _check_weights(model: ModelConfig) -> None:
         return
     if folder.is_dir():
         check_complete(folder)
-    else:
+    elif download:
         check_available(model.weights)
 
 

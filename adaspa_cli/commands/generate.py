@@ -43,6 +43,14 @@ def generate(
             "--print-config", rich_help_panel=options.OUTPUT, help="Show what a run would use, and why; make nothing."
         ),
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            rich_help_panel=options.OUTPUT,
+            help="Show tokens, steps, and estimates of memory and time on this machine; make nothing.",
+        ),
+    ] = False,
     console: Console,
 ) -> None:
     """Make videos from prompts, each with a latency report as JSON and as a page.
@@ -53,7 +61,7 @@ def generate(
 
     share = options.parse_shard(shard)
     with member(console, None if share or ray else started_by_torchrun()) as own:
-        resolved = given.resolve(default_method="adaspa-plus")
+        resolved = given.resolve(default_method="adaspa-plus", download=not plan)
         if print_config:
             settings = {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()}
             if own.leads:
@@ -67,7 +75,11 @@ def generate(
         if not own.leads:
             _follow(own, resolved)
             return
-        prompts = _check(console.muted() if launches else console, given, resolved, share)
+        quiet = launches and not plan
+        prompts = _check(console.muted() if quiet else console, given, resolved, share, download=not plan)
+        if plan:
+            _show_plan(console, resolved, prompts)
+            return
         if launches:
             raise typer.Exit(launch(resolved.config.parallel.gpus, sys.argv[1:], resolved.config.model.device))
         console.note("starting ...")
@@ -97,10 +109,19 @@ def _check_ray(ray: str | None, workers: int | None, shard: Shard | None, config
         raise UsageError("--ray needs Ray, which is not installed", hint="pip install 'adaspa[ray]'")
 
 
-def _check(console: Console, given: Given, resolved: Resolved, share: Shard | None) -> list[str]:
+def _show_plan(console: Console, resolved: Resolved, prompts: list[str]) -> None:
+    from adaspa_cli.commands.plan import rendered
+    from adaspa_cli.forecast.run import forecast
+
+    console.note("measuring this machine ...")
+    found = forecast(resolved.config, prompts)
+    console.result(found.as_json(), rendered(found))
+
+
+def _check(console: Console, given: Given, resolved: Resolved, share: Shard | None, *, download: bool) -> list[str]:
     """Refuse what can be refused early, and say what is worth knowing; returns the prompts."""
     resumes = resolved.config.output.resume or share is not None
-    prompts = check_early(console, resolved, resolved.config.output.out, may_be_complete=resumes)
+    prompts = check_early(console, resolved, resolved.config.output.out, may_be_complete=resumes, download=download)
     _check_compared(resolved.config, prompts)
     say_early(console, given, resolved, prompts)
     _say_schedule(console, resolved)

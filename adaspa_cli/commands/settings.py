@@ -62,11 +62,11 @@ class Given:
         seeds: Sequence[int] = (from_file | from_settings | self.flags).get("seed", ())
         return seeds
 
-    def resolve(self, default_method: str = "adaspa", **fixed: Any) -> Resolved:
+    def resolve(self, default_method: str = "adaspa", *, download: bool = True, **fixed: Any) -> Resolved:
         """The whole configuration.
 
         Args:
-            default_method: see :func:`adaspa_cli.config.load.resolve`.
+            default_method, download: see :func:`adaspa_cli.config.load.resolve`.
             **fixed: settings that the command itself makes.
 
         Raises:
@@ -75,7 +75,7 @@ class Given:
         """
         from adaspa_cli.config import resolve
 
-        return resolve(self.settings() | fixed, self.file, default_method=default_method)
+        return resolve(self.settings() | fixed, self.file, default_method=default_method, download=download)
 
 
 def parse_settings(given: Iterable[str]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ BYTES = 2  # of a parameter in bfloat16 or float16
 # Peak memory of denoising beside the weights, in tensors of the size of the hidden states: measured peaks of AdaSpa at
 # γ 0.8 (docs/performance.md) are 17.7 (HunyuanVideo) and 13.7 (CogVideoX1.5) of them.
 HIDDEN_STATES = 16
+# The same without masks and the LSE for a later search: dense peaks are 13.4 (HunyuanVideo) and 8.4 (CogVideoX1.5).
+DENSE_STATES = 11
 
 
 @dataclass(frozen=True)

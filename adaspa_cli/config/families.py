@@ -81,6 +81,7 @@ class FamilyFacts:
         sized: whether the pipeline's call takes height and width.
         dropped_frames: frames that the pipeline makes before the video and drops, from the transformer's configuration.
         joins_branches: whether both branches of guidance go through the transformer in one call.
+        joint_text: about how many text tokens of a prompt attend together with the video's; 0 where text stands apart.
         images: arguments of the pipeline's call that take a picture, which are settings too: ``image``, which it must
             have, and ``last_image``. Empty where videos are made from text alone.
     """
@@ -96,6 +97,7 @@ class FamilyFacts:
     guided: Callable[[SamplingConfig], bool]
     transformers: tuple[str, ...] = ("transformer",)
     joins_branches: bool = False
+    joint_text: Callable[[str], int] = lambda _prompt: 0
     images: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     single_file: bool = False
@@ -149,6 +151,11 @@ class FamilyFacts:
         time, space = self.vae_scale(vae)
         frames = (sampling.frames + self.dropped_frames(transformer) - 1) // time + 1
         return self.token_grid(transformer, frames, sampling.height // space, sampling.width // space)
+
+
+def text_tokens(prompt: str, longest: int) -> int:
+    """About how many tokens a prompt has: four for three words, and two around them."""
+    return min(longest, len(prompt.split()) * 4 // 3 + 2)
 
 
 def _hunyuan_video_scale(vae: Config) -> tuple[int, int]:
@@ -276,7 +283,7 @@ def _hunyuan_video15_arguments(sampling: SamplingConfig) -> dict[str, Any]:
     return {}
 
 
-def _hunyuan_video15(module: str, pipeline: str, preset: str, **own: Any) -> FamilyFacts:
+def _hunyuan_video15(module: str, pipeline: str, preset: str, image_tokens: int = 0, **own: Any) -> FamilyFacts:
     return FamilyFacts(
         module=f"adaspa_cli.models.families.{module}",
         pipeline=pipeline,
@@ -288,6 +295,7 @@ def _hunyuan_video15(module: str, pipeline: str, preset: str, **own: Any) -> Fam
         call_arguments=_hunyuan_video15_arguments,
         guided=lambda sampling: sampling.guidance_scale != 1,
         asks_vae=True,
+        joint_text=lambda prompt: image_tokens + text_tokens(prompt, 1000),
         **own,
     )
 
@@ -302,6 +310,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         size_rule=_hunyuan_video_size,
         vae_scale=_hunyuan_video_scale,
         token_grid=_hunyuan_video_grid,
+        joint_text=lambda prompt: text_tokens(prompt, 256),
         call_arguments=_hunyuan_video_arguments,
         guided=lambda sampling: sampling.true_cfg_scale > 1,
     ),
@@ -313,6 +322,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         size_rule=_cogvideox_size,
         vae_scale=_cogvideox_scale,
         token_grid=_cogvideox_grid,
+        joint_text=lambda _prompt: 226,
         call_arguments=_cogvideox_arguments,
         guided=lambda sampling: sampling.guidance_scale > 1,
         joins_branches=True,
@@ -327,6 +337,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         size_rule=_hunyuan_video_size,
         vae_scale=_hunyuan_video_scale,
         token_grid=_hunyuan_video_grid,
+        joint_text=lambda prompt: 288 + text_tokens(prompt, 252),
         call_arguments=_hunyuan_video_arguments,
         guided=lambda sampling: sampling.true_cfg_scale > 1,
         images=("image",),
@@ -340,6 +351,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         size_rule=_cogvideox_size,
         vae_scale=_cogvideox_scale,
         token_grid=_cogvideox_grid,
+        joint_text=lambda _prompt: 226,
         call_arguments=_cogvideox_arguments,
         guided=lambda sampling: sampling.guidance_scale > 1,
         joins_branches=True,
@@ -379,6 +391,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         "hunyuan_video15_image",
         "HunyuanVideo15ImageToVideoPipeline",
         "hunyuan1.5-480p-i2v",
+        image_tokens=729,
         images=("image",),
         sized=False,
     ),

@@ -172,6 +172,8 @@ def resolve(
     file: Path | None = None,
     origin: str = "flag",
     default_method: str = PAPERS_METHOD,
+    *,
+    download: bool = True,
 ) -> Resolved:
     """Merge all sources into one configuration.
 
@@ -180,6 +182,7 @@ def resolve(
         file: of ``--config``.
         origin: what ``flags`` are called where the origin of a value is shown.
         default_method: where no source names one; with a mask file it is ``adaspa``.
+        download: whether the hub may be asked what a model is.
 
     Raises:
         ConfigError: an unknown name or key, or an impossible value, with its origin.
@@ -196,7 +199,7 @@ def resolve(
     presets = preset_names("models")
     loaded = {name: load_preset("models", name) for name in presets}
     by_weights = {str(one["weights"]).lower(): name for name, one in loaded.items() if "pipeline" not in one}
-    if named.get("random_weights"):
+    if named.get("random_weights") or not download:
         check_known_architecture(named["model"], presets, by_weights)
     source = identify(named["model"], presets, by_weights)
     layers = [

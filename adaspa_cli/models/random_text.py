@@ -7,10 +7,7 @@ import zlib
 import torch
 from torch import Tensor
 
-
-def text_tokens(prompt: str, longest: int) -> int:
-    """About how many tokens a prompt has: four for three words, and two around them."""
-    return min(longest, len(prompt.split()) * 4 // 3 + 2)
+from adaspa_cli.config.families import text_tokens as text_tokens
 
 
 def text_noise(text: str, *shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,64 @@
+"""``adaspa generate --plan`` as its users see it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from adaspa_cli.app import app
+from adaspa_cli.forecast import run as forecast_run
+from adaspa_cli.forecast.calibration import Rates, Sample
+from tests.pipelines import PROMPT
+
+RATES = Rates(flop=1e-12, channel=1e-12, dense=1e-12, sparse=1e-12, search=1e-13, seconds=1.0)
+
+
+@pytest.fixture(autouse=True)
+def _known_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def measure(_sample: Sample) -> Rates:
+        return RATES
+
+    monkeypatch.setattr(forecast_run, "calibrate", measure)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["generate", "--plan", "--device", "cpu", *arguments])
+
+
+def test_a_plan_says_what_is_estimated_and_writes_nothing(tmp_path: Path) -> None:
+    result = call("--prompt", PROMPT, "--method", "adaspa", "--steps", "6")
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.split())
+    for said in ("9,216 of video (9 x 32 x 32)", "8 layers of 4 heads of 64", "6: ", "density, estimated"):
+        assert said in shown
+    for said in ("peak memory, estimated", "denoising, estimated", "attention work, estimated", "cached search"):
+        assert said in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_is_data_too() -> None:
+    result = call("--prompt", PROMPT, "--model", "hunyuan", "--seed", "1", "--seed", "2", "--json", "-q")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["video_tokens"], found["videos"], found["method"]) == (118_800, 2, "adaspa-plus")
+    assert found["estimated_seconds"]["denoising"] > found["estimated_seconds"]["attention"] > 0
+    assert [step["sparsity"] for step in found["steps"]][-1] == 0.95
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "no prompt"),
+        (("--prompt", PROMPT, "--height", "100"), "height must be a multiple of"),
+        (("--prompt", PROMPT, "--model", "org/unknown"), "is not known without a download"),
+        (("--prompt", PROMPT, "--offload", "model"), "needs a GPU"),
+        (("--prompt", PROMPT, "--masks", "absent"), "cannot read"),
+    ],
+)
+def test_what_a_run_refuses_is_refused(arguments: tuple[str, ...], said: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr

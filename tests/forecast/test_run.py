@@ -1,0 +1,121 @@
+"""The forecast of whole runs with a calibration that is given, against what is known of the models."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from adaspa_cli.config import GenerateConfig, resolve
+from adaspa_cli.forecast import memory
+from adaspa_cli.forecast.calibration import Rates, Sample
+from adaspa_cli.forecast.run import Forecast, forecast
+
+PROMPT = "a red circle moves left"
+RATES = Rates(flop=1e-12, channel=1e-12, dense=1e-12, sparse=1e-12, search=1e-13)
+
+
+def config(**flags: Any) -> GenerateConfig:
+    return resolve({"device": "cpu", "dtype": "bfloat16", **flags}, download=False).config
+
+
+def run(**flags: Any) -> Forecast:
+    return forecast(config(**flags), [PROMPT], lambda _sample: RATES)
+
+
+def test_hunyuan_at_its_full_size() -> None:
+    found = run(model="hunyuan", method="adaspa").as_json()
+    assert found["video_tokens"] == 118_800
+    assert (found["layers"], found["heads"], found["head_dim"]) == (60, 24, 128)
+    assert found["phases"] == {"dense": 10, "search": 1, "sparse": 38, "cached search": 1}
+    assert found["estimated_density"] == pytest.approx((11 + 39 * 0.2) / 50, abs=0.002)
+    assert len(found["steps"]) == 50
+    times = [step["estimated_seconds"] for step in found["steps"]]
+    assert found["estimated_seconds"]["denoising"] == pytest.approx(sum(times))
+
+
+@pytest.mark.parametrize(
+    ("flags", "measured"),
+    [
+        ({"model": "hunyuan", "method": "full"}, 35.4),
+        ({"model": "hunyuan", "method": "adaspa", "sparsity": 0.8}, 39.0),
+        ({"model": "cogvideox", "method": "full"}, 19.9),
+        ({"model": "cogvideox", "method": "adaspa", "sparsity": 0.8}, 26.0),
+    ],
+)
+def test_memory_is_near_what_was_measured(flags: dict[str, Any], measured: float) -> None:
+    """Gigabytes of docs/performance.md, with random weights: no text encoders, no VAE."""
+    held = run(random_weights=True, **flags).memory
+    assert held.total is not None
+    assert held.total / 1e9 == pytest.approx(measured, rel=0.15)
+
+
+def test_offloading_leaves_the_transformer_or_a_part_of_it() -> None:
+    from adaspa_cli.config.architecture import architecture_of
+
+    model = config(model="hunyuan")
+    architecture = architecture_of(model.model)
+    parts = memory.part_bytes(model, architecture, torch.bfloat16)
+    assert parts is not None
+    held = [memory.held_weights(parts, offload, architecture) for offload in ("none", "model", "group")]
+    assert held[0] == sum(parts.values())
+    assert held[1] == parts["transformer"]
+    assert 0 < held[2] < held[1] / 20
+
+
+def test_kept_weights_are_smaller() -> None:
+    from adaspa_cli.config.architecture import architecture_of
+
+    whole = config(model="hunyuan")
+    architecture = architecture_of(whole.model)
+    fp8 = dataclasses.replace(whole, model=dataclasses.replace(whole.model, weights_dtype="fp8"))
+    sizes = [memory.part_bytes(one, architecture, torch.bfloat16) for one in (whole, fp8)]
+    assert sizes[0] is not None
+    assert sizes[1] is not None
+    assert sizes[1]["transformer"] * 2 == sizes[0]["transformer"]
+    assert sizes[1]["vae"] == sizes[0]["vae"]
+
+
+def test_two_transformers_make_two_stages() -> None:
+    found = run(model="wan2.2-a14b", method="adaspa")
+    assert found.work.layers == (40, 40)
+    assert sum(step.stage == 0 for step in found.steps) == 26
+    assert [step.step for step in found.steps if "search" in step.phase] == [8, 17, 26, 33]
+    assert found.work.branches == 2
+    assert found.work.layout.text_tokens == 0
+
+
+def test_linear_work_is_that_of_the_layers_that_every_token_passes() -> None:
+    """12 squares of 3072 channels in each of HunyuanVideo's 60 blocks; modulation and text's own don't count."""
+    work = run(model="hunyuan", method="full").work
+    assert work.linear_flops[0] == 2 * 60 * 12 * 3072**2 * work.layout.tokens
+
+
+def test_the_bundled_model_is_planned_by_what_the_run_needs() -> None:
+    asked: list[Sample] = []
+
+    def measure(sample: Sample) -> Rates:
+        asked.append(sample)
+        return RATES
+
+    forecast(config(method="full"), [PROMPT], measure)
+    forecast(config(method="adaspa"), [PROMPT], measure)
+    forecast(config(method="sol-attn"), [PROMPT], measure)
+    assert [sample.policy is not None for sample in asked] == [False, True, True]
+    assert [(sample.searches, sample.estimates) for sample in asked] == [(False, False), (True, False), (False, True)]
+    assert {(sample.head_dim, sample.dtype) for sample in asked} == {(64, torch.bfloat16)}
+
+
+@pytest.mark.parametrize("flags", [{"method": "tomesd"}, {"method": "diffusers"}])
+def test_no_time_where_it_would_not_be_honest(flags: dict[str, Any]) -> None:
+    found = forecast(config(**flags), [PROMPT], lambda _sample: pytest.fail("measured"))
+    assert found.denoising is None
+    assert "time not predicted" in found.notes[0]
+    assert found.memory.total
+
+
+def test_a_cache_that_decides_at_run_time_is_named() -> None:
+    notes = run(method="adacache").notes
+    assert any("only known at run time" in note for note in notes)
+    assert not any("only known at run time" in note for note in run(method="full", cache="magcache").notes)
+    assert run(method="full", cache="magcache").as_json()["phases"]["skipped"] > 0
