@@ -53,8 +53,8 @@ def _table(entries: list[Entry]) -> Table:
         card = entry.card
         table.add_row(
             *(entry.name, entry.pipeline.removesuffix("Pipeline"), entry.checkpoint),
-            *(_bytes(entry.disk), f"{entry.tokens:,}", f"{entry.layers} x {entry.heads}"),
-            *(_bytes(entry.memory), _bytes(entry.memory_offloaded)),
+            *(shown_bytes(entry.disk), f"{entry.tokens:,}", f"{entry.layers} x {entry.heads}"),
+            *(shown_bytes(entry.memory), shown_bytes(entry.memory_offloaded)),
             *(_UNKNOWN if card is None else card.licence, _gated(entry)),
         )
     return table
@@ -76,9 +76,9 @@ def _show_one(console: Console, entry: Entry) -> None:
         "tokens": f"{entry.tokens:,} ({' x '.join(map(str, entry.grid))})",
         "attention": f"{entry.layers} layers of {entry.heads} heads of {entry.head_dim}",
         "parameters": ", ".join(f"{part} {_count(number * 1e9)}" for part, number in parts.items()) or _UNKNOWN,
-        "size on disk": _bytes(entry.disk),
-        "GPU memory, estimated": _bytes(entry.memory),
-        "with --offload model": _bytes(entry.memory_offloaded),
+        "size on disk": shown_bytes(entry.disk),
+        "GPU memory, estimated": shown_bytes(entry.memory),
+        "with --offload model": shown_bytes(entry.memory_offloaded),
     }
     data, known = entry.as_json(), vocabulary(entry)
     if known is not None:
@@ -100,7 +100,8 @@ def _gated(entry: Entry) -> str:
     return _UNKNOWN if entry.card is None else "yes" if entry.card.gated else "no"
 
 
-def _bytes(count: int | None) -> str:
+def shown_bytes(count: int | None) -> str:
+    """For people, in powers of ten."""
     if count is None:
         return _UNKNOWN
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

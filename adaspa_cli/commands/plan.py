@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from adaspa_cli.commands.models import shown_bytes
+
 if TYPE_CHECKING:
     from adaspa_cli.forecast.run import Forecast
     from adaspa_cli.forecast.steps import PlannedStep
@@ -20,16 +22,15 @@ def rendered(found: Forecast) -> RenderableType:
 
 
 def _figures(found: Forecast) -> Table:
+    from adaspa_cli.forecast.steps import phases
+
     work, held = found.work, found.memory
     grid = work.layout
     passes = "" if work.branches == 1 else f", {work.branches} passes a step"
-    counts: dict[str, int] = {}
-    for step in found.steps:
-        counts[step.phase] = counts.get(step.phase, 0) + 1
-    phases = ", ".join(f"{count} {phase}" for phase, count in counts.items())
+    shown = ", ".join(f"{count} {phase}" for phase, count in phases(found.steps).items())
     parts = {"weights": held.weights, "activations": held.activations, "masks": held.masks}
-    of = " + ".join(f"{part} {_bytes(size)}" for part, size in parts.items() if size is None or size)
-    free = "" if held.available is None else f"; free {_bytes(held.available)} of {_bytes(held.device_total)}"
+    of = " + ".join(f"{part} {shown_bytes(size)}" for part, size in parts.items() if size is None or size)
+    free = "" if held.available is None else f"; free {shown_bytes(held.available)} of {shown_bytes(held.device_total)}"
     verdict = {True: ", which fits", False: ", which does not fit", None: ""}[held.fits]
     lines = {
         "model": f"{found.model}, {found.dtype} on {found.device}",
@@ -37,10 +38,10 @@ def _figures(found: Forecast) -> Table:
         "tokens": f"{grid.video_tokens:,} of video ({grid.frames} x {grid.height} x {grid.width}), "
         + (f"about {grid.text_tokens} of text" if grid.text_tokens else "text apart"),
         "attention": f"{found.layers} layers of {work.heads} heads of {work.head_dim}{passes}",
-        "steps": f"{len(found.steps)}: {phases}",
+        "steps": f"{len(found.steps)}: {shown}",
         "density, estimated": f"{found.density:.1%}",
         "attention work, estimated": f"{work.attention_flops(found.steps) / 1e12:,.2f} TFLOP",
-        "peak memory, estimated": f"{_bytes(held.total)} ({of}){free}{verdict}",
+        "peak memory, estimated": f"{shown_bytes(held.total)} ({of}){free}{verdict}",
         "denoising, estimated": _time(found),
     }
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -82,9 +83,3 @@ def _seconds(value: float) -> str:
     if value >= 5400:
         return f"{value / 3600:.1f} h"
     return f"{value / 60:.1f} min" if value >= 90 else f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
-
-
-def _bytes(count: int | None) -> str:
-    if count is None:
-        return "not known"
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

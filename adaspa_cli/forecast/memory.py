@@ -16,7 +16,6 @@ from adaspa_cli.config.catalogue import DENSE_STATES, catalogue
 from adaspa_cli.config.kept_blocks import kept_blocks
 from adaspa_cli.forecast.steps import PlannedStep
 from adaspa_cli.masks import MaskPolicy
-from adaspa_cli.masks.plan import Attention, MaskSource
 
 _WEIGHTS = (".safetensors", ".bin")
 _KEPT_BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.56}  # of a weight; nf4 with its scales
@@ -29,22 +28,23 @@ class MemoryForecast:
     Attributes:
         weights: there at the same time, with the offload mode of the run; None where nothing says how many there are.
         activations: of the transformer's pass.
-        masks: of all layers and branches, with the LSE that a later search needs; None where a file or an estimate in
-            each call decides.
+        masks: of all layers and branches, with the LSE that a later search needs; 0 where no call reuses a mask.
+        alone: of the largest part that is on the device while no transformer is, as a text encoder with offloading.
         available: bytes that the device has free now.
         device_total: bytes that it has.
     """
 
     weights: int | None
     activations: int
-    masks: int | None
+    masks: int
+    alone: int
     available: int | None
     device_total: int | None
 
     @property
     def total(self) -> int | None:
         """Peak."""
-        return None if self.weights is None else self.weights + self.activations + (self.masks or 0)
+        return None if self.weights is None else max(self.weights + self.activations + self.masks, self.alone)
 
     @property
     def fits(self) -> bool | None:
@@ -113,6 +113,12 @@ def held_weights(parts: Mapping[str, int], offload: str, architecture: Architect
     return 2 * max(transformers, default=0) // layers  # about a block at work, and the next one on its way
 
 
+def largest_alone(parts: Mapping[str, int], offload: str, architecture: Architecture) -> int:
+    """Bytes of the largest other part, where whole parts take turns on the device."""
+    others = [size for part, size in parts.items() if part not in architecture.transformers]
+    return max(others, default=0) if offload == "model" else 0
+
+
 def activation_bytes(layout: TokenLayout, channels: int, rows: int, dtype: torch.dtype) -> int:
     """Bytes of a pass of ``rows`` videos in one call, beside weights and masks."""
     return DENSE_STATES * rows * layout.tokens * channels * dtype.itemsize
@@ -135,14 +141,6 @@ def mask_bytes(
     masks = rows * (width * (2 if layout.blocks(key_size) <= INT16_BLOCKS else 4) + 4)
     keeps = any(policy.keeps_lse(step.step) for step in reused)
     return layers * branches * heads * (masks + (layout.tokens * 4 if keeps else 0))
-
-
-def keeps_masks(steps: Sequence[PlannedStep]) -> bool:
-    """Whether calls of the run attend sparsely with masks that were found before."""
-    return any(
-        step.plan is not None and step.plan.attention is Attention.SPARSE and step.plan.mask is not MaskSource.ESTIMATE
-        for step in steps
-    )
 
 
 def device_memory(device: torch.device) -> tuple[int | None, int | None]:

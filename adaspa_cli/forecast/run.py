@@ -235,14 +235,15 @@ def _memory(
     device: torch.device,
     dtype: torch.dtype,
 ) -> memory.MemoryForecast:
-    parts = memory.part_bytes(config, architecture, dtype)
+    parts, offload = memory.part_bytes(config, architecture, dtype), config.model.offload
     rows = work.branches if architecture.facts.joins_branches else 1
     branches = 1 if work.shares_masks else work.branches
     available, total = memory.device_memory(device)
     return memory.MemoryForecast(
-        weights=None if parts is None else memory.held_weights(parts, config.model.offload, architecture),
+        weights=None if parts is None else memory.held_weights(parts, offload, architecture),
         activations=memory.activation_bytes(work.layout, work.heads * work.head_dim, rows, dtype),
         masks=memory.mask_bytes(steps, policy, work.layout, work.heads, max(work.layers), branches),
+        alone=memory.largest_alone(parts or {}, offload, architecture),
         available=available,
         device_total=total,
     )

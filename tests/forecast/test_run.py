@@ -63,6 +63,19 @@ def test_offloading_leaves_the_transformer_or_a_part_of_it() -> None:
     assert 0 < held[2] < held[1] / 20
 
 
+def test_a_text_encoder_that_is_larger_than_the_rest_is_the_peak() -> None:
+    from adaspa_cli.config.architecture import architecture_of
+
+    model = config(model="wan2.1-1.3b")
+    architecture = architecture_of(model.model)
+    parts = memory.part_bytes(model, architecture, torch.bfloat16)
+    assert parts is not None
+    alone = [memory.largest_alone(parts, offload, architecture) for offload in ("none", "model", "group")]
+    assert alone == [0, parts["text_encoder"], 0]
+    held = memory.held_weights(parts, "model", architecture)
+    assert memory.MemoryForecast(held, 1000, 0, alone[1], None, None).total == parts["text_encoder"]
+
+
 def test_kept_weights_are_smaller() -> None:
     from adaspa_cli.config.architecture import architecture_of
 
