@@ -29,7 +29,7 @@ def _figures(found: Forecast) -> Table:
     passes = "" if work.branches == 1 else f", {work.branches} passes a step"
     shown = ", ".join(f"{count} {phase}" for phase, count in phases(found.steps).items())
     parts = {"weights": held.weights, "activations": held.activations, "masks": held.masks}
-    of = " + ".join(f"{part} {shown_bytes(size)}" for part, size in parts.items() if size is None or size)
+    of = " + ".join(f"{part} {shown_bytes(size)}" for part, size in parts.items() if size is None or size >= 1e6)
     free = "" if held.available is None else f"; free {shown_bytes(held.available)} of {shown_bytes(held.device_total)}"
     verdict = {True: ", which fits", False: ", which does not fit", None: ""}[held.fits]
     lines = {
@@ -40,7 +40,7 @@ def _figures(found: Forecast) -> Table:
         "attention": f"{found.layers} layers of {work.heads} heads of {work.head_dim}{passes}",
         "steps": f"{len(found.steps)}: {shown}",
         "density, estimated": f"{found.density:.1%}",
-        "attention work, estimated": f"{work.attention_flops(found.steps) / 1e12:,.2f} TFLOP",
+        "attention work, estimated": _flops(work.attention_flops(found.steps)),
         "peak memory, estimated": f"{shown_bytes(held.total)} ({of}){free}{verdict}",
         "denoising, estimated": _time(found),
     }
@@ -83,3 +83,7 @@ def _seconds(value: float) -> str:
     if value >= 5400:
         return f"{value / 3600:.1f} h"
     return f"{value / 60:.1f} min" if value >= 90 else f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
+
+
+def _flops(count: float) -> str:
+    return f"{count / 1e12:,.1f} TFLOP" if count >= 1e12 else f"{count / 1e9:,.1f} GFLOP"

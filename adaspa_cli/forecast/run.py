@@ -271,6 +271,7 @@ def _notes(config: GenerateConfig) -> list[str]:
         "layers whose error is above max_error attend densely: the time is at least that": (
             getattr(method.algorithm, "max_error", None) is not None
         ),
+        "minference may keep up to twice the blocks that its sparsity leaves": method.algorithm.name == "minference",
         f"moving weights with --offload {model.offload} is not in the time": model.offload != "none",
         "FP8 products are faster than the measured ones: the time is at most that": method.linear == "fp8",
         "compiled blocks are faster than the measured ones: the time is at most that": model.compile,
