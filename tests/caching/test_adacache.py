@@ -62,9 +62,15 @@ class Blocks(type(FAMILY)):  # type: ignore[misc]
 
 
 def attached(transformer: Transformer, rows: list[Row]) -> Any:
-    """What a cache reads of an attachment."""
+    """What a cache reads of an attachment, all of whose tokens are here."""
     return SimpleNamespace(
-        family=Blocks(), transformers=[transformer], blocks=list(transformer.blocks), attentions=[], rows=rows
+        family=Blocks(),
+        transformers=[transformer],
+        blocks=list(transformer.blocks),
+        attentions=[],
+        rows=rows,
+        over_tokens=lambda sums: sums,
+        whole_video=lambda x: x,
     )
 
 
