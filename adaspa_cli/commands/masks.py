@@ -212,7 +212,7 @@ def _facts(data: dict[str, Any]) -> Table:
     if len(data["prompts"]) > 5:
         lines["..."] = f"{len(data['prompts']) - 5} more (--json)"
     for name, value in lines.items():
-        table.add_row(Text(name), Text(value))
+        table.add_row(Text(name), Text(value, overflow="fold"))
     return table
 
 

@@ -66,7 +66,7 @@ class MaskChoice:
         facts = files[0].description
         check_query((facts.layout.frames, facts.layout.height, facts.layout.width), query)
         layers = layers or spread(min([facts.layers, *(first for first, _ in facts.stages)]))
-        of_layers = [file.description.steps_of(layer) for file in files for layer in layers]
+        of_layers = list(dict.fromkeys(file.description.steps_of(layer) for file in files for layer in layers))
         steps = steps or _shared("search step", of_layers)
         if any(step not in there for step in steps for there in of_layers):
             raise ConfigError(

@@ -201,7 +201,7 @@ def test_an_index_that_is_not_json(hunyuan_folder: Path, copy: Callable[[Path], 
     assert "model_index.json" in refuse(folder).message
 
 
-@pytest.mark.parametrize("family", ["WanPipeline", None, ["pipeline", "MyPipeline"]])
+@pytest.mark.parametrize("family", ["LTXPipeline", None, ["pipeline", "MyPipeline"]])
 def test_an_unknown_family_names_those_that_are_known(
     hunyuan_folder: Path, copy: Callable[[Path], Path], family: Any
 ) -> None:
