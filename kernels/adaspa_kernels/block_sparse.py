@@ -222,8 +222,17 @@ def block_sparse_attention(
     if summaries is not None:
         _check_summaries(summaries, k, counts, key_blocks, block_size)
     if choose_path(path, "block_sparse_attention", block_size, q, k, v) == "hopper":
-        from adaspa_kernels import hopper_block_sparse
+        from adaspa_kernels import hopper_block_sparse, hopper_remainder
 
+        if summaries is not None and hopper_remainder.SEPARATE:
+            out, lse = hopper_block_sparse.launch(
+                q, k, v, counts, indices, list_strides[3:], None,
+                key_blocks=key_blocks, block_size=block_size, scale=scale,
+            )  # fmt: skip
+            more = hopper_remainder.add_summaries(
+                q, out, lse, summaries, key_tokens=k.shape[2], block=block_size[0], scale=scale
+            )
+            return out, more, lse
         return hopper_block_sparse.launch(
             q, k, v, counts, indices, list_strides[3:], summaries,
             key_blocks=key_blocks, block_size=block_size, scale=scale,

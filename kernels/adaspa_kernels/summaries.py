@@ -94,7 +94,8 @@ def closed_words_kernel(
     b_open = ((b_one << b_high) - 1) & ~((b_one << b_low) - 1)
     tl.store(p_row + words, (~b_open).to(tl.int32), mask=words < row_words)
     tl.debug_barrier()
-    # A full row has no list, and leaves nothing out.
+    if count >= key_blocks:  # it has no list
+        tl.store(p_row + words, tl.full([WORDS], -1, tl.int32), mask=words < row_words)
     for start in tl.range(0, tl.where(count < key_blocks, count, 0), CHUNK):
         slots = start + tl.arange(0, CHUNK)
         inside = slots < count
@@ -138,10 +139,7 @@ def block_means(k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 def closed_words(counts: Tensor, indices: Tensor, key_blocks: int, video: range) -> Tensor:
-    """Words of the rows of a mask, int32 [.., W] for counts [..] and indices [.., K]: see the module's docstring.
-
-    Those of full rows are not those of all blocks: nothing reads them.
-    """
+    """Words of the rows of a mask, int32 [.., W] for counts [..] and indices [.., K]: see the module's docstring."""
     if not 0 <= video.start <= video.stop <= key_blocks or video.step != 1:
         raise ValueError(f"video must be some of the {key_blocks} key blocks, got {video}")
     row_words = _WORDS_PER_TILE * triton.cdiv(key_blocks, SUMMARIES_PER_TILE)

@@ -51,7 +51,7 @@ def kernel_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
 
 
 def interpret_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    from adaspa_kernels import hopper_block_sparse, hopper_block_sums
+    from adaspa_kernels import hopper_block_sparse, hopper_block_sums, hopper_remainder
     from tests.kernels import gluon_on_cpu
 
     def unavailable(kernel: str, block_size: tuple[int, int], *tensors: torch.Tensor) -> str | None:
@@ -62,8 +62,10 @@ def interpret_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (hopper_block_sparse, "hopper_block_sparse_kernel"),
         (hopper_block_sums, "hopper_block_sums_kernel"),
+        (hopper_remainder, "hopper_remainder_kernel"),
     ):
         monkeypatch.setattr(module, name, gluon_on_cpu.Kernel(module, name))
         monkeypatch.setattr(module, "boxes", gluon_on_cpu.boxes)
-    monkeypatch.setattr(hopper_block_sparse, "multiprocessors", lambda _: 2)
+    for module in (hopper_block_sparse, hopper_remainder):
+        monkeypatch.setattr(module, "multiprocessors", lambda _: 2)
     monkeypatch.setattr(hopper_block_sparse, "keeps_step", lambda _: True)

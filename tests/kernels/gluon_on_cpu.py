@@ -316,6 +316,7 @@ def as_python(module: types.ModuleType, gluon: Any, **replaced: Any) -> dict[str
         "warpgroup_mma": gluon.warpgroup_mma,
         "warpgroup_mma_wait": gluon.warpgroup_mma_wait,
         "fence_async_shared": lambda: None,
+        "synchronise": lambda: None,
         **replaced,
     }
     modules: dict[str, dict[str, Any]] = {}

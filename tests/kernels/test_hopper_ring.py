@@ -37,8 +37,8 @@ class Anything:
         return self
 
     __getitem__ = __rshift__ = __rlshift__ = __mod__ = __ne__ = __call__  # type: ignore[assignment]
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __call__
-    __lt__ = __gt__ = __ge__ = __and__ = __rand__ = __or__ = __eq__ = __call__  # type: ignore[assignment]
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __call__
+    __lt__ = __gt__ = __ge__ = __le__ = __and__ = __rand__ = __or__ = __eq__ = __call__  # type: ignore[assignment]
     __hash__ = None  # type: ignore[assignment]
 
 
@@ -155,6 +155,12 @@ class Gluon:
         assert (value, sem) == (1, "relaxed")
         progress.taken += 1
         return Number(progress.taken - 1)
+
+    def program_id(self, _: int) -> int:
+        return 0
+
+    def num_programs(self, _: int) -> int:
+        return 1
 
     static_range = range
 
