@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from adaspa_cli.errors import ConfigError, ModelError
@@ -300,89 +300,76 @@ def _hunyuan_video15(module: str, pipeline: str, preset: str, image_tokens: int 
     )
 
 
+_HUNYUAN_VIDEO = FamilyFacts(
+    module="adaspa_cli.models.families.hunyuan_video",
+    pipeline="HunyuanVideoPipeline",
+    preset="hunyuan",
+    single_file=True,
+    layer_keys=("num_layers", "num_single_layers"),
+    size_rule=_hunyuan_video_size,
+    vae_scale=_hunyuan_video_scale,
+    token_grid=_hunyuan_video_grid,
+    joint_text=lambda prompt: text_tokens(prompt, 256),
+    call_arguments=_hunyuan_video_arguments,
+    guided=lambda sampling: sampling.true_cfg_scale > 1,
+)
+_COGVIDEOX = FamilyFacts(
+    module="adaspa_cli.models.families.cogvideox",
+    pipeline="CogVideoXPipeline",
+    preset="cogvideox",
+    layer_keys=("num_layers",),
+    size_rule=_cogvideox_size,
+    vae_scale=_cogvideox_scale,
+    token_grid=_cogvideox_grid,
+    joint_text=lambda _prompt: 226,
+    call_arguments=_cogvideox_arguments,
+    guided=lambda sampling: sampling.guidance_scale > 1,
+    joins_branches=True,
+    variants=("CogVideoXVideoToVideoPipeline",),
+)
+_WAN = FamilyFacts(
+    module="adaspa_cli.models.families.wan",
+    pipeline="WanPipeline",
+    preset="wan2.1-14b",
+    single_file=True,
+    other_presets={"boundary_ratio": "wan2.2-a14b", "expand_timesteps": "wan2.2-5b"},
+    layer_keys=("num_layers",),
+    size_rule=_wan_size,
+    vae_scale=_wan_scale,
+    token_grid=_wan_grid,
+    call_arguments=_wan_arguments,
+    guided=lambda sampling: sampling.guidance_scale > 1,
+    transformers=("transformer", "transformer_2"),
+)
+
 FAMILIES: tuple[FamilyFacts, ...] = (
-    FamilyFacts(
-        module="adaspa_cli.models.families.hunyuan_video",
-        pipeline="HunyuanVideoPipeline",
-        preset="hunyuan",
-        single_file=True,
-        layer_keys=("num_layers", "num_single_layers"),
-        size_rule=_hunyuan_video_size,
-        vae_scale=_hunyuan_video_scale,
-        token_grid=_hunyuan_video_grid,
-        joint_text=lambda prompt: text_tokens(prompt, 256),
-        call_arguments=_hunyuan_video_arguments,
-        guided=lambda sampling: sampling.true_cfg_scale > 1,
-    ),
-    FamilyFacts(
-        module="adaspa_cli.models.families.cogvideox",
-        pipeline="CogVideoXPipeline",
-        preset="cogvideox",
-        layer_keys=("num_layers",),
-        size_rule=_cogvideox_size,
-        vae_scale=_cogvideox_scale,
-        token_grid=_cogvideox_grid,
-        joint_text=lambda _prompt: 226,
-        call_arguments=_cogvideox_arguments,
-        guided=lambda sampling: sampling.guidance_scale > 1,
-        joins_branches=True,
-        variants=("CogVideoXVideoToVideoPipeline",),
-    ),
-    FamilyFacts(
+    _HUNYUAN_VIDEO,
+    _COGVIDEOX,
+    replace(
+        _HUNYUAN_VIDEO,
         module="adaspa_cli.models.families.hunyuan_video_image",
         pipeline="HunyuanVideoImageToVideoPipeline",
         preset="hunyuan-i2v",
-        single_file=True,
-        layer_keys=("num_layers", "num_single_layers"),
-        size_rule=_hunyuan_video_size,
-        vae_scale=_hunyuan_video_scale,
-        token_grid=_hunyuan_video_grid,
         joint_text=lambda prompt: 288 + text_tokens(prompt, 252),
-        call_arguments=_hunyuan_video_arguments,
-        guided=lambda sampling: sampling.true_cfg_scale > 1,
         images=("image",),
         dropped_frames=lambda transformer: 4 if transformer.get("image_condition_type") == "latent_concat" else 0,
     ),
-    FamilyFacts(
+    replace(
+        _COGVIDEOX,
         module="adaspa_cli.models.families.cogvideox_image",
         pipeline="CogVideoXImageToVideoPipeline",
         preset="cogvideox-i2v",
-        layer_keys=("num_layers",),
-        size_rule=_cogvideox_size,
-        vae_scale=_cogvideox_scale,
-        token_grid=_cogvideox_grid,
-        joint_text=lambda _prompt: 226,
-        call_arguments=_cogvideox_arguments,
-        guided=lambda sampling: sampling.guidance_scale > 1,
-        joins_branches=True,
         images=("image",),
+        variants=(),
     ),
-    FamilyFacts(
-        module="adaspa_cli.models.families.wan",
-        pipeline="WanPipeline",
-        preset="wan2.1-14b",
-        single_file=True,
-        other_presets={"boundary_ratio": "wan2.2-a14b", "expand_timesteps": "wan2.2-5b"},
-        layer_keys=("num_layers",),
-        size_rule=_wan_size,
-        vae_scale=_wan_scale,
-        token_grid=_wan_grid,
-        call_arguments=_wan_arguments,
-        guided=lambda sampling: sampling.guidance_scale > 1,
-        transformers=("transformer", "transformer_2"),
-    ),
-    FamilyFacts(
+    _WAN,
+    replace(
+        _WAN,
         module="adaspa_cli.models.families.wan_image",
         pipeline="WanImageToVideoPipeline",
         preset="wan2.1-i2v-14b",
+        single_file=False,
         other_presets={"boundary_ratio": "wan2.2-i2v-a14b", "expand_timesteps": "wan2.2-5b-i2v"},
-        layer_keys=("num_layers",),
-        size_rule=_wan_size,
-        vae_scale=_wan_scale,
-        token_grid=_wan_grid,
-        call_arguments=_wan_arguments,
-        guided=lambda sampling: sampling.guidance_scale > 1,
-        transformers=("transformer", "transformer_2"),
         images=("image", "last_image"),
         takes_last_image=_wan_takes_last_image,
     ),
