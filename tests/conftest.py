@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.browser import Browser, chromium
+
 if not torch.cuda.is_available():
     # Triton reads this when a kernel is decorated. So the kernels are decorated here, before a test that takes it away.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -66,3 +68,16 @@ def cogvideox_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.pipelines import cogvideox, save
 
     return save(cogvideox("1.5"), tmp_path_factory.mktemp("saved") / "cogvideox")
+
+
+# --- pages
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium that all tests of a process share; a tab is cheap, a start is not."""
+    executable = chromium()
+    if executable is None:
+        pytest.skip("needs Chromium")
+    with Browser(executable) as running:
+        yield running
