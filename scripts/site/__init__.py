@@ -1,0 +1,1 @@
+"""What mkdocs needs to make the site from pages that are written for GitHub; see ``mkdocs.yml``."""
