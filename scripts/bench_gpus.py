@@ -4,8 +4,8 @@
 
 Each row is a run of ``adaspa generate`` with random weights, a few layers of the model at its full size and a few steps
 of each phase; the times of the other steps are estimated (``steps_per_phase``). Rows that are there are not run again.
-The table gives seconds of a typical step of the most frequent phase, the speed-up over the fewest GPUs of the same
-row, and of the computed steps the share of exchanges and the imbalance of attention (slowest over mean).
+The table gives seconds of a typical step of the most frequent phase, the speed-up over the fewest GPUs with the same
+method, and of the computed steps the share of exchanges and the imbalance of attention (slowest over mean).
 """
 
 from __future__ import annotations
@@ -67,16 +67,25 @@ def make(row: str, gpus: int, out: Path, more: Sequence[str], limit: float) -> R
     if not found:
         command = [sys.executable, "-m", "adaspa_cli", "generate", *_USUAL, *ROWS[row], *more]
         begin = time.monotonic()
-        try:
-            done = subprocess.run(
-                [*command, f"--gpus={gpus}", f"--out={folder}"], stdout=subprocess.DEVNULL, timeout=limit, check=False
-            )
-        except subprocess.TimeoutExpired:
-            print(f"{row} on {gpus}: took longer than {limit:.0f} s", file=sys.stderr)
-            return None
-        print(f"{row} on {gpus}: {time.monotonic() - begin:.0f} s, exit code {done.returncode}", file=sys.stderr)
+        code = _code([*command, f"--gpus={gpus}", f"--out={folder}"], limit)
+        took = f"{time.monotonic() - begin:.0f} s, " + ("too long" if code is None else f"exit code {code}")
+        print(f"{row} on {gpus}: {took}", file=sys.stderr, flush=True)
         found = sorted(folder.glob("*.report.json"))
     return Run(row, gpus, read_report(found[0])) if found else None
+
+
+def _code(command: Sequence[str], limit: float) -> int | None:
+    """The exit code of a command; None if it took longer. It ends its own processes, which would keep their GPUs."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+    try:
+        process.wait(40)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    return None
 
 
 def table(runs: Sequence[Run]) -> list[str]:
@@ -85,7 +94,7 @@ def table(runs: Sequence[Run]) -> list[str]:
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for run in runs:
         phase, seconds = run.typical()
-        base = min((other for other in runs if other.row == run.row), key=lambda other: other.gpus)
+        base = _base(run, runs)
         speedup = f"{base.typical()[1] / seconds:.2f}" if base is not run else "1"
         use, peak = run.report.parallel, run.report.peak_memory.gpu_bytes
         share = "" if use is None or use.share is None else f"{use.share:.1%}"
@@ -95,6 +104,12 @@ def table(runs: Sequence[Run]) -> list[str]:
         cells = (run.row, run.gpus, phase, f"{seconds:.3f}", speedup, share, imbalance, memory)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
+
+
+def _base(run: Run, runs: Sequence[Run]) -> Run:
+    """The fewest GPUs with the usual way of the same method."""
+    usual = run.row.partition(",")[0]
+    return min((other for other in runs if other.row == usual), key=lambda other: other.gpus, default=run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from adaspa_cli.errors import BackendError, RunError
 
-_PATIENCE = 10  # seconds until a process that does not end is killed
+_PATIENCE = "10"  # seconds until a process that does not end is killed; torch 2.11 and 2.12 keep to 30
 
 
 def launch(processes: int, arguments: Sequence[str], device: str) -> int:
@@ -40,6 +40,7 @@ def launch(processes: int, arguments: Sequence[str], device: str) -> int:
     logging.disable(logging.ERROR)  # what torchrun says in many lines, we say in one
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _PATIENCE)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -48,7 +49,7 @@ def launch(processes: int, arguments: Sequence[str], device: str) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        shutdown_timeout=_PATIENCE,
+        local_addr="localhost",  # a machine need not find itself by its name
     )
     try:
         elastic_launch(config, sys.executable)("-m", "adaspa_cli", *arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -30,18 +31,22 @@ class Teams:
         return iter({id(team): team for team in (self.all, self.tokens, self.branches)}.values())
 
     @classmethod
-    def of(cls, rank: int, size: int, branches: int = 1) -> Teams:
-        """Of a process in the default group, whose first ranks have the first branch; every process calls it."""
+    def of(cls, rank: int, size: int, branches: int = 1, timeout: timedelta | None = None) -> Teams:
+        """Of a process in the default group, whose first ranks have the first branch; every process calls it.
+
+        ``timeout`` is that of the default group, which the groups of a team do not take over by themselves.
+        """
         parts = size // branches
         every = Team(rank, size)
         if branches == 1:
             return cls(every, every)
-        tokens = _team(rank, [[branch * parts + part for part in range(parts)] for branch in range(branches)])
-        return cls(every, tokens, _team(rank, [list(range(part, size, parts)) for part in range(parts)]))
+        tokens = [[branch * parts + part for part in range(parts)] for branch in range(branches)]
+        across = [list(range(part, size, parts)) for part in range(parts)]
+        return cls(every, _team(rank, tokens, timeout), _team(rank, across, timeout))
 
 
-def _team(rank: int, groups: list[list[int]]) -> Team:
+def _team(rank: int, groups: list[list[int]], timeout: timedelta | None) -> Team:
     """The one of these groups of ranks that ``rank`` is in."""
-    made = [(ranks, dist.new_group(ranks)) for ranks in groups]
+    made = [(ranks, dist.new_group(ranks, timeout=timeout)) for ranks in groups]
     (ranks, group) = next((ranks, group) for ranks, group in made if rank in ranks)
     return Team(ranks.index(rank), len(ranks), group)

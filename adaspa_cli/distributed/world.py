@@ -108,9 +108,10 @@ def join(place: Place, device: str, *, branches: int, timeout: float) -> Iterato
         )
     if on_gpu:
         torch.cuda.set_device(place.local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
+    patience = timedelta(seconds=timeout)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=patience)
     store = dist.distributed_c10d._get_default_store()
-    teams = Teams.of(place.rank, place.size, branches)
+    teams = Teams.of(place.rank, place.size, branches, patience)
     for team in teams:
         _connect(team, torch.device(f"cuda:{place.local}" if on_gpu else "cpu"))
     world = World(place, teams, f"cuda:{place.local}" if on_gpu else "cpu", store)

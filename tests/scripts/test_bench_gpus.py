@@ -25,6 +25,21 @@ def test_speed_up_is_over_the_fewest_gpus() -> None:
     assert one.startswith("| hunyuan full | 1 | sparse | 4.000 | 1 |  |  |")
 
 
+def test_a_variant_is_compared_with_the_usual_way_on_one_gpu() -> None:
+    names = (("cogvideox, branches apart", 2, 2.5), ("cogvideox", 1, 4.0))
+    apart, one = bench_gpus.table([bench_gpus.Run(row, gpus, _on(gpus, seconds)) for row, gpus, seconds in names])[2:]
+    assert "| 2.500 | 1.60 |" in apart
+    assert "| 4.000 | 1 |" in one
+
+
+def test_a_row_that_takes_too_long_ends_its_own_processes(tmp_path: Path) -> None:
+    """As the launcher does, which a kill would not let do it."""
+    ended = tmp_path / "ended"
+    program = f"trap 'touch {ended}; kill $!; exit 1' TERM; sleep 60 & wait"
+    assert bench_gpus._code(["sh", "-c", program], limit=1) is None
+    assert ended.exists()
+
+
 def test_the_most_gpus_come_first_and_one_deals_no_heads() -> None:
     rows = ["hunyuan adaspa", "hunyuan adaspa, heads in a row"]
     assert list(bench_gpus.wanted([1, 2, 4], rows)) == [
