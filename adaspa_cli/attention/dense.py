@@ -2,7 +2,7 @@
 
 Candidates are the kernels behind PyTorch's scaled_dot_product_attention, our own with every block kept, and
 flash-attn-4 where it is installed. Which one wins depends on the GPU, the head dimension and the versions of all of
-them, so it is not guessed.
+them, so it is not guessed. Few queries to many keys have a way of their own (``split_keys.py``).
 
 Shapes: B batch, H heads, L tokens, D head dimension; q, k, v [B, H, L, D], output [B, H, Lq, D], LSE [B, H, Lq].
 """
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaspa_cli.attention import split_keys
 from adaspa_cli.attention.block_mask import BlockMask
 from adaspa_cli.attention.layout import ceil_div
 
@@ -59,6 +60,8 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tens
         return cpu.dense_attention(q, k, v, scale)
     if q.dtype not in (torch.bfloat16, torch.float16):
         return _efficient(q, k, v, scale)
+    if "adaspa" in candidates(q.shape[-1]) and (parts := split_keys.parts_of(q, k)) > 1:
+        return split_keys.split_attention(q, k, v, scale, parts)
     with torch.cuda.device(q.device):  # flash-attn-4 runs, and events are recorded, on the current device's stream
         return candidates(q.shape[-1])[_choice(q, k).kernel](q, k, v, scale)
 
