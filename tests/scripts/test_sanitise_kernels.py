@@ -42,3 +42,10 @@ def test_reports_are_counted_by_kernel() -> None:
 def test_cases_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sanitise_kernels, "TOKENS", 390)
     sanitise_kernels.cases()[name]()
+
+
+@pytest.mark.gpu
+def test_control_adds_up() -> None:
+    from scripts import racecheck_control
+
+    racecheck_control.run()
