@@ -240,7 +240,7 @@ def apply(
         method: a method preset: ``adaspa``, ``sparse-videogen``, ``minference``, ``frame-region``, ``full``,
             ``diffusers`` or an ablation.
         policy: a method of your own in place of a preset, or what makes it for a run with that many denoising steps;
-            docs/methods.md has an example.
+            docs/own-method.md has an example.
         settings: any field of :class:`~adaspa_cli.config.schema.MethodConfig`, such as ``sparsity=0.8``,
             ``search_steps=(10, 30)`` or ``attention_backend="auto"``; with a policy only those that are of no method.
 

@@ -1,4 +1,4 @@
-"""Methods from outside: the example of docs/methods.md, and what is refused."""
+"""Methods from outside: the example of docs/own-method.md, and what is refused."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from adaspa_cli.masks.methods.adaspa import AdaSpa
 from adaspa_cli.masks.methods.full import Full
 from tests.pipelines import cogvideox, hunyuan_video, latents
 
-DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
+DOCS = Path(__file__).parents[2] / "docs" / "own-method.md"
 
 
 def example() -> str:
