@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from adaspa_cli.commands.bench import bench
+from adaspa_cli.commands.completion import prepare_completion
 from adaspa_cli.commands.generate import generate
 from adaspa_cli.commands.masks import masks_app
 from adaspa_cli.commands.models import models
@@ -17,8 +18,10 @@ from adaspa_cli.console import Console, prepare_streams
 from adaspa_cli.errors import UsageError
 from adaspa_cli.version import __version__
 
+NAME = "adaspa"  # also where it runs as `python -m adaspa_cli`
+
 app = typer.Typer(
-    name="adaspa",
+    name=NAME,
     help="Faster videos from diffusion transformers: block-sparse attention, searched exactly, online.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -50,8 +53,9 @@ def root(
 def main() -> int:
     """Run the command of ``sys.argv``, and say in one line what is wrong with its arguments; returns the exit code."""
     prepare_streams()
+    prepare_completion()
     try:
-        return app(standalone_mode=False) or 0
+        return app(prog_name=NAME, standalone_mode=False) or 0
     except typer.Abort:
         return 1
     except Exception as error:

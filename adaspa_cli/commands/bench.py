@@ -15,6 +15,7 @@ from rich.text import Text
 from adaspa_cli import interrupts
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
+from adaspa_cli.commands.completion import among
 from adaspa_cli.commands.early import say_repeated
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.config.presets import preset_names
@@ -59,7 +60,12 @@ class _Task:
 )
 def bench(
     *,
-    preset: Annotated[str | None, typer.Option("--preset", "-p", help=", ".join(preset_names("bench")) + ".")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset", "-p", help=", ".join(preset_names("bench")) + ".", autocompletion=among(preset_names("bench"))
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A bench file of your own.")] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of runs and tables. Complete runs there are not repeated.")

@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from adaspa_cli.commands.command import command
+from adaspa_cli.commands.completion import among
+from adaspa_cli.config.presets import preset_names
 from adaspa_cli.console import Console
 
 if TYPE_CHECKING:
@@ -25,7 +27,12 @@ _NOTE = (
 @command(panels=False, interrupted="interrupted")
 def models(
     *,
-    name: Annotated[str | None, typer.Argument(help="Only this one, in detail.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Only this one, in detail.", show_default=False, autocompletion=among(preset_names("models"))
+        ),
+    ] = None,
     console: Console,
 ) -> None:
     """Show the models that --model knows by name, with their sizes; nothing is downloaded.

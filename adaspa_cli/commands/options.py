@@ -9,14 +9,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adaspa_cli.commands.completion import among
 from adaspa_cli.config.caches import CACHES
-from adaspa_cli.config.names import BACKENDS, BUDGETS, DTYPES, LINEARS, OFFLOADS, TOKEN_ORDERS, WEIGHTS_DTYPES
+from adaspa_cli.config.names import (
+    BACKENDS,
+    BUDGETS,
+    DTYPES,
+    FALLBACKS,
+    LINEARS,
+    OFFLOADS,
+    REMAINDERS,
+    REPAIRS,
+    SELECTIONS,
+    TOKEN_ORDERS,
+    WEIGHTS_DTYPES,
+)
 from adaspa_cli.config.presets import preset_names
 from adaspa_cli.errors import shortened
 
@@ -37,6 +51,7 @@ class Flag:
         panel: where the help stands; None is the common one.
         default: what holds if neither the flag nor a preset says otherwise, for the help.
         metavar: stands for the value in the help, instead of its type.
+        values: those that the shell completes; others may be allowed too.
     """
 
     names: tuple[str, ...]
@@ -45,6 +60,7 @@ class Flag:
     panel: str | None
     default: str | None = None
     metavar: str | None = None
+    values: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -66,6 +82,7 @@ class Flag:
             rich_help_panel=self.panel,
             metavar=self.metavar or own.get("metavar"),
             parser=own.get("parser"),
+            autocompletion=among(self.values) if self.values else None,
             show_default=False,
         )
         return Annotated[self.type | None, option]
@@ -97,8 +114,16 @@ _PARSED: dict[Any, dict[str, Any]] = {
 }
 
 
-def _flag(names: str, kind: Any, panel: str, text: str, default: str | None = None, metavar: str | None = None) -> Flag:
-    return Flag(tuple(names.split()), kind, text, panel, default, metavar)
+def _flag(
+    names: str,
+    kind: Any,
+    panel: str,
+    text: str,
+    default: str | None = None,
+    metavar: str | None = None,
+    values: Sequence[str] = (),
+) -> Flag:
+    return Flag(tuple(names.split()), kind, text, panel, default, metavar, tuple(values))
 
 
 # --- how the work of a run is shared: no settings
@@ -149,6 +174,7 @@ METHOD_NAME = _flag(
     METHOD,
     ", ".join(preset_names("methods")) + ".",
     default="adaspa",
+    values=preset_names("methods"),
 )
 SPARSITY = _flag(
     "--sparsity",
@@ -163,11 +189,17 @@ SEARCH_STEPS = _flag(
 BLOCK_SIZE = _flag("--block-size", int, METHOD, "Tokens of a block.")
 HEAD_ADAPTIVE = _flag("--head-adaptive/--no-head-adaptive", bool, METHOD, "Spread the sparsity over the heads.")
 LSE_CACHE = _flag("--lse-cache/--no-lse-cache", bool, METHOD, "Later searches reuse the first one's LSE.")
-TOKEN_ORDER = _flag("--token-order", str, METHOD, ", ".join(TOKEN_ORDERS) + ": order of the video's tokens.")
-SELECTION = _flag("--selection", str, METHOD, "mass or output-error: which blocks are kept.")
-BUDGET = _flag("--budget", str, METHOD, ", ".join(BUDGETS) + ": how kept blocks are spread.")
-REMAINDER = _flag("--remainder", str, METHOD, "drop, or pooled: attend to a summary of what is left out.")
-REPAIR = _flag("--repair", str, METHOD, "none, or probes: repair all rows by a few that attend densely.")
+TOKEN_ORDER = _flag(
+    "--token-order", str, METHOD, ", ".join(TOKEN_ORDERS) + ": order of the video's tokens.", values=TOKEN_ORDERS
+)
+SELECTION = _flag("--selection", str, METHOD, "mass or output-error: which blocks are kept.", values=SELECTIONS)
+BUDGET = _flag("--budget", str, METHOD, ", ".join(BUDGETS) + ": how kept blocks are spread.", values=BUDGETS)
+REMAINDER = _flag(
+    "--remainder", str, METHOD, "drop, or pooled: attend to a summary of what is left out.", values=REMAINDERS
+)
+REPAIR = _flag(
+    "--repair", str, METHOD, "none, or probes: repair all rows by a few that attend densely.", values=REPAIRS
+)
 PROBES = _flag("--probes", int, METHOD, "Number of those rows.")
 MAX_ERROR = _flag("--max-error", float, METHOD, "Attention error above which a layer is dense and searches anew.")
 SHARE_CFG_MASKS = _flag(
@@ -178,8 +210,12 @@ MASKS_FROM_START = _flag("--masks-from-start/--no-masks-from-start", bool, METHO
 MASKS_MIN_RECALL = _flag(
     "--masks-min-recall", float, METHOD, "Measure each layer's recall with the masks: at least this."
 )
-MASKS_FALLBACK = _flag("--masks-fallback", str, METHOD, "search or warn, where it is lower.", default="search")
-CACHE = _flag("--cache", str, METHOD, ", ".join(CACHES) + ": reuse results of earlier steps.", default="none")
+MASKS_FALLBACK = _flag(
+    "--masks-fallback", str, METHOD, "search or warn, where it is lower.", default="search", values=FALLBACKS
+)
+CACHE = _flag(
+    "--cache", str, METHOD, ", ".join(CACHES) + ": reuse results of earlier steps.", default="none", values=CACHES
+)
 
 # --- sampling
 STEPS = _flag("--steps", int, SAMPLING, "Denoising steps.")
@@ -199,14 +235,23 @@ TRUE_CFG_SCALE = _flag("--true-cfg-scale", float, SAMPLING, "HunyuanVideo: guida
 FLOW_SHIFT = _flag("--flow-shift", float, SAMPLING, "Shift of the flow-matching scheduler.")
 
 # --- model and machine
-MODEL = _flag("--model -m", str, MACHINE, ", ".join(preset_names("models")) + ", folder or hub id.", default="tiny")
+MODEL = _flag(
+    "--model -m",
+    str,
+    MACHINE,
+    ", ".join(preset_names("models")) + ", folder or hub id.",
+    default="tiny",
+    values=preset_names("models"),
+)
 WEIGHTS = _flag("--weights", str, MACHINE, "Folder or hub id to take a named model's weights from.")
 GPUS = _flag("--gpus", int, MACHINE, "GPUs that make one video together.", default="1")
 CFG_PARALLEL = _flag("--cfg-parallel/--no-cfg-parallel", bool, MACHINE, "Each branch of guidance on half of them.")
-DTYPE = _flag("--dtype", str, MACHINE, ", ".join(DTYPES), default="auto")
-DEVICE = _flag("--device", str, MACHINE, "auto, cpu, cuda, cuda:N.", default="auto")
-ATTENTION_BACKEND = _flag("--attention-backend", str, MACHINE, ", ".join(BACKENDS), default="auto")
-LINEAR = _flag("--linear", str, MACHINE, ", ".join(LINEARS) + ": what linear layers multiply in.", default="model")
+DTYPE = _flag("--dtype", str, MACHINE, ", ".join(DTYPES), default="auto", values=DTYPES)
+DEVICE = _flag("--device", str, MACHINE, "auto, cpu, cuda, cuda:N.", default="auto", values=("auto", "cpu", "cuda"))
+ATTENTION_BACKEND = _flag("--attention-backend", str, MACHINE, ", ".join(BACKENDS), default="auto", values=BACKENDS)
+LINEAR = _flag(
+    "--linear", str, MACHINE, ", ".join(LINEARS) + ": what linear layers multiply in.", default="model", values=LINEARS
+)
 RANDOM_WEIGHTS = _flag(
     "--random-weights", bool, MACHINE, "Real architecture, random weights: times alone, no download."
 )
@@ -218,12 +263,19 @@ LORA_HIGH = _flag(
 )
 LORA_LOW = _flag("--lora-low", list[str], MACHINE, "The same, for the second.", metavar="LORA[:SCALE]")
 WEIGHTS_DTYPE = _flag(
-    "--weights-dtype", str, MACHINE, ", ".join(WEIGHTS_DTYPES) + ": keep the transformer in it.", default="model"
+    "--weights-dtype",
+    str,
+    MACHINE,
+    ", ".join(WEIGHTS_DTYPES) + ": keep the transformer in it.",
+    default="model",
+    values=WEIGHTS_DTYPES,
 )
 TRANSFORMER = _flag("--transformer", Path, MACHINE, "Single file with the transformer, safetensors or GGUF.")
 LAYERS = _flag("--layers", int, MACHINE, "With random weights: build only this many layers.")
 COMPILE = _flag("--compile/--no-compile", bool, MACHINE, "Blocks through torch.compile; the first step compiles them.")
-OFFLOAD = _flag("--offload", str, MACHINE, ", ".join(OFFLOADS) + ": trade speed for GPU memory.", default="none")
+OFFLOAD = _flag(
+    "--offload", str, MACHINE, ", ".join(OFFLOADS) + ": trade speed for GPU memory.", default="none", values=OFFLOADS
+)
 VAE_TILING = _flag("--vae-tiling/--no-vae-tiling", bool, MACHINE, "Decode in tiles, for less memory.")
 VAE_FRAMEWISE = _flag("--vae-framewise/--no-vae-framewise", bool, MACHINE, "Decode in overlapping pieces of time.")
 

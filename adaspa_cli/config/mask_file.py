@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaspa_cli.config.fields import check_fields, one_of, setting, within
+from adaspa_cli.config.names import FALLBACKS
 from adaspa_cli.errors import ConfigError
-
-FALLBACKS = ("search", "warn")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,10 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 LINEARS = ("model", "fp8")
 WEIGHTS_DTYPES = ("model", "fp8", "int8", "nf4")
 BUDGETS = ("row", "head-adaptive", "layer")
+SELECTIONS = ("mass", "output-error")
+REMAINDERS = ("drop", "pooled")
+REPAIRS = ("none", "probes")
+FALLBACKS = ("search", "warn")
 
 OrderName = Literal["raster", "hilbert"]
 TOKEN_ORDERS: tuple[OrderName, ...] = ("raster", "hilbert")

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from adaspa_cli.config.fields import MOST_SCALE, above_zero, at_least, one_of, setting, shown, within
 from adaspa_cli.config.methods.base import SearchingConfig
-from adaspa_cli.config.names import BUDGETS
+from adaspa_cli.config.names import BUDGETS, REMAINDERS, REPAIRS, SELECTIONS
 from adaspa_cli.errors import ConfigError
 
 SEARCH_ROWS = (1, 2, 4, 8, 16)
@@ -48,9 +48,9 @@ class AdaSpaConfig(SearchingConfig):
 
     head_adaptive: bool = True
     budget: str | None = setting(None, one_of(BUDGETS), late=True)
-    selection: str = setting("mass", one_of(("mass", "output-error")), late=True)
-    remainder: str = setting("drop", one_of(("drop", "pooled")), late=True)
-    repair: str = setting("none", one_of(("none", "probes")), late=True)
+    selection: str = setting("mass", one_of(SELECTIONS), late=True)
+    remainder: str = setting("drop", one_of(REMAINDERS), late=True)
+    repair: str = setting("none", one_of(REPAIRS), late=True)
     probes: int = setting(64, at_least(2, MOST_PROBES), late=True)
     repair_ridge: float = setting(10.0, above_zero(MOST_SCALE), late=True)
     max_error: float | None = setting(None, within("(0, 1]", lambda value: 0 < value <= 1), late=True)
