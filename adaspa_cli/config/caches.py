@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
-from adaspa_cli.config.fields import MOST_SCALE, MOST_STEPS, above_zero, check_fields, from_on, setting, shown
+from adaspa_cli.config.fields import MOST_SCALE, MOST_STEPS, above_zero, check_fields, from_on, rule, setting, shown
 from adaspa_cli.errors import ConfigError
 
 
@@ -52,6 +52,7 @@ class NoCache(CacheConfig):
     name: ClassVar[str] = "none"
 
 
+@rule(f"two ascending numbers, -1 to {MOST_STEPS:,}")
 def _check_timesteps(key: str, value: tuple[int, ...]) -> None:
     if len(value) != 2 or value[0] > value[1]:
         raise ConfigError(f"{key} must be a lower and an upper end, got {shown(value)}")
@@ -77,6 +78,7 @@ class PabConfig(CacheConfig):
     pab_timesteps: tuple[int, ...] = setting((100, 800), _check_timesteps)
 
 
+@rule(f"ascending, above 0, up to {MOST_SCALE:,.10g}")
 def _check_thresholds(key: str, value: tuple[float, ...]) -> None:
     if list(value) != sorted(set(value)) or any(not 0 < threshold < math.inf for threshold in value):
         raise ConfigError(f"{key} must be ascending and above 0, got {shown(value)}")
@@ -134,6 +136,7 @@ class FirstBlockConfig(CacheConfig):
     first_block_threshold: float = setting(0.05, from_on(0, MOST_SCALE))
 
 
+@rule(f"above 0, up to {MOST_SCALE:,.10g} each")
 def _check_ratios(key: str, value: tuple[float, ...]) -> None:
     if any(not 0 < ratio < math.inf for ratio in value):
         raise ConfigError(f"{key} must be numbers above 0, got {shown(value)}")

@@ -11,12 +11,35 @@ import math
 import reprlib
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from adaspa_cli.errors import ConfigError, nearest
 
-Rule = Callable[[str, Any], None]
+Check = Callable[[str, Any], None]
 """Raises ConfigError for a value, of a key, that the field does not take. The value has the field's type."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which values a field takes.
+
+    Attributes:
+        allowed: them in words, for the reference.
+        check: refuses all others.
+    """
+
+    allowed: str
+    check: Check
+
+    def __call__(self, key: str, value: Any) -> None:
+        self.check(key, value)
+
+
+def rule(allowed: str) -> Callable[[Check], Rule]:
+    """Make a rule of a function that checks."""
+    return lambda check: Rule(allowed, check)
+
 
 MOST_STEPS = 10_000  # denoising steps, and all that counts them
 MOST_SCALE = 1_000.0  # guidance, thresholds and ratios: far above all that is of use, far below what overflows
@@ -42,9 +65,10 @@ _short.maxstring = _short.maxother = 80
 _short.maxlong = 40
 
 
-def limits(low: str, passes: Callable[[Any], bool], most: float) -> Rule:
+def limits(low: str, allowed: str, passes: Callable[[Any], bool], most: float) -> Rule:
     """Values that pass, up to ``most``; ``low`` says what those that do not pass must be."""
 
+    @rule(allowed)
     def check(key: str, value: Any) -> None:
         if not passes(value):  # not a number passes nothing
             raise ConfigError(f"{key} must be {low}, got {shown(value)}")
@@ -56,22 +80,23 @@ def limits(low: str, passes: Callable[[Any], bool], most: float) -> Rule:
 
 def at_least(least: float, most: float) -> Rule:
     """Counts."""
-    return limits(f"at least {least}", lambda value: value >= least, most)
+    return limits(f"at least {least}", f"{least:,} to {most:,}", lambda value: value >= least, most)
 
 
 def from_on(least: float, most: float) -> Rule:
     """Numbers from ``least`` on."""
-    return limits(f"a number from {least} on", lambda value: value >= least, most)
+    return limits(f"a number from {least} on", f"{least:g} to {most:,.10g}", lambda value: value >= least, most)
 
 
 def above_zero(most: float) -> Rule:
     """Numbers above 0."""
-    return limits("above 0", lambda value: value > 0, most)
+    return limits("above 0", f"above 0, up to {most:,.10g}", lambda value: value > 0, most)
 
 
 def within(interval: str, passes: Callable[[Any], bool], hint: str | None = None) -> Rule:
     """Numbers that lie in ``interval``, such as ``[0, 1)``."""
 
+    @rule(f"in {interval}")
     def check(key: str, value: Any) -> None:
         if not passes(value):
             raise ConfigError(f"{key} must lie in {interval}, got {shown(value)}", hint=hint)
@@ -81,7 +106,7 @@ def within(interval: str, passes: Callable[[Any], bool], hint: str | None = None
 
 def one_of(allowed: Sequence[str]) -> Rule:
     """Names."""
-    return lambda key, value: check_name(key, value, allowed)
+    return Rule(", ".join(allowed), lambda key, value: check_name(key, value, allowed))
 
 
 def check_name(key: str, value: str, allowed: Sequence[str]) -> None:

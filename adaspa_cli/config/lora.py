@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adaspa_cli.config.fields import rule
 from adaspa_cli.config.hub import hub_answers, hub_error
 from adaspa_cli.errors import ConfigError, ModelError
 
@@ -94,6 +95,7 @@ class LoraFile:
     sha256: str
 
 
+@rule(f"PATH_OR_HUB, or PATH_OR_HUB:SCALE with a scale up to {MOST_SCALE:g} and not 0")
 def check_loras(key: str, texts: Sequence[str]) -> None:
     """The rule of the settings that name LoRAs: raises ConfigError for one that cannot be read."""
     for text in texts:

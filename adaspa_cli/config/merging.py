@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
-from adaspa_cli.config.fields import check_fields, setting, shown
+from adaspa_cli.config.fields import check_fields, rule, setting, shown
 from adaspa_cli.errors import ConfigError
 
 
@@ -28,6 +28,7 @@ class NoMerging(MergeConfig):
     name: ClassVar[str] = "none"
 
 
+@rule("three strides, 1 to 1,024")
 def _check_grid(key: str, value: tuple[int, ...]) -> None:
     if len(value) != 3 or min(value) < 1:
         raise ConfigError(f"{key} must be three strides from 1 on, got {shown(value)}")

@@ -19,6 +19,7 @@ from adaspa_cli.config.fields import (
     check_fields,
     from_on,
     one_of,
+    rule,
     setting,
     shown,
 )
@@ -36,6 +37,7 @@ MOST_FRAMES = 10_000
 MOST_LAYERS = 10_000
 
 
+@rule("auto, cpu, cuda, cuda:N")
 def _check_device(key: str, value: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value, re.ASCII):
         raise ConfigError(f"{key} '{value}' is unknown", hint="auto, cpu, cuda or cuda:N")
@@ -278,6 +280,7 @@ class PromptConfig:
         check_fields(self)
 
 
+@rule("0 to 2^64 - 1 each")
 def _check_seeds(key: str, value: tuple[int, ...]) -> None:
     if not value or min(value) < 0 or max(value) >= 2**64:
         raise ConfigError(f"{key} must be one or more numbers from 0 to 2^64 - 1, got {shown(value)}")

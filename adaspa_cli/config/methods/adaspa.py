@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from adaspa_cli.config.fields import MOST_SCALE, above_zero, at_least, one_of, setting, shown, within
+from adaspa_cli.config.fields import MOST_SCALE, above_zero, at_least, one_of, rule, setting, shown, within
 from adaspa_cli.config.methods.base import SearchingConfig
 from adaspa_cli.config.names import BUDGETS, REMAINDERS, REPAIRS, SELECTIONS
 from adaspa_cli.errors import ConfigError
@@ -16,6 +16,7 @@ MOST_PROBES = 4096
 Budget = Literal["row", "head-adaptive", "layer"]
 
 
+@rule(", ".join(map(str, SEARCH_ROWS)))
 def _check_search_rows(key: str, value: int) -> None:
     if value not in SEARCH_ROWS:
         raise ConfigError(f"{key} must be one of {', '.join(map(str, SEARCH_ROWS))}, got {shown(value)}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
 
-from adaspa_cli.config.fields import MOST_STEPS, at_least, check_fields, setting, shown, within
+from adaspa_cli.config.fields import MOST_STEPS, at_least, check_fields, rule, setting, shown, within
 from adaspa_cli.config.ramp import SparsityRamp
 from adaspa_cli.errors import ConfigError
 
@@ -62,6 +62,7 @@ class DenseConfig(AlgorithmConfig):
         return ()
 
 
+@rule(f"ascending, 0 to {MOST_STEPS - 1:,}")
 def _check_search_steps(key: str, value: tuple[int, ...]) -> None:
     if not value or min(value) < 0:
         raise ConfigError(f"{key} must be one or more steps from 0 on, got {shown(value)}")
@@ -71,6 +72,7 @@ def _check_search_steps(key: str, value: tuple[int, ...]) -> None:
         raise ConfigError(f"{key} must lie below {MOST_STEPS}, got {shown(value)}")
 
 
+@rule("as 0:0.5,8%:0.7,20%:0.95")
 def _check_ramp(key: str, value: str) -> None:
     SparsityRamp.parse(value, key)
 

@@ -1,0 +1,77 @@
+"""The generated pages of docs/ are what the code says, and leave nothing out."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+
+from adaspa_cli.app import app
+from adaspa_cli.commands.options import GENERATE
+from adaspa_cli.config.flat import keys_of
+from adaspa_cli.config.schema import GenerateConfig
+from scripts.references.__main__ import PAGES, ROOT, made
+from scripts.references.commands import commands
+from scripts.references.settings import groups
+from scripts.references.tables import attributes, markdown, sentence, table
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_up_to_date(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert (ROOT / name).read_text(encoding="utf-8") == made(name), "run python -m scripts.references"
+
+
+def _offered(command: Any, path: str) -> Iterator[tuple[str, set[str]]]:
+    """What the built app offers: the flags of each command by its name."""
+    if hasattr(command, "commands"):
+        for name, inner in command.commands.items():
+            yield from _offered(inner, f"{path} {name}")
+        return
+    shown = [parameter for parameter in command.params if parameter.opts[0].startswith("-") and not parameter.hidden]
+    yield path, {name for option in shown for name in (*option.opts, *option.secondary_opts)} - {"--help", "-h"}
+
+
+def test_every_flag_of_every_command_is_documented() -> None:
+    documented = {
+        command.name: {name for option in command.options if not option.argument for name in option.names}
+        for command in commands()
+    }
+    assert documented == dict(_offered(typer.main.get_command(app), "adaspa"))
+
+
+def test_every_setting_is_documented_once_and_has_its_flag() -> None:
+    keys = [key for group in groups() for key in group.keys]
+    assert sorted(keys) == sorted(keys_of(GenerateConfig))
+    page = (ROOT / "docs/reference/configuration.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `") and line.count("|") > 6}
+    for flag in GENERATE:
+        if flag.key != "config":
+            assert f"`{flag.names[0]}`" in rows[flag.key]
+
+
+def test_bounds_and_defaults_are_those_of_the_schema() -> None:
+    page = (ROOT / "docs/reference/configuration.md").read_text(encoding="utf-8")
+    assert "| `steps` | a whole number | `50` | 1 to 10,000 | `--steps` | Number of denoising steps. |" in page
+    assert "| `max_error` | a number | `null` | in (0, 1] |" in page
+
+
+def test_docstrings_become_markdown() -> None:
+    class Sample:
+        """A sample.
+
+        Attributes:
+            first, second: of :class:`~adaspa_cli.attention.layout.TokenLayout`, in
+                ``two`` lines.
+            third: γ.
+        """
+
+    assert attributes(Sample) == {
+        "first": "of `adaspa_cli.attention.layout.TokenLayout`, in `two` lines.",
+        "second": "of `adaspa_cli.attention.layout.TokenLayout`, in `two` lines.",
+        "third": "γ.",
+    }
+    assert [sentence("γ"), sentence("`a` b"), sentence("a b.")] == ["γ.", "`a` b.", "A b."]
+    assert markdown(":func:`apply`") == "`apply`"
+    assert table(("a",), [("b|c",)]) == "| a |\n| --- |\n| b\\|c |"
