@@ -18,7 +18,7 @@ from adaspa_cli.jobs.places import lossless_path
 from adaspa_cli.jobs.plan import Job
 from adaspa_cli.models.loading import choose_device
 from adaspa_cli.quality import vbench
-from adaspa_cli.quality.video_metrics import METRICS, Measurement, VideoMetrics
+from adaspa_cli.quality.video_metrics import METRICS, Measurement, VideoMetrics, import_torchmetrics
 from adaspa_cli.report.machine import versions
 
 Pair = tuple[Job, Job | None]  # a run, and the dense run of the same prompt and seed
@@ -27,6 +27,16 @@ Pair = tuple[Job, Job | None]  # a run, and the dense run of the same prompt and
 def quality_path(job: Job) -> Path:
     """Where the measurements of a run are."""
     return job.place.with_name(f"{job.place.stem}.quality.json")
+
+
+def check_metrics(rows: Sequence[PlannedRow]) -> None:
+    """Refuse, before the first run is made, what would keep its videos from being measured.
+
+    Raises:
+        BackendError: torchmetrics cannot be imported.
+    """
+    if any(row.resolved.config.output.lossless for row in rows):
+        import_torchmetrics()
 
 
 def measure_bench(rows: Sequence[PlannedRow], note: Callable[[str], None]) -> None:

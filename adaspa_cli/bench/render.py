@@ -15,6 +15,7 @@ from adaspa_cli.bench.schema import (
     Bench,
     BenchRow,
     Figure,
+    Metric,
     Missing,
     PaperFigures,
     Part,
@@ -22,11 +23,17 @@ from adaspa_cli.bench.schema import (
     Ratio,
     Summary,
 )
-from adaspa_cli.quality.video_metrics import METRICS
 
-TITLES: dict[str, str] = {"psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS", "vbench": "VBench-6 %"}
+TITLES: dict[str, str] = {
+    "psnr": "PSNR dB",
+    "ssim": "SSIM",
+    "st_lpips": "ST-LPIPS",
+    "lpips": "LPIPS",
+    "vbench": "VBench-6 %",
+}
 Middle = Literal["mean", "median"]
-_DIGITS: dict[str, int] = {"psnr": 2, "ssim": 4, "lpips": 4, "vbench": 2}
+_DIGITS: dict[str, int] = {"psnr": 2, "ssim": 4, "st_lpips": 4, "lpips": 4, "vbench": 2}
+_OF_THE_PAPER: tuple[Metric, ...] = ("psnr", "ssim", "lpips", "vbench")
 
 
 @dataclass(frozen=True)
@@ -52,13 +59,19 @@ def tables(bench: Bench) -> list[Table]:
 
 
 def _quality_table(bench: Bench) -> Table:
+    """PSNR and SSIM always have a column, a metric that no row has is a note alone."""
+    shown = [
+        metric
+        for metric in QUALITY
+        if metric in ("psnr", "ssim") or any(isinstance(row.quality[metric], Summary) for row in bench.rows)
+    ]
     lines = []
     for row in bench.rows:
-        cells = [_spread(row.quality[metric], _DIGITS[metric], "mean") for metric in QUALITY]
+        cells = [_spread(row.quality[metric], _DIGITS[metric], "mean") for metric in shown]
         lines.append([row.name, *cells, f"{len(row.runs)} of {row.planned}"])
     return Table(
         "Quality against the dense video of the same prompt and seed",
-        ["method", *(TITLES[metric] for metric in QUALITY), "runs"],
+        ["method", *(TITLES[metric] for metric in shown), "runs"],
         lines,
         ["Mean over the runs; in brackets the quartiles, or of fewer than four runs the range.", *_reasons(bench)],
     )
@@ -175,7 +188,7 @@ def _steps(figure: PhaseFigures) -> str:
 
 
 def _paper_table(bench: Bench) -> Table:
-    columns = {**{metric: TITLES[metric] for metric in METRICS}, "vbench": "VBench %"}
+    columns: dict[str, str] = {**{metric: TITLES[metric] for metric in _OF_THE_PAPER}, "vbench": "VBench %"}
     if all(row.settings["random_weights"] for row in bench.rows):
         columns = {}
     notes = ["The paper's prompts, machine and kernels are others: its figures are no targets for those above them."]
@@ -201,7 +214,7 @@ def _our_cells(row: BenchRow) -> dict[str, str]:
 
 
 def _paper_cells(paper: PaperFigures) -> dict[str, str]:
-    quality: dict[str, str] = {metric: _number(getattr(paper, metric), _DIGITS[metric]) for metric in QUALITY}
+    quality: dict[str, str] = {metric: _number(getattr(paper, metric), _DIGITS[metric]) for metric in _OF_THE_PAPER}
     speed_up = "–" if paper.speed_up is None else f"{paper.speed_up:.2f} x"
     return {**quality, "latency": _number(paper.latency, 2), "speed_up": speed_up}
 

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from adaspa_cli.bench.spec import Plot
-from adaspa_cli.files.typed_json import ABSENT
+from adaspa_cli.files.typed_json import ABSENT, later
 from adaspa_cli.report.schema import Estimated, Machine
 from adaspa_cli.report.versioned import Versioned, read_versioned
 
-Metric = Literal["psnr", "ssim", "lpips", "vbench"]
+Metric = Literal["psnr", "ssim", "st_lpips", "lpips", "vbench"]
 Part = Literal["latency", "text_encoding", "denoising", "attention", "decoding"]
 ComparedPart = Literal["latency", "denoising", "attention"]
 QUALITY: tuple[Metric, ...] = get_args(Metric)
+_LATER_METRICS = later({"st_lpips": {"missing": "the bench is older than this metric"}})
 PARTS: tuple[Part, ...] = get_args(Part)
 COMPARED_PARTS: tuple[ComparedPart, ...] = get_args(ComparedPart)
 
@@ -138,7 +139,7 @@ class BenchRow:
     failures: tuple[FailedRun, ...]
     reference: str | None
     diffusers_row: str | None
-    quality: Mapping[Metric, Figure]
+    quality: Mapping[Metric, Figure] = field(metadata=_LATER_METRICS)
     identical_frames: int
     seconds: Mapping[Part, Figure]
     speed_up: SpeedUps

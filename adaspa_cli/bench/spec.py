@@ -22,7 +22,7 @@ from adaspa_cli.jobs.prompts import collect_prompts
 
 # What the bench itself decides for every run.
 RESERVED = ("prompt", "prompts", "seed", "out", "resume", "lossless")
-FIGURES = ("latency", "denoising", "attention", "speed_up", "density", "psnr", "ssim", "lpips", "vbench")
+FIGURES = ("latency", "denoising", "attention", "speed_up", "density", "psnr", "ssim", "st_lpips", "lpips", "vbench")
 
 
 @dataclass(frozen=True)

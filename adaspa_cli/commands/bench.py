@@ -158,9 +158,11 @@ def _run(console: Console, spec: BenchSpec, task: _Task, *, plan_only: bool) -> 
     from adaspa_cli.commands.progress import BenchProgress
 
     if not task.tables_only:
+        from adaspa_cli.bench.measure import check_metrics
         from adaspa_cli.bench.runner import run_bench
         from adaspa_cli.jobs.shard import take_gpu
 
+        check_metrics(planned)
         take_gpu(task.shard, _device(planned))
         with console.progress() as progress:
             left = run_bench(planned, BenchProgress(console, progress), warmup_steps=spec.warmup_steps)

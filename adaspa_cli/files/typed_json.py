@@ -15,6 +15,13 @@ ABSENT = {"absent": True}  # metadata of a field that JSON has no key for where 
 REST = {"rest": True}  # metadata of a mapping whose keys stand beside the other fields in JSON
 
 
+def later(entries: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Metadata of a mapping whose keys are a ``Literal``: what the keys that were added later read as in older files,
+    as JSON.
+    """
+    return {"later": entries}
+
+
 class ShapeError(ValueError):
     """JSON is not of the type that was asked for; says where."""
 
@@ -40,7 +47,7 @@ def to_json(value: Any) -> Any:
 def from_json(kind: type[T], content: Any) -> T:
     """What JSON holds as a dataclass: a missing key reads as the field's default, and an unknown key is passed over.
 
-    A mapping whose keys are a ``Literal`` must have all of them.
+    A mapping whose keys are a ``Literal`` must have all of them, but those of :func:`later`.
 
     Raises:
         ShapeError: a key without a default is missing, or a value is of another type.
@@ -104,7 +111,10 @@ def _read_dataclass(kind: Any, content: Any, where: str) -> Any:
         if "rest" in field.metadata:
             found[field.name] = {key: content[key] for key in content.keys() - {other.name for other in fields}}
         elif field.name in content:
-            found[field.name] = _read(hints[field.name], content[field.name], place)
+            entry = content[field.name]
+            if isinstance(entry, dict):
+                entry = {**field.metadata.get("later", {}), **entry}
+            found[field.name] = _read(hints[field.name], entry, place)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ShapeError(f"{place} is missing")
     return kind(**found)

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,9 @@ import pytest
 
 from adaspa_cli.bench.plan import plan_bench
 from adaspa_cli.errors import ConfigError, ModelError, RunError
+from adaspa_cli.quality import st_lpips
 from tests.bench.benches import PROMPTS, make, rows, settings, small_bench
 from tests.pipelines import Listener
-
-pytest.importorskip("torchmetrics")
 
 
 def runs_made(listener: Listener) -> list[tuple[str, int]]:
@@ -306,21 +306,20 @@ def test_random_weights_are_said_everywhere_and_have_no_quality(hunyuan_folder: 
 def test_what_cannot_be_measured_is_n_a_with_the_reason_and_measured_once_it_can(
     hunyuan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     spec, out = small_bench(tmp_path, hunyuan_folder), tmp_path / "out"
     with monkeypatch.context() as patch:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchmetrics"]:
-            patch.delitem(sys.modules, name)
-        patch.setitem(sys.modules, "torchmetrics", None)
-        bench = make(spec, out)
-    for metric in ("psnr", "ssim", "lpips"):
-        assert "torchmetrics cannot be imported" in rows(bench)["adaspa"]["quality"][metric]["missing"]
-    assert "pip install 'adaspa[quality]'" in (out / "bench.md").read_text()
-    row = rows(make(spec, out))["adaspa"]
-    assert math.isfinite(row["quality"]["psnr"]["mean"])
-    assert row["quality"]["lpips"]["missing"]
-    assert row["quality"]["vbench"]["missing"]
+        patch.setattr(st_lpips, "_PACKAGE", "a_package_that_is_not_there")
+        before = rows(make(spec, out))["adaspa"]["quality"]
+    assert math.isfinite(before["psnr"]["mean"])
+    assert before["vbench"]["missing"]
+    text = (out / "bench.md").read_text()
+    assert "| method | PSNR dB | SSIM | runs |" in text
+    assert "ST-LPIPS n/a (adaspa): stlpips-pytorch is not installed; pip install 'adaspa[perceptual]'." in text
+    if find_spec("stlpips_pytorch"):
+        after = rows(make(spec, out))["adaspa"]["quality"]
+        assert 0 < after["st_lpips"]["mean"] < 1
+        assert after["psnr"] == before["psnr"]
+        assert "| method | PSNR dB | SSIM | ST-LPIPS | runs |" in (out / "bench.md").read_text()
 
 
 def test_a_pipeline_as_diffusers_runs_it_is_compared_with_full_and_its_attention_is_not_known(

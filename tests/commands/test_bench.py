@@ -13,8 +13,6 @@ from typer.testing import CliRunner
 from adaspa_cli.app import app
 from tests.bench.benches import PROMPTS, bench_file
 
-pytest.importorskip("torchmetrics")
-
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -80,6 +78,18 @@ def test_a_seed_of_a_bench_file_is_made_once(run: Any) -> None:
     result = run("--plan", "--json", seeds=[1, 1])
     assert [row["runs"] for row in json.loads(result.stdout)] == [2, 2]
     assert "seed given twice, made once: 1" in result.stderr
+
+
+def test_a_bench_whose_videos_cannot_be_measured_is_refused_before_the_first_run(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchmetrics"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    result = run()
+    assert result.exit_code == USAGE
+    assert "PSNR and SSIM need torchmetrics, which cannot be imported" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_processes_share_a_bench(run: Any, tmp_path: Path) -> None:

@@ -70,7 +70,6 @@ def test_an_import_is_interrupted(tmp_path: Path, module: str) -> None:
 
 
 def test_tables_alone_are_not_left_half_written(tmp_path: Path) -> None:
-    pytest.importorskip("torchmetrics")
     bench = tmp_path / "bench.yaml"
     bench.write_text("rows: [{method: full}]\nprompts: [x]\nrun: {height: 96, width: 96, frames: 9, steps: 2}\n")
     out = tmp_path / "out"

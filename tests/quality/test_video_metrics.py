@@ -1,4 +1,4 @@
-"""PSNR and SSIM of videos whose difference is known, and metrics that cannot be had."""
+"""PSNR, SSIM and ST-LPIPS of videos whose difference is known, and metrics that cannot be had."""
 
 import sys
 from pathlib import Path
@@ -8,8 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-pytest.importorskip("torchmetrics")
-
+from adaspa_cli.errors import BackendError
 from adaspa_cli.quality.video_metrics import PSNR_OF_EQUAL_FRAMES, Measurement, VideoMetrics
 
 CPU = torch.device("cpu")
@@ -79,7 +78,22 @@ def test_videos_of_different_shape_have_no_metric(metrics: VideoMetrics) -> None
 
 def test_frames_that_are_too_small_for_a_metric_do_not_stop_the_others(metrics: VideoMetrics) -> None:
     tiny = picture(2)[:, :4, :4]
-    assert metrics.compare(tiny, tiny)["lpips"].value is None
+    found = metrics.compare(tiny, tiny)
+    assert found["psnr"].value == PSNR_OF_EQUAL_FRAMES
+    assert found["ssim"].value is None
+    assert found["ssim"].reason
+
+
+def test_st_lpips_grows_with_noise(metrics: VideoMetrics) -> None:
+    if reason := metrics.reasons.get("st_lpips"):
+        pytest.skip(reason)
+    random, values = np.random.default_rng(0), [0.0]
+    for strength in (0, 8, 24):
+        noise = random.normal(0, strength, picture(9).shape)
+        value = metrics.compare((picture(9) + noise).clip(0, 255).astype(np.uint8), picture(9))["st_lpips"].value
+        assert value is not None
+        values.append(value)
+    assert values[0] == values[1] < values[2] < values[3]
 
 
 def test_lpips_is_n_a_without_its_weights_and_nothing_is_downloaded(
@@ -96,8 +110,40 @@ def test_lpips_is_n_a_without_its_weights_and_nothing_is_downloaded(
     assert found["psnr"].value is not None
 
 
-def test_a_torchvision_that_does_not_fit_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_is_n_a_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     reasons = VideoMetrics(CPU).reasons
     assert "torchvision cannot be imported" in reasons["lpips"]
     assert "psnr" not in reasons
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_an_error_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a torchvision, and with it torchmetrics, fails on import in just this way."""
+    for package, line in (
+        ("torchvision", "raise RuntimeError('operator torchvision::nms does not exist')"),
+        ("torchmetrics", "import torchvision"),
+    ):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(line + "\n")
+        forget(monkeypatch, package)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BackendError, match="operator torchvision::nms does not exist") as told:
+        VideoMetrics(CPU)
+    assert f"torchvision does not fit torch {torch.__version__}" in str(told.value.hint)
+    assert "\n" not in told.value.message
+
+
+def test_without_torchmetrics_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch, "torchmetrics")
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(BackendError, match="PSNR and SSIM need torchmetrics") as told:
+        VideoMetrics(CPU)
+    assert "pip install --upgrade torchmetrics" in str(told.value.hint)
