@@ -9,6 +9,7 @@ import typer
 
 from adaspa_cli.commands.bench import bench
 from adaspa_cli.commands.completion import prepare_completion
+from adaspa_cli.commands.doctor import doctor
 from adaspa_cli.commands.generate import generate
 from adaspa_cli.commands.masks import masks_app
 from adaspa_cli.commands.models import models
@@ -33,6 +34,7 @@ app.command()(search_masks)
 app.add_typer(masks_app, name="masks")
 app.command()(visualize)
 app.command()(models)
+app.command()(doctor)
 
 
 def _show_version(value: bool) -> None:

@@ -24,7 +24,7 @@ ROWS = (
     {"sampling"},
     {"report"},
     {"jobs"},
-    {"bench", "forecast", "visual"},
+    {"bench", "doctor", "forecast", "visual"},
     {"commands"},
     {"app"},
     {"__main__"},

@@ -88,7 +88,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Full attention: output [B, H, Lq, D] ([B, Lq, H, D] in memory) and LSE float32 [B, H, Lq]."""
     _check_scale(scale)
-    if not _uses_products(q.dtype):
+    if not uses_products(q.dtype):
         out, lse = _flash(q, k, v, scale)
         return _token_major(out), lse
     queries, keys, values = _flat(q, 1), _flat(k, _ALIGNED), _flat(v, _ALIGNED)
@@ -113,7 +113,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, sca
     keys, values = _flat(k, block_k), _flat(v, block_k)
     rows = queries.view(-1, block_q, head_dim)
     out, lse = torch.zeros_like(rows), _empty(rows, *rows.shape[:2]).fill_(-torch.inf)
-    softmax = _Softmax(q, scale) if _uses_products(q.dtype) else None
+    softmax = _Softmax(q, scale) if uses_products(q.dtype) else None
 
     counts = mask.counts.expand(batch, heads, -1).reshape(-1)
     indices = mask.indices.expand(batch, heads, -1, -1).flatten(0, -2)
@@ -226,7 +226,7 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
 
 
-def _uses_products(dtype: torch.dtype) -> bool:
+def uses_products(dtype: torch.dtype) -> bool:
     """The measured rule of the module's docstring."""
     return dtype == torch.bfloat16
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -72,3 +73,23 @@ def wrong_backend(name: str, device: str, reason: str | None = None) -> BackendE
         f"attention backend '{name}' cannot run on {device}{why}",
         hint=hint if elsewhere else "use --attention-backend auto",
     )
+
+
+def cpu_name() -> str:
+    """The processor's name, for people."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, "unknown")
+
+
+def machine_memory() -> tuple[int | None, int | None]:
+    """Bytes of the machine's memory that are free, and all of them; None where nothing tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        known = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
+    except (OSError, ValueError):
+        return None, None
+    return known.get("MemAvailable"), known.get("MemTotal")

@@ -13,6 +13,7 @@ from adaspa_cli.attention.layout import INT16_BLOCKS
 from adaspa_cli.config import GenerateConfig
 from adaspa_cli.config.architecture import BUNDLED, Architecture
 from adaspa_cli.config.catalogue import DENSE_STATES, catalogue
+from adaspa_cli.config.devices import machine_memory
 from adaspa_cli.config.kept_blocks import kept_blocks
 from adaspa_cli.forecast.steps import PlannedStep
 from adaspa_cli.masks import MaskPolicy
@@ -148,9 +149,4 @@ def device_memory(device: torch.device) -> tuple[int | None, int | None]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(free), int(total)
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        known = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-    except (OSError, ValueError):
-        return None, None
-    return known.get("MemAvailable"), known.get("MemTotal")
+    return machine_memory()

@@ -6,10 +6,10 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 
 import torch
 
+from adaspa_cli.config.devices import cpu_name
 from adaspa_cli.report.schema import Machine
 from adaspa_cli.version import __version__
 
@@ -33,7 +33,7 @@ def machine(device: torch.device) -> Machine:
     """The processor, and the GPU where one is used."""
     described = Machine(
         device=str(device),
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)),
         threads=torch.get_num_threads(),
         system=f"{platform.system()} {platform.machine()}",
@@ -44,12 +44,3 @@ def machine(device: torch.device) -> Machine:
     return dataclasses.replace(
         described, gpu=gpu.name, gpu_memory_bytes=gpu.total_memory, compute_capability=f"{gpu.major}.{gpu.minor}"
     )
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, "unknown")

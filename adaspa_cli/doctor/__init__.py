@@ -1,0 +1,1 @@
+"""``adaspa doctor``: what this machine and its installation can do, and how to mend what they cannot."""
