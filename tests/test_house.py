@@ -53,7 +53,8 @@ def test_no_reason_outlives_its_function() -> None:
 def test_a_page_links_to_every_result_in_the_repository() -> None:
     """Or to the table that the JSON file belongs to."""
     docs = ROOT / "docs"
-    pages = "".join(path.read_text(encoding="utf-8") for path in [*docs.glob("*.md"), ROOT / "README.md"])
+    shown = (path for path in [*docs.glob("*.md"), ROOT / "README.md"] if path.name != "figures.md")  # it lists all
+    pages = "".join(path.read_text(encoding="utf-8") for path in shown)
     results = (path for path in (docs / "results").rglob("*") if path.is_file())
     unlinked = [
         str(path)

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.references import commands, settings
+from scripts.references import commands, figures, settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOTE = "<!-- Made by `python -m scripts.references`: edit what it is made from, not this page. -->\n\n"
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/commands.md": commands.page,
     "docs/reference/configuration.md": settings.page,
+    "docs/figures.md": figures.page,
 }
 
 

@@ -1,5 +1,6 @@
 """The generated pages of docs/ are what the code says, and leave nothing out."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from adaspa_cli.config.flat import keys_of
 from adaspa_cli.config.schema import GenerateConfig
 from scripts.references.__main__ import PAGES, ROOT, made
 from scripts.references.commands import commands
+from scripts.references.figures import figures
 from scripts.references.settings import groups
 from scripts.references.tables import attributes, markdown, sentence, table
 
@@ -75,3 +77,33 @@ def test_docstrings_become_markdown() -> None:
     assert [sentence("γ"), sentence("`a` b"), sentence("a b.")] == ["γ.", "`a` b.", "A b."]
     assert markdown(":func:`apply`") == "`apply`"
     assert table(("a",), [("b|c",)]) == "| a |\n| --- |\n| b\\|c |"
+
+
+FIGURES = [figure for entries in figures().values() for figure in entries]
+DOCS = ROOT / "docs"
+
+
+def test_every_result_and_picture_is_in_the_index_of_figures() -> None:
+    listed = {DOCS / "results" / name for figure in FIGURES for name in figure.results}
+    listed |= {DOCS / "images" / name for figure in FIGURES for name in figure.images}
+    assert [path for path in sorted(listed) if not path.is_file()] == []
+    kept = {path for folder in ("results", "images") for path in (DOCS / folder).rglob("*") if path.is_file()}
+    tables = {path.with_suffix(".md") for path in listed}
+    assert sorted(kept - listed - tables) == []
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.shows[:40])
+def test_a_figure_can_be_made_again(figure: Any) -> None:
+    """Its script or preset is there, and so are the pages that show it."""
+    assert figure.command or figure.note
+    scripts = [name.replace(".", "/") for name in re.findall(r"python -m (scripts\.\w+)", figure.command)]
+    assert all((ROOT / f"{name}.py").is_file() or (ROOT / name).is_dir() for name in scripts)
+    presets = re.findall(r"--preset ([\w-]+)", figure.command)
+    assert all((ROOT / "configs" / "bench" / f"{preset}.yaml").is_file() for preset in presets)
+    assert all((ROOT / page).is_file() for page in figure.pages)
+
+
+def test_the_index_says_where_each_figure_is_shown_and_was_made() -> None:
+    page = (DOCS / "figures.md").read_text(encoding="utf-8")
+    assert page.count("- Shown in: [") == page.count("- Made on: ") == len(FIGURES)
+    assert re.findall(r"- (?:Made on|Shown in): *\n", page) == []
