@@ -33,7 +33,7 @@ def _functions(path: Path) -> Iterator[tuple[str, int]]:
     return walk(ast.parse(path.read_text(encoding="utf-8")), "")
 
 
-@pytest.mark.parametrize("folder", ["adaspa_cli", "scripts", "tests"])
+@pytest.mark.parametrize("folder", ["adaspa_cli", "examples", "scripts", "tests"])
 def test_functions_are_short(folder: str) -> None:
     long = {
         f"{path.relative_to(ROOT).as_posix()}:{name}": lines

@@ -61,6 +61,7 @@ def test_the_wheel_answers_help_and_holds_the_presets(installed: Path, tmp_path:
     command = [installed / "python", "-c", where]
     python = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=True)
     assert python.stdout.count(str(installed.parent)) == 2
+    assert [(Path(place).parent / "py.typed").is_file() for place in python.stdout.split()] == [True] * 2
     shown = _run(installed, tmp_path, "generate", "--model", "fasthunyuan", "--print-config", "--json")
     assert json.loads(shown.stdout)["flow_shift"] == {"value": 17.0, "origin": "model preset fasthunyuan"}
 
