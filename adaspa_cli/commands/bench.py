@@ -16,10 +16,10 @@ from adaspa_cli import interrupts
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
 from adaspa_cli.commands.completion import among
-from adaspa_cli.commands.early import say_repeated
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.config.presets import preset_names
 from adaspa_cli.console import Console
+from adaspa_cli.jobs.early import note_repeated
 
 if TYPE_CHECKING:
     from adaspa_cli.bench.plan import PlannedRow
@@ -115,7 +115,7 @@ def _chosen(console: Console, spec: BenchSpec, given: Given, rows: str | None, l
         from adaspa_cli.config.load import check_value
 
         check_value("seed", seeds, "flag --seed")
-    say_repeated(console, "seed", seeds or spec.seeds)
+    note_repeated(console.note, "seed", seeds or spec.seeds)
     return dataclasses.replace(spec, seeds=tuple(dict.fromkeys(seeds or spec.seeds)))
 
 

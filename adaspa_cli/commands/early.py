@@ -1,107 +1,16 @@
-"""What can be refused, or is worth knowing, before torch is imported: an error must not wait for seconds."""
+"""What a command says of its settings before torch is imported."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaspa_cli.console import Console
-from adaspa_cli.errors import MaskFileError, shortened
+from adaspa_cli.jobs.early import note_repeated
 
 if TYPE_CHECKING:
     from adaspa_cli.commands.settings import Given
-    from adaspa_cli.config import GenerateConfig, ModelConfig, Resolved
-
-
-def check_early(
-    console: Console, resolved: Resolved, folder: str, *, may_be_complete: bool = False, download: bool = True
-) -> list[str]:
-    """Check a run as far as that takes no time; returns its prompts, each once.
-
-    Args:
-        folder: where its results go.
-        may_be_complete: whether the run may need no model, because all is there.
-        download: whether the hub may be asked.
-
-    Raises:
-        AdaspaError: the size, the folder, the prompts, a picture, a LoRA, the mask file, the device or the checkpoint
-            is of no use; with ``strict_prompt`` also a word or a size that the model was not trained on.
-    """
-    from adaspa_cli.config import architecture
-    from adaspa_cli.config.devices import check_device
-    from adaspa_cli.config.packages import check_packages, check_transformer_file
-    from adaspa_cli.files.folders import check_folder
-    from adaspa_cli.files.pictures import read_pictures
-    from adaspa_cli.jobs.prompts import read_prompts
-
-    config = resolved.config
-    architecture.check_early(config.model, config.sampling)
-    check_folder(folder)
-    check_masks(config)
-    prompts = read_prompts(config.prompts)
-    for key, picture in read_pictures(config.sampling.pictures).items():
-        console.note(f"{key.replace('_', ' ')} {picture.note(config.sampling.height, config.sampling.width)}")
-    check_packages(config.model)
-    if config.model.transformer is not None:
-        check_transformer_file(config.model)
-    for loras in config.model.loras.values():
-        for lora in loras:
-            if download or lora.is_local():
-                lora.file()
-    if not may_be_complete:
-        check_device(config.model, config.method)
-        _check_weights(config.model, download=download)
-    say_repeated(console, "prompt", prompts)
-    return list(dict.fromkeys(prompts))
-
-
-def _check_weights(model: ModelConfig, *, download: bool) -> None:
-    """Refuse a folder that is no whole checkpoint, and a hub id that is neither on the hub nor in its cache."""
-    from adaspa_cli.config.architecture import check_complete
-    from adaspa_cli.config.model_source import check_available
-
-    folder = Path(model.weights).expanduser()
-    if model.random_weights or model.is_bundled:
-        return
-    if folder.is_dir():
-        check_complete(folder)
-    elif download:
-        check_available(model.weights)
-
-
-def check_masks(config: GenerateConfig) -> None:
-    """Refuse the mask file of a run, if it has one, that is not whole, or that does not fit its settings.
-
-    Raises:
-        MaskFileError: names what does not fit.
-    """
-    if config.method.mask_file.masks is None:
-        return
-    from adaspa_cli.config.architecture import known_architecture
-    from adaspa_cli.maskfiles.check import check_architecture, check_name, check_settings
-    from adaspa_cli.maskfiles.header import Described
-
-    masks = Described.open(config.method.mask_file.masks)
-    check_settings(masks, config.method)
-    check_name(masks, config.model)
-    architecture = known_architecture(config.model)
-    if architecture is not None:
-        check_architecture(masks, architecture, config.sampling)
-
-
-def check_readable(*masks: Path) -> None:
-    """Refuse mask files that are not there, or that nobody may read.
-
-    Raises:
-        MaskFileError: names the first of them.
-    """
-    for path in masks:
-        try:
-            path.expanduser().open("rb").close()
-        except OSError as error:
-            raise MaskFileError(f"cannot read masks from {path}: {error.strerror}") from error
+    from adaspa_cli.config import Resolved
 
 
 def say_early(console: Console, given: Given, resolved: Resolved, prompts: Sequence[str]) -> None:
@@ -113,16 +22,9 @@ def say_early(console: Console, given: Given, resolved: Resolved, prompts: Seque
     idle = [f"--{key.replace('_', '-')}" for key in method.ignored(given.settings())]
     if idle:
         console.note(f"no effect with method {method.method}: {', '.join(idle)}")
-    say_repeated(console, "seed", given.seeds())
+    note_repeated(console.note, "seed", given.seeds())
     for line in check_understood(resolved.config, prompts):
         console.note(line)
     note = random_weights_note(resolved.config.model)
     if note:
         console.note(note)
-
-
-def say_repeated(console: Console, key: str, values: Sequence[object]) -> None:
-    """Say which values were given more than once."""
-    twice = [shortened(str(value), 60) for value, times in Counter(values).items() if times > 1]
-    if twice:
-        console.note(f"{key} given twice, made once: {', '.join(twice)}")

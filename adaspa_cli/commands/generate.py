@@ -15,11 +15,12 @@ from rich.text import Text
 from adaspa_cli import interrupts
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
-from adaspa_cli.commands.early import check_early, say_early
+from adaspa_cli.commands.early import say_early
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.commands.together import Member, member, started_by_torchrun
 from adaspa_cli.console import Console
 from adaspa_cli.distributed.launch import launch
+from adaspa_cli.jobs.early import check_early
 
 if TYPE_CHECKING:
     from adaspa_cli.config import GenerateConfig, Resolved
@@ -121,7 +122,9 @@ def _show_plan(console: Console, resolved: Resolved, prompts: list[str]) -> None
 def _check(console: Console, given: Given, resolved: Resolved, share: Shard | None, *, download: bool) -> list[str]:
     """Refuse what can be refused early, and say what is worth knowing; returns the prompts."""
     resumes = resolved.config.output.resume or share is not None
-    prompts = check_early(console, resolved, resolved.config.output.out, may_be_complete=resumes, download=download)
+    prompts = check_early(
+        console.note, resolved, resolved.config.output.out, may_be_complete=resumes, download=download
+    )
     _check_compared(resolved.config, prompts)
     say_early(console, given, resolved, prompts)
     _say_schedule(console, resolved)

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from adaspa_cli.commands.command import command
-from adaspa_cli.commands.early import check_readable
 from adaspa_cli.console import Console
 from adaspa_cli.errors import MaskFileError
+from adaspa_cli.jobs.early import check_readable
 
 if TYPE_CHECKING:
     from adaspa_cli.maskfiles import MaskFile

@@ -12,10 +12,11 @@ from rich.text import Text
 
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
-from adaspa_cli.commands.early import check_early, say_early
+from adaspa_cli.commands.early import say_early
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.console import Console
 from adaspa_cli.distributed.refuse import check_alone
+from adaspa_cli.jobs.early import check_early
 
 if TYPE_CHECKING:
     from adaspa_cli.config import Resolved
@@ -96,7 +97,7 @@ def search_masks(
     searched = SearchOptions(out, keep_ranking, keep_sums, first_step_only, resume)
     searched.check(resolved.config.method)
     check_alone(resolved.config, "search-masks")
-    prompts = check_early(console, resolved, str(out.parent), may_be_complete=resume)
+    prompts = check_early(console.note, resolved, str(out.parent), may_be_complete=resume)
     say_early(console, given, resolved, prompts)
     console.note("starting ...")
     _run(console, resolved, searched, prompts, share)

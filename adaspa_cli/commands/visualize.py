@@ -10,11 +10,12 @@ from rich.text import Text
 
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
-from adaspa_cli.commands.early import check_early, say_early
+from adaspa_cli.commands.early import say_early
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.console import Console
 from adaspa_cli.distributed.refuse import check_alone
 from adaspa_cli.errors import ConfigError
+from adaspa_cli.jobs.early import check_early
 
 if TYPE_CHECKING:
     from adaspa_cli.config import GenerateConfig, Resolved
@@ -90,7 +91,7 @@ def visualize(
     chosen = _steps(at_steps, resolved)
     request = ProbeRequest(*numbers, chosen, _reference(chosen, resolved), pixels, parse_query(query))
     check_alone(resolved.config, "visualize")
-    prompts = check_early(console, resolved, str(out))
+    prompts = check_early(console.note, resolved, str(out))
     _check_request(resolved.config, request)
     say_early(console, given, resolved, prompts)
     console.note("starting ...")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -52,3 +53,16 @@ def hub_error(hub_id: str, error: Exception) -> ModelError:
         f"cannot fetch {hub_id}: the hub cannot be reached and the cache does not hold it",
         hint="check the network, or name a local folder with --model; HF_HUB_OFFLINE=1 asks the cache alone",
     )
+
+
+def cached(hub_id: str) -> str:
+    """How much of a checkpoint the hub's cache holds: ``complete``, ``begun`` or ``absent``."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+    if any(folder.glob("blobs/*.incomplete")):
+        return "begun"
+    if not any(folder.glob("snapshots/*/model_index.json")):
+        return "absent"
+    weights = any(folder.glob("snapshots/*/transformer/*.safetensors"))
+    return "complete" if weights else "begun"  # the index alone is fetched to see what a model is

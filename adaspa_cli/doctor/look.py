@@ -12,6 +12,7 @@ from pathlib import Path
 
 from adaspa_cli.config.catalogue import Entry, catalogue
 from adaspa_cli.config.devices import cpu_name, machine_memory, may_have_gpu
+from adaspa_cli.config.hub import cached
 from adaspa_cli.doctor.facts import Facts, Ffmpeg, Folder, Hub, Model
 from adaspa_cli.doctor.probe import probe
 from adaspa_cli.doctor.requirements import extras, libraries
@@ -72,7 +73,7 @@ def look_at_hub() -> Hub:
         return Hub(Folder("", problem=shortened(f"{type(error).__name__}: {error}", 300)))
     cache = Path(constants.HF_HUB_CACHE)
     wanted = {entry.name: entry.checkpoint for entry in catalogue() if entry.checkpoint != "bundled"}
-    held = {name: _state(cache / f"models--{checkpoint.replace('/', '--')}") for name, checkpoint in wanted.items()}
+    held = {name: cached(checkpoint) for name, checkpoint in wanted.items()}
     return Hub(
         look_at_folder(str(cache)),
         offline=constants.is_offline_mode(),
@@ -80,16 +81,6 @@ def look_at_hub() -> Hub:
         complete=tuple(name for name, state in held.items() if state == "complete"),
         begun=tuple(name for name, state in held.items() if state == "begun"),
     )
-
-
-def _state(folder: Path) -> str:
-    """How much of a checkpoint the cache holds: ``complete``, ``begun``, or ``absent``."""
-    if any(folder.glob("blobs/*.incomplete")):
-        return "begun"
-    if not any(folder.glob("snapshots/*/model_index.json")):
-        return "absent"
-    weights = any(folder.glob("snapshots/*/transformer/*.safetensors"))
-    return "complete" if weights else "begun"  # the index alone is fetched to see what a model is
 
 
 def look_at_ffmpeg() -> Ffmpeg:

@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from adaspa_cli.config import GenerateConfig, Resolved
+from adaspa_cli.config import GenerateConfig, ModelConfig, Resolved
 from adaspa_cli.distributed.world import World
 from adaspa_cli.files.folders import prepare_folder
 from adaspa_cli.jobs.follow import placed
@@ -31,6 +31,12 @@ from adaspa_cli.sampling.run import Observer, Session, session
 Item = TypeVar("Item")
 
 
+class Load(Protocol):
+    """Loads a pipeline; see :func:`~adaspa_cli.models.loading.load_pipeline`."""
+
+    def __call__(self, config: ModelConfig, *, decode: bool) -> Any: ...
+
+
 class JobObserver(Observer, Protocol):
     """Is told how jobs go on."""
 
@@ -44,6 +50,7 @@ def generate(
     prompts: Sequence[str] | None = None,
     shard: Shard | None = None,
     world: World | None = None,
+    load: Load = load_pipeline,
 ) -> Iterator[Made]:
     """Make the videos of a run, and yield each as it is complete (also those skipped).
 
@@ -54,6 +61,7 @@ def generate(
         shard: the share of the videos to make; it goes with ``resume``, whatever the settings say.
         world: the processes that make each video together, of which this one leads; the others
             :func:`~adaspa_cli.jobs.follow.follow`.
+        load: gives the pipeline of a model, ready to run: one that was used before may serve again.
 
     Raises:
         AdaspaError: see :func:`~adaspa_cli.jobs.plan.plan`, :func:`~adaspa_cli.models.loading.load_pipeline`, and
@@ -80,7 +88,7 @@ def generate(
     observer.loading(config.model.source)
     made: set[int] = set()
     with memory_errors(config.model.offload):
-        pipe = load_pipeline(model, decode=config.decodes)
+        pipe = load(model, decode=config.decodes)
         with session(pipe, resolved, observer, world) as at_work:
             observer.started(len(todo), config.sampling.steps, at_work.handle.backend)
             with closing(in_turn(todo, lambda number: claim(jobs[number], resume=config.output.resume))) as claims:
