@@ -95,7 +95,7 @@ class LoraFile:
     sha256: str
 
 
-@rule(f"PATH_OR_HUB, or PATH_OR_HUB:SCALE with a scale up to {MOST_SCALE:g} and not 0")
+@rule(f"PATH_OR_HUB[:SCALE], the scale up to {MOST_SCALE:g} and not 0")
 def check_loras(key: str, texts: Sequence[str]) -> None:
     """The rule of the settings that name LoRAs: raises ConfigError for one that cannot be read."""
     for text in texts:

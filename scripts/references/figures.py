@@ -79,7 +79,13 @@ def _pages(figure: Figure, texts: dict[Path, str]) -> list[str]:
     paths += [posixpath.splitext(path)[0] + ".md" for path in paths if path.startswith("results/")]
     linking = {path for path, text in texts.items() if any(f"{wanted})" in text for wanted in paths)}
     shown = sorted(linking | {ROOT / name for name in figure.pages})
-    return [f"[{path.name}]({'../' * (path.parent == ROOT)}{path.name})" for path in shown]
+    return [f"[{_title(path, texts[path])}]({'../' * (path.parent == ROOT)}{path.name})" for path in shown]
+
+
+def _title(path: Path, text: str) -> str:
+    if path.parent == ROOT:
+        return path.stem
+    return next(line for line in text.splitlines() if line.startswith("# ")).removeprefix("# ")
 
 
 def _made_on(figure: Figure) -> str:

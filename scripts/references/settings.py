@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from adaspa_cli.commands.options import GENERATE
+from adaspa_cli.commands.options import GENERATE, Flag
 from adaspa_cli.config import GenerateConfig, MethodConfig, ModelConfig, OutputConfig, SamplingConfig
 from adaspa_cli.config.caches import Cache
 from adaspa_cli.config.fields import is_plain, options_of, wanted
@@ -25,7 +25,7 @@ from scripts.references.tables import attributes, code, markdown, sentence, tabl
 
 HEAD = """# Configuration
 
-Every setting of a run: its key in YAML files, its type, default and bounds, and the flag of `adaspa generate` that sets
+Every setting of a run: its key in YAML files, its values, its default, and the flag of `adaspa generate` that sets
 it. Files are flat: a key stands alone, whatever table it is in. Later wins: defaults, the method preset, the model
 preset, `--config FILE`, flags. `--print-config` shows what holds, and where each value comes from.
 
@@ -39,6 +39,7 @@ seed: [0, 1]
 
 `adaspa search-masks`, `visualize` and `bench` take any setting as `--set KEY=VALUE`; in Python, `adaspa_cli.apply`
 takes the keys of the tables from *Method* to *AdaSpa*. A default of `null` means what the text says of None.
+`adaspa generate` makes videos by the method `adaspa-plus` unless `--method` or `--masks` says otherwise.
 """
 TITLES: dict[type, str] = {
     PromptConfig: "What the videos show",
@@ -110,32 +111,46 @@ def _about(config: type) -> str:
 
 def page() -> str:
     """The whole page."""
-    flags = {flag.key: flag.names for flag in GENERATE}
+    flags = {flag.key: ", ".join(map(code, flag_names(flag))) for flag in GENERATE}
     parts = [HEAD.rstrip()]
     for group in groups():
         said, known = attributes(group.home), keys_of(GenerateConfig)
         rows = [
-            (code(key), _type(known[key]), code(_value(known[key].default)), _allowed(key, known[key]),
-             ", ".join(map(code, flags.get(key, ()))), sentence(said[key]))
+            (
+                code(key),
+                _values(key, known[key]),
+                code(_value(known[key].default)),
+                flags.get(key, ""),
+                sentence(said[key]),
+            )
             for key in group.keys
-        ]  # fmt: skip
-        titles = ("key", "type", "default", "allowed", "flag", "meaning")
+        ]
+        titles = ("key", "values", "default", "flag", "meaning")
         about = [group.about] if group.about.rstrip(".") != group.title else []
         parts += [f"## {group.title}", *about, table(titles, rows)]
     return "\n\n".join([*parts, *_presets()])
 
 
-def _type(key: Key) -> str:
-    return wanted(key.hint).removesuffix(" or nothing")
+def flag_names(flag: Flag) -> Iterator[str]:
+    """The names of a flag; ``--[no-]decode`` stands for both of its forms."""
+    for name in flag.names:
+        positive, _, negative = name.partition("/")
+        yield positive.replace("--", "--[no-]", 1) if negative else positive
 
 
-def _allowed(name: str, key: Key) -> str:
+def _values(name: str, key: Key) -> str:
+    """The type of a setting, and which values of it are allowed."""
     choices = {"cache": get_args(Cache), "merge": get_args(Merging), "algorithm": get_args(Algorithm)}
     if name in choices:
-        return ", ".join(one.name for one in choices[name])
-    if name == "method":
-        return "a method preset, below"
-    return key.rule.allowed if key.rule else ""
+        return ", ".join(code(one.name) for one in choices[name])
+    if name in ("method", "model"):
+        return f"[{name} preset](#{name}-presets)" + ", folder or hub id" * (name == "model")
+    kind = wanted(key.hint).removesuffix(" or nothing").removeprefix("a ")
+    if key.rule is None:
+        return kind
+    if kind == "text":
+        return key.rule.allowed
+    return f"{kind}: {key.rule.allowed}" if kind.startswith("list") else f"{kind}, {key.rule.allowed}"
 
 
 def _value(value: Any) -> str:

@@ -14,7 +14,7 @@ from adaspa_cli.config.schema import GenerateConfig
 from scripts.references.__main__ import PAGES, ROOT, made
 from scripts.references.commands import commands
 from scripts.references.figures import figures
-from scripts.references.settings import groups
+from scripts.references.settings import flag_names, groups
 from scripts.references.tables import attributes, markdown, sentence, table
 
 
@@ -47,16 +47,17 @@ def test_every_setting_is_documented_once_and_has_its_flag() -> None:
     keys = [key for group in groups() for key in group.keys]
     assert sorted(keys) == sorted(keys_of(GenerateConfig))
     page = (ROOT / "docs/reference/configuration.md").read_text(encoding="utf-8")
-    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `") and line.count("|") > 6}
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 6}
     for flag in GENERATE:
         if flag.key != "config":
-            assert f"`{flag.names[0]}`" in rows[flag.key]
+            assert all(f"`{name}`" in rows[flag.key] for name in flag_names(flag))
 
 
 def test_bounds_and_defaults_are_those_of_the_schema() -> None:
     page = (ROOT / "docs/reference/configuration.md").read_text(encoding="utf-8")
-    assert "| `steps` | a whole number | `50` | 1 to 10,000 | `--steps` | Number of denoising steps. |" in page
-    assert "| `max_error` | a number | `null` | in (0, 1] |" in page
+    assert "| `steps` | whole number, 1 to 10,000 | `50` | `--steps` | Number of denoising steps. |" in page
+    assert "| `compile` | true or false | `false` | `--[no-]compile` |" in page
+    assert "| `max_error` | number, in (0, 1] | `null` | `--max-error` |" in page
 
 
 def test_docstrings_become_markdown() -> None:
