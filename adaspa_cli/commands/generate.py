@@ -71,8 +71,8 @@ def generate(
         _check_ray(ray, ray_workers, share, resolved.config)
         if share is not None:
             check_alone(resolved.config, "a process with --shard")
-        launches = own.place is None and resolved.config.parallel.gpus > 1
-        check_together(resolved.config, own.place.size if own.place else resolved.config.parallel.gpus)
+        launches = own.launches(resolved.config.parallel)
+        check_together(resolved.config, own.processes(resolved.config.parallel))
         if not own.leads:
             _follow(own, resolved)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,14 +15,17 @@ from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
 from adaspa_cli.commands.early import say_early
 from adaspa_cli.commands.settings import Given
+from adaspa_cli.commands.together import Member, member, started_by_torchrun
 from adaspa_cli.console import Console
-from adaspa_cli.distributed.refuse import check_alone
+from adaspa_cli.distributed.launch import launch
 from adaspa_cli.jobs.early import check_early
 
 if TYPE_CHECKING:
     from adaspa_cli.config import Resolved
     from adaspa_cli.config.search_masks import SearchOptions
     from adaspa_cli.jobs.shard import Shard
+
+_INTERRUPTED = "interrupted; no mask file was written, and --resume goes on where this stopped"
 
 
 @command(
@@ -51,10 +55,11 @@ if TYPE_CHECKING:
     options.LINEAR,
     options.COMPILE,
     options.OFFLOAD,
+    options.GPUS,
     options.SET,
     options.CONFIG,
     panels=False,
-    interrupted="interrupted; no mask file was written, and --resume goes on where this stopped",
+    interrupted=_INTERRUPTED,
 )
 def search_masks(
     *,
@@ -89,33 +94,49 @@ def search_masks(
     Example: adaspa search-masks --prompt "a red circle moves left on a blue background" --out masks.safetensors
     """
     from adaspa_cli.config.search_masks import SearchOptions
+    from adaspa_cli.distributed.refuse import check_search
 
-    out = out.expanduser()
-    resolved = given.resolve()
-    share = options.parse_shard(shard)
+    out, share = out.expanduser(), options.parse_shard(shard)
     resume = resume or share is not None
     searched = SearchOptions(out, keep_ranking, keep_sums, first_step_only, resume)
-    searched.check(resolved.config.method)
-    check_alone(resolved.config, "search-masks")
-    prompts = check_early(console.note, resolved, str(out.parent), may_be_complete=resume)
-    say_early(console, given, resolved, prompts)
-    console.note("starting ...")
-    _run(console, resolved, searched, prompts, share)
+    with member(console, None if share else started_by_torchrun(), _INTERRUPTED) as own:
+        resolved = given.resolve()
+        searched.check(resolved.config.method)
+        check_search(resolved.config, own.processes(resolved.config.parallel), shared=share is not None)
+        if not own.leads:
+            _follow(own, resolved, searched)
+            return
+        launches = own.launches(resolved.config.parallel)
+        said = console.muted() if launches else console
+        prompts = check_early(said.note, resolved, str(out.parent), may_be_complete=resume)
+        say_early(said, given, resolved, prompts)
+        if launches:
+            raise typer.Exit(launch(resolved.config.parallel.gpus, sys.argv[1:], resolved.config.model.device))
+        console.note("starting ...")
+        _run(own, resolved, searched, prompts, share)
 
 
-def _run(
-    console: Console, resolved: Resolved, searched: SearchOptions, prompts: list[str], shard: Shard | None
-) -> None:
+def _follow(own: Member, resolved: Resolved, searched: SearchOptions) -> None:
+    from adaspa_cli import interrupts
+    from adaspa_cli.jobs.search_masks import follow_search
+
+    interrupts.unwind()
+    with own.world(resolved.config.model.device, resolved.config.parallel) as world:
+        follow_search(resolved, searched, world)
+
+
+def _run(own: Member, resolved: Resolved, searched: SearchOptions, prompts: list[str], shard: Shard | None) -> None:
     from adaspa_cli.commands.progress import SearchProgress
     from adaspa_cli.jobs.search_masks import search_share
     from adaspa_cli.jobs.shard import take_gpu
     from adaspa_cli.models.loading import choose_device
     from adaspa_cli.sampling.memory import peak_memory
 
-    take_gpu(shard, resolved.config.model.device)
+    console, config = own.console, resolved.config
+    take_gpu(shard, config.model.device)
     begin = time.perf_counter()
-    with console.progress() as progress:
-        masks = search_share(resolved, searched, prompts, SearchProgress(console, progress), shard)
+    with console.progress() as progress, own.world(config.model.device, config.parallel) as world:
+        masks = search_share(resolved, searched, prompts, SearchProgress(console, progress), shard, world)
     data: dict[str, Any]
     if masks is None:
         data = {"file": None, "shard": str(shard)}
@@ -133,7 +154,7 @@ def _run(
         "density": sum(densities) / len(densities),
         "recall": sum(recalls) / len(recalls),
         "seconds": time.perf_counter() - begin,  # loading and writing included
-        "peak_memory": peak_memory(choose_device(resolved.config.model.device)),
+        "peak_memory": peak_memory(choose_device(config.model.device)),
     }
     line = (
         f"{data['bytes'] / 1e6:.2f} MB: {facts.layers} layers, {facts.heads} heads, steps "

@@ -43,6 +43,14 @@ class Member:
         """Whether it plans, writes and speaks."""
         return self.place is None or self.place.leads
 
+    def processes(self, parallel: ParallelConfig) -> int:
+        """How many make each video together, those included that are to be launched."""
+        return self.place.size if self.place else parallel.gpus
+
+    def launches(self, parallel: ParallelConfig) -> bool:
+        """Whether this process is to start them."""
+        return self.place is None and parallel.gpus > 1
+
     @contextmanager
     def world(self, device: str, parallel: ParallelConfig) -> Iterator[World]:
         """Meet the others, if there are any.
@@ -72,12 +80,16 @@ class Member:
 
 
 @contextmanager
-def member(console: Console, place: Place | None) -> Iterator[Member]:
-    """Run what is within as one of several processes; an error of one is said once."""
+def member(console: Console, place: Place | None, interrupted: str = KEPT) -> Iterator[Member]:
+    """Run what is within as one of several processes; an error of one is said once.
+
+    Args:
+        interrupted: what to say after Ctrl-C.
+    """
     if place is None:
         yield Member(None, console)
         return
-    watch_signals(f"{KEPT}\n" if place.leads else "")
+    watch_signals(f"{interrupted}\n" if place.leads else "")
     own = Member(place, console if place.leads else console.muted())
     try:
         yield own

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from adaspa_cli.config.architecture import known_architecture
 from adaspa_cli.config.schema import GenerateConfig, MethodConfig
 from adaspa_cli.errors import ConfigError
 
@@ -45,6 +46,35 @@ def check_together(config: GenerateConfig, size: int) -> None:
     check_method(config.method)
     if parallel.cfg_parallel:
         _check_branches(config, size)
+    model_known = known_architecture(model)
+    if model_known is not None and model_known.heads is not None:
+        check_heads(model_known.heads, size // 2 if parallel.cfg_parallel else size)
+
+
+def check_heads(heads: int, size: int) -> None:
+    """Refuse more processes for the tokens of a video than a layer has heads.
+
+    Raises:
+        ConfigError: there are more.
+    """
+    if heads < size:
+        raise ConfigError(f"{size} processes cannot share {heads} heads", hint=f"at most {heads}, or --cfg-parallel")
+
+
+def check_search(config: GenerateConfig, size: int, *, shared: bool) -> None:
+    """Refuse a search of masks that ``size`` processes cannot make together; ``shared`` has each make videos alone.
+
+    Raises:
+        ConfigError: names what does not go with it.
+    """
+    if shared:
+        check_alone(config, "a process with --shard")
+    if config.parallel.cfg_parallel:
+        raise ConfigError(
+            "cfg_parallel does not go with search-masks: one process writes the masks of both branches",
+            hint="drop cfg_parallel; --gpus alone shares the tokens",
+        )
+    check_together(config, 1 if shared else size)
 
 
 def check_alone(config: GenerateConfig, what: str) -> None:

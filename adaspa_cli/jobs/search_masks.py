@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -19,19 +21,22 @@ from adaspa_cli.config import Resolved
 from adaspa_cli.config.families import count_layers
 from adaspa_cli.config.kept_blocks import most_needed
 from adaspa_cli.config.search_masks import SearchOptions
+from adaspa_cli.distributed.world import World
 from adaspa_cli.errors import ConfigError, OutputError
 from adaspa_cli.files.claims import Claim, take
 from adaspa_cli.files.folders import check_folder, prepare_folder
 from adaspa_cli.files.whole import clear_partial
 from adaspa_cli.hooks.clock import Listener, Order
 from adaspa_cli.jobs.fingerprint import digest, settings_that_count
+from adaspa_cli.jobs.follow import placed
 from adaspa_cli.jobs.generate import JobObserver
 from adaspa_cli.jobs.shard import Shard
 from adaspa_cli.maskfiles import Description, MaskFile, MethodFacts
 from adaspa_cli.maskfiles.check import model_facts
 from adaspa_cli.maskfiles.parts import MaskParts, videos_done, work_folder
-from adaspa_cli.maskfiles.search import MaskSearch
+from adaspa_cli.maskfiles.search import MaskSearch, Recording
 from adaspa_cli.maskfiles.shares import JOINED, join_shares, share_name
+from adaspa_cli.masks import MaskPolicy
 from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
@@ -66,6 +71,24 @@ class _Job:
     prompts: list[str]
     stages: tuple[int, ...] = ()
     shard: Shard | None = None
+
+    @classmethod
+    def of(cls, resolved: Resolved, options: SearchOptions, prompts: list[str], shard: Shard | None = None) -> _Job:
+        """From the settings of a run that may decode."""
+        output = dataclasses.replace(resolved.config.output, decode=False, lossless=False)
+        resolved = dataclasses.replace(resolved, config=dataclasses.replace(resolved.config, output=output))
+        return cls(resolved, options, prompts, shard=shard)
+
+    def on(self, pipe: Any) -> _Job:
+        """The same with the stages of a pipeline."""
+        return dataclasses.replace(self, stages=family_of(pipe).stages(pipe, self.resolved.config.sampling.steps))
+
+    @property
+    def policy(self) -> MaskPolicy:
+        """What searches."""
+        config = self.resolved.config
+        exact = dataclasses.replace(config.method.searching, search_steps=self.steps, search_steps_for=None)
+        return make_policy(exact, config.sampling.steps, self.stages)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -117,12 +140,19 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
 
 
 def search_share(
-    resolved: Resolved, options: SearchOptions, prompts: list[str], observer: SearchObserver, shard: Shard | None
+    resolved: Resolved,
+    options: SearchOptions,
+    prompts: list[str],
+    observer: SearchObserver,
+    shard: Shard | None,
+    world: World | None = None,
 ) -> MaskFile | None:
     """Search a share of the videos; the process that ends last writes the mask file.
 
     Args:
         shard: the share, which goes with ``resume``; None searches all.
+        world: the processes that make each video together, of which this one leads; the others
+            :func:`follow_search`. They go without a share.
 
     Returns:
         The file; None if other shares are not complete.
@@ -137,29 +167,48 @@ def search_share(
     if resolved.config.sampling.steps_per_phase is not None:
         raise ConfigError("search-masks computes every step up to its last search", hint="drop steps_per_phase")
     check_folder(str(options.out.parent))
-    output = dataclasses.replace(resolved.config.output, decode=False, lossless=False)
-    resolved = dataclasses.replace(resolved, config=dataclasses.replace(resolved.config, output=output))
-    job = _Job(resolved, options, prompts, shard=shard)
+    world, job = World() if world is None else world, _Job.of(resolved, options, prompts, shard)
     if not job.videos:
         raise ConfigError(f"--shard {shard}: the search has fewer videos", hint="use as many shares as videos at most")
     if options.out.exists():
         finished = _finished(options.out, digest(job.settings))
         observer.skipped(options.out)
+        world.tell(False)
         return finished
-    model = resolved.config.model
+    world.tell(True)
+    model = placed(resolved.config.model, world)
     observer.loading(model.source)
     with memory_errors(model.offload):
         pipe = load_pipeline(model, decode=False)
         check_sampling(pipe, resolved.config.sampling)
-        job = dataclasses.replace(job, stages=family_of(pipe).stages(pipe, resolved.config.sampling.steps))
+        job = job.on(pipe)
         prepare_folder(str(options.out.parent))
         if shard is not None:
             return _share(pipe, job, shard, observer)
         with _claim(options.out) as claim:
             if claim.exclusive:
                 clear_partial(options.out)
-            _search(pipe, job, observer).finish(options.out)
+            _search(pipe, job, observer, world).finish(options.out)
+    world.tell(None)
     return MaskFile.open(options.out)
+
+
+def follow_search(resolved: Resolved, options: SearchOptions, world: World) -> None:
+    """Make the videos that the leader searches, until it has no more.
+
+    Raises:
+        AdaspaError: as the leader's.
+    """
+    if not world.hear():
+        return  # the file is there
+    job, model = _Job.of(resolved, options, []), placed(resolved.config.model, world)
+    with memory_errors(model.offload):
+        pipe = load_pipeline(model, decode=False)
+        job = job.on(pipe)
+        policy = Recording(job.policy, lambda *_: None)
+        with _at_work(pipe, job, lambda _steps: policy, world):
+            while (told := world.hear()) is not None:
+                sample(pipe, job.resolved, *told)
 
 
 def _share(pipe: Any, job: _Job, shard: Shard, observer: SearchObserver) -> MaskFile | None:
@@ -167,7 +216,7 @@ def _share(pipe: Any, job: _Job, shard: Shard, observer: SearchObserver) -> Mask
     out, names = job.options.out, [share_name(number, shard.of) for number in range(1, shard.of + 1)]
     _check_shares(out, {*names, JOINED})
     with _claim(out, f".{names[shard.number - 1]}"):
-        search = _search(pipe, job, observer)
+        search = _search(pipe, job, observer, World())
     every = dataclasses.replace(job, shard=None).videos
     wanted = [len(every[number :: shard.of]) for number in range(shard.of)]
     done = [videos_done(out, name) for name in names]  # each is noted before this: the last to end sees all of them
@@ -216,30 +265,38 @@ def _finished(out: Path, settings: str) -> MaskFile:
     return found
 
 
-def _search(pipe: Any, job: _Job, observer: SearchObserver) -> MaskSearch:
-    """Run the videos that are still to be searched."""
-    config, videos = job.resolved.config, job.videos
-    exact = dataclasses.replace(config.method.searching, search_steps=job.steps, search_steps_for=None)
+@contextmanager
+def _at_work(pipe: Any, job: _Job, policy: Callable[[int], MaskPolicy], world: World) -> Iterator[Handle]:
+    """A method on a pipeline, in runs that end with the last search."""
+    config = job.resolved.config
 
     def stop_after(step: int) -> None:
         """End the run after the last search step, in the way that diffusers offers."""
         if step >= job.steps[-1]:
             pipe._interrupt = True
 
-    with Handle(pipe, config.method, policy=lambda _steps: search.policy) as handle:
+    by_cost = config.parallel.head_deal == "cost"
+    with Handle(pipe, config.method, policy=policy, teams=world.teams, deal_by_cost=by_cost) as handle:
+        handle.clock.listen(Listener(Order.OBSERVERS, step_end=stop_after))
+        yield handle
+
+
+def _search(pipe: Any, job: _Job, observer: SearchObserver, world: World) -> MaskSearch:
+    """Run the videos that are still to be searched."""
+    config, videos = job.resolved.config, job.videos
+    with _at_work(pipe, job, lambda _steps: search.policy, world) as handle:
         handle.engine.on_call = lambda plan: observer.phase(plan.phase)
-        for told in (observer.step_done, stop_after):
-            handle.clock.listen(Listener(Order.OBSERVERS, step_end=told))
+        handle.clock.listen(Listener(Order.OBSERVERS, step_end=observer.step_done))
         describe = partial(_describe, pipe, job, handle.layers)
         grid = family_of(pipe).video_grid(pipe, config.sampling)
         _check_disk(job, describe(TokenLayout(*grid, text_tokens=1, text_position="last")), observer)
         share = "" if job.shard is None else share_name(job.shard.number, job.shard.of)
         parts = MaskParts(job.options.out, job.settings, resume=job.options.resume, share=share)
-        policy = make_policy(exact, config.sampling.steps, job.stages)
-        search = MaskSearch(policy, parts, len(videos), describe, closes=job.shard is None)
+        search = MaskSearch(job.policy, parts, len(videos), describe, closes=job.shard is None)
         observer.started(len(videos) - search.done, job.steps[-1] + 1, handle.backend)
         for number in range(search.done, len(videos)):
             observer.video(number, *videos[number])
+            world.tell(videos[number])
             sample(pipe, job.resolved, *videos[number])
             search.video_done()
     return search

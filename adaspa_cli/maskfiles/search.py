@@ -19,6 +19,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import same_video_blocks
+from adaspa_cli.distributed.heads import ALL_HEADS
 from adaspa_cli.errors import RunError
 from adaspa_cli.maskfiles.description import Description
 from adaspa_cli.maskfiles.parts import MaskParts
@@ -31,12 +32,14 @@ from adaspa_cli.masks.text import pack_video, sums_with_text, video_part
 @dataclass(frozen=True)
 class Recording(Forwarding):
     """Does what ``method`` does, and shows the block sums W [H, Nq, Nk] of each search, and the scores that it chooses
-    by if it has any, before the mask is chosen."""
+    by if it has any, before the mask is chosen. They are of all heads, also where processes share these."""
 
     on_search: Callable[[Call, Tensor, Tensor | None], None]
 
     def search(self, call: Call, block_sums: Tensor, scores: Tensor | None = None) -> FoundMask:
-        self.on_search(call, block_sums, scores)
+        whole = dataclasses.replace(call, heads=ALL_HEADS)
+        every = None if scores is None else call.heads.gather(scores)
+        self.on_search(whole, call.heads.gather(block_sums), every)
         return super().search(call, block_sums, scores)
 
 

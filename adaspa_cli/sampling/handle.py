@@ -18,7 +18,7 @@ from adaspa_cli.distributed.deals import Deals
 from adaspa_cli.distributed.decoding import spread_decoding
 from adaspa_cli.distributed.exchange import Exchange
 from adaspa_cli.distributed.latents import same_latents
-from adaspa_cli.distributed.refuse import check_method
+from adaspa_cli.distributed.refuse import check_heads, check_method
 from adaspa_cli.distributed.teams import Teams
 from adaspa_cli.distributed.tokens import TokenShare
 from adaspa_cli.errors import ConfigError, RunError
@@ -144,11 +144,7 @@ class Handle:
     def _check_teams(self, config: MethodConfig, heads: int) -> None:
         if not self.teams.all.alone:
             check_method(config)
-        processes = self.teams.tokens.size
-        if heads < processes:
-            raise ConfigError(
-                f"{processes} processes cannot share {heads} heads", hint=f"at most {heads}, or --cfg-parallel"
-            )
+        check_heads(heads, self.teams.tokens.size)
 
     def _policy_maker(self, config: MethodConfig, pipe: Any) -> Callable[[int], MaskPolicy]:
         file, family = self.mask_file, family_of(pipe)

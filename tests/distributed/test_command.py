@@ -16,6 +16,7 @@ import pytest
 
 from adaspa_cli import app
 from adaspa_cli.errors import RunError
+from adaspa_cli.maskfiles import MaskFile
 from adaspa_cli.sampling import run
 from tests.pipelines import small_run
 from tests.processes import at_once
@@ -25,13 +26,17 @@ from tests.processes import at_once
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
+PROGRAM = [sys.executable, "-m", "adaspa_cli"]
+NOT_OF_SEARCHES = ("--fps", "--dtype", "--attention-backend", "--block-size")
+
+
 def _arguments(folder: Path, out: Path, **flags: Any) -> list[str]:
-    settings = small_run(folder, out, gpus=2, **flags) | {"search_steps": "1,3", "prompt": "a red circle"}
+    settings = small_run(folder, out, **{"gpus": 2} | flags) | {"search_steps": "1,3", "prompt": "a red circle"}
     given = [
         f"--{key.replace('_', '-')}" if value is True else f"--{key.replace('_', '-')}={value}"
         for key, value in settings.items()
     ]
-    return [sys.executable, "-m", "adaspa_cli", "generate", *given]
+    return [*PROGRAM, "generate", *given]
 
 
 def _begin(command: list[str]) -> "subprocess.Popen[str]":
@@ -154,6 +159,27 @@ def test_an_error_in_one_process_is_said_once(hunyuan_folder: Path, tmp_path: Pa
     assert not [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
 
 
+def test_masks_are_searched_together(hunyuan_folder: Path, tmp_path: Path) -> None:
+    arguments = _arguments(hunyuan_folder, tmp_path)[4:]
+    (given,) = [place for place, argument in enumerate(arguments) if argument.startswith("--out=")]
+    arguments[given] = f"--out={tmp_path / 'masks.safetensors'}"
+    arguments = [argument for argument in arguments if not argument.startswith(NOT_OF_SEARCHES)]
+    codes, (leader, other) = _ranks([*PROGRAM, "search-masks", *arguments, "--set=block_size=16"], tmp_path)
+    assert codes == [0, 0], leader + other
+    assert leader.count("attention backend") == 1
+    assert other == ""
+    assert list(MaskFile.open(tmp_path / "masks.safetensors").verify())
+
+
+def test_a_search_with_its_branches_apart_is_refused(
+    hunyuan_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [f"--model={hunyuan_folder}", "--prompt=a red circle", f"--out={tmp_path / 'masks.safetensors'}"]
+    monkeypatch.setattr(sys, "argv", ["adaspa", "search-masks", *given, "--gpus=2", "--set=cfg_parallel=true"])
+    assert app.main() == 2
+    assert "cfg_parallel does not go with search-masks" in capsys.readouterr().err
+
+
 def test_what_does_not_go_together_is_refused_by_name(
     hunyuan_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +191,7 @@ def test_what_does_not_go_together_is_refused_by_name(
     assert "offload 'model' does not go with several GPUs" in refused(offload="model", device="cuda")
     assert "method 'diffusers' does not go" in refused(method="diffusers", attention_backend="auto")
     assert "merge 'tomesd' does not go" in refused(method="tomesd", attention_backend="auto")
+    assert "3 processes cannot share 2 heads" in refused(gpus=3)
     assert "'cuda:1' is one GPU" in refused(device="cuda:1")
     assert "a process with --shard makes each video" in refused(shard="1/2")
     assert not (tmp_path / "out").exists()
