@@ -62,11 +62,23 @@ class DiffusersCache(StepCache):
                     hint="use --cache adacache, or none",
                 ) from error
 
+    def leave(self, transformer: int) -> None:
+        _switch_off(self._transformers[transformer])
+
     def release(self) -> None:
         if self._enabled:
             for transformer in self._transformers:
-                transformer.disable_cache()
+                if transformer.is_cache_enabled:  # it was left otherwise
+                    _switch_off(transformer)
             self._enabled = False
+
+
+def _switch_off(transformer: Any) -> None:
+    """Disable a cache whose results go at once: its hooks are in cycles, which live until Python looks for such."""
+    from diffusers.hooks import HookRegistry
+
+    HookRegistry.check_if_exists_or_initialize(transformer).reset_stateful_hooks()
+    transformer.disable_cache()
 
 
 def attention_patterns(attachment: Attachment, transformer: Any) -> tuple[str, ...]:

@@ -76,7 +76,8 @@ class WorkCounter:
 class StepCache:
     """A cache at work on a pipeline's transformers; the subclasses say what is reused when.
 
-    What is kept is given back at the run's end, because memory peaks in the VAE.
+    What is kept is given back at the run's end, because memory peaks in the VAE, and where one transformer takes over
+    from another.
 
     Attributes:
         name: as the setting ``cache`` has it.
@@ -87,8 +88,9 @@ class StepCache:
     def __init__(self, name: str, unit: Unit, attachment: Attachment, clock: StepClock) -> None:
         self.name, self.unit = name, unit
         self.work = WorkCounter(attachment, unit, clock)
-        self._clock = clock
-        self._listener = Listener(Order.CACHE, start=self._on_start, end=self.release)
+        self._clock, self._stages = clock, attachment.stages
+        self._firsts: tuple[int, ...] = ()  # steps at which one transformer takes over from another
+        self._listener = Listener(Order.CACHE, start=self._on_start, step_end=self._on_step_end, end=self.release)
         clock.listen(self._listener)
 
     def start(self, steps: int) -> None:
@@ -98,6 +100,10 @@ class StepCache:
     def release(self) -> None:
         """Give the memory of reused results back."""
         raise NotImplementedError
+
+    def leave(self, transformer: int) -> None:  # noqa: ARG002  what is kept is all of that one
+        """Give back what is kept of a transformer, by its number, that makes no more steps of the run."""
+        self.release()
 
     def details(self) -> dict[str, Any]:
         """What the report says besides the counts."""
@@ -116,4 +122,9 @@ class StepCache:
 
     def _on_start(self, steps: int) -> None:
         self.work.start()
+        self._firsts = self._stages(steps)
         self.start(steps)
+
+    def _on_step_end(self, step: int) -> None:
+        if step + 1 in self._firsts:
+            self.leave(self._firsts.index(step + 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,7 @@ class Attachment:
         attentions: the attention module of each block.
         branch: guidance branch of the forward pass in progress.
         token_order: in which the video's tokens are attended to.
+        stages: of a run of so many steps, the first step of each transformer after the first.
     """
 
     def __init__(self, family: Family, pipe: Any, attend: Attend, token_order: OrderName) -> None:
@@ -46,6 +48,7 @@ class Attachment:
         """
         self.family, self.branch, self.token_order = family, "cond", token_order
         self.transformers = family.transformers(pipe)
+        self.stages: Callable[[int], tuple[int, ...]] = partial(family.stages, pipe)
         self.blocks = [block for transformer in self.transformers for block in family.blocks(transformer)]
         self.attentions = [getattr(block, family.attention) for block in self.blocks]
         self._share: TokenShare | None = None  # of the video's tokens; None for all

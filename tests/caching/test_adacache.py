@@ -70,6 +70,7 @@ def attached(transformer: Transformer, rows: list[Row]) -> Any:
         attentions=[],
         rows=rows,
         over_tokens=lambda sums: sums,
+        stages=lambda _steps: (),
         whole_video=lambda x: x,
     )
 

@@ -1,5 +1,6 @@
 """Wan 2.1 and 2.2: what only they do. What every family does is in tests/models/test_every_family.py."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,35 @@ def test_masks_and_lse_are_freed_at_the_switch(both: Any) -> None:
         run(both, **GUIDED, callback_on_step_end=lambda _pipe, _step, _time, values: values)
         assert not handle.engine.memory.entries()
     assert layers_at == {0: {0, 1}, 1: {0, 1}, 2: {2, 3}, 3: {2, 3}}
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [
+        {"cache": "adacache", "adacache_reuses": (4,) * 6},
+        {"cache": "first-block", "first_block_threshold": 1000.0},
+    ],
+    ids=lambda cache: cache["cache"],
+)
+def test_what_a_cache_keeps_is_freed_at_the_switch(both: Any, cache: dict[str, Any]) -> None:
+    """No tensor of the video's tokens lives between the last step of one transformer and the first of the other."""
+    kept: dict[int, int] = {}
+
+    def count(step: int) -> None:
+        if step not in (2, 3, 8):  # looking takes long
+            return
+        shape = family_of(both).shape(both)
+        tokens = torch.Size([3 * 4 * 6, shape.heads * shape.head_dim])
+        kept[step] = sum(type(one) is Tensor and one.shape[-2:] == tokens for one in gc.get_objects())
+
+    with apply(both, **SPARSE, **cache) as handle:
+        handle.clock.listen(clock.Listener(clock.Order.OBSERVERS, step_end=count, end=lambda: count(8)))
+        for _ in range(2):  # the first transformer's cache is back in the second run
+            run(both, num_inference_steps=8)
+            assert handle._attachment.stages(8) == (4,)
+            assert {step for step, number in kept.items() if not number} == {3, 8}
+        assert handle.cache is not None
+        assert handle.cache.report()["skipped"] > 0
 
 
 def test_no_lse_is_kept_for_the_other_stage() -> None:
