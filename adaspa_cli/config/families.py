@@ -75,6 +75,7 @@ class FamilyFacts:
         transformers: parts of the pipeline that are transformers, in the order in which a run uses them. All but the
             first may be absent. Layers are numbered on from one to the next.
         takes_last_image: whether a model takes the picture that a video ends with, of a family of which some do.
+        keeps_first_frame: whether the picture is the video's first frame as it is, by the transformer's configuration.
         variants: other classes of pipelines with the same transformer, which only Python can call.
         single_file: whether diffusers reads the transformer from a single file, safetensors or GGUF.
         asks_vae: whether the pipeline needs its VAE where it does not use it.
@@ -105,6 +106,7 @@ class FamilyFacts:
     sized: bool = True
     dropped_frames: Callable[[Config], int] = lambda _transformer: 0
     takes_last_image: Callable[[Config], bool] = lambda _transformer: True
+    keeps_first_frame: Callable[[Config], bool] = lambda _transformer: False
     other_presets: Mapping[str, str] = field(default_factory=dict)
 
     def preset_of(self, index: Mapping[str, Any]) -> str:
@@ -128,6 +130,10 @@ class FamilyFacts:
                     f"{key}: this model, a {self.pipeline}, makes {takes}",
                     hint=f"drop --{key.replace('_', '-')}, or use a model that takes it",
                 )
+        if sampling.frames == 1 and (sampling.last_image is not None or self.keeps_first_frame(transformers[0])):
+            raise ConfigError(
+                "frames: a video of one frame would be the picture", hint=f"nearest: {rule.frame_period + 1}"
+            )
 
     def check_single_file(self, transformers: int) -> None:
         """Raise ConfigError where the transformer cannot come from a file of its own."""
@@ -241,6 +247,12 @@ def _wan_takes_last_image(transformer: Config) -> bool:
     beside_noise = transformer.get("in_channels", 16) != transformer.get("out_channels", 16)
     embeds_two = transformer.get("image_dim") is None or transformer.get("pos_embed_seq_len") is not None
     return beside_noise and embeds_two
+
+
+def _wan_keeps_first_frame(transformer: Config) -> bool:
+    """TI2V: others take the picture as channels beside the noise."""
+    same: bool = transformer.get("in_channels", 16) == transformer.get("out_channels", 16)
+    return same
 
 
 def _wan_arguments(sampling: SamplingConfig) -> dict[str, Any]:
@@ -372,6 +384,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         other_presets={"boundary_ratio": "wan2.2-i2v-a14b", "expand_timesteps": "wan2.2-5b-i2v"},
         images=("image", "last_image"),
         takes_last_image=_wan_takes_last_image,
+        keeps_first_frame=_wan_keeps_first_frame,
     ),
     _hunyuan_video15("hunyuan_video15", "HunyuanVideo15Pipeline", "hunyuan1.5-480p"),
     _hunyuan_video15(

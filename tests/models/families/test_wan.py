@@ -12,7 +12,7 @@ from torch import Tensor
 from adaspa_cli import apply
 from adaspa_cli.bench.warm_up import first_blocks
 from adaspa_cli.config import resolve
-from adaspa_cli.config.architecture import architecture_of
+from adaspa_cli.config.architecture import architecture_of, check_early
 from adaspa_cli.config.load import method_config
 from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.errors import ConfigError, RunError
@@ -341,6 +341,18 @@ def test_a_last_picture_that_would_be_ignored_or_fail_is_refused(version: str) -
         check_sampling(wan_image(version), sampling)
     for other in ("2.1-flf", "2.2"):
         check_sampling(wan_image(other), sampling)
+
+
+@pytest.mark.parametrize(
+    ("model", "pictures"), [("wan2.2-5b-i2v", ("image",)), ("wan2.2-i2v-a14b", ("image", "last_image"))]
+)
+def test_one_frame_that_would_be_the_picture_is_refused(model: str, pictures: tuple[str, ...], tmp_path: Path) -> None:
+    """Before anything is loaded."""
+    picture().save(tmp_path / "picture.png")
+    resolved = resolve({"model": model, "frames": 1, **dict.fromkeys(pictures, str(tmp_path / "picture.png"))})
+    with pytest.raises(ConfigError, match="one frame would be the picture") as raised:
+        check_early(resolved.config.model, resolved.config.sampling)
+    assert raised.value.hint == "nearest: 5"
 
 
 def test_pictures_matter() -> None:
