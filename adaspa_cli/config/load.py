@@ -167,6 +167,18 @@ def parse_steps(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def _preset_of_hub_id(hub_id: str) -> str | None:
+    """The model preset whose weights a hub id names, in any case; not one that chooses among pipelines of the id.
+
+    Reads the presets one by one, which takes as long as the rest of a start: for hub ids alone.
+    """
+    for name in preset_names("models"):
+        preset = load_preset("models", name)
+        if "pipeline" not in preset and str(preset["weights"]).lower() == hub_id.lower():
+            return name
+    return None
+
+
 def resolve(
     flags: Mapping[str, Any] | None = None,
     file: Path | None = None,
@@ -197,11 +209,9 @@ def resolve(
     named = {"method": unnamed, "model": "tiny"} | from_file | from_flags
     _check_own_choice(named["method"], load_preset("methods", named["method"]), from_file | from_flags)
     presets = preset_names("models")
-    loaded = {name: load_preset("models", name) for name in presets}
-    by_weights = {str(one["weights"]).lower(): name for name, one in loaded.items() if "pipeline" not in one}
     if named.get("random_weights") or not download:
-        check_known_architecture(named["model"], presets, by_weights)
-    source = identify(named["model"], presets, by_weights)
+        check_known_architecture(named["model"], presets, _preset_of_hub_id)
+    source = identify(named["model"], presets, _preset_of_hub_id)
     layers = [
         ("default", {"method": unnamed}),
         (f"method preset {named['method']}", load_preset("methods", named["method"])),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ class ModelSource:
     weights: str | None = None
 
 
-def identify(model: str, presets: Sequence[str], presets_by_weights: Mapping[str, str]) -> ModelSource:
+def identify(model: str, presets: Sequence[str], preset_of_hub_id: Callable[[str], str | None]) -> ModelSource:
     """Find out what ``model`` is.
 
     Args:
         model: what the user wrote.
         presets: names of the model presets.
-        presets_by_weights: which preset names a hub id, in lower case, as its weights.
+        preset_of_hub_id: the preset that names a hub id as its weights.
 
     Raises:
         ModelError: it is none of the three, or a checkpoint of another family.
@@ -45,8 +45,8 @@ def identify(model: str, presets: Sequence[str], presets_by_weights: Mapping[str
     if looks_local:
         return ModelSource(_preset_of(read_model_index(folder), model), str(folder))
     if _HUB_ID.fullmatch(model):
-        if model.lower() in presets_by_weights:
-            return ModelSource(presets_by_weights[model.lower()], model)
+        if preset := preset_of_hub_id(model):
+            return ModelSource(preset, model)
         return ModelSource(_preset_of(fetch_model_index(model), model), model)
     raise ModelError(
         f"unknown model '{model}'{nearest(model, presets)}",
@@ -54,13 +54,13 @@ def identify(model: str, presets: Sequence[str], presets_by_weights: Mapping[str
     )
 
 
-def check_known_architecture(model: str, presets: Sequence[str], presets_by_weights: Mapping[str, str]) -> None:
+def check_known_architecture(model: str, presets: Sequence[str], preset_of_hub_id: Callable[[str], str | None]) -> None:
     """Refuse random weights for a model whose architecture only the hub knows.
 
     Raises:
         ModelError: ``model`` is neither a preset, nor a preset's hub id, nor a local folder.
     """
-    if model in presets or model.lower() in presets_by_weights or Path(model).expanduser().is_dir():
+    if model in presets or Path(model).expanduser().is_dir() or preset_of_hub_id(model):
         return
     raise ModelError(
         f"the architecture of '{model}' is not known without a download{nearest(model, presets)}",

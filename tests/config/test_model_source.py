@@ -1,8 +1,11 @@
 """What ``--model`` means."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from adaspa_cli.config import resolve
+from adaspa_cli.config import load, resolve
 from adaspa_cli.config.load import load_preset
 from adaspa_cli.config.presets import preset_names
 
@@ -14,3 +17,17 @@ def test_a_preset_s_own_hub_id_has_the_preset_s_defaults(name: str) -> None:
     assert by_id.sampling == by_name.sampling
     assert by_id.method == by_name.method
     assert by_id.model.flow_shift == by_name.model.flow_shift
+
+
+def test_a_model_named_as_a_preset_reads_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All presets together take as long as the rest of a start."""
+    read: list[str] = []
+    mapping = load.read_mapping
+
+    def listened(path: Path) -> dict[str, Any]:
+        read.append(path.stem)
+        return mapping(path)
+
+    monkeypatch.setattr(load, "read_mapping", listened)
+    resolve({"model": "hunyuan"})
+    assert set(read) == {"hunyuan", "adaspa"}
