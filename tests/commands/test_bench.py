@@ -1,7 +1,6 @@
 """``adaspa bench`` as its users see it: results, messages, exit codes."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typer.testing import CliRunner
 
 from adaspa_cli.app import app
 from tests.bench.benches import PROMPTS, bench_file
+from tests.light import Light
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -198,16 +198,8 @@ def test_a_changed_setting_is_refused(run: Any) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--preset", "x"], ["--preset", "tiny-full", "--rows", "x"]])
-def test_help_and_wrong_arguments_import_nothing_heavy(arguments: list[str]) -> None:
-    script = (
-        "import sys\n"
-        "from adaspa_cli.app import main\n"
-        "try:\n    sys.exit(main())\n"
-        "finally:\n    print([name for name in ('torch', 'diffusers', 'matplotlib') if name in sys.modules])\n"
-    )
-    command = [sys.executable, "-c", script, "bench", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.strip().splitlines()[-1] == "[]", done.stderr
+def test_help_and_wrong_arguments_import_nothing_heavy(light: Light, arguments: list[str]) -> None:
+    assert light.run("bench", *arguments).stderr.strip().splitlines()[-1] == "[]"
 
 
 def test_the_bench_of_the_bundled_model_needs_no_checkpoint(tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +13,29 @@ from typer.testing import CliRunner
 from adaspa_cli.app import app
 from adaspa_cli.config.architecture import BUNDLED
 from adaspa_cli.files.mask_header import LENGTH_BYTES
+from tests.light import Light
 from tests.mask_files import small_file
 from tests.pipelines import PROMPT, small_run
 
-HEAVY = ("torch", "diffusers", "transformers", "numpy")
-SCRIPT = f"""
-import sys
-from adaspa_cli.__main__ import main
-code = main()
-print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
-sys.exit(code)
-"""
 RUN = ("generate", "--prompt", "x")
 FITS = (*RUN, "--masks", "masks", "--block-size", 8, "--sparsity", 0.75)
+Refused = Callable[..., tuple[str, str]]
 
 
-def process(folder: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
-    """A real process, whose last line on stderr names the heavy modules that it imported."""
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *map(str, arguments), "--json"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TRITON_INTERPRET": ""},
-    )
-
-
-def refused(folder: Path, *arguments: Any) -> tuple[str, str]:
+@pytest.fixture
+def refused(light: Light) -> Refused:
     """The error and the hint of a real process, which may import nothing heavy and write nothing."""
-    before = set(folder.rglob("*"))
-    done = process(folder, *arguments)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr == "[]\n"
-    assert set(folder.rglob("*")) == before
-    told = json.loads(done.stdout)
-    return told["error"], told["hint"] or ""
+
+    def run(folder: Path, *arguments: Any) -> tuple[str, str]:
+        before = set(folder.rglob("*"))
+        done = light.run(*arguments, "--json", cwd=folder)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr == "[]\n"
+        assert set(folder.rglob("*")) == before
+        told = json.loads(done.stdout)
+        return told["error"], told["hint"] or ""
+
+    return run
 
 
 @pytest.fixture
@@ -79,14 +65,18 @@ def checkpoint(folder: Path, left_out: str) -> Path:
         ("config.json", "cannot read model/transformer/config.json: "),
     ],
 )
-def test_a_checkpoint_that_is_not_whole_is_refused_at_once(tmp_path: Path, left_out: str, error: str) -> None:
+def test_a_checkpoint_that_is_not_whole_is_refused_at_once(
+    refused: Refused, tmp_path: Path, left_out: str, error: str
+) -> None:
     checkpoint(tmp_path / "model", left_out)
     assert refused(tmp_path, *RUN, "--model", "model")[0].startswith(error)
 
 
 @pytest.mark.parametrize("patch", ["x", 0])
 @pytest.mark.parametrize("flags", [(), ("--random-weights",)])
-def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(tmp_path: Path, patch: object, flags: Any) -> None:
+def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(
+    refused: Refused, tmp_path: Path, patch: object, flags: Any
+) -> None:
     config = checkpoint(tmp_path / "model", "README.md") / "transformer" / "config.json"
     content = json.loads(config.read_text()) | {"patch_size": patch}
     config.unlink()
@@ -167,24 +157,26 @@ def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(tmp_path: Path, pat
         (("masks", "plot", "changed"), "changed is corrupt: the checksum does not fit its description"),
     ],
 )
-def test_nothing_heavy_is_imported_for_a_mistake(folder: Path, arguments: tuple[Any, ...], error: str) -> None:
+def test_nothing_heavy_is_imported_for_a_mistake(
+    refused: Refused, folder: Path, arguments: tuple[Any, ...], error: str
+) -> None:
     assert refused(folder, *arguments)[0].startswith(error)
 
 
-def test_what_a_mask_file_says_is_shown_without_torch(folder: Path) -> None:
-    done = process(folder, "masks", "info", "masks")
+def test_what_a_mask_file_says_is_shown_without_torch(light: Light, folder: Path) -> None:
+    done = light.run("masks", "info", "masks", "--json", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "[]\n")
     assert json.loads(done.stdout)["layers"] == 2
 
 
-def test_rows_are_listed_once(tmp_path: Path) -> None:
+def test_rows_are_listed_once(refused: Refused, tmp_path: Path) -> None:
     _, hint = refused(tmp_path, "bench", "--preset", "tiny-smoke", "--rows", "nope")
     rows = hint.removeprefix("rows: ").split(", ")
     assert "full" in rows
     assert len(rows) == len(set(rows))
 
 
-def test_what_is_quoted_is_cut(tmp_path: Path) -> None:
+def test_what_is_quoted_is_cut(refused: Refused, tmp_path: Path) -> None:
     error, _ = refused(tmp_path, *RUN, "--model", 5000 * "a")
     assert len(error) <= 500
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from adaspa_cli import __version__
 from adaspa_cli.app import app
+from tests.light import Light
 from tests.pipelines import small_run
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
@@ -244,9 +245,6 @@ def test_version_and_help() -> None:
     assert "Example" in result.stdout
 
 
-HEAVY = ("torch", "diffusers", "transformers", "numpy")
-
-
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -265,15 +263,9 @@ HEAVY = ("torch", "diffusers", "transformers", "numpy")
         (["generate"], USAGE),
     ],
 )
-def test_help_and_wrong_arguments_import_nothing_heavy(arguments: list[str], code: int) -> None:
+def test_help_and_wrong_arguments_import_nothing_heavy(light: Light, arguments: list[str], code: int) -> None:
     """torch and diffusers take seconds to import."""
-    script = (
-        "import sys\n"
-        "from adaspa_cli.app import main\n"
-        "try:\n    sys.exit(main())\n"
-        f"finally:\n    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    done = light.run(*arguments)
     assert done.returncode == code, done.stderr
     assert done.stderr.strip().splitlines()[-1] == "[]"
 
