@@ -4,17 +4,20 @@ The process of the tests may have its kernels built for the interpreter; a child
 child: run as a program it reads cases as JSON from its first argument and prints results as JSON.
 """
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 
 def compile_for_hopper() -> None:
     """From here on Triton compiles for a Hopper GPU that is not there. For the child."""
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
 
@@ -29,21 +32,24 @@ def compile_for_hopper() -> None:
             return device
 
     driver.set_active(Target())
+    knobs.nvidia.dump_ptxas_log = True
 
 
-def assemble(ptx: str) -> str:
-    """What the assembler says of registers, spills and serialised products. For the child."""
-    from triton import knobs
+_SAID: dict[str, str] = {}  # what the assembler said of each kernel when it was compiled
 
-    done = subprocess.run(
-        [knobs.nvidia.ptxas.path, "--verbose", "--gpu-name=sm_90a", "-", "--output-file=/dev/null"],
-        input=ptx, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return done.stderr
+
+def compile_and_listen(kernel: Any, *args: Any, **options: Any) -> tuple[Any, str]:
+    """Compile; what Triton's assembler said of registers, spills and serialised products. For the child."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        compiled = kernel.warmup(*args, **options)
+    text = _SAID.setdefault(compiled.hash, said.getvalue())
+    assert "registers" in text
+    return compiled, text
 
 
 def run_child(file: str, cases: Sequence[Any], cache: Path) -> list[dict[str, Any]]:
-    """Run a test module as its own child; ``cache`` keeps what Triton compiles."""
+    """Run a test module as its own child; ``cache`` is for what Triton compiles, and empty."""
     root = Path(__file__).resolve().parents[2]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(root / "kernels"), str(root), *sys.path])

@@ -16,9 +16,9 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 SIZE = (64, 16)
 LAYOUTS = {
-    "text last": TokenLayout(8, 16, 4, 40, "last"),
-    "text first": TokenLayout(8, 16, 4, 40, "first"),
-    "no text": TokenLayout(8, 16, 4, 0, "last"),
+    "text last": TokenLayout(6, 16, 4, 40, "last"),
+    "text first": TokenLayout(6, 16, 4, 40, "first"),
+    "no text": TokenLayout(6, 16, 4, 0, "last"),
 }
 
 
@@ -45,9 +45,12 @@ def random_scores(layout: TokenLayout, device: torch.device, heads: int = 2) -> 
 
 
 @pytest.mark.parametrize("kind", ["row", "layer"])
-@pytest.mark.parametrize("sparsity", [0.3, 0.8, 0.95])
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_the_same_lists(layout: TokenLayout, sparsity: float, kind: str, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("text", "sparsity"),
+    [("text last", 0.3), ("text last", 0.8), ("text last", 0.9), ("text first", 0.8), ("no text", 0.8)],
+)
+def test_the_same_lists(text: str, sparsity: float, kind: str, device: torch.device) -> None:
+    layout = LAYOUTS[text]
     found = both(*random_scores(layout, device), layout, sparsity, kind)
     assert (len(found.mask.counts[:, layout.video_blocks(64).start :].unique()) > 2) == (kind == "layer")
 
@@ -67,7 +70,7 @@ def test_scores_that_stand_out_meet_the_bounds(device: torch.device) -> None:
     scores[0, 0] *= 1e6
     scores[1, 1] *= 1e-6
     found = both(sums, scores, layout, 0.8, "layer")
-    assert int(found.mask.counts[0, 0]) == 4 * 6
+    assert int(found.mask.counts[0, 0]) == 4 * 5
     assert int(found.mask.counts[1, 1]) == 2
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import adaspa_kernels
 from tests.kernels.conftest import dtypes
-from tests.kernels.sm90 import assemble, compile_for_hopper, run_child
+from tests.kernels.sm90 import compile_and_listen, compile_for_hopper, run_child
 
 EPS = 1e-3  # large enough to be seen
 
@@ -123,7 +123,7 @@ def _compile_all(cases: list[tuple[int, int, str, int]]) -> list[dict[str, Any]]
 
     class Compiler:
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
-            return lambda *args, **options: compiled.append(kernel.warmup(*args, grid=grid, **options))
+            return lambda *args, **options: compiled.append(compile_and_listen(kernel, *args, grid=grid, **options))
 
     compile_for_hopper()
     vars(module).update(norm_rope_kernel=Compiler(), check_device=lambda _device: None)
@@ -132,8 +132,8 @@ def _compile_all(cases: list[tuple[int, int, str, int]]) -> list[dict[str, Any]]
         rotation = torch.zeros(30, head_dim // 2), torch.zeros(30, head_dim // 2)
         vector = torch.ones(head_dim, dtype=torch.bfloat16)
         adaspa_kernels.norm_rope(x, x, norm=norm, weight=vector, bias=vector, rotation=rotation, first=first)
-    codes = [result.asm["ptx"] for result in compiled]
-    return [{"loads": x.count("ld.global.v4"), "stores": x.count("st.global.v4"), "log": assemble(x)} for x in codes]
+    codes = [(result.asm["ptx"], said) for result, said in compiled]
+    return [{"loads": x.count("ld.global.v4"), "stores": x.count("st.global.v4"), "log": said} for x, said in codes]
 
 
 def test_compiles_to_wide_loads_without_spills(tmp_path: Path) -> None:

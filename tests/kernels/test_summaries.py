@@ -119,7 +119,7 @@ def test_agrees_with_float64(device: torch.device, dtype: torch.dtype, head_dim:
 def test_more_summaries_than_a_tile_holds(device: torch.device, blocks: int, head_dim: int) -> None:
     q, k, v = tensors(device, dtypes()[0], lengths=(200, blocks * 64 - 5), head_dim=head_dim, heads=1)
     kept = torch.rand(1, 4, blocks, generator=torch.Generator().manual_seed(0)) < 0.05
-    kept[0, 1] = True
+    kept[0, 1] = blocks < 260  # a full row takes longer than all others
     kept[0, 2] = False
     kept[0, 2, 3] = True
     mask = BlockMask.from_bool(kept, (64, 64)).to(device)
