@@ -23,9 +23,9 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         return 1.0, 0.0, 1.0
 
     monkeypatch.setattr(bench_selection, "DEVICE", torch.device("cpu"))
-    monkeypatch.setattr(bench_selection, "HEADS", 3)
+    monkeypatch.setattr(bench_selection, "HEADS", 2)
     monkeypatch.setattr(bench_selection, "BLOCK", 16)
-    monkeypatch.setattr(bench_selection, "LAYOUT", TokenLayout(3, 5, 7, 18, "last"))
+    monkeypatch.setattr(bench_selection, "LAYOUT", TokenLayout(2, 5, 7, 18, "last"))
     monkeypatch.setattr(bench_selection, "measure", measure)
     monkeypatch.setattr(bench_selection, "peak", lambda _: 1)
 

@@ -34,7 +34,7 @@ def right(scenes: list[Scene], size: int, blur: int = 1, noise: float = 0.0) -> 
 
 @pytest.mark.parametrize(
     ("count", "size", "blur", "noise"),
-    [(80, 96, 1, 0.0), (80, 96, 4, 0.0), (48, 96, 1, 0.06), (24, 192, 1, 0.0), (24, 192, 8, 0.0)],
+    [(80, 96, 1, 0.0), (40, 96, 4, 0.0), (24, 96, 1, 0.06), (12, 192, 1, 0.0), (12, 192, 8, 0.0)],
 )
 def test_drawn_clips_are_judged_right(count: int, size: int, blur: int, noise: float) -> None:
     scenes = random.Random(size + blur).sample(all_scenes(), count)
