@@ -23,7 +23,6 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -345,10 +344,9 @@ class Tab:
         self.click(selector)
         self.send("Input.insertText", text=text)
 
-    def screenshot(self, path: Path, *, whole: bool = True) -> None:
-        """Write what is shown as a PNG file; ``whole``: the whole page, however long."""
-        found = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(found["data"]))
+    def picture(self) -> bytes:
+        """What the whole page shows, however long it is, as a PNG file."""
+        return base64.b64decode(self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"])
 
     def too_wide(self) -> list[str]:
         """Elements that stick out of the window at the right, in words; those within a box that scrolls do not."""

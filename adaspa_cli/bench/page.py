@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adaspa_cli.bench.pictures import pictures
+from adaspa_cli.bench.pictures import pictures, players
 from adaspa_cli.bench.plots import plots
 from adaspa_cli.bench.render import machine_lines, tables, warnings
 from adaspa_cli.bench.schema import Bench
@@ -13,6 +13,7 @@ from adaspa_cli.report.template import render
 
 def page(bench: Bench, out: Path) -> str:
     """The page as HTML; videos are read from ``out``."""
+    shown = pictures(bench, out)
     return render(
         Path(__file__).parent / "page.html.j2",
         bench=bench,
@@ -20,5 +21,6 @@ def page(bench: Bench, out: Path) -> str:
         warnings=warnings(bench),
         tables=tables(bench),
         plots=plots(bench),
-        pictures=pictures(bench, out),
+        pictures=shown,
+        players=players(shown),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +17,11 @@ from adaspa_cli.files.videos import write_lossless, write_video
 from adaspa_cli.files.whole import cannot_write, whole_file, write_json, write_text
 from adaspa_cli.jobs.places import ClaimedPlace, latents_path, lossless_path, page_path, report_path
 from adaspa_cli.jobs.plan import Job
+from adaspa_cli.report.compare import Compared
+from adaspa_cli.report.difference import measure_difference
 from adaspa_cli.report.latency import latency_report
 from adaspa_cli.report.page import page
-from adaspa_cli.report.schema import Report
+from adaspa_cli.report.schema import ComparedRun, Report
 from adaspa_cli.sampling.run import RunResult
 
 
@@ -79,8 +82,7 @@ def write_files(report: Report, files: Mapping[str, bytes], job: Job, claimed: C
             except OSError as error:
                 raise cannot_write(path, error) from error
             written.append(path)
-        _finish(report, job, claimed.video, made.video, written)
-    return made
+        return Made(_finish(report, job, claimed.video, made.video, written), claimed.video)
 
 
 @contextmanager
@@ -96,12 +98,24 @@ def _all_or_none(claimed: ClaimedPlace) -> Iterator[list[Path]]:
         raise
 
 
-def _finish(report: Report, job: Job, place: Path, video: Path | None, written: list[Path]) -> None:
-    """Write the page and, as the last, the report."""
+def _finish(report: Report, job: Job, place: Path, video: Path | None, written: list[Path]) -> Report:
+    """Compare the video if it is to be compared, write the page and, as the last, the report; returns the report."""
+    if job.compared is not None:
+        report = dataclasses.replace(report, compared=_difference(report, job.compared, video))
     # A page that was left without its report is of no complete video, and gives way.
     write_text(page_path(place), page(report, video, job.compared), replace=True)
     written.append(page_path(place))
     write_json(report_path(place), report.as_json())
+    return report
+
+
+def _difference(report: Report, compared: Compared, video: Path | None) -> ComparedRun:
+    """Of the frames before compression if both runs have kept them, else of the videos."""
+    if video is None or compared.video is None:
+        return measure_difference(report, compared, None, lossless=False)
+    kept = lossless_path(video), lossless_path(compared.video)
+    lossless = all(path.is_file() for path in kept)
+    return measure_difference(report, compared, kept if lossless else (video, compared.video), lossless=lossless)
 
 
 def _write(result: RunResult, job: Job, place: Path, written: list[Path]) -> Report:
@@ -122,8 +136,7 @@ def _write(result: RunResult, job: Job, place: Path, written: list[Path]) -> Rep
         written.append(latents)
     writing = time.perf_counter() - begin
     report = latency_report(result, video=video, latents=latents, fingerprint=job.fingerprint, writing=writing)
-    _finish(report, job, place, video, written)
-    return report
+    return _finish(report, job, place, video, written)
 
 
 def write_latents(path: Path, result: RunResult, fingerprint: str) -> None:

@@ -38,6 +38,8 @@ _STYLE: dict[str, Any] = {
     "axes.spines.right": False,
 }
 _WIDTH = 8.4  # inches
+_INK = "#010203"  # stands for the colour of the text round a drawing, whatever that is
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,18 @@ class Drawing:
 
 
 def svg(draw: Callable[[Axes], None], *, height: float) -> str:
-    """Draw on one pair of axes, ``height`` inches high; letters are paths, so that a page needs no font."""
-    with rc_context(_STYLE):
+    """Draw on one pair of axes, ``height`` inches high; letters are paths, so that a page needs no font.
+
+    Letters and lines have the colour of the text round the drawing, and the ground is the page's, light or dark.
+    """
+    with rc_context(_STYLE | dict.fromkeys(_INKED, _INK) | {"grid.alpha": 0.15}):
         figure = Figure(figsize=(_WIDTH, height))
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=nothing)
-    text = buffer.getvalue()
+        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata=nothing)
+    text = buffer.getvalue().replace(_INK, "currentColor")
     return re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 

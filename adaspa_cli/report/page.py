@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adaspa_cli.config.methods import DENSE
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.compensation import error_note
 from adaspa_cli.report.heat import error_heats, heats
 from adaspa_cli.report.media import data_uri
-from adaspa_cli.report.schema import Report
+from adaspa_cli.report.player import Clip, Player
+from adaspa_cli.report.schema import ComparedRun, Report
 from adaspa_cli.report.steps import estimated_note
 from adaspa_cli.report.template import render
 
@@ -26,8 +28,8 @@ PHASES = {
     "loaded masks": "#7fae4a",
     "skipped": "#5c5c8a",
 }
-_REST = "#c3cad3"
-_OTHER_PARTS = {"text encoding": "#7a6a2f", "decoding": "#8a5c5c", "writing": "#b9a7a7", "other": "#e3e7ec"}
+_REST = "var(--rest)"
+_OTHER_PARTS = {"text encoding": "#7a6a2f", "decoding": "#8a5c5c", "writing": "var(--writing)", "other": "var(--other)"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def page(report: Report, video: Path | None, compared: Compared | None = None) -
         Path(__file__).parent / "report.html.j2",
         report=report,
         runs=runs,
+        player=_player(report, runs),
+        difference=_difference(report.compared),
         notes=_notes(report, compared),
         longest=max(run.report.seconds.total for run in runs),
         slowest=max(step.seconds for run in runs for step in run.report.steps),
@@ -73,8 +77,47 @@ def page(report: Report, video: Path | None, compared: Compared | None = None) -
         heats=heats(report.searches),
         error_heats=error_heats(report.compensation),
         error=error_note(report),
-        settings={key: setting for key, setting in report.settings.items() if setting.value is not None},
+        settings={
+            key: (_shown(setting.value), setting.origin)
+            for key, setting in report.settings.items()
+            if setting.value is not None
+        },
     )
+
+
+def _player(report: Report, runs: list[Run]) -> Player | None:
+    """Both videos in step; None unless there are two."""
+    compared = report.compared
+    curves = {} if compared is None else {"psnr": compared.psnr, "ssim": compared.ssim}
+    clips = [
+        Clip(run.name, run.video, run.report.video.fps, {} if number else curves)
+        for number, run in enumerate(runs)
+        if run.video is not None
+    ]
+    if len(clips) < 2:
+        return None
+    video = report.video
+    return Player(clips, 1, video.frames, video.height, video.width)
+
+
+def _difference(compared: ComparedRun | None) -> str | None:
+    """How far the video is from the one beside it, in words."""
+    if compared is None:
+        return None
+    psnr, ssim = compared.mean("psnr"), compared.mean("ssim")
+    if psnr is None or ssim is None:
+        return f"PSNR and SSIM are not known: {compared.reason}"
+    source = "before compression" if compared.lossless else "decoded from the video files"
+    return f"PSNR {psnr:.2f} dB, SSIM {ssim:.4f}: means over {len(compared.psnr)} frames {source}"
+
+
+def _shown(value: Any) -> str:
+    """A setting as YAML would have it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _run(report: Report, video: Path | None) -> Run:

@@ -5,10 +5,11 @@ Which formats can be read: see :mod:`adaspa_cli.report.versioned`.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adaspa_cli.files.typed_json import ABSENT, REST
 from adaspa_cli.report.versioned import Versioned, read_versioned
@@ -280,6 +281,31 @@ class ParallelUse:
 
 
 @dataclass(frozen=True)
+class ComparedRun:
+    """The run that ``--compare-with`` named, such as the dense one, and how this run and its video differ from it.
+
+    Attributes:
+        method: of that run.
+        speed_up: its total time over this run's.
+        lossless: whether the frames were compared as they were before compression, not as the video files have them.
+        psnr, ssim: of each frame, in dB and up to 1; empty if the videos could not be compared.
+        reason: why they could not.
+    """
+
+    method: str
+    speed_up: float
+    lossless: bool
+    psnr: tuple[float, ...]
+    ssim: tuple[float, ...]
+    reason: str | None = field(default=None, metadata=ABSENT)
+
+    def mean(self, metric: Literal["psnr", "ssim"]) -> float | None:
+        """Mean over the frames; None if they could not be compared."""
+        values = getattr(self, metric)
+        return statistics.fmean(values) if values else None
+
+
+@dataclass(frozen=True)
 class PeakMemory:
     """Peak memory in bytes: of the whole process, and of this video on the GPU."""
 
@@ -302,6 +328,7 @@ class Report(Versioned):
         density: mean over the calls that were made, blocks of text too; None without a call.
         searches: masks that were found or loaded.
         parallel: how several processes made it; None where one did.
+        compared: how it differs from the run that its page shows beside it; None without one.
     """
 
     kind: str = "adaspa latency report"
@@ -333,6 +360,7 @@ class Report(Versioned):
     mask_file: MaskFileUse | None = None
     parallel: ParallelUse | None = field(default=None, metadata=ABSENT)
     peak_memory: PeakMemory
+    compared: ComparedRun | None = field(default=None, metadata=ABSENT)
 
     def setting(self, key: str, default: Any = None) -> Any:
         """The value of a setting; ``default`` if the report is older than the setting."""

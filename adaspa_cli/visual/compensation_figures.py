@@ -9,7 +9,7 @@ from statistics import fmean
 from matplotlib.axes import Axes
 
 from adaspa_cli.report.drawing import COLOURS
-from adaspa_cli.report.heat import Heat, heat
+from adaspa_cli.report.heat import Heat, heat, with_shared_scales
 from adaspa_cli.visual.compensation import KEPT, REPAIR, SUMMARIES, Compensated
 
 Records = Mapping[tuple[int, int], Compensated]
@@ -77,10 +77,15 @@ def compensation_heats(records: Records) -> list[Heat]:
     if SUMMARIES in stages:
         figures["Seen through summaries"] = lambda one: one.pooled
     figures |= {f"Error, {stage}": _error_of(stage) for stage in stages}
-    return [
-        heat(name, when, [(layer, _means([figure(records[layer, step]) for step in steps])) for layer in layers])
+    return with_shared_scales(
+        heat(
+            name,
+            when,
+            [(layer, _means([figure(records[layer, step]) for step in steps])) for layer in layers],
+            scale=name.partition(",")[0],
+        )
         for name, figure in figures.items()
-    ]
+    )
 
 
 def _error_of(stage: str) -> Callable[[Compensated], list[float]]:

@@ -146,7 +146,7 @@ def recall_across(table: Sequence[Sequence[float | None]]) -> Callable[[Axes], N
         axes.imshow(values, cmap="Blues", vmin=low - 0.3 * (high - low) - 1e-6, vmax=high + 0.6 * (high - low) + 1e-6)
         for (row, column), value in np.ndenumerate(values):
             if not np.isnan(value):
-                axes.text(column, row, f"{value:.3f}", ha="center", va="center")
+                axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="black")
         numbers = range(len(table))
         axes.set(xlabel="weights of video", ylabel="mask of video", xticks=numbers, yticks=numbers)
         axes.set_xticklabels([str(number + 1) for number in numbers])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adaspa_cli.files.whole import write_text
 from adaspa_cli.report.drawing import png
-from adaspa_cli.report.heat import Heat, heat
+from adaspa_cli.report.heat import Heat, heat, with_shared_scales
 from adaspa_cli.report.media import data_uri, png_bytes
 from adaspa_cli.report.template import render
 from adaspa_cli.visual.folder import whole_folder
@@ -28,7 +28,7 @@ def write_mask_pictures(seen: MaskReading, out: str) -> Path:
 
 def mask_heats(seen: MaskReading) -> dict[str, list[Heat]]:
     """Density and recall of all layers and heads, by file name: one for each search step, branch and file."""
-    found = {}
+    found: dict[str, list[Heat]] = {}
     for branch, step in itertools.product(seen.choice.branches, seen.choice.steps):
         for number in range(len(seen.files)):
             entries = seen.entries(number, branch, step)
@@ -37,27 +37,37 @@ def mask_heats(seen: MaskReading) -> dict[str, list[Heat]]:
                 heat("Density", where, [(entry.layer, list(entry.density)) for entry in entries]),
                 heat("Recall", where, [(entry.layer, list(entry.recall)) for entry in entries]),
             ]
-    return found
+    return _same_colours(found)
 
 
 def step_heats(seen: MaskReading) -> dict[str, list[Heat]]:
     """IoU of a step's masks with the next step's, of all layers and heads, by file name."""
-    return {
-        _name(seen, f"overlap-steps{first}-{second}-{branch}", number): [
-            heat("IoU", _where(seen, f"steps {first} and {second}", branch, number), rows)
-        ]
-        for (number, branch, (first, second)), rows in seen.step_overlaps.items()
-    }
+    return _same_colours(
+        {
+            _name(seen, f"overlap-steps{first}-{second}-{branch}", number): [
+                heat("IoU", _where(seen, f"steps {first} and {second}", branch, number), rows)
+            ]
+            for (number, branch, (first, second)), rows in seen.step_overlaps.items()
+        }
+    )
 
 
 def file_heats(seen: MaskReading) -> dict[str, list[Heat]]:
     """IoU of the first file's masks with another one's, of all layers and heads, by file name."""
-    return {
-        f"overlap-files1-{number + 1}-step{step}-{branch}": [
-            heat("IoU", f"{_where(seen, f'step {step}', branch)}, files 1 and {number + 1}", rows)
-        ]
-        for (number, branch, step), rows in seen.file_overlaps.items()
-    }
+    return _same_colours(
+        {
+            f"overlap-files1-{number + 1}-step{step}-{branch}": [
+                heat("IoU", f"{_where(seen, f'step {step}', branch)}, files 1 and {number + 1}", rows)
+            ]
+            for (number, branch, step), rows in seen.file_overlaps.items()
+        }
+    )
+
+
+def _same_colours(found: dict[str, list[Heat]]) -> dict[str, list[Heat]]:
+    """The maps of all files in the same colours."""
+    shared = iter(with_shared_scales(itertools.chain.from_iterable(found.values())))
+    return {name: list(itertools.islice(shared, len(heats))) for name, heats in found.items()}
 
 
 def _where(seen: MaskReading, when: str, branch: str, number: int | None = None) -> str:

@@ -1,0 +1,42 @@
+"""How far a video is from the one that it is compared with, and how much faster it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adaspa_cli.errors import OutputError
+from adaspa_cli.files.videos import read_frames
+from adaspa_cli.quality.by_frame import by_frame
+from adaspa_cli.report.compare import Compared
+from adaspa_cli.report.schema import ComparedRun, Report
+
+
+def measure_difference(
+    report: Report, compared: Compared, files: tuple[Path, Path] | None, *, lossless: bool
+) -> ComparedRun:
+    """Compare a run with the one that stands beside it.
+
+    A video that cannot be compared is no reason to lose it: what hinders it is noted instead.
+
+    Args:
+        files: of the frames of both; None if one of them ended in latents.
+        lossless: whether these hold the frames as they were before compression.
+    """
+    psnr: Sequence[float] = ()
+    ssim: Sequence[float] = ()
+    reason = None if files else "a run ended in latents"
+    if files is not None:
+        try:
+            curves = by_frame(read_frames(files[0]), read_frames(files[1]))
+            psnr, ssim = curves["psnr"], curves["ssim"]
+        except (OutputError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+    return ComparedRun(
+        method=compared.report.setting("method"),
+        speed_up=compared.report.seconds.total / report.seconds.total,
+        lossless=lossless,
+        psnr=tuple(round(value, 4) for value in psnr),
+        ssim=tuple(round(value, 6) for value in ssim),
+        reason=reason,
+    )

@@ -1,0 +1,187 @@
+"use strict";
+// Players of two videos in step: side by side, with a slider between them, or their difference.
+// Without this script a page still shows the videos, each with the controls of the browser.
+(() => {
+  const LATE = 0.75; // frames that the second video may be off while both play
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+  function start(root) {
+    const find = (selector) => root.querySelector(selector);
+    const data = JSON.parse(find("script").textContent);
+    const [first, second] = root.querySelectorAll("video");
+    const [stage, scrub, wipe, said] = [".stage", ".scrub", ".wipe", ".said"].map(find);
+    const [playing, back, next, chooser, gain] = [".play", ".back", ".next", ".chooser", ".gain"].map(find);
+    const views = [...root.querySelectorAll("[data-view]:not(.stage)")];
+    const charts = [...root.querySelectorAll(".chart")];
+    const last = data.frames - 1;
+    let [shown, frame, runs] = [data.shown, 0, false];
+
+    const fps = (video) => Number(video.dataset.fps);
+    const frameOf = (video) => Math.min(last, Math.floor(video.currentTime * fps(video) + 0.01));
+
+    // --- what is said and drawn of a frame
+    function say() {
+      scrub.value = frame;
+      const figures = Object.entries(data.curves[shown] ?? {});
+      const words = figures.map(([name, curve]) => `${name} ${curve.values[frame].toFixed(curve.digits)}${curve.unit}`);
+      said.textContent = [`frame ${frame + 1} of ${data.frames}`, ...words].join(" · ");
+      scrub.setAttribute("aria-valuetext", said.textContent);
+      for (const chart of charts) chart.style.setProperty("--at", last ? frame / last : 0.5);
+    }
+
+    function draw() {
+      const curves = data.curves[shown] ?? {};
+      for (const chart of charts) {
+        const curve = curves[chart.dataset.name];
+        chart.hidden = !curve;
+        if (!curve) continue;
+        const [low, high] = [Math.min(...curve.values), Math.max(...curve.values)];
+        const up = (value) => (high > low ? 96 - (92 * (value - low)) / (high - low) : 50);
+        const points = curve.values.map((value, at) => `${last ? (100 * at) / last : 50},${up(value).toFixed(2)}`);
+        chart.querySelector("polyline").setAttribute("points", points.join(" "));
+        chart.querySelector(".high").textContent = high.toFixed(curve.digits);
+        chart.querySelector(".low").textContent = high > low ? low.toFixed(curve.digits) : "";
+      }
+    }
+
+    // --- time
+    const seek = (video, to) =>
+      new Promise((done) => {
+        video.addEventListener("seeked", done, { once: true });
+        video.currentTime = (to + 0.5) / fps(video);
+      });
+
+    function show(to) {
+      frame = Math.min(last, Math.max(0, to));
+      say();
+      return Promise.all([seek(first, frame), seek(second, frame)]);
+    }
+
+    async function play() {
+      runs = true;
+      playing.textContent = "Pause";
+      if (frame >= last) await show(0);
+      second.playbackRate = fps(first) / fps(second); // the same frames in the same time
+      try {
+        await Promise.all([first.play(), second.play()]);
+        requestAnimationFrame(follow);
+      } catch {
+        pause(); // the browser does not let it play, or it was paused meanwhile
+      }
+    }
+
+    function pause() {
+      runs = false;
+      playing.textContent = "Play";
+      first.pause();
+      second.pause();
+    }
+
+    async function follow() {
+      if (!runs) return;
+      if (first.ended || frameOf(first) >= last) {
+        await show(0);
+        if (runs) await Promise.allSettled([first.play(), second.play()]);
+      } else {
+        frame = frameOf(first);
+        say();
+        const off = first.currentTime * fps(first) - second.currentTime * fps(second);
+        if (Math.abs(off) > LATE && !second.seeking) second.currentTime = (first.currentTime * fps(first)) / fps(second);
+      }
+      requestAnimationFrame(follow);
+    }
+
+    function step(by) {
+      pause();
+      return show(frameOf(first) + by);
+    }
+
+    // --- controls
+    playing.addEventListener("click", () => (runs ? step(0) : play()));
+    back.addEventListener("click", () => step(-1));
+    next.addEventListener("click", () => step(1));
+    scrub.addEventListener("input", () => {
+      pause();
+      show(Number(scrub.value));
+    });
+    views.forEach((button) => button.addEventListener("click", () => look(button.dataset.view)));
+    gain.addEventListener("change", () => stage.style.setProperty("--gain", gain.value));
+    wipe.addEventListener("input", () => stage.style.setProperty("--wipe", wipe.value / 1000));
+
+    function look(view) {
+      stage.dataset.view = view;
+      wipe.hidden = view !== "slider";
+      gain.parentElement.hidden = view !== "difference";
+      for (const button of views) button.setAttribute("aria-pressed", button.dataset.view === view);
+    }
+
+    function drag(event) {
+      if (stage.dataset.view !== "slider" || !(event.buttons & 1)) return;
+      const box = stage.getBoundingClientRect();
+      wipe.value = 1000 * Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
+      wipe.dispatchEvent(new Event("input"));
+    }
+    stage.addEventListener("pointerdown", (event) => {
+      if (stage.dataset.view !== "slider") return;
+      stage.setPointerCapture(event.pointerId);
+      drag(event);
+      wipe.focus({ preventScroll: true });
+    });
+    stage.addEventListener("pointermove", drag);
+    // What was just dragged can be moved by arrow keys: the stage does not take the focus from it.
+    stage.addEventListener("mousedown", (event) => stage.dataset.view === "slider" && event.preventDefault());
+
+    for (const chart of charts) {
+      const jump = (event) => {
+        if (!(event.buttons & 1)) return;
+        const box = chart.querySelector("svg").getBoundingClientRect();
+        pause();
+        show(Math.round(last * Math.min(1, Math.max(0, (event.clientX - box.left) / box.width))));
+      };
+      chart.addEventListener("pointerdown", jump);
+      chart.addEventListener("pointermove", jump);
+    }
+
+    root.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.key === "," || event.key === ".") step(event.key === "." ? 1 : -1);
+      else if (event.key === " " && event.target === stage) playing.click();
+      else return;
+      event.preventDefault();
+    });
+
+    // --- which videos, where there are more than two
+    async function choose() {
+      const was = runs;
+      pause();
+      shown = Number(chooser.value);
+      for (const [video, at] of [[first, shown], [second, data.reference]]) {
+        const source = document.getElementById(data.ids[at]);
+        if (video.src !== source.src) video.src = source.src;
+        video.dataset.fps = source.dataset.fps;
+        const name = data.names[at];
+        video.setAttribute("aria-label", name);
+        video.parentElement.querySelector("figcaption").textContent = name;
+      }
+      draw();
+      await show(frame);
+      if (was) play();
+    }
+
+    for (const video of [first, second]) {
+      video.controls = video.loop = video.autoplay = false;
+      video.pause();
+    }
+    root.classList.add("ready");
+    look("side");
+    if (chooser) {
+      chooser.addEventListener("change", choose);
+      choose();
+    } else {
+      draw();
+      show(0).then(() => data.autoplay && !still && play());
+    }
+  }
+
+  document.querySelectorAll(".player").forEach(start);
+})();

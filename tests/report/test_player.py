@@ -1,0 +1,159 @@
+"""Pages of runs in a browser: two videos in step, by mouse and keyboard, on wide and narrow windows, light and dark."""
+
+import dataclasses
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from adaspa_cli.files.typed_json import from_json
+from adaspa_cli.files.videos import write_video
+from adaspa_cli.report.compare import Compared
+from adaspa_cli.report.difference import measure_difference
+from adaspa_cli.report.heat import heats
+from adaspa_cli.report.page import page
+from adaspa_cli.report.schema import CompensationUse, LayerCompensation, Report, Search, Setting, Step
+from tests.browser import Browser, Tab
+from tests.reports import small_report
+
+FRAMES, HEIGHT, WIDTH = 8, 48, 64
+WHERE = "[...document.querySelectorAll('video')].map((v) => Math.floor(v.currentTime * v.dataset.fps))"
+DONE = "[...document.querySelectorAll('video')].every((v) => !v.seeking && v.readyState > 1)"
+
+
+def clip(shade: int) -> NDArray[np.uint8]:
+    """Frames that get lighter, the left half of them by a shade more."""
+    frames = np.zeros((FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    frames += (np.arange(FRAMES, dtype=np.uint8) * 16 + 40)[:, None, None, None]
+    frames[:, :, : WIDTH // 2] += np.uint8(shade)
+    return frames
+
+
+def full_report(**changed: Any) -> Report:
+    """A report that fills every part of a page."""
+    heads = tuple(0.1 + 0.02 * head for head in range(24))
+    report = from_json(Report, small_report(prompt="a circle, and a very long prompt of " + "word" * 30))
+    return dataclasses.replace(
+        report,
+        settings={**report.settings, "magcache_ratios": Setting([1.0 + n / 7 for n in range(30)], "model preset")},
+        video=dataclasses.replace(report.video, frames=FRAMES, height=HEIGHT, width=WIDTH),
+        steps=tuple(Step(n, "sparse" if n else "cached search", 1.0, 0.25, 0.2, sparsity=0.8) for n in range(50)),
+        searches=tuple(Search(layer, "cond", 0, step, False, heads, heads) for layer in range(9) for step in (0, 3)),
+        compensation=CompensationUse(
+            0.1, 0.1, 0.2, 0.1, steps=(1, 2), layers=(LayerCompensation(0, *[(0.1, 0.2)] * 3),)
+        ),
+        **changed,
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a run with the dense one beside it, whose video has half as many frames a second."""
+    folder = tmp_path_factory.mktemp("player")
+    write_video(folder / "a.mp4", clip(40), 8)
+    write_video(folder / "b.mp4", clip(0), 4)
+    dense = full_report()
+    dense = dataclasses.replace(dense, video=dataclasses.replace(dense.video, fps=4))
+    beside = Compared(dense, folder / "b.mp4")
+    files = (folder / "a.mp4", folder / "b.mp4")
+    report = full_report(compared=measure_difference(full_report(), beside, files, lossless=False))
+    path = folder / "a.report.html"
+    path.write_text(page(report, folder / "a.mp4", beside), encoding="utf-8")
+    return path.as_uri()
+
+
+def shown(tab: Tab, selector: str) -> NDArray[np.uint8]:
+    """Pixels of an element, as a reader sees them."""
+    box = tab.evaluate(
+        f"(() => {{ const b = document.querySelector('{selector}').getBoundingClientRect();"
+        "return [b.left + scrollX, b.top + scrollY, b.right + scrollX, b.bottom + scrollY]; })()"
+    )
+    return np.asarray(Image.open(io.BytesIO(tab.picture())).convert("RGB").crop(tuple(map(round, box))))
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_page_is_readable_at_every_width(browser: Browser, compared: str, dark: bool) -> None:
+    with browser.tab(compared, dark=dark) as tab:
+        tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+        for width in (1280, 390):
+            tab.look(width=width, dark=dark)
+            assert tab.too_wide() == []
+            assert tab.faint() == []
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == (
+            "rgb(18, 22, 27)" if dark else "rgb(255, 255, 255)"
+        )
+        assert tab.errors == []
+        assert tab.requests == [compared]
+
+
+def test_two_videos_play_in_step(browser: Browser, compared: str) -> None:
+    with browser.tab(compared) as tab:
+        tab.wait("document.querySelector('.scrub').value > 2")  # it starts by itself
+        apart = tab.evaluate("[...document.querySelectorAll('video')].map((v) => v.currentTime * v.dataset.fps)")
+        assert abs(apart[0] - apart[1]) < 1.5
+        tab.wait("document.querySelector('.scrub').value < 2")  # and begins anew
+        tab.click(".play")
+        assert tab.evaluate("[...document.querySelectorAll('video')].every((v) => v.paused)")
+        tab.evaluate("document.querySelector('.scrub').focus()")
+        tab.press("Home")
+        for key in ("ArrowRight", "ArrowRight", ".", ".", ","):
+            tab.press(key)
+        tab.wait(DONE)
+        assert tab.evaluate(WHERE) == [3, 3]
+        said = tab.evaluate("document.querySelector('.said').textContent")
+        assert re.fullmatch(r"frame 4 of 8 · PSNR 19\.\d\d dB · SSIM 0\.\d{4}", said)
+        tab.click(".chart .plot", x=0.999)
+        tab.wait(DONE)
+        assert tab.evaluate(WHERE) == [FRAMES - 1] * 2
+        assert tab.errors == []
+
+
+def test_slider_and_difference(browser: Browser, compared: str) -> None:
+    """The left half of the first video is lighter by 40 than that of the second; the right halves are equal."""
+    with browser.tab(compared) as tab:
+        tab.click(".play")
+        tab.evaluate("document.querySelector('.scrub').focus()")
+        tab.press("Home")
+        tab.wait(DONE)
+        tab.evaluate("document.querySelectorAll('figcaption, .handle').forEach((part) => part.remove())")
+        tab.click("button[data-view=slider]")
+        tab.click(".stage", x=0.25)
+        wiped = shown(tab, ".stage")[50].astype(int)
+        at = [round(share * len(wiped)) for share in (0.1, 0.4, 0.7)]
+        assert wiped[at].mean(1) == pytest.approx([80, 40, 40], abs=4)
+        tab.press("End")  # of the slider, which has the focus: the first video alone
+        wiped = shown(tab, ".stage")[50].astype(int)
+        assert wiped[at].mean(1) == pytest.approx([80, 80, 40], abs=4)
+        tab.click("button[data-view=difference]")
+        apart = shown(tab, ".stage")[50].astype(int)
+        assert apart[at].mean(1) == pytest.approx([160, 160, 0], abs=16)  # 4 x
+        assert tab.evaluate("document.querySelector('button[data-view=difference]').ariaPressed") == "true"
+        assert tab.errors == []
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", clip(40), 8)
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    beside = Compared(full_report(), tmp_path / "b.mp4")
+    found = measure_difference(full_report(), beside, (tmp_path / "a.mp4", tmp_path / "b.mp4"), lossless=False)
+    assert (found.psnr, found.mean("psnr")) == ((), None)
+    text = page(full_report(compared=found), tmp_path / "a.mp4", beside)
+    assert "PSNR and SSIM are not known: cannot read" in text
+    write_video(tmp_path / "c.mp4", clip(0)[:4], 8)
+    shorter = measure_difference(full_report(), beside, (tmp_path / "a.mp4", tmp_path / "c.mp4"), lossless=False)
+    assert shorter.reason == "the videos differ in shape, [8, 48, 64, 3] and [4, 48, 64, 3]"
+
+
+def test_maps_of_one_figure_share_their_colours() -> None:
+    searches = [Search(0, "cond", 0, step, False, (0.1 + step / 10,), (0.9 - step / 10,)) for step in (0, 3)]
+    found = heats(searches)
+    assert {(heat.name, round(heat.low, 6), round(heat.high, 6), heat.shared) for heat in found} == {
+        ("Density", 0.1, 0.4, 2),
+        ("Recall", 0.6, 0.9, 2),
+    }
+    assert [heat.strength(heat.rows[0][1][0]) for heat in found if heat.name == "Density"] == [0, 1]
