@@ -1,4 +1,4 @@
-"""What pages and docstrings name is there: files, scripts, and the library's modules and names."""
+"""What pages and docstrings name is there: files, scripts, the library's modules and names, and what links lead to."""
 
 import re
 from pathlib import Path
@@ -10,6 +10,7 @@ FOLDERS = ("adaspa_cli", "kernels", "scripts", "tests")
 TEXTS = [
     *ROOT.glob("*.md"),
     *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "docs" / "reference").glob("*.md"),
     *(path for folder in FOLDERS for ending in ("py", "md") for path in (ROOT / folder).rglob(f"*.{ending}")),
 ]
 
@@ -38,8 +39,35 @@ def test_what_is_named_is_there(folder: str) -> None:
         text = path.read_text(encoding="utf-8")
         files = re.findall(r"(?<![\w/.-])(?:adaspa_cli|scripts|tests|docs)/[\w./-]*\w\.(?:py|md|json|png|yaml)\b", text)
         scripts = re.findall(r"python -m (scripts\.\w+)", text)
-        references = re.findall(r":`~?(adaspa_(?:cli|kernels)\.[\w.]+)`", text)
+        references = re.findall(r":`~?(adaspa_(?:cli|kernels)\.[\w.]+)`|^::: ([\w.]+)$", text, re.MULTILINE)
         unknown = [name for name in files if not (ROOT / name).exists()]
-        unknown += [name for name in (*scripts, *references) if not _is_there(name)]
+        unknown += [name for name in (*scripts, *map("".join, references)) if not _is_there(name)]
         lost += [f"{path.relative_to(ROOT)}: {name}" for name in unknown]
+    assert lost == []
+
+
+PAGES = [
+    path for path in TEXTS if path.suffix == ".md" and path.parent in (ROOT, ROOT / "docs", ROOT / "docs" / "reference")
+]
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page; a heading that comes again gets a number."""
+    found: set[str] = set()
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE):
+        shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        found.add(next(name for number in range(99) if (name := slug + f"-{number}" * (number > 0)) not in found))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    lost = []
+    for path, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)", text):
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in _anchors(target)):
+            lost.append(f"{path}#{anchor}")
     assert lost == []

@@ -1,5 +1,6 @@
 """The generated pages of docs/ are what the code says, and leave nothing out."""
 
+import importlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -108,3 +109,15 @@ def test_the_index_says_where_each_figure_is_shown_and_was_made() -> None:
     page = (DOCS / "figures.md").read_text(encoding="utf-8")
     assert page.count("- Shown in: [") == page.count("- Made on: ") == len(FIGURES)
     assert re.findall(r"- (?:Made on|Shown in): *\n", page) == []
+
+
+@pytest.mark.parametrize(
+    "package",
+    ["adaspa_cli", *(f"adaspa_cli.{name}" for name in ("attention", "config", "maskfiles", "masks")), "adaspa_kernels"],
+)
+def test_the_python_reference_has_what_packages_export(package: str) -> None:
+    page = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    documented = {name.rpartition(".")[2] for name in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)}
+    module = importlib.import_module(package)
+    exported = {name for name in module.__all__ if callable(getattr(module, name))}
+    assert sorted(exported - documented) == []
