@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_LINES = 60
@@ -66,3 +67,21 @@ def test_a_page_links_to_every_result_in_the_repository() -> None:
 
 def _with_table(path: Path) -> list[Path]:
     return [path, path.with_suffix(".md")]
+
+
+def test_public_ci_runs_the_commands_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert sorted(commands) == ["./scripts/demo", "./scripts/test"]
+    assert all((ROOT / command).is_file() and command in readme for command in commands)
+
+
+@pytest.mark.parametrize("name", ["fault", "proposal", "slow"])
+def test_issue_templates_have_what_github_wants(name: str) -> None:
+    template = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{name}.yml").read_text(encoding="utf-8"))
+    assert template["name"]
+    assert template["description"]
+    identifiers = [entry["id"] for entry in template["body"]]
+    assert len(set(identifiers)) == len(identifiers)
+    assert all(entry["attributes"]["label"] for entry in template["body"])

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.references import commands, figures, settings
+from scripts.references import commands, figures, house, settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOTE = "<!-- Made by `python -m scripts.references`: edit what it is made from, not this page. -->\n\n"
@@ -18,6 +18,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/commands.md": commands.page,
     "docs/reference/configuration.md": settings.page,
     "docs/figures.md": figures.page,
+    "docs/images/house.svg": house.picture,
 }
 
 
