@@ -26,9 +26,10 @@ def test_lists_become_those_of_python_markdown(case: str) -> None:
     assert for_python_markdown(text) == expected
 
 
-def test_roles_become_links() -> None:
+def test_docstrings_become_what_griffe_reads() -> None:
     pytest.importorskip("griffe", reason="pip install 'adaspa[docs]'")
-    from scripts.site.roles import without_roles
+    from scripts.site.docstrings import readable
 
-    shown = re.sub(r"<[^>]*>", "", without_roles("See :class:`~adaspa_cli.a.B` and :func:`apply`; ``code`` stays."))
+    assert readable("Attributes:\n    a, b: c, d: e") == "Attributes:\n    a,\N{NO-BREAK SPACE}b: c, d: e"
+    shown = re.sub(r"<[^>]*>", "", readable("See :class:`~adaspa_cli.a.B` and :func:`apply`; ``code`` stays."))
     assert shown == "See B and apply; ``code`` stays."

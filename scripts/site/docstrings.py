@@ -1,7 +1,9 @@
-"""An extension of griffe: docstrings name what they mean by Sphinx's roles, and the site is made by Markdown.
+"""An extension of griffe: what docstrings have that it does not read, as it does.
 
+Docstrings name what they mean by Sphinx's roles, and the site is made by Markdown:
 ``:class:`~adaspa_cli.attention.layout.TokenLayout``` becomes a link with the text ``TokenLayout``, if the reference has
-that name, and plain code if not.
+that name, and plain code if not. One line of a list may describe several names (``layers, of: ...``), of which griffe
+takes the last for a type.
 """
 
 from __future__ import annotations
@@ -12,6 +14,14 @@ from typing import Any
 import griffe
 
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc|obj):`(?P<short>~)?(?P<name>[\w.]+)`")
+
+_SEVERAL = re.compile(r"^ *\w+(?:, \w+)+: ", re.MULTILINE)
+_FIXED_SPACE = "\N{NO-BREAK SPACE}"
+
+
+def readable(text: str) -> str:
+    """A docstring that griffe reads, in Markdown."""
+    return _SEVERAL.sub(lambda match: match[0].replace(", ", f",{_FIXED_SPACE}"), without_roles(text))
 
 
 def without_roles(text: str) -> str:
@@ -25,10 +35,10 @@ def _link(match: re.Match[str]) -> str:
     return f'<autoref identifier="{name}" optional><code>{shown}</code></autoref>'
 
 
-class Roles(griffe.Extension):
-    """Applies :func:`without_roles` to every docstring."""
+class Docstrings(griffe.Extension):
+    """Applies :func:`readable` to every docstring."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called once for each object, when all of its package is read."""
         if obj.docstring is not None:
-            obj.docstring.value = without_roles(obj.docstring.value)
+            obj.docstring.value = readable(obj.docstring.value)
