@@ -64,8 +64,7 @@ def generate(
         load: gives the pipeline of a model, ready to run: one that was used before may serve again.
 
     Raises:
-        AdaspaError: see :func:`~adaspa_cli.jobs.plan.plan`, :func:`~adaspa_cli.models.loading.load_pipeline`, and
-            below.
+        AdaspaError: see :func:`~adaspa_cli.jobs.plan.plan` and :func:`~adaspa_cli.models.loading.load_pipeline`.
         RunError: the model made numbers that are no picture.
         OutOfMemoryError: the device's memory does not suffice.
         DiskFullError: the disk is full; nothing of the last video is left.
