@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ SHARED = Path(__file__).parent  # where style.css lies
 
 def render(template: Path, **data: Any) -> str:
     """Fill a template; text is escaped, and a name that has no value is an error."""
-    loader = jinja2.FileSystemLoader([template.parent, SHARED])
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template(template.name).render(**data)
+    return _environment(template.parent).get_template(template.name).render(**data)
+
+
+@cache
+def _environment(folder: Path) -> jinja2.Environment:
+    """Keeps its templates compiled: each video has a page, and compiling takes longer than filling."""
+    loader = jinja2.FileSystemLoader([folder, SHARED])
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
