@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from scripts.tiny_world.scenes import random_scene
 from scripts.tiny_world.words import Scene, Thing
@@ -84,11 +85,12 @@ def caption_of(scene: Scene, rng: random.Random) -> str:
     return caption + "." if rng.random() < 0.2 else caption
 
 
-def every_wording() -> list[str]:
+@cache
+def every_wording() -> Sequence[str]:
     """Captions that together hold every word in every place, the corpus of the tokenizers."""
     rng = random.Random(0)
     scenes = [random_scene(rng) for _ in range(6000)]
-    return [*map(standard_caption, scenes), *(caption_of(scene, rng) for scene in scenes)]
+    return (*map(standard_caption, scenes), *(caption_of(scene, rng) for scene in scenes))
 
 
 def _fill(wording: str, scene: Scene, choose: Choose, says: Callable[[float], bool]) -> str:

@@ -5,8 +5,9 @@ import dataclasses
 import json
 import os
 import socket
-import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,18 @@ from scripts.tiny_world.plan import held_out_scenes
 from scripts.train_tiny import checkpoint
 from scripts.train_tiny.export import export, load_trained
 from scripts.train_tiny.loop import LoopConfig
-from scripts.train_tiny.parallel import mean_gradients, rank, share, start, stop  # noqa: F401  some for a process
+from scripts.train_tiny.parallel import mean_gradients, rank, share, start, stop
 from scripts.train_tiny.pool import Geometry, PoolConfig
 from scripts.train_tiny.text import TextConfig
 from scripts.train_tiny.transformer import TransformerConfig
 from scripts.train_tiny.vae import VaeConfig, build_vae
+from scripts.train_world import vae
 from scripts.train_world.card import model_card, write_vocabulary
 from scripts.train_world.evaluate import evaluate
 from scripts.train_world.recipe import LOOPS, MINUTES, MODEL, STAGES, VAE_STAGE, Share, VaeStage, WorldStage
 from scripts.train_world.transformer import train_stage
 from scripts.train_world.vae import measure, train_vae
+from tests.processes import at_once
 
 CPU = torch.device("cpu")
 SMALL, WIDE = Geometry(9, 64, 64), Geometry(5, 64, 96)
@@ -39,6 +42,14 @@ MODEL_TOY = TransformerConfig(heads=2, head_dim=32, dual_layers=1, single_layers
 POOL = PoolConfig(size=8, chunk=4, refill_every=2, encode_batch=4)
 STAGE = WorldStage("full", (Share(SMALL, 0.5, POOL), Share(WIDE, 0.5, POOL)), shift=3.0, guidance=0.4)
 LOOP = LoopConfig(steps=4, batch=4, warmup=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _measured_on_few_clips() -> Iterator[None]:
+    """Of 128, measuring takes three times as long as training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae, "finish", partial(vae.finish, clips=16))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +86,8 @@ def test_measures_tell_frames_apart(work: Path) -> None:
     metrics = json.loads((work / "vae" / "model" / "metrics.json").read_text())
     assert len(metrics["moving_edges_db"]) == 5
     assert 3.0 < metrics["psnr_db"] < 40.0
-    vae = build_vae(VAE.model)
-    assert measure(vae, SMALL, 4) == measure(vae, SMALL, 4)
+    model = build_vae(VAE.model)
+    assert measure(model, SMALL, 4) == measure(model, SMALL, 4)
 
 
 def test_evaluation_and_export(work: Path, tmp_path: Path) -> None:
@@ -111,40 +122,28 @@ def test_two_processes_train_alike_and_go_on(work: Path, tmp_path: Path) -> None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = (
-        "from tests.scripts.test_train_world import *\n"
-        "device = start('cpu'); work = Path(sys.argv[1]); torch.set_num_threads(1)\n"
-        "parameter = torch.nn.Parameter(torch.zeros(3)); parameter.grad = torch.full((3,), float(rank()))\n"
-        "mean_gradients([parameter]); assert parameter.grad.tolist() == [0.5] * 3\n"
-        "longer = dataclasses.replace(LOOP, steps=12)\n"
-        "assert not train_stage(MODEL_TOY, STAGE, dataclasses.replace(longer, max_minutes=0.0), work, device)\n"
-        "assert train_stage(MODEL_TOY, STAGE, longer, work, device)\n"
-        "pipe = load_trained(work, 'full', device, every_wording()).pipe\n"
-        "report = evaluate(pipe, SMALL, work / 'evaluation', steps=1, batch=2, limit=3)\n"
-        "assert (report is None) == (rank() == 1)\n"
-        "stop()\n"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)],
-            env={
-                **os.environ,
-                "RANK": str(number),
-                "WORLD_SIZE": "2",
-                "LOCAL_RANK": str(number),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    told = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(told)
-    assert "resumed full at step 8" in told[0]
-    assert "resumed" not in told[1]
+    told = [tmp_path / f"told-{number}" for number in range(2)]
+
+    def process(number: int) -> None:
+        os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "LOCAL_RANK": str(number)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        sys.stdout = told[number].open("w", buffering=1)
+        device = start("cpu")
+        parameter = torch.nn.Parameter(torch.zeros(3))
+        parameter.grad = torch.full((3,), float(rank()))
+        mean_gradients([parameter])
+        assert parameter.grad.tolist() == [0.5] * 3
+        longer = dataclasses.replace(LOOP, steps=12)
+        assert not train_stage(MODEL_TOY, STAGE, dataclasses.replace(longer, max_minutes=0.0), tmp_path, device)
+        assert train_stage(MODEL_TOY, STAGE, longer, tmp_path, device)
+        pipe = load_trained(tmp_path, "full", device, every_wording()).pipe
+        report = evaluate(pipe, SMALL, tmp_path / "evaluation", steps=1, batch=2, limit=3)
+        assert (report is None) == (rank() == 1)
+        stop()
+
+    assert at_once(partial(process, 0), partial(process, 1)) == [0, 0]
+    assert "resumed full at step 8" in told[0].read_text()
+    assert "resumed" not in told[1].read_text()
     state = checkpoint.load_state(tmp_path / "full")
     assert state is not None
     assert (state["step"], state["processes"], state["batch"]) == (12, 2, 4)
