@@ -25,6 +25,7 @@ def device() -> torch.device:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # first, so that all workers end together
     if torch.cuda.is_available():
         return
     for item in items:
@@ -38,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """The models here are so small that a second thread only waits for the first, for long on a busy machine."""
+    """Also where the environment says otherwise."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
