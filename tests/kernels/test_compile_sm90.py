@@ -120,9 +120,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("kind", ["block_sparse", "block_sums"])
 def test_bulk_copies_and_warpgroup_products(child: Any, kind: str) -> None:
-    cases = [
-        (kind, head_dim, block, 517, True, "portable", "bfloat16") for head_dim in (64, 128) for block in (64, 128)
-    ]
+    cases = [(kind, size, size, 517, True, "portable", "bfloat16") for size in (64, 128)]
     for case, result in zip(cases, child(*cases), strict=True):
         assert result["wgmma"], case
         assert result["bulk"], case
@@ -171,7 +169,8 @@ def test_hopper_kernels_specialise_warps_and_keep_registers(
     if kind == "block_sparse":
         cases += [(*case, 1) for case in cases if case[-1] == "bfloat16"]
     else:
-        cases += [(*cases[0], 0, row_stride) for row_stride in (2, 4, 8, 16)]
+        # Strides of 2 and 4 are launched as 1 is: at one head dimension only.
+        cases += [(*cases[0], 0, row_stride) for row_stride in ((2, 4, 8, 16) if head_dim == 128 else (8, 16))]
     for case, result in zip(cases, child(*cases), strict=True):
         assert "m64n128k16" in result["shapes"], case
         assert result["bulk"], case
