@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class VideoMetrics:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._image = import_torchmetrics()
-        self._of: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": self._psnr, "ssim": self._ssim}
+        import_torchmetrics()
+        self._of: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
         self.reasons: dict[str, str] = {}
         for name, load in (("st_lpips", ShiftTolerantLpips), ("lpips", _load_lpips)):
             try:
@@ -68,9 +68,7 @@ class VideoMetrics:
         found = {name: Measurement(None, reason) for name, reason in self.reasons.items()}
         values: dict[str, list[Tensor]] = {name: [] for name in self._of}
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            for start in range(0, len(video), _FRAMES_AT_ONCE):
-                piece = slice(start, start + _FRAMES_AT_ONCE)
-                a, b = (self._pixels(frames[piece]) for frames in (video, reference))
+            for a, b in pieces(video, reference, self._device):
                 for name in self._of.keys() - found.keys():
                     try:
                         values[name].append(self._of[name](a, b).double().cpu())
@@ -79,17 +77,31 @@ class VideoMetrics:
         means = {name: float(torch.cat(values[name]).mean()) for name in self._of.keys() - found.keys()}
         return {name: found[name] if name in found else Measurement(means[name]) for name in METRICS}
 
-    def _pixels(self, frames: NDArray[np.uint8]) -> Tensor:
-        """uint8 [n, H, W, 3] to float32 [n, 3, H, W] in [0, 1]."""
-        return torch.from_numpy(frames).to(self._device).permute(0, 3, 1, 2).float() / 255
 
-    def _psnr(self, a: Tensor, b: Tensor) -> Tensor:
-        psnr = self._image.peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3))
-        return torch.as_tensor(psnr).clamp(max=PSNR_OF_EQUAL_FRAMES)
+def pieces(
+    video: NDArray[np.uint8], reference: NDArray[np.uint8], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few frames at once of both, uint8 [n, H, W, 3], as float32 [n, 3, H, W] in [0, 1]."""
+    for start in range(0, len(video), _FRAMES_AT_ONCE):
+        piece = (torch.from_numpy(frames[start : start + _FRAMES_AT_ONCE]).to(device) for frames in (video, reference))
+        a, b = (frames.permute(0, 3, 1, 2).float() / 255 for frames in piece)
+        yield a, b
 
-    def _ssim(self, a: Tensor, b: Tensor) -> Tensor:
-        ssim = self._image.structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
-        return torch.as_tensor(ssim).reshape(-1)
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """In dB [n] of frames [n, 3, H, W] in [0, 1]."""
+    found = import_torchmetrics().peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    return torch.as_tensor(found).clamp(max=PSNR_OF_EQUAL_FRAMES)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """[n] of frames [n, 3, H, W] in [0, 1], with a Gaussian window of 11 pixels.
+
+    Raises:
+        ValueError: the frames are smaller than the window.
+    """
+    found = import_torchmetrics().structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+    return torch.as_tensor(found).reshape(-1)
 
 
 def import_torchmetrics() -> Any:
