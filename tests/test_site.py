@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import Browser, chromium
+
 ROOT = Path(__file__).resolve().parent.parent
 # Lists, tables, links and emphasis that Python-Markdown did not take for such, though GitHub does.
 LEFT_OVER = re.compile(r"^\s*\|.*\||^\s*[-*] |^\d+\. |\*\*|\]\(|```|^#+ ", re.MULTILINE)
@@ -64,3 +66,21 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
     reference = (tmp_path / "reference" / "python.html").read_text(encoding="utf-8")
     assert "adaspa_cli.sampling.handle.apply" in reference
     assert ":class:" not in reference
+    if executable := chromium():
+        with Browser(executable) as browser:
+            _look(browser, tmp_path)
+
+
+def _look(browser: Browser, site: Path) -> None:
+    """A phone shows whole pages, whose tables scroll in themselves, in the colours that the system asks for."""
+    for page in ("index.html", "reference/configuration.html", "figures.html"):
+        with browser.tab((site / page).as_uri(), width=390, dark=True) as tab:
+            assert tab.too_wide() == []
+            assert tab.evaluate("document.body.dataset.mdColorScheme") == "slate"
+            assert [address for address in tab.requests if not address.startswith(("file:", "data:"))] == []
+            assert tab.errors == []
+    with browser.tab((site / "reference" / "python.html").as_uri()) as tab:  # from a folder, without a server
+        tab.write(".md-search__input", "remainder")
+        tab.wait("document.querySelector('.md-search-result__meta').textContent.includes('matching documents')")
+        assert tab.evaluate("document.querySelector('.md-search-result__link').href.includes('adaspa-plus.html')")
+        assert tab.errors == []

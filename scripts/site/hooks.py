@@ -53,6 +53,13 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return for_python_markdown(_LINK.sub(place, _FOLDER_LINK.sub(folder, markdown)))
 
 
+def on_post_build(config: MkDocsConfig) -> None:
+    """Write the index of the search as a script too: pages that are opened from a folder can load nothing else."""
+    index = Path(config.site_dir, "search", "search_index.json")
+    script = f"var __index = {index.read_text(encoding='utf-8')}"
+    index.with_suffix(".js").write_text(script, encoding="utf-8")
+
+
 def _linked(page: Path) -> Iterator[str]:
     source = _in_repository(page)
     for match in _LINK.finditer(page.read_text(encoding="utf-8")):
