@@ -37,6 +37,11 @@ DenseOperator = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 _LEAST_DEVIATION = 1e-2
 
 
+def _least_deviation(probes: int) -> float:
+    """Fewer than eight probes see many a channel hardly vary by chance: half of what is typical has to do for two."""
+    return max(_LEAST_DEVIATION, 0.5 ** (probes - 1))
+
+
 @dataclass(frozen=True)
 class Repaired:
     """A repaired output, and how far from dense attention its probes were.
@@ -148,7 +153,7 @@ class _Fit:
         mean, intercept = x.mean(2, keepdim=True), target.mean(2, keepdim=True)
         features, centred = x - mean, target - intercept
         deviation = features.square().mean(2, keepdim=True).sqrt_()
-        least = deviation.square().mean(-1, keepdim=True).sqrt_().mul_(_LEAST_DEVIATION)
+        least = deviation.square().mean(-1, keepdim=True).sqrt_().mul_(_least_deviation(probes))
         factor = 1 / deviation.maximum(least).clamp_(min=1e-20)
         features = features * factor
         identity = torch.eye(probes, dtype=x.dtype, device=x.device)

@@ -66,6 +66,13 @@ CASES: dict[str, tuple[int, Make, str, dict[str, Any], dict[str, Any]]] = {
         {"sparsity": 0.6, "block_size": 16, "search_steps": (0, 2), "probes": 16},
         {},
     ),
+    "plus, two probes": (
+        2,
+        lambda: hunyuan_video(num_attention_heads=3),
+        "adaspa-plus",
+        {"sparsity": 0.6, "block_size": 16, "search_steps": (0, 2), "probes": 2},
+        {},
+    ),
     "an error that is limited": (
         2,
         lambda: hunyuan_video(num_attention_heads=3),
