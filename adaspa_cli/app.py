@@ -23,7 +23,7 @@ NAME = "adaspa"  # also where it runs as `python -m adaspa_cli`
 
 app = typer.Typer(
     name=NAME,
-    help="Faster videos from diffusion transformers: block-sparse attention, searched exactly, online.",
+    help="Faster videos from diffusion transformers, through block-sparse attention with an exact online mask search.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -28,7 +28,7 @@ def allowed(task: str, reason: str | None) -> bool:
 
 @functools.cache
 def _say_fallback(task: str, reason: str) -> None:
-    _logger.warning("%s runs in PyTorch, which is slower, because its kernels cannot: %s", task, reason)
+    _logger.warning("%s runs in PyTorch, which is slower, because its kernels cannot run: %s", task, reason)
 
 
 def kernels_convert(device: torch.device) -> bool:

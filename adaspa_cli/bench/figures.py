@@ -41,8 +41,8 @@ from adaspa_cli.report.steps import typical_attention, typical_seconds
 LEFT_OUT = "times are left out"
 T = TypeVar("T")
 
-UNTIMED = "diffusers ran it alone, where nothing times attention"
-REFERENCE = "it is what the others are compared with"  # why the dense row has no PSNR
+UNTIMED = "attention inside diffusers is not timed"
+REFERENCE = "it is the reference of the comparison"  # why the dense row has no PSNR
 _QUARTILES_FROM = 4  # values; of fewer the spread is their range
 
 
@@ -178,7 +178,7 @@ def summary(values: Sequence[float]) -> Summary | None:
 def _quality(row: PlannedRow, dense: PlannedRow | None, done: dict[int, Report]) -> dict[Metric, Figure]:
     """Summary of each metric over the runs, or the reason why there is none."""
     if row.resolved.config.model.random_weights:
-        return dict.fromkeys(QUALITY, Missing("random weights: there is nothing to see"))
+        return dict.fromkeys(QUALITY, Missing("random weights: the video is meaningless"))
     if not row.resolved.config.decodes:
         return dict.fromkeys(QUALITY, Missing("the runs end in latents"))
     found = [measurements(row.jobs[index], _dense_job(dense, index)) for index in done]
@@ -279,7 +279,7 @@ def _estimated(entries: Sequence[BenchRow]) -> str | None:
     first = " or ".join(map(str, numbers))
     return (
         f"estimated: only steps at the beginning of each phase (steps_per_phase: {first}) and every search were "
-        f"computed; each of the others counts as the median of those of its phase"
+        f"computed; each other step counts as the median of its phase"
     )
 
 
@@ -322,7 +322,5 @@ def _notes(entries: Sequence[BenchRow], machines: Sequence[Machine]) -> list[str
     if equal:
         notes.append(f"Frames equal to the dense ones count as {PSNR_OF_EQUAL_FRAMES:.0f} dB: {', '.join(equal)}.")
     if any(isinstance(entry.quality["vbench"], Summary) for entry in entries):
-        notes.append(
-            "VBench is the mean of the six dimensions that it has for one's own videos, not the total score of papers."
-        )
+        notes.append("VBench is the mean of its six dimensions for custom videos, not the total score of papers.")
     return notes

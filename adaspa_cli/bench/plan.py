@@ -95,7 +95,7 @@ def _refuse_changed(planned: PlannedRow) -> None:
             raise ConfigError(
                 f"row '{planned.row.name}' was run with other settings before: {_difference(report, planned)} "
                 f"({path.parent.name}/{path.name})",
-                hint="--rerun-changed makes such runs anew and keeps the old files; another --out keeps them apart",
+                hint="--rerun-changed repeats such runs and keeps the old files; another --out keeps them apart",
             )
 
 

@@ -102,9 +102,7 @@ def _latency_table(bench: Bench) -> Table:
         columns |= _time_columns(bench)
         notes += _time_notes(bench)
     columns["density"] = [_share(row.density, "n/a") for row in bench.rows]
-    notes.append(
-        "Density: share of the blocks computed in the attention calls that were made, dense steps and text too."
-    )
+    notes.append("Density: share of the blocks computed, over all attention calls made, dense steps and text included.")
     if any(row.skipped or row.merged for row in bench.rows):
         columns["skipped"] = [_share(row.skipped) for row in bench.rows]
         columns["merged"] = [_share(row.merged) for row in bench.rows]
@@ -157,7 +155,7 @@ def _time_notes(bench: Bench) -> list[str]:
         "seeds.",
     ]
     if any(row.speed_up_over_diffusers for row in bench.rows):
-        notes.append("Over diffusers: the same over the runs of the pipeline as diffusers has it.")
+        notes.append("Over diffusers: the same ratio, to the runs of method diffusers.")
     return notes
 
 
@@ -191,7 +189,7 @@ def _paper_table(bench: Bench) -> Table:
     columns: dict[str, str] = {**{metric: TITLES[metric] for metric in _OF_THE_PAPER}, "vbench": "VBench %"}
     if all(row.settings["random_weights"] for row in bench.rows):
         columns = {}
-    notes = ["The paper's prompts, machine and kernels are others: its figures are no targets for those above them."]
+    notes = ["The paper used other prompts, machines and kernels, so its figures can't be compared directly."]
     if columns:
         notes.append("The paper's VBench is the total score, ours the mean of six dimensions.")
     if bench.times:

@@ -139,7 +139,7 @@ def parse_bench(content: Mapping[str, Any], path: Path) -> BenchSpec:
     for what, values in (("name", [row.name for row in rows]), ("folder", [row.folder for row in rows])):
         twice = {value for value in values if values.count(value) > 1}
         if twice:
-            raise ConfigError(f"two rows in {origin} have the {what} '{twice.pop()}'", hint="give them a `name:` each")
+            raise ConfigError(f"two rows in {origin} have the {what} '{twice.pop()}'", hint="give each a `name:`")
     warmup = content.get("warmup_steps", BenchSpec.warmup_steps)
     if not isinstance(warmup, int) or isinstance(warmup, bool):
         raise ConfigError(f"warmup_steps in {origin} must be a whole number, got {shown(warmup)}")

@@ -39,8 +39,8 @@ class DiffusersCache(StepCache):
     def _refuse_others(self) -> None:
         if not self._enabled and any(transformer.is_cache_enabled for transformer in self._transformers):
             raise RunError(
-                "a cache of diffusers is enabled on this transformer already",
-                hint="call pipe.transformer.disable_cache() before",
+                "a diffusers cache is already enabled on this transformer",
+                hint="call pipe.transformer.disable_cache() first",
             )
 
     def start(self, steps: int) -> None:
@@ -48,7 +48,7 @@ class DiffusersCache(StepCache):
             raise RunError(
                 f"the cache '{self.name}' cannot follow a run that leaves out the scheduler's first "
                 f"{self._clock.first} timesteps, as video-to-video does",
-                hint="a strength of 1, or no cache",
+                hint="use a strength of 1, or no cache",
             )
         self._refuse_others()
         self.release()

@@ -41,7 +41,7 @@ class PyramidAttentionBroadcast(DiffusersCache):
         step = self._clock.step
         if self.work.passes[step] > 1:
             raise RunError(
-                "pab keeps one attention output a layer, and this run has two guidance branches a step",
+                "pab keeps one attention output per layer, but this run has two guidance branches per step",
                 hint="use another cache, or guidance in one pass",
             )
         return self._timesteps[step]

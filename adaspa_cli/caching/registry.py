@@ -47,7 +47,7 @@ def make_cache(settings: Cache, pipe: Any, attachment: Attachment, clock: StepCl
         case MagCacheConfig():
             if len(attachment.transformers) > 1:
                 raise RunError(
-                    "magcache's ratios are those of one transformer over all steps, and this model has two",
+                    "magcache's ratios describe one transformer over all steps, but this model has two",
                     hint="use another cache",
                 )
             from adaspa_cli.caching.magcache import Calibration, magcache

@@ -48,15 +48,15 @@ class _Task:
 
 
 @command(
-    options.SEED.but(text="Instead of the bench's. May be repeated.", default=None),
-    options.MODEL.but(text="Model of all rows.", default=None),
+    options.SEED.but(text="Seed of the noise, instead of the bench's. Repeatable.", default=None),
+    options.MODEL.but(text="Model for all rows.", default=None),
     options.DEVICE.but(default=None),
     options.RANDOM_WEIGHTS,
     options.LAYERS,
-    options.COMPILE.but(text="Blocks of all rows through torch.compile."),
-    options.SET.but(text="A setting of all rows, as steps=20. May be repeated."),
+    options.COMPILE.but(text="Run the transformer blocks of all rows through torch.compile."),
+    options.SET.but(text="A setting for all rows, for example steps=20. Repeatable."),
     panels=False,
-    interrupted="interrupted; complete runs are kept, and the same command goes on where this stopped",
+    interrupted="interrupted; complete runs are kept, and the same command continues from there",
 )
 def bench(
     *,
@@ -66,31 +66,34 @@ def bench(
             "--preset", "-p", help=", ".join(preset_names("bench")) + ".", autocompletion=among(preset_names("bench"))
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="A bench file of your own.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Your own bench, as a YAML file.")] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of runs and tables. Complete runs there are not repeated.")
+        Path, typer.Option("--out", "-o", help="Folder for runs and tables. Complete runs are not repeated.")
     ] = Path("bench"),
     rows: Annotated[
-        str | None, typer.Option("--rows", help="Only these rows, as full,adaspa.", metavar="NAMES")
+        str | None, typer.Option("--rows", help="Run only these rows, for example full,adaspa.", metavar="NAMES")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first prompts.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Run only the first N prompts.")] = None,
     given: Given,
-    shard: Annotated[str | None, options.shard_option("runs", "Makes no tables.", "--part")] = None,
+    shard: Annotated[str | None, options.shard_option("runs", "Writes no tables.", "--part")] = None,
     rerun_changed: Annotated[
-        bool, typer.Option("--rerun-changed", help="Make runs anew that are there with other settings.")
+        bool,
+        typer.Option("--rerun-changed", help="Repeat runs that exist with other settings; the old files are kept."),
     ] = False,
-    tables_only: Annotated[bool, typer.Option("--tables-only", help="Make no runs: tables of what is there.")] = False,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="Run nothing; write the tables of the existing runs.")
+    ] = False,
     times: Annotated[
         bool,
         typer.Option(
             "--times/--no-times",
-            help="Times and speed-ups, unless the runs were made beside other work on the machine.",
+            help="Show times and speed-ups; leave them out if other work ran on the machine.",
         ),
     ] = True,
-    plan: Annotated[bool, typer.Option("--plan", help="Show the rows and what is complete; make nothing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the rows and which runs are complete, then stop.")] = False,
     console: Console,
 ) -> None:
-    """Compare methods: quality and latency of every row with every prompt and seed.
+    """Compare methods: measure quality and latency of every row with every prompt and seed.
 
     Example: adaspa bench --preset tiny-smoke --out bench
     """
@@ -129,7 +132,7 @@ def _parse_shard(text: str | None, *, tables_only: bool) -> Shard | None:
 
     shard = options.parse_shard(text)
     if shard is not None and tables_only:
-        raise ConfigError("--shard makes no tables", hint="drop --shard: the tables are of all that is there")
+        raise ConfigError("--shard makes no tables", hint="drop --shard: the tables cover all existing runs")
     return shard
 
 
@@ -192,7 +195,7 @@ def _end_share(console: Console, spec: BenchSpec, planned: list[PlannedRow], sha
     runs = [job.complete for row in made for job in row.jobs]
     data = {"shard": str(shard), "runs": len(runs), "complete": sum(runs)}
     text = f"shard {shard}: {sum(runs)} of {len(runs)} runs are complete in {out}"
-    console.result(data, Text(f"{text}\n--tables-only, without --shard, makes the tables", overflow="ignore"))
+    console.result(data, Text(f"{text}\n--tables-only, without --shard, writes the tables", overflow="ignore"))
     return len(runs) - sum(runs)
 
 

@@ -22,9 +22,9 @@ from adaspa_cli.console import Console
 from adaspa_cli.errors import UsageError, shortened
 
 _CONSOLE = {
-    "as_json": ("--json", "Result as JSON on stdout."),
-    "quiet": ("--quiet", "-q", "No progress, no notes."),
-    "debug": ("--debug", "Traceback on errors."),
+    "as_json": ("--json", "Print the result as JSON on stdout."),
+    "quiet": ("--quiet", "-q", "Hide progress and notes."),
+    "debug": ("--debug", "Show the traceback of an error."),
 }
 _PATHS = ("model", "weights", "compare_with", "lora", "lora_high", "lora_low")  # they may hold a path, as text
 
@@ -76,15 +76,13 @@ def _check_texts(values: dict[str, Any]) -> None:
             except UnicodeEncodeError:
                 shown = shortened(str(item).encode(errors="surrogateescape").decode(errors="backslashreplace"))
                 raise UsageError(
-                    f"{key.replace('_', '-')} is no text in UTF-8: '{shown}'", hint="use a terminal in UTF-8"
+                    f"{key.replace('_', '-')} is not valid UTF-8: '{shown}'", hint="use a UTF-8 terminal"
                 ) from None
             if isinstance(item, Path) or key in _PATHS:
                 try:
                     Path(item or ".").expanduser()
                 except RuntimeError:
-                    raise UsageError(
-                        f"'{shortened(str(item))}' names the home folder of a user who is not known"
-                    ) from None
+                    raise UsageError(f"'{shortened(str(item))}' names the home folder of an unknown user") from None
 
 
 def _expanded(parameter: Parameter, flags: Sequence[Flag], panel: str | None) -> Iterator[Parameter]:

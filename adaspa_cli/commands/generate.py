@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 def generate(
     *,
     given: Given,
-    shard: Annotated[
-        str | None, options.shard_option("videos", "Goes on as with --resume.", panel=options.OUTPUT)
-    ] = None,
+    shard: Annotated[str | None, options.shard_option("videos", "Implies --resume.", panel=options.OUTPUT)] = None,
     ray: Annotated[str | None, options.RAY] = None,
     ray_workers: Annotated[int | None, options.RAY_WORKERS] = None,
     print_config: Annotated[
         bool,
         typer.Option(
-            "--print-config", rich_help_panel=options.OUTPUT, help="Show what a run would use, and why; make nothing."
+            "--print-config",
+            rich_help_panel=options.OUTPUT,
+            help="Show every setting and where its value comes from, then stop.",
         ),
     ] = False,
     plan: Annotated[
@@ -49,7 +49,7 @@ def generate(
         typer.Option(
             "--plan",
             rich_help_panel=options.OUTPUT,
-            help="Show tokens, steps, and estimates of memory and time on this machine; make nothing.",
+            help="Show tokens, steps, and the memory and time estimated for this machine, then stop.",
         ),
     ] = False,
     console: Console,
@@ -91,20 +91,20 @@ def generate(
 
 
 def _check_ray(ray: str | None, workers: int | None, shard: Shard | None, config: GenerateConfig) -> None:
-    """Refuse what does not go with Ray, before torch is imported."""
+    """Refuse what can't be combined with Ray, before torch is imported."""
     from adaspa_cli.errors import ConfigError, UsageError
 
     if ray is None:
         if workers is not None:
-            raise ConfigError("--ray-workers is for runs on Ray", hint="add --ray local, or drop --ray-workers")
+            raise ConfigError("--ray-workers needs --ray", hint="add --ray local, or drop --ray-workers")
         return
     if shard is not None:
-        raise ConfigError("--ray shares the videos itself", hint="drop --shard")
+        raise ConfigError("--ray distributes the videos itself", hint="drop --shard")
     if config.parallel.gpus > 1:
-        raise ConfigError("a worker of Ray makes a video on one GPU", hint="drop --gpus, or drop --ray")
+        raise ConfigError("each Ray worker makes a video on one GPU", hint="drop --gpus, or drop --ray")
     if config.model.device not in ("auto", "cpu", "cuda"):
         raise ConfigError(
-            f"--ray gives each worker a GPU, and --device is '{config.model.device}'", hint="drop --device"
+            f"--ray assigns a GPU to each worker, but --device is '{config.model.device}'", hint="drop --device"
         )
     if find_spec("ray") is None:
         raise UsageError("--ray needs Ray, which is not installed", hint="pip install 'adaspa[ray]'")
@@ -155,7 +155,9 @@ def _say_schedule(console: Console, resolved: Resolved) -> None:
         if planned != asked:
             ramp = method.algorithm.sparsity_ramp
             why = (
-                f"scaled to {planned}, for {steps} steps" if ramp is None else f"become {planned}, with a sparsity ramp"
+                f"scaled to {planned}, for {steps} steps"
+                if ramp is None
+                else f"become {planned}, for the sparsity ramp"
             )
             console.note(f"search steps {asked} {why}")
 
@@ -232,7 +234,7 @@ def _mask_note(report: Report) -> str | None:
     masks = report.mask_file
     if masks is None or not masks.checks:
         return None
-    done = "searched anew" if masks.searched else "used all the same"
+    done = "searched again" if masks.searched else "used anyway"
     below = f", {done}" if masks.below else ""
     return (
         f"masks of {masks.file}: recall below {masks.min_recall:g} in {masks.below} of {len(masks.checks)} masks{below}"

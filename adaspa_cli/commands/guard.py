@@ -11,7 +11,7 @@ from adaspa_cli import interrupts
 from adaspa_cli.console import Console
 from adaspa_cli.errors import AdaspaError, RunError
 
-KEPT = "interrupted; complete videos are kept, and --resume goes on where this stopped"
+KEPT = "interrupted; complete videos are kept, and --resume continues from there"
 
 
 @contextlib.contextmanager

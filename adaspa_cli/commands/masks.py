@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adaspa_cli.visual.mask_choice import MaskChoice
 
 masks_app = typer.Typer(
-    help="Look into mask files, which adaspa search-masks makes.",
+    help="Inspect mask files written by adaspa search-masks.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -36,7 +36,7 @@ def info(
 ) -> None:
     """Show what a mask file holds: model, size, settings, and density and recall by search step.
 
-    The header alone is read and checked; `adaspa masks verify` checks everything.
+    Reads and checks only the header; `adaspa masks verify` checks everything.
     """
     from adaspa_cli.maskfiles.header import Described
 
@@ -58,7 +58,7 @@ def verify(
     files: Annotated[list[Path], typer.Argument(help="Mask files.", metavar="FILE...")],
     console: Console,
 ) -> None:
-    """Check every byte of mask files. Exit code 1 if one is not whole."""
+    """Check every byte of mask files. Exit code 1 if one is corrupt."""
     check_readable(*files)
     found = [{"file": str(file), **_verified(file)} for file in files]
     lines = [
@@ -75,17 +75,19 @@ def verify(
 def compare(
     *,
     first: Annotated[Path, typer.Argument(help="A mask file.", metavar="FILE")],
-    second: Annotated[Path, typer.Argument(help="Another one, or the same for its own steps.", metavar="FILE")],
+    second: Annotated[
+        Path, typer.Argument(help="A second mask file, or the same one to compare its steps.", metavar="FILE")
+    ],
     steps: Annotated[
         str | None,
-        typer.Option("--steps", metavar="A,B", help="Step A of the first file with step B of the second."),
+        typer.Option("--steps", metavar="A,B", help="Compare step A of the first file with step B of the second."),
     ] = None,
-    heads: Annotated[bool, typer.Option("--heads", help="A line for each head, not for each layer.")] = False,
+    heads: Annotated[bool, typer.Option("--heads", help="Show one line per head instead of one per layer.")] = False,
     console: Console,
 ) -> None:
     """Compare masks: overlap (IoU of the kept blocks, text left out) and recall on each other's attention.
 
-    The mutual recall needs block sums: adaspa search-masks --keep-sums.
+    Recall on each other's attention needs block sums: adaspa search-masks --keep-sums.
     """
     from adaspa_cli.config.load import parse_steps
     from adaspa_cli.maskfiles.header import Described
@@ -93,7 +95,7 @@ def compare(
 
     pair = None if steps is None else parse_steps(steps)
     if pair is not None and len(pair) != 2:
-        raise MaskFileError(f"--steps takes two steps, got '{steps}'", hint="as --steps 10,30")
+        raise MaskFileError(f"--steps takes two steps, got '{steps}'", hint="--steps 10,30")
     chosen = None if pair is None else (pair[0], pair[1])
     paired(Described.open(first), Described.open(second), chosen)
 
@@ -104,7 +106,7 @@ def compare(
     found = overlaps(one, other, chosen)
     order, theirs = (file.description.layout.order for file in (one, other))
     if order != theirs:
-        console.note(f"token orders are {order} and {theirs}: IoU counts pairs of tokens in place of blocks")
+        console.note(f"token orders are {order} and {theirs}: IoU counts pairs of tokens instead of blocks")
     rows = [_row(overlap) for overlap in found]
     console.result({"files": [str(first), str(second)], "masks": rows}, _overlap_table(rows, heads))
 
@@ -116,27 +118,30 @@ def plot(
     files: Annotated[
         list[Path], typer.Argument(help="Mask files; those after the first are compared with it.", metavar="FILE...")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder in which a new one is made.")] = Path("pictures"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder in which a new folder is created.")] = Path(
+        "pictures"
+    ),
     at_layers: Annotated[
         str | None,
-        typer.Option("--at-layers", metavar="LAYERS", help="As 0,4,7. (default: first, middle, last)"),
+        typer.Option("--at-layers", metavar="LAYERS", help="Layers, for example 0,4,7. (default: first, middle, last)"),
     ] = None,
     at_heads: Annotated[
-        str | None, typer.Option("--at-heads", metavar="HEADS", help="As 0,2. (default: first, middle)")
+        str | None, typer.Option("--at-heads", metavar="HEADS", help="Heads, for example 0,2. (default: first, middle)")
     ] = None,
     steps: Annotated[
         str | None,
-        typer.Option("--steps", metavar="STEPS", help="Search steps, as 10,30. (default: those of all files)"),
+        typer.Option("--steps", metavar="STEPS", help="Search steps, for example 10,30. (default: those of all files)"),
     ] = None,
     pixels: Annotated[
-        int, typer.Option("--pixels", min=8, max=4096, help="Points along a side of a picture of blocks, at most.")
+        int,
+        typer.Option("--pixels", min=8, max=4096, help="Maximum number of points along each side of a block picture."),
     ] = 512,
     query: Annotated[
         str | None,
         typer.Option(
             "--query",
             metavar="FRAME,Y,X",
-            help="Token whose kept tokens are drawn over the frames. (default: the middle of the video)",
+            help="Query token whose kept tokens are drawn over the frames. (default: the middle of the video)",
         ),
     ] = None,
     console: Console,
@@ -144,7 +149,7 @@ def plot(
     """Draw mask files: density, recall and overlap (IoU) of steps and files by layer and head, the kept blocks, and the
     tokens that one token looks at in the frames.
 
-    PNG files, and one page that works offline, in a new folder.
+    Writes PNG files and one offline page into a new folder.
 
     Example: adaspa masks plot masks.safetensors --at-layers 0,4 --at-heads 0,1
     """

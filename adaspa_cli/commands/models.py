@@ -30,12 +30,12 @@ def models(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Only this one, in detail.", show_default=False, autocompletion=among(preset_names("models"))
+            help="Show this model in detail.", show_default=False, autocompletion=among(preset_names("models"))
         ),
     ] = None,
     console: Console,
 ) -> None:
-    """Show the models that --model knows by name, with their sizes; nothing is downloaded.
+    """List the models that --model knows by name, with their sizes. Downloads nothing.
 
     Example: adaspa models hunyuan
     """

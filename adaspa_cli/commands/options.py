@@ -129,7 +129,7 @@ def _flag(
 # --- how the work of a run is shared: no settings
 def shard_option(what: str, more: str, *names: str, panel: str | None = None) -> Any:
     """The option ``--shard`` of a command that makes ``what``."""
-    text = f"Make only share I of N of the {what}; auto: by the process number of torchrun or SLURM. {more}"
+    text = f"Make only share I of N of the {what}; auto reads I and N from torchrun or SLURM. {more}"
     return typer.Option("--shard", *names, metavar="I/N", rich_help_panel=panel, help=text)
 
 
@@ -137,13 +137,13 @@ RAY = typer.Option(
     "--ray",
     metavar="ADDRESS",
     rich_help_panel=MACHINE,
-    help="Videos by workers of Ray (adaspa[ray]): local starts it here, auto or an address joins a cluster.",
+    help="Make videos on Ray workers (adaspa[ray]): local starts Ray here, auto or an address joins a cluster.",
 )
 RAY_WORKERS = typer.Option(
     "--ray-workers",
     min=1,
     rich_help_panel=MACHINE,
-    help="Number of workers. (default: one for each GPU)",
+    help="Number of Ray workers. (default: one per GPU)",
 )
 
 
@@ -155,17 +155,17 @@ def parse_shard(text: str | None) -> Shard | None:
 
 
 # --- what to show
-PROMPT = _flag("--prompt -p", list[str], WHAT, "What the video shows. May be repeated.")
+PROMPT = _flag("--prompt -p", list[str], WHAT, "What the video shows. Repeatable.")
 PROMPTS = _flag(
-    "--prompts", Path, WHAT, "File with one prompt a line, or - for stdin. Lines that begin with # are not read."
+    "--prompts", Path, WHAT, "File with one prompt per line, or - for stdin. Lines that begin with # are skipped."
 )
 STRICT_PROMPT = _flag(
-    "--strict-prompt/--no-strict-prompt", bool, WHAT, "Refuse words and sizes that the model was not trained on."
+    "--strict-prompt/--no-strict-prompt", bool, WHAT, "Refuse words and sizes the model was not trained on."
 )
-NEGATIVE_PROMPT = _flag("--negative-prompt", str, WHAT, "What it should not show.")
-IMAGE = _flag("--image", Path, WHAT, "Picture that the video begins with, for models that take one.")
-LAST_IMAGE = _flag("--last-image", Path, WHAT, "Picture that it ends with.")
-SEED = _flag("--seed -s", list[int], WHAT, "Seed of the noise. May be repeated.", default="0")
+NEGATIVE_PROMPT = _flag("--negative-prompt", str, WHAT, "What the video should not show.")
+IMAGE = _flag("--image", Path, WHAT, "Picture that the video starts from, for image-to-video models.")
+LAST_IMAGE = _flag("--last-image", Path, WHAT, "Picture that the video ends with.")
+SEED = _flag("--seed -s", list[int], WHAT, "Seed of the noise. Repeatable.", default="0")
 
 # --- method
 METHOD_NAME = _flag(
@@ -180,38 +180,65 @@ SPARSITY = _flag(
     "--sparsity",
     str,
     METHOD,
-    "Share of the video blocks left out, 0 to 1; or by step, as 0:0.5,8%:0.7,20%:0.95.",
+    "Share of the video blocks left out, 0 to 1, or shares by step, for example 0:0.5,8%:0.7,20%:0.95.",
     metavar="SPARSITY",
 )
 SEARCH_STEPS = _flag(
-    "--search-steps", str, METHOD, "Steps at which masks are searched, as 10,30.", metavar="STEPS"
+    "--search-steps", str, METHOD, "Denoising steps at which masks are searched, for example 10,30.", metavar="STEPS"
 )  # read by Given
-BLOCK_SIZE = _flag("--block-size", int, METHOD, "Tokens of a block.")
-HEAD_ADAPTIVE = _flag("--head-adaptive/--no-head-adaptive", bool, METHOD, "Spread the sparsity over the heads.")
-LSE_CACHE = _flag("--lse-cache/--no-lse-cache", bool, METHOD, "Later searches reuse the first one's LSE.")
-TOKEN_ORDER = _flag(
-    "--token-order", str, METHOD, ", ".join(TOKEN_ORDERS) + ": order of the video's tokens.", values=TOKEN_ORDERS
+BLOCK_SIZE = _flag("--block-size", int, METHOD, "Tokens per block.")
+HEAD_ADAPTIVE = _flag(
+    "--head-adaptive/--no-head-adaptive", bool, METHOD, "Adapt the sparsity to the recall of each head."
 )
-SELECTION = _flag("--selection", str, METHOD, "mass or output-error: which blocks are kept.", values=SELECTIONS)
-BUDGET = _flag("--budget", str, METHOD, ", ".join(BUDGETS) + ": how kept blocks are spread.", values=BUDGETS)
+LSE_CACHE = _flag(
+    "--lse-cache/--no-lse-cache", bool, METHOD, "Reuse the first search's log-sum-exp (LSE) in later searches."
+)
+TOKEN_ORDER = _flag(
+    "--token-order", str, METHOD, "Order of the video tokens: " + ", ".join(TOKEN_ORDERS) + ".", values=TOKEN_ORDERS
+)
+SELECTION = _flag(
+    "--selection", str, METHOD, "Score that decides which blocks are kept: mass or output-error.", values=SELECTIONS
+)
+BUDGET = _flag(
+    "--budget", str, METHOD, "What shares one budget of kept blocks: " + ", ".join(BUDGETS) + ".", values=BUDGETS
+)
 REMAINDER = _flag(
-    "--remainder", str, METHOD, "drop, or pooled: attend to a summary of what is left out.", values=REMAINDERS
+    "--remainder",
+    str,
+    METHOD,
+    "drop: ignore left-out blocks; pooled: attend to one summary of each.",
+    values=REMAINDERS,
 )
 REPAIR = _flag(
-    "--repair", str, METHOD, "none, or probes: repair all rows by a few that attend densely.", values=REPAIRS
+    "--repair", str, METHOD, "none; probes: correct all query rows by a few that attend densely.", values=REPAIRS
 )
-PROBES = _flag("--probes", int, METHOD, "Number of those rows.")
-MAX_ERROR = _flag("--max-error", float, METHOD, "Attention error above which a layer is dense and searches anew.")
+PROBES = _flag("--probes", int, METHOD, "Number of query rows that attend densely, with --repair probes.")
+MAX_ERROR = _flag(
+    "--max-error", float, METHOD, "Attention error above which a layer's next call is dense and searches a new mask."
+)
 SHARE_CFG_MASKS = _flag(
-    "--share-cfg-masks/--no-share-cfg-masks", bool, METHOD, "Both branches of guidance use one's masks."
+    "--share-cfg-masks/--no-share-cfg-masks",
+    bool,
+    METHOD,
+    "Use the conditional branch's masks for both guidance branches.",
 )
-MASKS = _flag("--masks", Path, METHOD, "Mask file of adaspa search-masks, instead of a search.")
-MASKS_FROM_START = _flag("--masks-from-start/--no-masks-from-start", bool, METHOD, "No dense steps before the masks.")
+MASKS = _flag("--masks", Path, METHOD, "Use the masks of this file (adaspa search-masks) instead of a search.")
+MASKS_FROM_START = _flag(
+    "--masks-from-start/--no-masks-from-start",
+    bool,
+    METHOD,
+    "Use the masks from the first step on, without dense warm-up.",
+)
 MASKS_MIN_RECALL = _flag(
-    "--masks-min-recall", float, METHOD, "Measure each layer's recall with the masks: at least this."
+    "--masks-min-recall", float, METHOD, "Lowest recall allowed for a loaded mask; measured per layer on this prompt."
 )
 MASKS_FALLBACK = _flag(
-    "--masks-fallback", str, METHOD, "search or warn, where it is lower.", default="search", values=FALLBACKS
+    "--masks-fallback",
+    str,
+    METHOD,
+    "Below --masks-min-recall: search a new mask, or warn and use the loaded one.",
+    default="search",
+    values=FALLBACKS,
 )
 CACHE = _flag(
     "--cache", str, METHOD, ", ".join(CACHES) + ": reuse results of earlier steps.", default="none", values=CACHES
@@ -223,15 +250,19 @@ STEPS_PER_PHASE = _flag(
     "--steps-per-phase",
     int,
     SAMPLING,
-    "With random weights: compute only this many steps of each phase, estimate the others.",
+    "With random weights: compute only N steps of each phase and estimate the others.",
 )
 HEIGHT = _flag("--height", int, SAMPLING, "Height in pixels.")
 WIDTH = _flag("--width", int, SAMPLING, "Width in pixels.")
 FRAMES = _flag("--frames", int, SAMPLING, "Number of frames.")
 FPS = _flag("--fps", int, SAMPLING, "Frames per second.")
-GUIDANCE_SCALE = _flag("--guidance-scale", float, SAMPLING, "The model's guidance.")
-GUIDANCE_SCALE_2 = _flag("--guidance-scale-2", float, SAMPLING, "Wan 2.2: guidance of the steps of little noise.")
-TRUE_CFG_SCALE = _flag("--true-cfg-scale", float, SAMPLING, "HunyuanVideo: guidance in two passes, above 1.")
+GUIDANCE_SCALE = _flag("--guidance-scale", float, SAMPLING, "Guidance scale of the model.")
+GUIDANCE_SCALE_2 = _flag(
+    "--guidance-scale-2", float, SAMPLING, "Wan 2.2: guidance scale of the second transformer (low noise)."
+)
+TRUE_CFG_SCALE = _flag(
+    "--true-cfg-scale", float, SAMPLING, "HunyuanVideo: classifier-free guidance in two passes, if above 1."
+)
 FLOW_SHIFT = _flag("--flow-shift", float, SAMPLING, "Shift of the flow-matching scheduler.")
 
 # --- model and machine
@@ -243,62 +274,100 @@ MODEL = _flag(
     default="tiny",
     values=preset_names("models"),
 )
-WEIGHTS = _flag("--weights", str, MACHINE, "Folder or hub id to take a named model's weights from.")
-GPUS = _flag("--gpus", int, MACHINE, "GPUs that make one video together.", default="1")
-CFG_PARALLEL = _flag("--cfg-parallel/--no-cfg-parallel", bool, MACHINE, "Each branch of guidance on half of them.")
-DTYPE = _flag("--dtype", str, MACHINE, ", ".join(DTYPES), default="auto", values=DTYPES)
-DEVICE = _flag("--device", str, MACHINE, "auto, cpu, cuda, cuda:N.", default="auto", values=("auto", "cpu", "cuda"))
-ATTENTION_BACKEND = _flag("--attention-backend", str, MACHINE, ", ".join(BACKENDS), default="auto", values=BACKENDS)
+WEIGHTS = _flag("--weights", str, MACHINE, "Folder or hub id with the weights of a named model.")
+GPUS = _flag("--gpus", int, MACHINE, "Number of GPUs that compute one video together.", default="1")
+CFG_PARALLEL = _flag(
+    "--cfg-parallel/--no-cfg-parallel", bool, MACHINE, "Compute each guidance branch on half of the GPUs."
+)
+DTYPE = _flag("--dtype", str, MACHINE, "Dtype of the model: " + ", ".join(DTYPES) + ".", default="auto", values=DTYPES)
+DEVICE = _flag(
+    "--device",
+    str,
+    MACHINE,
+    "Device to run on: auto, cpu, cuda, cuda:N.",
+    default="auto",
+    values=("auto", "cpu", "cuda"),
+)
+ATTENTION_BACKEND = _flag(
+    "--attention-backend",
+    str,
+    MACHINE,
+    "Attention kernels: " + ", ".join(BACKENDS) + ".",
+    default="auto",
+    values=BACKENDS,
+)
 LINEAR = _flag(
-    "--linear", str, MACHINE, ", ".join(LINEARS) + ": what linear layers multiply in.", default="model", values=LINEARS
+    "--linear",
+    str,
+    MACHINE,
+    "Precision of the linear layers: " + ", ".join(LINEARS) + ".",
+    default="model",
+    values=LINEARS,
 )
 RANDOM_WEIGHTS = _flag(
-    "--random-weights", bool, MACHINE, "Real architecture, random weights: times alone, no download."
+    "--random-weights",
+    bool,
+    MACHINE,
+    "Build the real architecture with random weights, to measure times without a download.",
 )
 LORA = _flag(
-    "--lora", list[str], MACHINE, "LoRA: file or hub id, and its scale. May be repeated.", metavar="LORA[:SCALE]"
+    "--lora", list[str], MACHINE, "LoRA: file or hub id, with an optional scale. Repeatable.", metavar="LORA[:SCALE]"
 )
-LORA_HIGH = _flag(
-    "--lora-high", list[str], MACHINE, "The same, for the first of two transformers.", metavar="LORA[:SCALE]"
-)
-LORA_LOW = _flag("--lora-low", list[str], MACHINE, "The same, for the second.", metavar="LORA[:SCALE]")
+LORA_HIGH = _flag("--lora-high", list[str], MACHINE, "LoRA for the first of two transformers.", metavar="LORA[:SCALE]")
+LORA_LOW = _flag("--lora-low", list[str], MACHINE, "LoRA for the second of two transformers.", metavar="LORA[:SCALE]")
 WEIGHTS_DTYPE = _flag(
     "--weights-dtype",
     str,
     MACHINE,
-    ", ".join(WEIGHTS_DTYPES) + ": keep the transformer in it.",
+    "Dtype in which the transformer is kept: " + ", ".join(WEIGHTS_DTYPES) + ".",
     default="model",
     values=WEIGHTS_DTYPES,
 )
-TRANSFORMER = _flag("--transformer", Path, MACHINE, "Single file with the transformer, safetensors or GGUF.")
-LAYERS = _flag("--layers", int, MACHINE, "With random weights: build only this many layers.")
-COMPILE = _flag("--compile/--no-compile", bool, MACHINE, "Blocks through torch.compile; the first step compiles them.")
-OFFLOAD = _flag(
-    "--offload", str, MACHINE, ", ".join(OFFLOADS) + ": trade speed for GPU memory.", default="none", values=OFFLOADS
+TRANSFORMER = _flag("--transformer", Path, MACHINE, "Take the transformer from this single file, safetensors or GGUF.")
+LAYERS = _flag("--layers", int, MACHINE, "With random weights: build only N layers.")
+COMPILE = _flag(
+    "--compile/--no-compile",
+    bool,
+    MACHINE,
+    "Run the transformer blocks through torch.compile; the first step compiles.",
 )
-VAE_TILING = _flag("--vae-tiling/--no-vae-tiling", bool, MACHINE, "Decode in tiles, for less memory.")
-VAE_FRAMEWISE = _flag("--vae-framewise/--no-vae-framewise", bool, MACHINE, "Decode in overlapping pieces of time.")
+OFFLOAD = _flag(
+    "--offload",
+    str,
+    MACHINE,
+    "Move weights off the GPU to save memory, at a cost in speed: " + ", ".join(OFFLOADS) + ".",
+    default="none",
+    values=OFFLOADS,
+)
+VAE_TILING = _flag("--vae-tiling/--no-vae-tiling", bool, MACHINE, "Decode in tiles, to save memory.")
+VAE_FRAMEWISE = _flag("--vae-framewise/--no-vae-framewise", bool, MACHINE, "Decode in overlapping chunks of frames.")
 
 # --- output
-OUT = _flag("--out -o", Path, OUTPUT, "Folder of the videos.", default="videos")
-DECODE = _flag("--decode/--no-decode", bool, OUTPUT, "End in a video, or in latents.", default="video, if real")
-LOSSLESS = _flag("--lossless/--no-lossless", bool, OUTPUT, "Write NAME.lossless.mkv as well.")
+OUT = _flag("--out -o", Path, OUTPUT, "Folder for the videos.", default="videos")
+DECODE = _flag(
+    "--decode/--no-decode",
+    bool,
+    OUTPUT,
+    "Decode to a video, or stop at latents.",
+    default="decode, except with random weights",
+)
+LOSSLESS = _flag("--lossless/--no-lossless", bool, OUTPUT, "Also write NAME.lossless.mkv.")
 COMPARE_WITH = _flag(
     "--compare-with",
     list[str],
     OUTPUT,
-    "NAME.report.json of another run, shown beside this one on its page. May be repeated.",
+    "NAME.report.json of another run, to show beside this one on its page. Repeatable.",
     metavar="REPORT",
 )
-RESUME = _flag("--resume/--no-resume", bool, OUTPUT, "Skip what is complete in the folder.")
+RESUME = _flag("--resume/--no-resume", bool, OUTPUT, "Skip videos that are complete in the folder.")
 
 # --- settings by name
-CONFIG = _flag("--config -c", Path, OUTPUT, "YAML file of settings, as --print-config shows.")
+CONFIG = _flag("--config -c", Path, OUTPUT, "YAML file with settings; --print-config shows the format.")
 SET = _flag(
     "--set",
     list[str],
     MACHINE,
-    "Any other setting of adaspa generate, as block_size=64. May be repeated.",
+    "Any other setting of adaspa generate, for example block_size=64. Repeatable.",
     metavar="KEY=VALUE",
 )
 

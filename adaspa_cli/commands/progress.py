@@ -41,7 +41,7 @@ class ProgressObserver:
     def started(self, videos: int, steps: int, backend: str | None) -> None:
         self._videos = videos
         self._progress.reset(self._task, total=videos * steps)
-        self._console.note(f"attention backend: {backend}" if backend else "attention as diffusers has it")
+        self._console.note(f"attention backend: {backend}" if backend else "attention by diffusers")
 
     def video(self, number: int, prompt: str, seed: int) -> None:
         interrupts.check()
@@ -65,7 +65,7 @@ class ProgressObserver:
         self._progress.update(self._task, phase="decoding")
 
     def skipped(self, video: Path) -> None:
-        self._console.note(f"complete already: {video}")
+        self._console.note(f"already complete: {video}")
 
     def elsewhere(self, video: Path) -> None:
         self._console.note(f"another process is making it: {video}")
@@ -80,14 +80,14 @@ class RayProgress(ProgressObserver):
     """A :class:`~adaspa_cli.jobs.ray_run.RayObserver`: a bar over all videos, which advances at the end of each."""
 
     def workers(self, number: int, kind: str) -> None:
-        self._console.note(f"{number} workers of Ray, each with a {kind}; each loads the model for its first video")
+        self._console.note(f"{number} Ray workers, each with a {kind}; each loads the model for its first video")
 
     def started(self, videos: int, steps: int, backend: str | None) -> None:  # noqa: ARG002
         self._videos = videos
         self._progress.reset(self._task, total=videos * steps)
 
     def lost(self, video: Path) -> None:
-        self._console.note(f"the worker that made {video} died; another one makes it")
+        self._console.note(f"the worker that was making {video} died; another worker makes it again")
 
 
 class BenchProgress(ProgressObserver):
@@ -107,7 +107,7 @@ class SearchProgress(ProgressObserver):
     """A :class:`~adaspa_cli.jobs.search_masks.SearchObserver`."""
 
     def estimated(self, file_bytes: int, sums_bytes: int) -> None:
-        sums = f", and {_size(sums_bytes)} of block sums beside it until the search is over" if sums_bytes else ""
+        sums = f", and {_size(sums_bytes)} of block sums on disk during the search" if sums_bytes else ""
         self._console.note(f"the masks will take about {_size(file_bytes)}{sums}")
 
 

@@ -25,17 +25,21 @@ _LOOK = "What to look at"
 
 
 @command(
-    options.PROMPT.but(text="What the video shows. The first is drawn; on the others its masks are tried."),
+    options.PROMPT.but(
+        text="What the video shows. Repeatable: the first prompt is drawn, and its masks are tested on the others."
+    ),
     options.PROMPTS,
     options.IMAGE,
     options.LAST_IMAGE,
     options.SEED,
-    options.METHOD_NAME.but(text="Whose masks are drawn: adaspa, its ablations, or adaspa-plus.", panel=_LOOK),
-    options.SPARSITY.but(text="Share left out by every pattern, or shares by step.", panel=_LOOK),
+    options.METHOD_NAME.but(
+        text="Method whose masks are drawn: adaspa, one of its ablations, or adaspa-plus.", panel=_LOOK
+    ),
+    options.SPARSITY.but(text="Share that every pattern leaves out, or shares by step.", panel=_LOOK),
     options.MODEL,
     options.DEVICE,
     options.STEPS.but(panel=options.MACHINE),
-    options.SET.but(text="Any other setting of adaspa generate, as height=128. May be repeated."),
+    options.SET.but(text="Any other setting of adaspa generate, for example height=128. Repeatable."),
     options.CONFIG.but(panel=options.MACHINE),
     interrupted="interrupted; nothing was written",
 )
@@ -45,12 +49,20 @@ def visualize(
     at_layers: Annotated[
         str | None,
         typer.Option(
-            "--at-layers", rich_help_panel=_LOOK, metavar="LAYERS", help="As 0,4,7. (default: first, middle, last)"
+            "--at-layers",
+            rich_help_panel=_LOOK,
+            metavar="LAYERS",
+            help="Layers, for example 0,4,7. (default: first, middle, last)",
         ),
     ] = None,
     at_heads: Annotated[
         str | None,
-        typer.Option("--at-heads", rich_help_panel=_LOOK, metavar="HEADS", help="As 0,2. (default: first, middle)"),
+        typer.Option(
+            "--at-heads",
+            rich_help_panel=_LOOK,
+            metavar="HEADS",
+            help="Heads, for example 0,2. (default: first, middle)",
+        ),
     ] = None,
     at_steps: Annotated[
         str | None,
@@ -58,7 +70,7 @@ def visualize(
             "--at-steps",
             rich_help_panel=_LOOK,
             metavar="STEPS",
-            help="As 0,2,13, or all. (default: first, search steps, last)",
+            help="Denoising steps, for example 0,2,13, or all. (default: first, search steps, last)",
         ),
     ] = None,
     query: Annotated[
@@ -67,19 +79,22 @@ def visualize(
             "--query",
             rich_help_panel=_LOOK,
             metavar="FRAME,Y,X",
-            help="Token of the video whose kept blocks are drawn over the frames, counted from 0.",
+            help="Query token, counted from 0, whose kept blocks are drawn over the frames.",
         ),
     ] = None,
     pixels: Annotated[
         int,
-        typer.Option("--pixels", rich_help_panel=_LOOK, min=8, max=1024, help="Points along a side of a weight map."),
+        typer.Option(
+            "--pixels", rich_help_panel=_LOOK, min=8, max=1024, help="Points along each side of a weight map."
+        ),
     ] = 256,
     out: Annotated[
-        Path, typer.Option("--out", "-o", rich_help_panel=options.OUTPUT, help="Folder in which a new one is made.")
+        Path,
+        typer.Option("--out", "-o", rich_help_panel=options.OUTPUT, help="Folder in which a new folder is created."),
     ] = Path("pictures"),
     console: Console,
 ) -> None:
-    """Show where attention looks: weight maps, patterns, masks over the frames of the video.
+    """Draw where attention looks: weight maps, patterns, and masks over the video frames.
 
     Example: adaspa visualize --prompt "a red circle moves left on a blue background" --query 4,8,8
     """
@@ -135,7 +150,7 @@ def _check_method(resolved: Resolved) -> None:
             raise ConfigError(f"visualize looks at dense attention, without {key} '{name}'")
     if method.mask_file.masks is not None:
         raise ConfigError(
-            "visualize searches the masks that it shows", hint="adaspa masks plot draws those of a file; drop masks"
+            "visualize searches the masks that it shows", hint="use adaspa masks plot for a file, or drop masks"
         )
     if resolved.config.sampling.steps_per_phase is not None:
         raise ConfigError("visualize computes every step", hint="drop steps_per_phase")
@@ -151,7 +166,7 @@ def parse_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ConfigError(f"{flag} takes whole numbers from 0 with commas between, got '{text}'", hint="as 0,4,7")
+        raise ConfigError(f"{flag} takes comma-separated whole numbers from 0, got '{text}'", hint="as 0,4,7")
     return tuple(sorted({int(part) for part in parts}))
 
 

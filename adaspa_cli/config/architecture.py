@@ -91,7 +91,7 @@ class Architecture:
         if layers > self.layers:
             raise ConfigError(f"layers must be at most {self.layers}, which the model has, got {layers}")
         if layers < len(self.transformers):
-            raise ConfigError(f"layers must be at least {len(self.transformers)}, one a transformer, got {layers}")
+            raise ConfigError(f"layers must be at least {len(self.transformers)}, one per transformer, got {layers}")
         parts = dict(self.parts)
         left, of = layers, self.layers
         for name, key in product(self.transformers, self.facts.layer_keys):

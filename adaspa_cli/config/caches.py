@@ -55,7 +55,7 @@ class NoCache(CacheConfig):
 @rule(f"two ascending numbers, -1 to {MOST_STEPS:,}")
 def _check_timesteps(key: str, value: tuple[int, ...]) -> None:
     if len(value) != 2 or value[0] > value[1]:
-        raise ConfigError(f"{key} must be a lower and an upper end, got {shown(value)}")
+        raise ConfigError(f"{key} must be a lower and an upper bound, got {shown(value)}")
     for end in value:
         from_on(-1, MOST_STEPS)(key, end)
 
@@ -173,7 +173,7 @@ class MagCacheConfig(CacheConfig):
     def check_chosen(self) -> None:
         if not self.magcache_ratios and not self.magcache_calibrate:
             raise ConfigError(
-                "magcache needs the magnitude ratios of this model, and magcache_ratios holds none",
+                "magcache needs the magnitude ratios of this model, and magcache_ratios is empty",
                 hint="measure them with --method magcache-calibration, and put the report's cache.ratios into a YAML "
                 "file under magcache_ratios",
             )

@@ -50,7 +50,7 @@ class SizeRule:
             most = f"{self.largest[0]} x {self.largest[1]}"
             raise ConfigError(f"the model makes at most {most} pixels, got {height} x {width}")
         if self.only is not None and (height, width) != self.only:
-            raise ConfigError(f"the model makes {self.only[0]} x {self.only[1]} pixels alone, got {height} x {width}")
+            raise ConfigError(f"the model makes {self.only[0]} x {self.only[1]} pixels only, got {height} x {width}")
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,15 @@ class FamilyFacts:
         rule.check(sampling.height, sampling.width, sampling.frames)
         if sampling.guidance_scale_2 is not None and len(transformers) < 2:
             raise ConfigError(
-                "guidance_scale_2 is that of a second transformer, and the model has one",
+                "guidance_scale_2 is for a second transformer, but the model has one",
                 hint="drop --guidance-scale-2",
             )
         self.call_arguments(sampling)
         for key in sampling.pictures:
             if key not in self.images or (key == "last_image" and not self.takes_last_image(transformers[0])):
-                takes = "videos from text alone" if not self.images else "no use of a last image"
+                takes = "makes videos from text only" if not self.images else "takes no last image"
                 raise ConfigError(
-                    f"{key}: this model, a {self.pipeline}, makes {takes}",
+                    f"{key}: this model, a {self.pipeline}, {takes}",
                     hint=f"drop --{key.replace('_', '-')}, or use a model that takes it",
                 )
         if sampling.frames == 1 and (sampling.last_image is not None or self.keeps_first_frame(transformers[0])):
@@ -139,10 +139,11 @@ class FamilyFacts:
         """Raise ConfigError where the transformer cannot come from a file of its own."""
         if not self.single_file:
             raise ConfigError(
-                f"transformer: diffusers reads that of a {self.pipeline} from no single file", hint="drop --transformer"
+                f"transformer: diffusers can't read the transformer of a {self.pipeline} from a single file",
+                hint="drop --transformer",
             )
         if transformers > 1:
-            raise ConfigError("transformer is one file, and the model has two transformers", hint="drop --transformer")
+            raise ConfigError("transformer is one file, but the model has two transformers", hint="drop --transformer")
 
     def check_image(self, sampling: SamplingConfig, *, random_weights: bool) -> None:
         """Raise ConfigError where the model needs a picture to begin with and none is given.
@@ -217,7 +218,7 @@ def _cogvideox_size(transformer: Config, vae: Config) -> SizeRule:
 
 def _cogvideox_arguments(sampling: SamplingConfig) -> dict[str, Any]:
     if sampling.true_cfg_scale > 1:
-        raise ConfigError("true_cfg_scale is HunyuanVideo's; CogVideoX guides by --guidance-scale")
+        raise ConfigError("true_cfg_scale is for HunyuanVideo; CogVideoX uses --guidance-scale")
     return {"guidance_scale": sampling.guidance_scale}
 
 
@@ -257,13 +258,13 @@ def _wan_keeps_first_frame(transformer: Config) -> bool:
 
 def _wan_arguments(sampling: SamplingConfig) -> dict[str, Any]:
     if sampling.true_cfg_scale > 1:
-        raise ConfigError("true_cfg_scale is HunyuanVideo's; Wan guides by --guidance-scale")
+        raise ConfigError("true_cfg_scale is for HunyuanVideo; Wan uses --guidance-scale")
     low = sampling.guidance_scale_2
     if low is not None and low > 1 >= sampling.guidance_scale:
         raise ConfigError(
             f"guidance_scale {sampling.guidance_scale} switches guidance off in both stages, and guidance_scale_2 is "
             f"{low}",
-            hint="a --guidance-scale above 1, or --guidance-scale-2 1",
+            hint="use a --guidance-scale above 1, or --guidance-scale-2 1",
         )
     stage = {} if low is None else {"guidance_scale_2": low}
     return {"guidance_scale": sampling.guidance_scale} | stage
@@ -286,7 +287,7 @@ def _hunyuan_video15_grid(transformer: Config, frames: int, height: int, width: 
 def _hunyuan_video15_arguments(sampling: SamplingConfig) -> dict[str, Any]:
     """None: guidance is set at the pipeline's guider."""
     if sampling.true_cfg_scale > 1:
-        raise ConfigError("true_cfg_scale is HunyuanVideo's; HunyuanVideo 1.5 guides by --guidance-scale")
+        raise ConfigError("true_cfg_scale is for HunyuanVideo; HunyuanVideo 1.5 uses --guidance-scale")
     if sampling.negative_prompt and sampling.guidance_scale == 1:
         raise ConfigError(
             "a negative prompt has no effect on this model without guidance",

@@ -140,7 +140,7 @@ def _read(path: Path, size: int, _changed: int) -> LoraFile:
         with path.open("rb") as file:
             names = _tensor_names(file.read(_LENGTH_BYTES), file.read(min(size, _MOST_HEADER_BYTES)))
             if names is None:
-                raise ModelError(f"LoRA {path} is no {SUFFIX} file, or corrupt", hint=f"give a {SUFFIX} file")
+                raise ModelError(f"LoRA {path} is not a {SUFFIX} file, or is corrupt", hint=f"give a {SUFFIX} file")
             if not any("lora" in name.lower() for name in names):
                 raise ModelError(f"{path} holds no LoRA: none of its {len(names)} tensors is named so")
             file.seek(0)

@@ -26,5 +26,5 @@ def check_transformer_file(model: ModelConfig) -> Path:
     """The single file that holds the transformer; raises ModelError if it is not there."""
     path = Path(str(model.transformer)).expanduser()
     if not path.is_file():
-        raise ModelError(f"transformer {model.transformer} is no file", hint="name a .safetensors or .gguf file")
+        raise ModelError(f"transformer {model.transformer} is not a file", hint="name a .safetensors or .gguf file")
     return path

@@ -92,24 +92,26 @@ class ModelConfig:
         check_fields(self)
         if self.layers is not None and not self.random_weights:
             raise ConfigError(
-                "layers cuts a model that random_weights builds; a checkpoint has the layers it has",
+                "layers needs random_weights: the layers of a checkpoint are fixed",
                 hint="add --random-weights, or drop --layers",
             )
         if self.compile and self.offload == "group":
             raise ConfigError(
-                "compile does not go with offload 'group', which moves the parts of a block one by one",
+                "compile can't be combined with offload 'group', which moves the parts of a block one by one",
                 hint="use --offload model, or drop --compile",
             )
 
         if self.weights_dtype != "model":
             self._check_weights_dtype()
         if self.transformer is not None and self.random_weights:
-            raise ConfigError("random weights come from no file", hint="drop --transformer, or --random-weights")
+            raise ConfigError("random weights don't come from a file", hint="drop --transformer, or --random-weights")
 
     def _check_weights_dtype(self) -> None:
         kind = self.weights_dtype
         if self.compile:
-            raise ConfigError(f"compile does not go with weights in {kind}", hint="drop --compile or --weights-dtype")
+            raise ConfigError(
+                f"compile can't be combined with weights in {kind}", hint="drop --compile or --weights-dtype"
+            )
         if kind == "nf4" and self.offload == "group":
             raise ConfigError(
                 "weights in nf4 cannot be moved by offload 'group', which leaves their scales behind",
@@ -191,7 +193,7 @@ class MethodConfig:
             self._check_order()
         if self.mask_file.masks is not None and not isinstance(self.algorithm, SearchingConfig):
             raise ConfigError(
-                f"masks are of no use to '{self.algorithm.name}', which does not search for masks", hint=_searching()
+                f"masks can't be used with '{self.algorithm.name}', which does not search for masks", hint=_searching()
             )
         if not self.algorithm.attached:
             self._check_untouched()
@@ -211,7 +213,7 @@ class MethodConfig:
         for key, value in chosen.items():
             if value not in ("none", "auto"):
                 raise ConfigError(
-                    f"'{self.algorithm.name}' runs the pipeline as it comes, without the {key} '{value}'",
+                    f"'{self.algorithm.name}' runs the pipeline unchanged, without the {key} '{value}'",
                     hint=f"drop {key}, or use --method full",
                 )
 
@@ -236,7 +238,7 @@ class MethodConfig:
             )
         if self.attention_backend != "auto":
             raise ConfigError(
-                f"merge '{merge}' attends by PyTorch's kernels, not by the backend '{self.attention_backend}'",
+                f"merge '{merge}' uses PyTorch's attention kernels, not the backend '{self.attention_backend}'",
                 hint="drop --attention-backend",
             )
 
@@ -391,7 +393,7 @@ class GenerateConfig:
             )
         if self.model.compile and cache.inside_blocks:
             raise ConfigError(
-                f"compile does not go with cache '{cache.name}', which skips calls inside of blocks",
+                f"compile can't be combined with cache '{cache.name}', which skips calls inside of blocks",
                 hint="use a cache that skips whole blocks (adacache, first-block, magcache), or drop --compile",
             )
         if self.method.linear == "fp8":
@@ -428,12 +430,13 @@ class GenerateConfig:
             )
         if not self.model.random_weights:
             raise ConfigError(
-                "steps_per_phase leaves steps out, so there is no video: it is for times with random weights",
+                "steps_per_phase skips steps, so it makes no video: it measures times with random weights",
                 hint="add --random-weights, or drop --steps-per-phase",
             )
         if self.method.cache.name != "none":
             raise ConfigError(
-                f"steps_per_phase cannot foretell which steps the cache '{self.method.cache.name}' skips",
+                f"steps_per_phase can't be combined with the cache '{self.method.cache.name}': "
+                "which steps it skips is only known at run time",
                 hint="drop the cache, or drop --steps-per-phase",
             )
 

@@ -33,26 +33,30 @@ class SearchOptions:
 
         Raises:
             ConfigError: a method that does not search, a cache that skips calls, or a ranking that is too short.
-            OutputError: the file is a folder, is there already, or has another suffix.
+            OutputError: the file is a folder, already exists, or has another suffix.
         """
         searching = method.searching
         if method.mask_file.masks is not None:
             raise ConfigError("masks from a file are not searched", hint="drop masks")
         if method.cache.name != "none":
-            raise ConfigError(f"cache '{method.cache.name}' skips calls that are to be searched", hint="drop the cache")
+            raise ConfigError(f"cache '{method.cache.name}' skips calls that a search needs", hint="drop the cache")
         searching.check_mask_file()
         if self.keep_ranking is not None:
             self._check_ranking(self.keep_ranking, searching)
         if self.out.is_dir():
             raise OutputError(f"{self.out} is a folder", hint="name a file, as --out masks.safetensors")
         if self.out.suffix != ".safetensors":
-            raise OutputError(f"a mask file is named .safetensors, got {self.out.name}", hint="as masks.safetensors")
+            raise OutputError(
+                f"the name of a mask file ends in .safetensors, got {self.out.name}", hint="as masks.safetensors"
+            )
         if self.out.exists() and not self.resume:
-            raise OutputError(f"{self.out} is there already", hint="choose another --out, or remove it")
+            raise OutputError(f"{self.out} already exists", hint="choose another --out, or remove it")
 
     def _check_ranking(self, density: float, method: SearchingConfig) -> None:
         if not method.ranks_blocks:
-            raise ConfigError(f"the masks of '{method.name}' follow from no ranking", hint="drop --keep-ranking")
+            raise ConfigError(
+                f"the masks of '{method.name}' can't be derived from a ranking", hint="drop --keep-ranking"
+            )
         needed = min(1.0, (1 - method.sparsity) * (1.5 if method.adapts_heads else 1))
         if not needed - 1e-9 <= density <= 1:
             raise ConfigError(

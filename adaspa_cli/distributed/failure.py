@@ -28,7 +28,9 @@ class LostContactError(RunError):
     """Another process is gone, or has failed and says why."""
 
     def __init__(self) -> None:
-        super().__init__("lost contact with another process of this video", hint="--debug shows where it happened")
+        super().__init__(
+            "lost contact with another process that computes this video", hint="--debug shows where it happened"
+        )
 
 
 def watch_signals(interrupted: str) -> None:

@@ -35,7 +35,7 @@ def launch(processes: int, arguments: Sequence[str], device: str) -> int:
     if device != "cpu" and torch.cuda.device_count() < processes:
         raise BackendError(
             f"--gpus {processes}: this machine has {torch.cuda.device_count()} CUDA devices",
-            hint="fewer, or --device cpu",
+            hint="use fewer, or --device cpu",
         )
     logging.disable(logging.ERROR)  # what torchrun says in many lines, we say in one
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))

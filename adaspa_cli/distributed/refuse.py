@@ -1,4 +1,4 @@
-"""What does not go with several processes for one video, refused by name before anything slow begins.
+"""What can't be combined with several processes for one video, refused by name before anything slow begins.
 
 Imports nothing heavy.
 """
@@ -22,7 +22,7 @@ def check_together(config: GenerateConfig, size: int) -> None:
     """Refuse a run that ``size`` processes cannot make together.
 
     Raises:
-        ConfigError: names what does not go with it.
+        ConfigError: names what can't be combined with it.
     """
     parallel, model = config.parallel, config.model
     if parallel.gpus not in (1, size):
@@ -35,7 +35,7 @@ def check_together(config: GenerateConfig, size: int) -> None:
         return
     if model.offload != "none":
         raise ConfigError(
-            f"offload '{model.offload}' does not go with several GPUs for one video", hint="drop --offload"
+            f"offload '{model.offload}' can't be combined with several GPUs for one video", hint="drop --offload"
         )
     if model.device.startswith("cuda:"):
         raise ConfigError(
@@ -95,17 +95,17 @@ def _check_branches(config: GenerateConfig, size: int) -> None:
         raise ConfigError(f"cfg_parallel gives each guidance branch half of the processes, and there are {size}")
     if config.method.share_cfg_masks:
         raise ConfigError(
-            "cfg_parallel does not go with share_cfg_masks: the branches run at the same time",
+            "cfg_parallel can't be combined with share_cfg_masks: the branches run at the same time",
             hint="drop one of them",
         )
     if config.method.mask_file.masks_min_recall is not None:
         raise ConfigError(
-            "cfg_parallel does not go with masks_min_recall, whose figures are of both branches",
+            "cfg_parallel can't be combined with masks_min_recall, which measures both branches",
             hint="drop one of them",
         )
     if config.method.cache.name != "none":
         raise ConfigError(
-            f"cfg_parallel does not go with cache '{config.method.cache.name}', which sees one branch alone",
+            f"cfg_parallel can't be combined with cache '{config.method.cache.name}', which sees only one branch",
             hint="drop --cfg-parallel, or the cache",
         )
 
@@ -119,4 +119,6 @@ def check_method(config: MethodConfig) -> None:
     chosen = {"method": config.algorithm.name, "merge": config.merge.name}
     for key, name in chosen.items():
         if name in UNSHARED[key]:
-            raise ConfigError(f"{key} '{name}' does not go with several GPUs for one video", hint=UNSHARED[key][name])
+            raise ConfigError(
+                f"{key} '{name}' can't be combined with several GPUs for one video", hint=UNSHARED[key][name]
+            )

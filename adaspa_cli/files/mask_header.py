@@ -45,7 +45,7 @@ def read_header(path: Path) -> Header:
     try:
         header = _parse(raw[LENGTH_BYTES:])
     except (ValueError, RecursionError):
-        raise MaskFileError(f"{path} is no mask file, or corrupt: its header is not JSON", hint=HINT) from None
+        raise MaskFileError(f"{path} is not a mask file, or is corrupt: its header is not JSON", hint=HINT) from None
     metadata = header.get(METADATA) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise MaskFileError(
@@ -75,7 +75,7 @@ def _read(path: Path) -> tuple[bytes, int]:
             start = file.read(LENGTH_BYTES)
             length = int.from_bytes(start, "little")
             if len(start) < LENGTH_BYTES or length > min(size - LENGTH_BYTES, MOST_HEADER_BYTES):
-                raise MaskFileError(f"{path} is no mask file, or truncated: its header is not whole", hint=HINT)
+                raise MaskFileError(f"{path} is not a mask file, or is truncated: its header is not whole", hint=HINT)
             return start + file.read(length), size
     except OSError as error:
         raise MaskFileError(f"cannot read masks from {path}: {error.strerror}") from error
@@ -86,7 +86,7 @@ def _parse(text: str | bytes) -> Any:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def checksum_of(version: int, content: str) -> str:

@@ -70,7 +70,7 @@ class Picture:
                     opened.load()
                     image = _opaque(ImageOps.exif_transpose(opened))
         except UnidentifiedImageError:
-            raise ConfigError(f"{key} {name} is no picture", hint="give a PNG, JPEG or WebP file") from None
+            raise ConfigError(f"{key} {name} is not a picture", hint="give a PNG, JPEG or WebP file") from None
         except Image.DecompressionBombError:
             raise ConfigError(
                 f"{key} {name} has more than {MOST_PIXELS // 10**6} megapixels", hint="scale it"
@@ -90,7 +90,7 @@ class Picture:
         wide, high = self.image.size
         kept_wide, kept_high = min(wide, high * width / height), min(high, wide * height / width)
         cut = [
-            f"{round(whole - kept)} pixels of its {side} cropped, half on either side"
+            f"{round(whole - kept)} pixels of its {side} cropped, half on each side"
             for side, whole, kept in (("width", wide, kept_wide), ("height", high, kept_high))
             if round(whole - kept)
         ]

@@ -69,12 +69,12 @@ def _read(kind: Any, content: Any, where: str) -> Any:
         return _read_dataclass(kind, content, where)
     if origin is tuple:
         if not isinstance(content, list):
-            raise ShapeError(f"{where} is no list")
+            raise ShapeError(f"{where} is not a list")
         (entry, _) = typing.get_args(kind)
         return tuple(_read(entry, value, f"{where}[{number}]") for number, value in enumerate(content))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(content, dict):
-            raise ShapeError(f"{where} is no object")
+            raise ShapeError(f"{where} is not an object")
         (name, entry) = typing.get_args(kind)
         for key in typing.get_args(name):
             if key not in content:
@@ -103,7 +103,7 @@ def _read_union(kinds: Sequence[Any], content: Any, where: str) -> Any:
 
 def _read_dataclass(kind: Any, content: Any, where: str) -> Any:
     if not isinstance(content, dict):
-        raise ShapeError(f"{where or 'it'} is no object")
+        raise ShapeError(f"{where or 'it'} is not an object")
     found: dict[str, Any] = {}
     hints, fields = _hints(kind), dataclasses.fields(kind)
     for field in fields:

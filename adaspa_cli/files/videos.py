@@ -73,5 +73,5 @@ def _encode(path: Path, frames: NDArray[np.uint8], fps: int, *settings: str) -> 
 def _ended(code: int) -> str:
     """Why ffmpeg, which said nothing, ended with a code other than 0."""
     if code == -signal.SIGXFSZ:
-        return "it grows larger than files may be here (ulimit -f)"
+        return "the file exceeds the size limit (ulimit -f)"
     return f"ffmpeg ended with {code}" if code > 0 else f"ffmpeg was killed by {signal.Signals(-code).name}"

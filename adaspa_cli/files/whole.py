@@ -71,9 +71,9 @@ def cannot_write(path: Path | str, error: Exception, *, hint: str | None = None,
     reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]  # ffmpeg says much
     full = isinstance(error, DiskFullError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     if full or any(said in reason for said in _FULL):
-        kept = "; what is complete is kept, and --resume goes on from it" if resumes else ""
+        kept = "; complete results are kept, and --resume continues from them" if resumes else ""
         return DiskFullError(
-            f"cannot write {path}: the disk is full", hint=f"make room there or choose another --out{kept}"
+            f"cannot write {path}: the disk is full", hint=f"free some space or choose another --out{kept}"
         )
     return OutputError(f"cannot write {path}: {reason}", hint=hint)
 

@@ -256,7 +256,7 @@ def _unpredicted(config: GenerateConfig) -> str | None:
     if config.method.merge.name != "none":
         return f"{config.method.merge.name} merges tokens, which is not measured"
     if not config.method.algorithm.attached:
-        return "diffusers attends by itself, which is not measured; --method full is"
+        return "attention inside diffusers is not measured; --method full is"
     return None
 
 
@@ -264,21 +264,21 @@ def _notes(config: GenerateConfig) -> list[str]:
     """What the estimates leave out."""
     model, method = config.model, config.method
     lines = {
-        "the time is that of denoising: text encoding, decoding, loading and compiling come on top": True,
-        f"which steps the cache '{method.cache.name}' skips is only known at run time: the time is at most that": (
+        "the time covers denoising only: text encoding, decoding, loading and compiling are extra": True,
+        f"the steps that cache '{method.cache.name}' skips are known at run time only: the estimate is an upper bound": (
             not foretold(method.cache)
         ),
-        "layers whose error is above max_error attend densely: the time is at least that": (
+        "layers whose error is above max_error attend densely: the estimate is a lower bound": (
             getattr(method.algorithm, "max_error", None) is not None
         ),
         "minference may keep up to twice the blocks that its sparsity leaves": method.algorithm.name == "minference",
         f"moving weights with --offload {model.offload} is not in the time": model.offload != "none",
-        "FP8 products are faster than the measured ones: the time is at most that": method.linear == "fp8",
-        "compiled blocks are faster than the measured ones: the time is at most that": model.compile,
+        "FP8 products are faster than the measured ones: the estimate is an upper bound": method.linear == "fp8",
+        "compiled blocks are faster than the measured ones: the estimate is an upper bound": model.compile,
         f"weights in {model.weights_dtype} are converted at each use, which is not in the time": (
             model.weights_dtype != "model"
         ),
-        "only some steps of each phase will be computed; the time is that of all": (
+        "only some steps of each phase will be computed; the time is for all steps": (
             config.sampling.steps_per_phase is not None
         ),
     }

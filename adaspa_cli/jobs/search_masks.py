@@ -169,7 +169,7 @@ def search_share(
     check_folder(str(options.out.parent))
     world, job = World() if world is None else world, _Job.of(resolved, options, prompts, shard)
     if not job.videos:
-        raise ConfigError(f"--shard {shard}: the search has fewer videos", hint="use as many shares as videos at most")
+        raise ConfigError(f"--shard {shard}: the search has fewer videos", hint="use at most as many shares as videos")
     if options.out.exists():
         finished = _finished(options.out, digest(job.settings))
         observer.skipped(options.out)
@@ -242,7 +242,7 @@ def _check_shares(out: Path, names: set[str]) -> None:
     if others:
         raise OutputError(
             f"the unfinished search in {folder} is not shared by as many processes: {others[0]} is there",
-            hint="use the same --shard I/N as before; remove the folder, or choose another --out, to begin anew",
+            hint="use the same --shard I/N as before; remove the folder, or choose another --out, to start over",
         )
 
 
@@ -259,7 +259,7 @@ def _finished(out: Path, settings: str) -> MaskFile:
     found = MaskFile.open(out)
     if found.description.settings != settings:
         raise OutputError(
-            f"{out} is there already, from a search with other settings",
+            f"{out} already exists, from a search with other settings",
             hint=f"choose another --out; adaspa masks info {out} shows what it is",
         )
     return found

@@ -162,7 +162,7 @@ def check_call(masks: Described, branch: str, layout: TokenLayout) -> None:
 
 
 def _check_grid(masks: Described, grid: Grid) -> None:
-    hint = "masks hold for one size of video: frames, height and width are counted in latent tokens here"
+    hint = "masks are valid for one video size; frames, height and width are in latent tokens"
     for name, size in zip(("frames", "height", "width"), grid, strict=True):
         _same(masks, name, getattr(masks.description.layout, name), size, hint)
 

@@ -78,7 +78,7 @@ class MaskParts:
             way = "its processes go on with --shard" if shared else "--resume goes on with it"
             raise OutputError(
                 f"an unfinished search is in {self.folder}",
-                hint=f"{way}; remove the folder, or choose another --out, to begin anew",
+                hint=f"{way}; remove the folder, or choose another --out, to start over",
             )
         else:
             self._write_state()
@@ -89,14 +89,14 @@ class MaskParts:
             then, self.done, self.branches = dict(state["settings"]), int(state["done"]), list(state["branches"])
             self.layout = TokenLayout(**state["layout"]) if state["layout"] else None
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise OutputError(f"cannot read {self.folder / STATE}", hint="remove the folder, to begin anew") from error
+            raise OutputError(f"cannot read {self.folder / STATE}", hint="remove the folder, to start over") from error
         now = self._settings
         differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         if differing:
             listed = ", ".join(f"{key} {then.get(key)!r} then, {now.get(key)!r} now" for key in differing)
             raise OutputError(
                 f"the unfinished search in {self.folder} had other settings: {listed[:500]}",
-                hint="remove the folder, or choose another --out, to begin anew",
+                hint="remove the folder, or choose another --out, to start over",
             )
 
     def _write_state(self) -> None:

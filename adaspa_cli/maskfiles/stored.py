@@ -45,7 +45,7 @@ class Check:
         stored: recall [H] of the search that made the file, of all heads of the layer.
         measured: recall [H] on the run's own attention, of all heads too.
         below: whether the mean over the heads is below what was asked for.
-        searched: whether the layer was searched anew.
+        searched: whether the layer was searched again.
     """
 
     step: int

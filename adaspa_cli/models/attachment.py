@@ -58,7 +58,7 @@ class Attachment:
         self._originals = [attention.processor for attention in self.attentions]
         self._processors = [family.processor(layer, self._forward) for layer in range(self.layers)]
         if any(type(old) is type(new) for old, new in zip(self._originals, self._processors, strict=True)):
-            raise RunError("adaspa is already applied to this pipeline", hint="remove() the first handle before")
+            raise RunError("adaspa is already applied to this pipeline", hint="call remove() on the first handle")
         for attention, processor in zip(self.attentions, self._processors, strict=True):
             attention.set_processor(processor)
         self._hooks = [
@@ -159,7 +159,7 @@ class Attachment:
         self._unnamed += not self._named
         if self._unnamed > 1:
             raise RunError(
-                "the transformer is called twice in a step, and nobody says which call is which guidance branch",
+                "the transformer is called twice in a step, without saying which call is which guidance branch",
                 hint='call it within transformer.cache_context("cond") and ("uncond"), or without true guidance',
             )
 

@@ -111,7 +111,7 @@ class Family(ABC):
         Raises:
             RunError: the family's tokens come in one order alone, and all together.
         """
-        raise RunError(f"the tokens of {self.facts.pipeline} can be neither put into another order nor split")
+        raise RunError(f"the tokens of {self.facts.pipeline} can't be reordered or split")
 
     # --- blocks: what a step cache keeps and adds
 

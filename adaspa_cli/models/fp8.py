@@ -53,11 +53,11 @@ class Fp8Linears:
                 for block in family.blocks(transformer):
                     self._replace_in(block, family)
             if not self.of:
-                raise RunError(f"linear 'fp8' is not there for {type(pipe).__name__}", hint="use --linear model")
+                raise RunError(f"linear 'fp8' is not available for {type(pipe).__name__}", hint="use --linear model")
             if not self.layers:
                 raise RunError(
-                    "linear 'fp8': none of the linear layers of the blocks is as diffusers made it",
-                    hint="fuse or unload LoRA before, or use --linear model",
+                    "linear 'fp8': no linear layer of the blocks is unmodified",
+                    hint="fuse or unload LoRAs first, or use --linear model",
                 )
         except BaseException:
             self.remove()

@@ -201,7 +201,7 @@ def _configure(pipe: Any, config: ModelConfig) -> None:
     if pipe.vae is None:
         return
     if config.vae_framewise is not None and not hasattr(pipe.vae, "use_framewise_decoding"):
-        raise ConfigError(f"--vae-framewise: the VAE of this model, {type(pipe.vae).__name__}, knows no such choice")
+        raise ConfigError(f"--vae-framewise: the VAE of this model, {type(pipe.vae).__name__}, has no such option")
     if config.vae_framewise is not None:
         pipe.vae.use_framewise_decoding = config.vae_framewise
     if config.vae_tiling:

@@ -63,7 +63,7 @@ def _load(pipe: Any, transformer: Any, loras: Sequence[_Wanted], *, second: bool
             raise ModelError(f"LoRA {lora.source.name} does not fit this model: {reason}") from error
         if _lora_tensors(transformer) == before:
             raise ModelError(
-                f"LoRA {lora.source.name} touches nothing of this model", hint="was it made for another model?"
+                f"LoRA {lora.source.name} changes no layer of this model", hint="was it made for another model?"
             )
     transformer.set_adapters(_names(loras), [lora.source.scale for lora in loras])
 

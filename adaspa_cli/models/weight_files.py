@@ -44,4 +44,4 @@ def variant_of(files: Iterable[str], dtype: torch.dtype, model: str) -> str | No
     held = ", ".join(sorted(set.union(*missing)))
     usable = [name for name, variant in (("float16", "fp16"), ("bfloat16", "bf16")) if variant in common]
     hint = f"use --dtype {usable[0]}" if usable else "keep the files of one variant"
-    raise ModelError(f"{model} holds no plain weights, but the variants {held}", hint=hint)
+    raise ModelError(f"{model} has only the weight variants {held}, no plain weights", hint=hint)

@@ -155,10 +155,10 @@ def _notes(report: Report, compared: Compared | None) -> list[str]:
         _machine(report),
     ]
     if compared is not None and _machine(compared.report) != notes[1]:
-        notes.append(f"not the same machine: the run beside it was made on {_machine(compared.report)}")
+        notes.append(f"different machine: the compared run was made on {_machine(compared.report)}")
     if compared is not None and _compiled(report) != _compiled(compared.report):
-        which = "this run" if _compiled(report) else "the run beside it"
-        notes.append(f"blocks ran through torch.compile in {which} alone")
+        which = "this run" if _compiled(report) else "the compared run"
+        notes.append(f"blocks ran through torch.compile only in {which}")
     notes += [
         f"LoRA {lora.file}, scale {lora.scale:g}{f', {lora.stage} noise' if lora.stage else ''}"
         for lora in report.loras
@@ -180,7 +180,7 @@ def _linear_notes(report: Report, compared: Compared | None) -> list[str]:
     """Which linear layers multiplied in FP8, and how it was in the run beside this one if that differs."""
     notes = [_linear(report)] if report.linear else []
     if compared is not None and bool(compared.report.linear) != bool(report.linear):
-        notes.append(f"in the run beside it {_linear(compared.report)}")
+        notes.append(f"compared run: {_linear(compared.report)}")
     return notes
 
 
@@ -193,7 +193,7 @@ def _linear(report: Report) -> str:
 
 def _attention(report: Report) -> str:
     backend = report.attention_backend
-    return f"attention backend {backend}" if backend else "attention as diffusers has it, its time not known"
+    return f"attention backend {backend}" if backend else "attention inside diffusers, not timed"
 
 
 def _machine(report: Report) -> str:

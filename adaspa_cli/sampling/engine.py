@@ -226,11 +226,11 @@ class AttentionEngine:
             return self._lending.borrow(call)
         known = self.memory.own(call)
         if known is None:
-            raise RunError(f"layer {call.layer} is to attend sparsely at step {call.step}, but has no mask")
+            raise RunError(f"layer {call.layer} must attend sparsely at step {call.step}, but has no mask")
         if plan.mask is not MaskSource.CACHED_SEARCH:
             return known
         if known.lse is None:
-            raise RunError(f"layer {call.layer} is to search at step {call.step}, but its LSE was not kept")
+            raise RunError(f"layer {call.layer} must search at step {call.step}, but its LSE was not kept")
         sums = self._backend.sums(q, k, known.lse, policy.block_size, scale, policy.search_rows)
         return self._keep(policy, plan, call, policy.choose(call, sums, v), known.lse)
 

@@ -189,10 +189,10 @@ def _check_untouched(transformers: Sequence[Any]) -> None:
     """Raise RunError unless the transformers are as diffusers has them."""
     processors = (processor for transformer in transformers for processor in transformer.attn_processors.values())
     if any(type(processor).__module__.startswith("adaspa_cli.") for processor in processors):
-        raise RunError("adaspa is already applied to this pipeline", hint="remove() the first handle before")
+        raise RunError("adaspa is already applied to this pipeline", hint="call remove() on the first handle")
     if any(transformer.is_cache_enabled for transformer in transformers):
         raise RunError(
-            "a cache of diffusers is enabled on this pipeline", hint="call pipe.transformer.disable_cache() before"
+            "a diffusers cache is already enabled on this pipeline", hint="call pipe.transformer.disable_cache() first"
         )
 
 

@@ -46,7 +46,7 @@ class Lending:
         """
         lent = self._memory.of(call, LENDER)
         if lent is None:
-            raise RunError(f"layer {call.layer} is to borrow a mask at step {call.step}, but there is none")
+            raise RunError(f"layer {call.layer} must borrow a mask at step {call.step}, but there is none")
         key = (call.layer, call.branch, call.sample)
         fitted = self._fitted.get(key)
         if fitted is None or fitted.step != lent.step:

@@ -186,8 +186,8 @@ def check_finite(video: torch.Tensor) -> None:
     """Raise RunError if frames or latents hold NaN or infinity."""
     if not torch.isfinite(video).all():
         raise RunError(
-            "the model made numbers that are not finite, so there is no picture to write",
-            hint="try --method full to see whether the checkpoint itself is sound, with --dtype float32 if it is not",
+            "the model produced values that are not finite, so there is no video to write",
+            hint="use --method full to check the checkpoint itself, and --dtype float32 if that fails too",
         )
 
 

@@ -90,7 +90,7 @@ def test_quality_is_that_of_the_frames_before_compression(made: Any) -> None:
         values.append(quality["metrics"]["psnr"]["value"])
     assert row["quality"]["psnr"]["mean"] == statistics.fmean(values)
     assert "mean" in row["quality"]["ssim"]
-    assert dense["quality"]["psnr"] == {"missing": "it is what the others are compared with"}
+    assert dense["quality"]["psnr"] == {"missing": "it is the reference of the comparison"}
 
 
 def test_speed_up_is_over_the_dense_runs_of_the_same_prompts_and_seeds(made: Any) -> None:
@@ -295,7 +295,7 @@ def test_random_weights_are_said_everywhere_and_have_no_quality(hunyuan_folder: 
     for name in ("bench.json", "bench.md", "bench.html", "rows.csv"):
         assert note[1:] in (out / name).read_text(), name
     row = rows(bench)["adaspa"]
-    assert row["quality"]["psnr"] == {"missing": "random weights: there is nothing to see"}
+    assert row["quality"]["psnr"] == {"missing": "random weights: the video is meaningless"}
     assert row["seconds"]["text_encoding"] == {"missing": "no text is encoded"}
     assert row["seconds"]["decoding"] == {"missing": "nothing is decoded"}
     assert row["speed_up"]["denoising"]["value"] > 0
@@ -332,7 +332,7 @@ def test_a_pipeline_as_diffusers_runs_it_is_compared_with_full_and_its_attention
     assert row["reference"] == "full"
     assert row["quality"]["psnr"]["mean"] > 40
     assert row["seconds"]["attention"] == row["speed_up"]["attention"]
-    assert row["seconds"]["attention"] == {"missing": "diffusers ran it alone, where nothing times attention"}
+    assert row["seconds"]["attention"] == {"missing": "attention inside diffusers is not timed"}
     assert row["speed_up"]["latency"]["value"] > 0
     assert (row["phases"]["dense"]["attention"], row["density"]["median"]) == (None, 1)
     (line,) = [

@@ -139,7 +139,7 @@ def test_the_second_column_is_in_every_output(made: Made) -> None:
         assert f"{value:.2f} x" in words
     assert "over diffusers" in words
     assert "| over diffusers |" in text
-    assert "Over diffusers: the same over the runs of the pipeline as diffusers has it." in text
+    assert "Over diffusers: the same ratio, to the runs of method diffusers." in text
 
 
 def test_without_such_rows_there_is_no_such_column(hunyuan_folder: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_another_format_is_refused_by_name(tmp_path: Path, found: Any) -> None:
         ({"density": {"mean": 1.0}}, r"rows\[0\].density.median is missing"),
         ({"speed_up": {"latency": {"value": "2", "pairs": 1}}}, r"speed_up.\w+"),
         ({"planned": "1"}, r"rows\[0\].planned is '1', not of type int"),
-        ({"runs": {}}, r"rows\[0\].runs is no list"),
+        ({"runs": {}}, r"rows\[0\].runs is not a list"),
     ],
 )
 def test_what_is_damaged_is_named_in_one_line(tmp_path: Path, row: dict[str, Any], message: str) -> None:

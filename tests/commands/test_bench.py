@@ -77,7 +77,7 @@ def test_the_plan_shows_what_is_complete_and_makes_nothing(run: Any, tmp_path: P
 def test_a_seed_of_a_bench_file_is_made_once(run: Any) -> None:
     result = run("--plan", "--json", seeds=[1, 1])
     assert [row["runs"] for row in json.loads(result.stdout)] == [2, 2]
-    assert "seed given twice, made once: 1" in result.stderr
+    assert "seed given more than once, used once: 1" in result.stderr
 
 
 def test_a_bench_whose_videos_cannot_be_measured_is_refused_before_the_first_run(

@@ -91,7 +91,7 @@ def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(
         ((*RUN, "--frames", 6), "the model makes 4k + 1 frames, got 6"),
         ((*RUN, "--height", 100), "height must be a multiple of 16, got 100"),
         ((*RUN, "--model", "hunyuan", "--width", 1000, "--random-weights"), "width must be a multiple of 16, got 1000"),
-        ((*RUN, "--image", "none.png"), "image: this model, a HunyuanVideoPipeline, makes videos from text alone"),
+        ((*RUN, "--image", "none.png"), "image: this model, a HunyuanVideoPipeline, makes videos from text only"),
         ((*RUN, "--last-image", "x.png"), "last_image needs the image that the video begins with"),
         ((*RUN, "--negative-prompt", "y"), "a negative prompt has no effect on this model"),
         ((*RUN, "--masks", "none.safetensors"), "cannot read masks from none.safetensors: No such file"),
@@ -99,13 +99,13 @@ def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(
         ((*RUN, "--out", "file/videos"), "cannot write to file/videos: "),
         ((*RUN, "--compare-with", "none.report.json"), "cannot read the report none.report.json: No such file"),
         ((*RUN, "--model", "nobody/nothing"), "cannot fetch nobody/nothing: HF_HUB_OFFLINE is set"),
-        ((*RUN, "--out", "~no-such-user/x"), "'~no-such-user/x' names the home folder of a user who is not known"),
-        ((*RUN, "--model", "~no-such-user/x"), "'~no-such-user/x' names the home folder of a user who is not known"),
+        ((*RUN, "--out", "~no-such-user/x"), "'~no-such-user/x' names the home folder of an unknown user"),
+        ((*RUN, "--model", "~no-such-user/x"), "'~no-such-user/x' names the home folder of an unknown user"),
         ((*RUN, "--steps", 10**20), "steps must be at most 10000, got 100000000000000000000"),
         ((*RUN, "--block-size", 100000), "block_size must be at most 1024, got 100000"),
         ((*RUN, "--steps", "many"), "Invalid value for '--steps': must be a whole number, got 'many'"),
         ((*RUN, "--guidance-scale", "1,5"), "Invalid value for '--guidance-scale': must be a number, got '1,5'"),
-        ((*RUN, "--prompt", b"a\xffb".decode(errors="surrogateescape")), "prompt is no text in UTF-8: 'a\\xffb'"),
+        ((*RUN, "--prompt", b"a\xffb".decode(errors="surrogateescape")), "prompt is not valid UTF-8: 'a\\xffb'"),
         (("search-masks", "--prompt", "x", "--out", "a.safetensors", "--frames", 6), "the model makes 4k + 1 frames"),
         (("search-masks", "--prompt", "x", "--out", "file/a.safetensors"), "cannot write to file: "),
         (("search-masks", "--prompt", "x", "--out", "a.safetensors", "--set", "foo=1"), "unknown key 'foo' in --set"),
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(
         ((*RUN, "--device", "cpu", "--offload", "model"), "--offload model needs a GPU, and the run is on cpu"),
         ((*RUN, "--strict-prompt"), "tiny doesn't know: x"),
         (("visualize", "--prompt", "x", "--set", "strict_prompt=true"), "tiny doesn't know: x"),
-        ((*RUN, "--masks", "file"), "file is no mask file, or truncated: its header is not whole"),
+        ((*RUN, "--masks", "file"), "file is not a mask file, or is truncated: its header is not whole"),
         ((*RUN, "--masks", "foreign"), "foreign is a safetensors file, but holds no masks of adaspa"),
         ((*RUN, "--masks", "changed"), "changed is corrupt: the checksum does not fit its description"),
         (("masks", "info", "changed"), "changed is corrupt: the checksum does not fit its description"),
@@ -186,9 +186,9 @@ def test_what_is_quoted_is_cut(refused: Refused, tmp_path: Path) -> None:
     [
         (["--method", "full", "--sparsity", "0.5"], "no effect with method full: --sparsity, --search-st"),
         (["--method", "tomesd", "--lse-cache"], "--sparsity, --search-steps, --block-size, --lse-cache"),
-        (["--seed", "1", "--seed", "1", "--seed", "2"], "seed given twice, made once: 1"),
-        (["--prompt", PROMPT], f"prompt given twice, made once: {PROMPT}"),
-        (["--config", "seeds.yaml"], "seed given twice, made once: 3"),
+        (["--seed", "1", "--seed", "1", "--seed", "2"], "seed given more than once, used once: 1"),
+        (["--prompt", PROMPT], f"prompt given more than once, used once: {PROMPT}"),
+        (["--config", "seeds.yaml"], "seed given more than once, used once: 3"),
     ],
 )
 def test_flags_that_do_nothing_are_said(
@@ -218,7 +218,7 @@ def test_prompts_come_from_stdin_and_from_a_file_each_once(hunyuan_folder: Path,
     given = "a circle\n# no prompt\n\na square\na circle\n"
     result = generate(hunyuan_folder, tmp_path, "--prompts", "-", stdin=given, prompt=[])
     assert [entry["report"]["prompt"] for entry in json.loads(result.stdout)] == ["a circle", "a square"]
-    assert "prompt given twice, made once: a circle" in result.stderr
+    assert "prompt given more than once, used once: a circle" in result.stderr
     nothing = generate(hunyuan_folder, tmp_path, "--prompts", "-", stdin="", prompt=[])
     assert json.loads(nothing.stdout)["error"] == "stdin holds no prompt"
 

@@ -410,10 +410,10 @@ def test_a_wrong_share_is_refused(run: Any, tmp_path: Path) -> None:
 
 
 def test_ray_is_refused_where_it_cannot_be_used(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(run("--ray-workers", "2"), "--ray-workers is for runs on Ray")
-    refused(run("--ray", "local", "--shard", "1/2"), "--ray shares the videos itself")
+    refused(run("--ray-workers", "2"), "--ray-workers needs --ray")
+    refused(run("--ray", "local", "--shard", "1/2"), "--ray distributes the videos itself")
     refused(run("--ray", "local", device="cuda:1"), "--ray gives each worker a GPU")
-    refused(run("--ray", "local", "--gpus", "2"), "a worker of Ray makes a video on one GPU")
+    refused(run("--ray", "local", "--gpus", "2"), "each Ray worker makes a video on one GPU")
     monkeypatch.setattr("adaspa_cli.commands.generate.find_spec", lambda _name: None)
     assert "pip install 'adaspa[ray]'" in refused(run("--ray", "local"), "--ray needs Ray, which is not installed")
     assert no_videos(tmp_path)

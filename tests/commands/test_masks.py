@@ -87,9 +87,9 @@ def test_the_recall_is_told(search: Any, generate: Any, tmp_path: Path) -> None:
     search("--seed", "3")
     file = str(tmp_path / "masks.safetensors")
     result = generate("--masks", file, "--masks-min-recall", "0.99")
-    assert "masks of masks.safetensors: recall below 0.99 in 4 of 4 masks, searched anew" in result.stdout
+    assert "masks of masks.safetensors: recall below 0.99 in 4 of 4 masks, searched again" in result.stdout
     result = generate("--masks", file, "--masks-min-recall", "0.99", "--masks-fallback", "warn")
-    assert "below 0.99 in 4 of 4 masks, used all the same" in result.stdout
+    assert "below 0.99 in 4 of 4 masks, used anyway" in result.stdout
     result = generate("--masks", file, "--masks-min-recall", "0.1")
     assert "recall below 0.1 in 0 of 4 masks\n" in result.stdout
 
@@ -124,7 +124,7 @@ def test_wrong_use_of_search(search: Any, tmp_path: Path) -> None:
     refused(search("--search-steps", "4"), "search step 4 lies beyond the last step")
     assert not list(tmp_path.iterdir())
     (tmp_path / "masks.safetensors").write_bytes(b"")
-    refused(search(), "is there already")
+    refused(search(), "already exists")
 
 
 def test_interrupted_and_resumed(search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +149,8 @@ def test_interrupted_and_resumed(search: Any, tmp_path: Path, monkeypatch: pytes
         (["--masks-min-recall", "0.8"], "masks_min_recall needs a mask file"),
         (["--masks", "m.safetensors", "--masks-min-recall", "80"], "masks_min_recall must lie in (0, 1], got 80"),
         (["--masks", "m.safetensors", "--masks-fallback", "sparse"], "masks_fallback 'sparse' is unknown"),
-        (["--masks", "m.safetensors", "--method", "full"], "masks are of no use to 'full'"),
-        (["--masks", "m.safetensors", "--method", "minference"], "masks are of no use to 'minference'"),
+        (["--masks", "m.safetensors", "--method", "full"], "masks can't be used with 'full'"),
+        (["--masks", "m.safetensors", "--method", "minference"], "masks can't be used with 'minference'"),
         (["--masks", "none.safetensors"], "cannot read masks from none.safetensors: No such file"),
     ],
 )

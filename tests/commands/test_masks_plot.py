@@ -341,7 +341,7 @@ def test_a_full_disk_leaves_nothing(file: MaskFile, monkeypatch: pytest.MonkeyPa
         (["--steps", "2,3"], "cat.safetensors has no search step 3; its search steps are 2, 8"),
         (["--query", "3,0,0"], "query 3,0,0 lies outside the video of 3 x 4 x 8 tokens"),
         (["--query", "1,2"], "--query takes FRAME,Y,X"),
-        (["--steps", "two"], "--steps takes whole numbers from 0 with commas between, got 'two'"),
+        (["--steps", "two"], "--steps takes comma-separated whole numbers from 0, got 'two'"),
     ],
 )
 def test_wrong_use(file: MaskFile, arguments: list[str], message: str) -> None:

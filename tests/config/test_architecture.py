@@ -129,5 +129,5 @@ def test_each_of_two_transformers_keeps_a_layer() -> None:
         return [config["num_layers"] for config in architecture_of(model).transformers.values()]
 
     assert (cut(2), cut(3)) == ([1, 1], [2, 1])
-    with pytest.raises(ConfigError, match="at least 2, one a transformer, got 1"):
+    with pytest.raises(ConfigError, match="at least 2, one per transformer, got 1"):
         cut(1)

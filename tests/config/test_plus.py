@@ -154,7 +154,7 @@ def test_a_mask_file_holds_masks_of_one_sparsity(tmp_path: Path) -> None:
         options.check(method(method="adaspa-plus", selection="mass"))
     options.check(method(method="adaspa-plus", sparsity=0.9))
     ranking = SearchOptions(tmp_path / "masks.safetensors", keep_ranking=0.5)
-    with pytest.raises(ConfigError, match="follow from no ranking"):
+    with pytest.raises(ConfigError, match="can't be derived from a ranking"):
         ranking.check(method(method="adaspa-plus", sparsity=0.9, selection="mass"))
 
 

@@ -188,7 +188,7 @@ def test_what_does_not_go_together_is_refused_by_name(
         assert app.main() == 2
         return capsys.readouterr().err
 
-    assert "offload 'model' does not go with several GPUs" in refused(offload="model", device="cuda")
+    assert "offload 'model' can't be combined with several GPUs" in refused(offload="model", device="cuda")
     assert "method 'diffusers' does not go" in refused(method="diffusers", attention_backend="auto")
     assert "merge 'tomesd' does not go" in refused(method="tomesd", attention_backend="auto")
     assert "3 processes cannot share 2 heads" in refused(gpus=3)

@@ -31,7 +31,7 @@ def test_what_stands_over_is_cropped_on_either_side(tmp_path: Path) -> None:
     assert fitted.size == (64, 64)
     assert np.asarray(fitted)[:, 8:-8].reshape(-1, 3).tolist() == [[0, 255, 0]] * 64 * 48
     assert picture.note(64, 64) == (
-        "bars.png, 96 x 32: 64 pixels of its width cropped, half on either side, scaled by 2 to 64 x 64"
+        "bars.png, 96 x 32: 64 pixels of its width cropped, half on each side, scaled by 2 to 64 x 64"
     )
 
 
@@ -87,7 +87,7 @@ def test_a_missing_file_gives_one_line(tmp_path: Path) -> None:
 
 def test_what_is_no_picture_gives_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ConfigError, match=r"image .*text.png is no picture"):
+    with pytest.raises(ConfigError, match=r"image .*text.png is not a picture"):
         Picture.read(str(tmp_path / "text.png"), "image")
 
 

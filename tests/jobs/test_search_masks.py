@@ -258,7 +258,7 @@ def test_a_finished_search_is_left_as_it_is(hunyuan_folder: Path, tmp_path: Path
     out = tmp_path / "masks.safetensors"
     search(hunyuan_folder, out)
     before = out.read_bytes()
-    with pytest.raises(OutputError, match="is there already"):
+    with pytest.raises(OutputError, match="already exists"):
         search(hunyuan_folder, out)
     listener = Listener()
     search(hunyuan_folder, out, listener, resume=True)
@@ -306,10 +306,10 @@ def test_a_disk_that_is_too_small_is_refused_before_the_search(
     [
         ({"method": "full"}, ConfigError, "'full' does not search for masks"),
         ({"method": "minference"}, ConfigError, "does not search for masks"),
-        ({"cache": "first-block"}, ConfigError, "skips calls that are to be searched"),
+        ({"cache": "first-block"}, ConfigError, "skips calls that a search needs"),
         ({"keep_ranking": 0.6}, ConfigError, r"keep_ranking must lie in \[0.75, 1\], got 0.6"),
         ({"keep_ranking": 1.5}, ConfigError, "keep_ranking must lie in"),
-        ({"method": "frame-region", "keep_ranking": 0.9}, ConfigError, "follow from no ranking"),
+        ({"method": "frame-region", "keep_ranking": 0.9}, ConfigError, "can't be derived from a ranking"),
         ({"block_size": 512}, ConfigError, "288 video tokens fill no block of 512"),
     ],
 )
@@ -322,7 +322,7 @@ def test_what_cannot_be_searched_is_refused(
 
 
 def test_a_mask_file_has_its_suffix(hunyuan_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"a mask file is named .safetensors, got masks.pt"):
+    with pytest.raises(OutputError, match=r"the name of a mask file ends in .safetensors, got masks.pt"):
         search(hunyuan_folder, tmp_path / "masks.pt")
 
 

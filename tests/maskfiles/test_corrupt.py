@@ -105,10 +105,10 @@ def test_foreign_files_are_named(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, path, {"format": "pt"})
     assert "holds no masks of adaspa" in reason(path, path.read_bytes())
     for content in (b"", b"{}", b"PK\x03\x04" + b"\0" * 100, b"\x80\x02}q\x00.", b"\xff" * 64):
-        assert "is no mask file, or" in reason(path, content)
-    assert "is no mask file, or corrupt" in reason(path, (4).to_bytes(8, "little") + b"what")
+        assert "is not a mask file, or is" in reason(path, content)
+    assert "is not a mask file, or is corrupt" in reason(path, (4).to_bytes(8, "little") + b"what")
     deep = b"[" * 100_000
-    assert "is no mask file, or corrupt" in reason(path, len(deep).to_bytes(8, "little") + deep)
+    assert "is not a mask file, or is corrupt" in reason(path, len(deep).to_bytes(8, "little") + deep)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

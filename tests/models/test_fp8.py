@@ -270,7 +270,7 @@ def test_a_run_without_a_gpu_is_refused_before_the_model_is_loaded(
         ({"linear": "fp8", "dtype": "float16"}, "linear 'fp8' gives bfloat16, and dtype is 'float16'"),
         ({"linear": "fp8", "offload": "model"}, "offload 'model' moves them"),
         ({"linear": "fp8", "offload": "group"}, "offload 'group' moves them"),
-        ({"linear": "fp8", "method": "diffusers"}, "runs the pipeline as it comes, without the linear 'fp8'"),
+        ({"linear": "fp8", "method": "diffusers"}, "runs the pipeline unchanged, without the linear 'fp8'"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -99,12 +99,12 @@ def test_a_lora_is_fused_before(kind: str, hunyuan_folder: Path, tmp_path: Path)
     ("settings", "message"),
     [
         ({"weights_dtype": "int4"}, "weights_dtype 'int4' is unknown"),
-        ({"weights_dtype": "int8", "compile": True}, "compile does not go with weights in int8"),
+        ({"weights_dtype": "int8", "compile": True}, "compile can't be combined with weights in int8"),
         ({"weights_dtype": "nf4", "offload": "group"}, "nf4 cannot be moved by offload 'group'"),
         ({"weights_dtype": "fp8", "linear": "fp8"}, "quantised already"),
         ({"weights_dtype": "fp8", "transformer": "a.gguf"}, "a GGUF file is quantised already"),
         ({"transformer": "a.gguf", "linear": "fp8"}, "quantised already"),
-        ({"transformer": "a.safetensors", "random_weights": True}, "random weights come from no file"),
+        ({"transformer": "a.safetensors", "random_weights": True}, "random weights don't come from a file"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -209,9 +209,9 @@ def test_a_single_file_that_lacks_weights_is_refused(make: Callable[[], Any], tm
 
 
 def test_files_of_no_use_are_refused(hunyuan_folder: Path, cogvideox_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is no file"):
+    with pytest.raises(ModelError, match="is not a file"):
         check_transformer_file(resolve({"transformer": str(tmp_path / "none.safetensors")}).config.model)
-    with pytest.raises(ModelError, match="is no file"):
+    with pytest.raises(ModelError, match="is not a file"):
         load(hunyuan_folder, transformer=str(tmp_path / "none.safetensors"))
     (tmp_path / "text.safetensors").write_text("nothing")
     with pytest.raises(ModelError):

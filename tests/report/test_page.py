@@ -83,13 +83,13 @@ def test_the_figures_are_the_reports(made: Made, dense: Path) -> None:
     assert bars == expected
 
 
-@pytest.mark.parametrize(("own", "which"), [(True, "this run"), (False, "the run beside it")])
+@pytest.mark.parametrize(("own", "which"), [(True, "this run"), (False, "the compared run")])
 def test_it_says_which_run_alone_was_compiled(made: Made, own: bool, which: str) -> None:
     report = made[3]
     compiled = report | {"settings": report["settings"] | {"compile": {"value": True, "origin": "flag"}}}
     pair = (compiled, report) if own else (report, compiled)
     words = "".join(read(page(typed(pair[0]), None, Compared(typed(pair[1]), None))).text)
-    assert f"blocks ran through torch.compile in {which} alone" in words
+    assert f"blocks ran through torch.compile only in {which}" in words
     assert "torch.compile" not in "".join(read(page(typed(report), None, Compared(typed(report), None))).text)
 
 
@@ -100,8 +100,8 @@ def test_it_says_which_linear_layers_multiplied_in_fp8(made: Made, own: bool) ->
     pair = (fp8, report) if own else (report, fp8)
     words = "".join(read(page(typed(pair[0]), None, Compared(typed(pair[1]), None))).text)
     found = "30 of 34 linear layers of the blocks multiplied in FP8 (e4m3)"
-    assert (found if own else f"in the run beside it {found}") in words
-    assert ("in the run beside it no linear layer multiplied in FP8" in words) is own
+    assert (found if own else f"compared run: {found}") in words
+    assert ("compared run: no linear layer multiplied in FP8" in words) is own
     assert "FP8" not in "".join(read(page(typed(report), None, Compared(typed(report), None))).text)
 
 

@@ -65,11 +65,11 @@ def test_another_format_is_refused_by_name(tmp_path: Path, found: Any) -> None:
         ("seconds", {"total": 1.0}, "format 1: seconds.text_encoding is missing"),
         ("seed", "0", "format 1: seed is '0', not of type int"),
         ("seed", True, "seed is True, not of type int"),
-        ("steps", {}, "steps is no list"),
+        ("steps", {}, "steps is not a list"),
         ("steps", [{"step": 0}], r"steps\[0\].phase is missing"),
-        ("settings", [], "settings is no object"),
+        ("settings", [], "settings is not an object"),
         ("density", "x", "density is 'x', not of type float"),
-        ("machine", None, "machine is no object"),
+        ("machine", None, "machine is not an object"),
     ],
 )
 def test_what_is_damaged_is_named_in_one_line(tmp_path: Path, key: str, value: Any, message: str) -> None:

@@ -63,5 +63,5 @@ def test_an_estimated_mask_is_lent_once_and_given_back() -> None:
     borrowed = weakref.ref(lending.borrow(BORROWER).found.mask.indices)
     assert borrowed() is None
     assert memory.masks() == {}
-    with pytest.raises(RunError, match="is to borrow a mask at step 0, but there is none"):
+    with pytest.raises(RunError, match="must borrow a mask at step 0, but there is none"):
         lending.borrow(BORROWER)

@@ -210,7 +210,7 @@ def test_the_summary_and_the_page_say_that_times_are_estimated(shown: tuple[dict
     ("flags", "message"),
     [
         ({"random_weights": False}, "steps_per_phase leaves steps out, so there is no video"),
-        ({"cache": "pab"}, "steps_per_phase cannot foretell which steps the cache 'pab' skips"),
+        ({"cache": "pab"}, "steps_per_phase can't be combined with the cache 'pab'"),
         ({"steps_per_phase": 0}, "steps_per_phase must be at least 1, got 0"),
     ],
 )

@@ -86,7 +86,7 @@ def test_its_page_says_that_the_time_of_attention_is_not_known(made: Any) -> Non
     assert not [name for name in parts if "attention" in name]
     assert sum(parts.values()) == pytest.approx(report["seconds"]["total"])
     words = "".join(read(page_path(video).read_text(encoding="utf-8")).text)
-    assert "attention as diffusers has it, its time not known" in words
+    assert "attention inside diffusers, not timed" in words
     assert "the time of attention is not known" in words
     assert "attention, dense" not in words
 
@@ -96,7 +96,7 @@ def test_the_bundled_model_runs_with_it(tmp_path: Path) -> None:
     arguments = ["generate", "--method", "diffusers", "--prompt", PROMPT, "--out", str(tmp_path), *size]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "attention as diffusers has it" in result.stderr
+    assert "attention by diffusers" in result.stderr
     assert "n/a" in result.stdout
     (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.report.json"))
     pipe = load_pipeline(ModelConfig(device="cpu"))
@@ -119,10 +119,10 @@ def test_the_bundled_model_runs_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cache": "pab"}, "'diffusers' runs the pipeline as it comes, without the cache 'pab'"),
-        ({"merge": "tomesd"}, "'diffusers' runs the pipeline as it comes, without the merge 'tomesd'"),
+        ({"cache": "pab"}, "'diffusers' runs the pipeline unchanged, without the cache 'pab'"),
+        ({"merge": "tomesd"}, "'diffusers' runs the pipeline unchanged, without the merge 'tomesd'"),
         ({"attention_backend": "cpu"}, "as it comes, without the attention_backend 'cpu'"),
-        ({"masks": "masks.safetensors"}, "masks are of no use to 'diffusers'"),
+        ({"masks": "masks.safetensors"}, "masks can't be used with 'diffusers'"),
         ({"share_cfg_masks": True}, "'diffusers' attends densely and has no masks"),
     ],
 )

@@ -29,7 +29,7 @@ def test_a_file_that_finds_no_room_is_told_of_by_the_folder_that_stays(tmp_path:
     with pytest.raises(DiskFullError) as told:
         whole_folder(str(tmp_path), "x", full)
     assert told.value.message == f"cannot write to {tmp_path}: the disk is full"
-    assert told.value.hint == "make room there or choose another --out"  # pictures know no --resume
+    assert told.value.hint == "free some space or choose another --out"  # pictures know no --resume
 
 
 def test_a_name_that_another_process_takes_meanwhile_is_left_to_it(

@@ -63,7 +63,7 @@ class AdaSpaConfig(SearchingConfig):
         if self.block_size % self.search_rows:
             raise ConfigError(
                 f"search_rows must divide block_size, and {self.search_rows} does not divide {self.block_size}",
-                hint="1 weighs every row",
+                hint="1 reads every row",
             )
         if self.max_error is not None and self.repair == "none":
             raise ConfigError("max_error needs repair 'probes', which measures the error", hint="add --repair probes")
