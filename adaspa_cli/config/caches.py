@@ -65,9 +65,9 @@ class PabConfig(CacheConfig):
     """Pyramid Attention Broadcast (arXiv 2408.12588).
 
     Attributes:
-        pab_range: attention is computed at one of this many denoising steps, while the timestep lies in
-            ``pab_timesteps``.
-        pab_timesteps: lower and upper end (both excluded) of the scheduler's timesteps, 1000 (noise) to 0 (video).
+        pab_range: compute attention at one in N denoising steps, while the timestep is in ``pab_timesteps``.
+        pab_timesteps: lower and upper bound (both excluded) of the scheduler's timesteps, from 1000 (noise) to 0
+            (video).
     """
 
     name: ClassVar[str] = "pab"
@@ -94,7 +94,7 @@ class AdaCacheConfig(CacheConfig):
         adacache_reuses: number of denoising steps for which a block's residual is reused, by distance; one entry more
             than ``adacache_thresholds``.
         adacache_motion: scale the distance by the motion between the residual's latent frames.
-        adacache_motion_reference: motion that leaves the distance as it is.
+        adacache_motion_reference: motion at which the distance is unchanged.
     """
 
     name: ClassVar[str] = "adacache"
@@ -148,12 +148,12 @@ class MagCacheConfig(CacheConfig):
     """MagCache (arXiv 2506.09045).
 
     Attributes:
-        magcache_ratios: magnitude of the residual of all blocks at each step over that at the step before. They
-            belong to a checkpoint and its schedule; a run of another number of steps takes the nearest of them.
-        magcache_calibrate: skip nothing and measure ``magcache_ratios``, which the report then holds.
+        magcache_ratios: residual magnitude of all blocks at each step, relative to the step before. The ratios belong
+            to a checkpoint and its schedule; a run with another number of steps uses the nearest ones.
+        magcache_calibrate: skip nothing; measure ``magcache_ratios`` and write them to the report.
         magcache_threshold: estimated relative error up to which steps are skipped.
-        magcache_max_skips: number of consecutive steps that may be skipped.
-        magcache_retention: share of the first steps, 0 to 1, that are never skipped.
+        magcache_max_skips: most consecutive steps that may be skipped.
+        magcache_retention: share of the steps, 0 to 1, at the start of the run that are never skipped.
     """
 
     name: ClassVar[str] = "magcache"
@@ -184,7 +184,7 @@ class TaylorSeerConfig(CacheConfig):
     """TaylorSeer (arXiv 2503.06923).
 
     Attributes:
-        taylorseer_interval: attention is computed at one of this many denoising steps, and extrapolated at the others.
+        taylorseer_interval: compute attention at one in N denoising steps, and extrapolate it at the others.
         taylorseer_warmup: number of steps at the start that are always computed.
         taylorseer_order: order of the Taylor series.
     """

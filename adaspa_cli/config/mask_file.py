@@ -14,13 +14,13 @@ class MaskFileConfig:
     """Masks from a file instead of a search.
 
     Attributes:
-        masks: path of the mask file; None searches. The search steps in the file, scaled to the steps of the run, are
-            the steps from which its masks are used.
+        masks: path of the mask file; None: search. Its masks are used from the search steps of the file on, scaled to
+            the steps of the run.
         masks_from_start: use the first masks of the file from step 0 on, without the dense warm-up.
-        masks_min_recall: mean recall of a layer, in (0, 1], below which it falls back. Recall is measured on the run's
-            own attention at the first step with a mask, which is then dense; None measures nothing.
-        masks_fallback: what a layer below ``masks_min_recall`` does: ``search`` searches its masks in this run,
-            ``warn`` uses the loaded masks.
+        masks_min_recall: mean recall of a layer, in (0, 1], below which it falls back. The recall is measured on the
+            run's own attention at the first step with a mask, which is dense for that; None: not measured.
+        masks_fallback: what a layer below ``masks_min_recall`` does: ``search`` for new masks in this run, or ``warn``
+            and use the loaded ones.
     """
 
     masks: str | None = None

@@ -41,7 +41,7 @@ class TomeSdConfig(MergeConfig):
     """Token merging (arXiv 2303.17604).
 
     Attributes:
-        tome_ratio: share of the video tokens that are merged into others, from 0 to the share that is off the grid.
+        tome_ratio: share of the video tokens that are merged into others, at most the share off the grid.
         tome_grid: strides, in tokens, of the tokens that others are merged into: over frames, rows and columns.
     """
 

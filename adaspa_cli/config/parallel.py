@@ -13,15 +13,15 @@ MOST_SECONDS = 86_400.0
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How many GPUs make one video together, and how.
+    """How many GPUs compute one video together, and how.
 
     Attributes:
-        gpus: number of GPUs, or of processes on a CPU, that make each video together. Where torchrun starts the
-            processes, it may be left out.
+        gpus: number of GPUs, or of processes on a CPU, that compute each video together. Optional where torchrun starts
+            the processes.
         cfg_parallel: run the two branches of classifier-free guidance at the same time, each on half of the GPUs.
-        head_deal: how the heads of a layer are dealt out once their masks are known: ``cost`` makes the parts equally
-            costly, ``even`` keeps heads in a row.
-        collective_timeout: seconds after which an exchange between the processes is given up.
+        head_deal: how the heads of a layer are distributed over the GPUs once their masks are known: ``cost`` balances
+            the work, ``even`` gives each GPU consecutive heads.
+        collective_timeout: seconds after which an exchange between the processes fails.
     """
 
     gpus: int = setting(1, at_least(1, MOST_GPUS), late=True)

@@ -50,24 +50,24 @@ class ModelConfig:
     Attributes:
         model: name of a model preset, a local folder, or a hub id (``org/name``).
         weights: folder or hub id of the checkpoint; ``bundled`` is the model that comes with adaspa.
-        pipeline: class of diffusers that runs the checkpoint; None is the one that its index names.
+        pipeline: diffusers class that runs the checkpoint; None: the class that its index names.
         dtype: dtype of the weights and of the computation. ``auto`` is bfloat16 on a GPU and on processors with
             bfloat16 products, float32 on others.
         device: ``auto`` (the first GPU, or the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
         offload: what is moved to the GPU only while it runs: ``none``, ``model`` (whole modules) or ``group`` (layers).
-        vae_tiling: decode in spatial tiles, which takes less memory.
-        vae_framewise: decode in overlapping pieces of time; None keeps the default of diffusers.
-        flow_shift: shift of the flow-matching scheduler, above 0; None keeps the checkpoint's.
-        random_weights: build the model at its real size with random weights. Nothing is downloaded, and only the times
-            mean something.
-        layers: with ``random_weights``, number of attention layers to build; None builds all.
+        vae_tiling: decode in spatial tiles, which needs less memory.
+        vae_framewise: decode in overlapping chunks of frames; None: the default of diffusers.
+        flow_shift: shift of the flow-matching scheduler, above 0; None: the checkpoint's.
+        random_weights: build the model at its real size with random weights. Nothing is downloaded, and only times are
+            meaningful.
+        layers: with ``random_weights``, number of attention layers to build; None: all.
         compile: run the transformer's blocks through torch.compile, except their attention.
         lora: LoRAs of the transformer, each as ``PATH_OR_HUB`` or ``PATH_OR_HUB:scale``.
-        lora_high: those of the first of two transformers, which has the steps of much noise.
-        lora_low: those of the second.
-        weights_dtype: what the transformer's weights are kept in: ``model``, its dtype; ``fp8``, cast layer by layer;
-            ``int8`` or ``nf4``, by torchao and bitsandbytes.
-        transformer: a single file, safetensors or GGUF, that holds the transformer instead of the checkpoint's.
+        lora_high: LoRAs of the first of two transformers, for the high-noise steps.
+        lora_low: LoRAs of the second of two transformers, for the low-noise steps.
+        weights_dtype: dtype in which the transformer's weights are kept: ``model``, its own; ``fp8``, cast layer by
+            layer; ``int8`` or ``nf4``, by torchao and bitsandbytes.
+        transformer: a single safetensors or GGUF file with the transformer, used instead of the checkpoint's.
     """
 
     model: str = "tiny"
@@ -169,11 +169,11 @@ class MethodConfig:
         algorithm: the method that the preset runs.
         share_cfg_masks: with classifier-free guidance the unconditional branch uses the masks of the conditional
             branch, and searches none of its own.
-        token_order: order of the video's tokens in the sequence: ``raster``, as models have them, or ``hilbert``, along
-            a space-filling curve, so that blocks are compact pieces of the video.
-        attention_backend: what runs the operators: ``auto`` (Triton on a GPU, plain PyTorch on a CPU), ``triton``,
+        token_order: order of the video tokens in the sequence: ``raster``, the order of the model, or ``hilbert``,
+            along a space-filling curve, so that blocks are compact pieces of the video.
+        attention_backend: implementation of the operators: ``auto`` (Triton on a GPU, PyTorch on a CPU), ``triton``,
             ``cpu``, or ``reference``, which is slow and meant for comparisons.
-        linear: what the linear layers of the transformer's blocks multiply in: ``model``, the dtype of the model, or
+        linear: precision of the linear layers in the transformer's blocks: ``model``, the dtype of the model, or
             ``fp8``, e4m3 with a scale for each row, on GPUs of compute capability 8.9 or newer.
     """
 
@@ -270,8 +270,8 @@ class PromptConfig:
 
     Attributes:
         prompt: prompts; each gives one video for each seed.
-        prompts: file with one prompt a line. Empty lines and lines that begin with ``#`` are left out.
-        strict_prompt: refuse words and sizes that the model says it was not trained on, instead of naming them.
+        prompts: file with one prompt per line. Empty lines and lines that begin with ``#`` are skipped.
+        strict_prompt: refuse words and sizes that the model was not trained on, instead of only naming them.
     """
 
     prompt: tuple[str, ...] = ()
@@ -298,18 +298,18 @@ class SamplingConfig:
         width: width of the video in pixels.
         frames: number of frames.
         fps: frames per second of the video file.
-        guidance_scale: guidance of the model: embedded for HunyuanVideo, classifier-free for CogVideoX and Wan.
-        guidance_scale_2: Wan 2.2: guidance of the second transformer, which makes the steps of little noise; None is
+        guidance_scale: guidance scale of the model: embedded for HunyuanVideo, classifier-free for CogVideoX and Wan.
+        guidance_scale_2: Wan 2.2: guidance scale of the second transformer, for the low-noise steps; None:
             ``guidance_scale``.
         true_cfg_scale: HunyuanVideo: classifier-free guidance in two passes; above 1 it needs a negative prompt.
         negative_prompt: what the video should not show.
-        image: file of the picture that the video begins with, for models that make videos from one. It is cropped about
-            its centre to the size of the video.
+        image: file of the picture that the video starts from, for image-to-video models. It is cropped about its centre
+            to the size of the video.
         last_image: file of the picture that the video ends with, for models that take one.
         seed: seeds of the noise; each gives one video of each prompt.
         steps_per_phase: with ``random_weights``, number of steps to compute of each phase (dense, search, sparse, ...),
-            besides the first step and every search. The other steps count as the median of those of their phase. None
-            computes all steps.
+            besides the first step and every search. Every other step counts as the median of its phase. None: all steps
+            are computed.
     """
 
     steps: int = setting(50, at_least(1, MOST_STEPS))
@@ -347,11 +347,11 @@ class OutputConfig:
     """Where results are written.
 
     Attributes:
-        out: folder; it is made if it does not exist.
+        out: folder; created if it does not exist.
         resume: skip videos that are complete in the folder with the same settings.
-        decode: turn the latents into a video; None decodes unless the weights are random.
-        lossless: write the frames without loss beside the video as well, for measurements.
-        compare_with: paths of reports of other runs, which this run's report page shows beside its video.
+        decode: turn the latents into a video; None: unless the weights are random.
+        lossless: also write the frames losslessly beside the video, for measurements.
+        compare_with: paths of reports of other runs, to show beside this run on its report page.
     """
 
     out: str = "videos"
@@ -388,7 +388,7 @@ class GenerateConfig:
         cache = self.method.cache
         if cache.single_branch and self.sampling.true_cfg_scale > 1:
             raise ConfigError(
-                f"{cache.name} keeps one attention output a layer, and true_cfg_scale above 1 runs two branches a step",
+                f"{cache.name} keeps one attention output per layer, but true_cfg_scale above 1 runs two branches a step",
                 hint="use another --cache, or drop --true-cfg-scale",
             )
         if self.model.compile and cache.inside_blocks:

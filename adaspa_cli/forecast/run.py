@@ -265,7 +265,7 @@ def _notes(config: GenerateConfig) -> list[str]:
     model, method = config.model, config.method
     lines = {
         "the time covers denoising only: text encoding, decoding, loading and compiling are extra": True,
-        f"the steps that cache '{method.cache.name}' skips are known at run time only: the estimate is an upper bound": (
+        f"cache '{method.cache.name}' decides at run time which steps to skip: the estimate is an upper bound": (
             not foretold(method.cache)
         ),
         "layers whose error is above max_error attend densely: the estimate is a lower bound": (

@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/ anew, or check that they are up to date.
+"""Write the generated pages of docs/, or check that they are up to date.
 
 python -m scripts.references            # write
 python -m scripts.references --check    # exit code 1, and what is stale

@@ -20,7 +20,7 @@ from scripts.references.tables import code, markdown, table
 
 HEAD = """# Command line
 
-Every command, its options and their defaults, as `--help` has them. Options win over files and presets:
+Every command, its options and their defaults, as in `--help`. Options win over files and presets:
 [configuration](configuration.md).
 
 Every command takes `--json` (the result as JSON on stdout; progress and messages go to stderr), `--quiet` and

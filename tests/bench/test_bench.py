@@ -226,7 +226,7 @@ def test_a_run_that_fails_is_tried_again_the_next_time(
     def second_fails(video: Any) -> None:
         calls.append(1)
         if len(calls) == 2:
-            raise RunError("the model made numbers that are not finite")
+            raise RunError("the model produced values that are not finite")
         real(video)
 
     monkeypatch.setattr(run, "check_finite", second_fails)

@@ -175,7 +175,7 @@ def test_guidance_branches_in_passes_of_their_own_are_not_mixed_up(hunyuan: Any,
 
 
 def test_pab_refuses_guidance_branches_in_passes_of_their_own(hunyuan: Any) -> None:
-    with apply(hunyuan, "pab"), pytest.raises(RunError, match="two guidance branches a step"):
+    with apply(hunyuan, "pab"), pytest.raises(RunError, match="two guidance branches per step"):
         make(hunyuan, negative_prompt="a green square", true_cfg_scale=4.0)
 
 
@@ -183,7 +183,7 @@ def test_a_cache_of_the_user_s_own_is_an_error(hunyuan: Any) -> None:
     from diffusers import FirstBlockCacheConfig
 
     hunyuan.transformer.enable_cache(FirstBlockCacheConfig())
-    with pytest.raises(RunError, match="enabled on this transformer already"):
+    with pytest.raises(RunError, match="already enabled on this transformer"):
         apply(hunyuan, cache="taylorseer")
     hunyuan.transformer.disable_cache()
     with apply(hunyuan, "full", cache="taylorseer"):

@@ -126,7 +126,7 @@ def test_ctrl_c_says_how_to_go_on(run: Any, monkeypatch: pytest.MonkeyPatch) -> 
         patch.setattr("adaspa_cli.commands.progress.ProgressObserver.step_done", press)
         result = run("--limit", "1")
     assert result.exit_code == INTERRUPTED
-    assert "the same command goes on where this stopped" in result.stderr
+    assert "the same command continues from there" in result.stderr
     assert run("--limit", "1").exit_code == 0
 
 
@@ -165,14 +165,14 @@ def test_times_are_left_out_where_they_mean_nothing(run: Any, tmp_path: Path) ->
         (["--set", "stps=3"], {}, "unknown key 'stps' in --set; did you mean 'steps'"),
         (["--set", "steps=[3"], {}, "'[3' is not a YAML value"),
         (["--preset", "main"], {}, "name one bench: --preset NAME or --config FILE"),
-        (["--set", "search_steps=[9]"], {}, "search step 9 lies beyond the last step, which is 3"),
+        (["--set", "search_steps=[9]"], {}, "search step 9 is beyond the last step, which is 3"),
         (["--shard", "0/2"], {}, "--shard takes I/N, I from 1 to N, or auto, got '0/2'"),
         (["--shard", "3/2"], {}, "--shard takes I/N, I from 1 to N, or auto, got '3/2'"),
         (["--shard", "two"], {}, "--shard takes I/N, I from 1 to N, or auto, got 'two'"),
         (["--part", "1/2/3"], {}, "--shard takes I/N, I from 1 to N, or auto, got '1/2/3'"),
         (["--shard", "1/2", "--tables-only"], {}, "--shard makes no tables"),
-        (["--layers", "2"], {}, "layers cuts a model that random_weights builds"),
-        (["--set", "steps_per_phase=2"], {}, "steps_per_phase leaves steps out, so there is no video"),
+        (["--layers", "2"], {}, "layers needs random_weights"),
+        (["--set", "steps_per_phase=2"], {}, "steps_per_phase skips steps, so it makes no video"),
         ([], {"rows": [{"method": "diffusers", "cache": "pab"}]}, "'diffusers' runs the pipeline as it comes"),
         (["--model", "hunyuann"], {}, "unknown model 'hunyuann'; did you mean 'hunyuan'"),
         ([], {"rows": [{"method": "adspa"}]}, "unknown method 'adspa'; did you mean 'adaspa'"),

@@ -149,7 +149,7 @@ def test_resume_skips_and_says_so(run: Any) -> None:
     first = run("--json")
     second = run("--json", "--resume")
     assert json.loads(second.stdout) == json.loads(first.stdout)
-    assert "complete already" in second.stderr
+    assert "already complete" in second.stderr
 
 
 def test_flags_may_come_from_a_file(run: Any, tmp_path: Path) -> None:
@@ -278,8 +278,8 @@ def test_help_and_wrong_arguments_import_nothing_heavy(light: Light, arguments: 
         ({"sparsity": 1}, r"sparsity must lie in \[0, 1\), got 1.0"),
         ({"sparsity": -0.5}, r"sparsity must lie in \[0, 1\), got -0.5"),
         ({"block_size": 0}, "block_size must be at least 1"),
-        ({"search_steps": (1, 4)}, "search step 4 lies beyond the last step, which is 3"),
-        ({"search_steps": ("x",)}, "whole numbers with commas between, got 'x'"),
+        ({"search_steps": (1, 4)}, "search step 4 is beyond the last step, which is 3"),
+        ({"search_steps": ("x",)}, "comma-separated whole numbers, got 'x'"),
         ({"search_steps": (-1,)}, "search_steps must be one or more steps from 0 on"),
         ({"frames": 6}, r"4k \+ 1 frames, got 6"),
         ({"height": 40}, "height must be a multiple of 16, got 40"),
@@ -412,7 +412,7 @@ def test_a_wrong_share_is_refused(run: Any, tmp_path: Path) -> None:
 def test_ray_is_refused_where_it_cannot_be_used(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(run("--ray-workers", "2"), "--ray-workers needs --ray")
     refused(run("--ray", "local", "--shard", "1/2"), "--ray distributes the videos itself")
-    refused(run("--ray", "local", device="cuda:1"), "--ray gives each worker a GPU")
+    refused(run("--ray", "local", device="cuda:1"), "--ray assigns a GPU to each worker")
     refused(run("--ray", "local", "--gpus", "2"), "each Ray worker makes a video on one GPU")
     monkeypatch.setattr("adaspa_cli.commands.generate.find_spec", lambda _name: None)
     assert "pip install 'adaspa[ray]'" in refused(run("--ray", "local"), "--ray needs Ray, which is not installed")

@@ -118,10 +118,10 @@ def test_settings_that_have_no_flag(search: Any, tmp_path: Path) -> None:
 def test_wrong_use_of_search(search: Any, tmp_path: Path) -> None:
     refused(search("--method", "full"), "'full' does not search for masks")
     refused(search("--keep-ranking", "0.1"), "keep_ranking must lie in")
-    refused(search(out="masks.pt"), "a mask file is named .safetensors")
+    refused(search(out="masks.pt"), "the name of a mask file ends in .safetensors")
     refused(search(out="."), "is a folder")
     refused(search("--prompt", " "), "a prompt is empty")
-    refused(search("--search-steps", "4"), "search step 4 lies beyond the last step")
+    refused(search("--search-steps", "4"), "search step 4 is beyond the last step")
     assert not list(tmp_path.iterdir())
     (tmp_path / "masks.safetensors").write_bytes(b"")
     refused(search(), "already exists")
@@ -135,11 +135,11 @@ def test_interrupted_and_resumed(search: Any, tmp_path: Path, monkeypatch: pytes
         patch.setattr(job.MaskParts, "video_done", interrupted)
         result = search()
     assert result.exit_code == INTERRUPTED
-    assert "no mask file was written, and --resume goes on" in result.stderr
+    assert "no mask file was written, and --resume continues" in result.stderr
     assert not list(tmp_path.glob("*.safetensors"))
     refused(search(), "an unfinished search is in")
     assert search("--resume").exit_code == 0
-    assert "complete already" in search("--resume").stderr
+    assert "already complete" in search("--resume").stderr
 
 
 @pytest.mark.parametrize(

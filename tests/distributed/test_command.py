@@ -141,20 +141,20 @@ def test_what_is_complete_is_said_once(hunyuan_folder: Path, tmp_path: Path) -> 
     codes, (leader, other) = _ranks(arguments, tmp_path)
     assert codes == [0, 0]
     assert report.stat().st_mtime_ns == before
-    assert "complete already" in leader
+    assert "already complete" in leader
     assert other == ""
 
 
 def test_an_error_in_one_process_is_said_once(hunyuan_folder: Path, tmp_path: Path) -> None:
     def spoil() -> None:
         def wrong(*_: Any) -> None:
-            raise RunError("numbers that are not finite")
+            raise RunError("values that are not finite")
 
         run.check_finite = wrong  # type: ignore[assignment]
 
     codes, (leader, other) = _ranks(_arguments(hunyuan_folder, tmp_path / "out"), tmp_path, spoil)
     assert codes == [1, 1]
-    assert other == "error: numbers that are not finite\n"
+    assert other == "error: values that are not finite\n"
     assert "error" not in leader
     assert not [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
 

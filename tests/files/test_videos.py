@@ -102,5 +102,5 @@ def test_a_limit_on_the_size_of_files_is_named(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path / "x.mp4")], capture_output=True, text=True, check=False
     )
     assert "OutputError: cannot write" in done.stderr
-    assert "grows larger than files may be here (ulimit -f)" in done.stderr
+    assert "exceeds the size limit (ulimit -f)" in done.stderr
     assert list(tmp_path.iterdir()) == []

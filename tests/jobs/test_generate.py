@@ -239,6 +239,6 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_loading(
 
 def test_true_guidance_on_a_model_without_it_is_refused(cogvideox_folder: Path, tmp_path: Path) -> None:
     listener = Listener()
-    with pytest.raises(ConfigError, match="true_cfg_scale is HunyuanVideo's"):
+    with pytest.raises(ConfigError, match="true_cfg_scale is for HunyuanVideo"):
         make(cogvideox_folder, tmp_path, listener, frames=9, true_cfg_scale=3.0, negative_prompt="x")
     assert "video" not in listener.names(), "refused before the first video begins"

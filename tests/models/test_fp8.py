@@ -179,7 +179,7 @@ def test_no_layer_at_all_is_an_error() -> None:
     for module in modules(pipe).values():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda *_: None)
-    with pytest.raises(RunError, match="none of the linear layers"):
+    with pytest.raises(RunError, match="no linear layer of the blocks"):
         emulated(pipe)
 
 

@@ -209,7 +209,7 @@ def test_the_summary_and_the_page_say_that_times_are_estimated(shown: tuple[dict
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"random_weights": False}, "steps_per_phase leaves steps out, so there is no video"),
+        ({"random_weights": False}, "steps_per_phase skips steps, so it makes no video"),
         ({"cache": "pab"}, "steps_per_phase can't be combined with the cache 'pab'"),
         ({"steps_per_phase": 0}, "steps_per_phase must be at least 1, got 0"),
     ],

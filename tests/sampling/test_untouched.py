@@ -52,7 +52,7 @@ def test_a_pipeline_that_is_not_as_diffusers_has_it_is_refused() -> None:
     with adaspa_cli.apply(pipe, "full"), pytest.raises(RunError, match="already applied"):
         adaspa_cli.apply(pipe, "diffusers")
     pipe.transformer.enable_cache(FirstBlockCacheConfig())
-    with pytest.raises(RunError, match="cache of diffusers is enabled"):
+    with pytest.raises(RunError, match="diffusers cache is already enabled"):
         adaspa_cli.apply(pipe, "diffusers")
     pipe.transformer.disable_cache()
     adaspa_cli.apply(pipe, "diffusers").remove()

@@ -24,23 +24,24 @@ def _check_search_rows(key: str, value: int) -> None:
 
 @dataclass(frozen=True)
 class AdaSpaConfig(SearchingConfig):
-    """The heaviest blocks of every row, searched exactly at a few steps; and what may be added to it.
+    """AdaSpa: the heaviest blocks of every row, searched exactly at a few steps; and the pieces of adaspa-plus.
 
     Attributes:
-        head_adaptive: spread the sparsity over the heads by their recall.
-        budget: how the kept blocks are spread: ``row``, ``head-adaptive``, or ``layer``, one budget for all heads and
-            rows; None is one of the first two, as ``head_adaptive`` says.
-        selection: keep the blocks of the largest ``mass``, or by ``output-error`` those without which the output would
-            change most.
-        remainder: ``drop`` what is left out, or attend to its ``pooled`` keys and values, one for each block.
-        repair: ``probes`` attends densely from a few rows, and repairs all others by what these lacked.
-        probes: number of those rows, spread evenly over the video.
-        repair_ridge: strength λ of the ridge regression that the repair is.
-        max_error: attention error above which a layer attends densely at the next step, and searches a new mask there;
-            None is no limit. The probes measure it: relative to the norm of dense attention, after the repair.
-        search_rows: weigh every Nth row of a block in a search; a search then costs an Nth as much.
-        lse: where searches after the first take the log-sum-exp from: ``cached`` at the first search, or ``fresh``,
-            from the sparse output of the step before, which knows it from the pooled remainder.
+        head_adaptive: adapt the sparsity of each head to its recall; the mean over the heads stays γ.
+        budget: what shares one budget of kept blocks: ``row``, ``head-adaptive``, or ``layer`` (all heads and rows);
+            None: one of the first two, by ``head_adaptive``.
+        selection: keep the blocks of largest ``mass``, or (``output-error``) those whose absence would change the
+            output most.
+        remainder: ``drop`` left-out blocks, or attend to one summary of each, its mean key and value (``pooled``).
+        repair: ``probes`` attends densely from a few query rows, and corrects all others by what their sparse output
+            lacked.
+        probes: number of probe rows, spread evenly over the video.
+        repair_ridge: strength λ of the ridge regression in the repair.
+        max_error: attention error above which a layer attends densely and searches a new mask at the next step; None:
+            no limit. Estimated on the probes after the repair, relative to the norm of dense attention.
+        search_rows: read every Nth query row of a block in a search, for an Nth of the work.
+        lse: where searches after the first take the log-sum-exp (LSE) from: ``cached`` from the first search, or
+            ``fresh`` from the sparse output of the step before, which needs the pooled remainder.
     """
 
     name: ClassVar[str] = "adaspa"

@@ -47,7 +47,7 @@ class AlgorithmConfig:
         """The denoising steps, of ``steps``, at which masks are found; ``stages`` as :meth:`SparseConfig.schedule`.
 
         Raises:
-            ConfigError: an exact search step lies beyond the last step.
+            ConfigError: an exact search step is beyond the last step.
         """
         raise NotImplementedError
 
@@ -65,11 +65,11 @@ class DenseConfig(AlgorithmConfig):
 @rule(f"ascending, 0 to {MOST_STEPS - 1:,}")
 def _check_search_steps(key: str, value: tuple[int, ...]) -> None:
     if not value or min(value) < 0:
-        raise ConfigError(f"{key} must be one or more steps from 0 on, got {shown(value)}")
+        raise ConfigError(f"{key} must be one or more steps, 0 or higher, got {shown(value)}")
     if list(value) != sorted(set(value)):
         raise ConfigError(f"{key} must be ascending, got {shown(value)}")
     if value[-1] >= MOST_STEPS:
-        raise ConfigError(f"{key} must lie below {MOST_STEPS}, got {shown(value)}")
+        raise ConfigError(f"{key} must be below {MOST_STEPS}, got {shown(value)}")
 
 
 @rule("as 0:0.5,8%:0.7,20%:0.95")
@@ -82,14 +82,14 @@ class SparseConfig(AlgorithmConfig):
     """A method that attends to some blocks only.
 
     Attributes:
-        sparsity: γ in [0, 1), share of the video blocks left out; the last one of a ramp.
-        sparsity_ramp: γ by step (:mod:`adaspa_cli.config.ramp`); None is one for all. Masks are then searched from the
-            first step on at which γ is above 0, and where it changes, besides the later ones of ``search_steps``.
-        block_size: tokens of a block, query and key alike.
-        search_steps: 0-based denoising steps at which masks are searched; before the first, attention is dense.
-            Only that matters to methods that find masks at every step.
-        search_steps_for: number of denoising steps that ``search_steps`` is meant for. A run that ends before the last
-            of them scales them; None means that they are exact.
+        sparsity: γ in [0, 1), share of the video blocks left out; of a ramp, the last value.
+        sparsity_ramp: γ by step (:mod:`adaspa_cli.config.ramp`); None: one γ for all steps. With a ramp, masks are
+            searched at the first step with γ above 0, wherever γ changes, and at the later ``search_steps``.
+        block_size: tokens per block, for queries and keys alike.
+        search_steps: 0-based denoising steps at which masks are searched; before the first, attention is dense. Methods
+            that find masks at every step only use the first of them.
+        search_steps_for: number of denoising steps that ``search_steps`` refers to. A run that ends before the last of
+            them scales them; None: use them as they are.
     """
 
     sparsity: float = setting(0.8, within("[0, 1)", lambda value: 0 <= value < 1, "0.8 leaves out 80 % of the blocks"))
@@ -121,7 +121,7 @@ class SparseConfig(AlgorithmConfig):
             stages: the first step of each stage after the first.
 
         Raises:
-            ConfigError: an exact search step lies beyond the last step, or the ramp leaves out nothing at any step.
+            ConfigError: an exact search step is beyond the last step, or the ramp leaves out nothing at any step.
         """
         own, changes = self._own_schedule(steps), self._changes(steps)
         first = changes[0] if changes else own[0]
@@ -149,7 +149,7 @@ class SparseConfig(AlgorithmConfig):
             return self.search_steps
         if self.search_steps_for is None:
             raise ConfigError(
-                f"search step {last} lies beyond the last step, which is {steps - 1}",
+                f"search step {last} is beyond the last step, which is {steps - 1}",
                 hint="choose smaller --search-steps or more --steps",
             )
         scaled = {min(steps - 1, step * steps // self.search_steps_for) for step in self.search_steps}
@@ -158,7 +158,7 @@ class SparseConfig(AlgorithmConfig):
 
 @dataclass(frozen=True)
 class SearchingConfig(SparseConfig):
-    """A method that searches masks in exact block sums at the search steps; a mask file can hold them.
+    """A method that searches for masks in exact block sums at the search steps; a mask file can hold them.
 
     Attributes:
         lse_cache: searches after the first reuse the log-sum-exp of the first, and take one pass instead of two.

@@ -11,7 +11,7 @@ def make_policy(config: AlgorithmConfig, steps: int, stages: tuple[int, ...] = (
     """Return the policy of a run with ``steps`` denoising steps; ``stages`` as :attr:`MaskPolicy.stages`.
 
     Raises:
-        ConfigError: a search step lies beyond the last step.
+        ConfigError: a search step is beyond the last step.
     """
     kind: Any = pkgutil.resolve_name(config.policy)
     searches = isinstance(config, SearchingConfig)

@@ -104,7 +104,7 @@ def test_a_scaled_schedule_ascends_and_ends_within_the_run(steps: int) -> None:
 def test_an_exact_search_step_beyond_the_last_step_is_refused() -> None:
     method = AdaSpaConfig(search_steps=(2, 12), search_steps_for=None)
     assert method.schedule(13) == (2, 12)
-    with pytest.raises(ConfigError, match="search step 12 lies beyond the last step, which is 11"):
+    with pytest.raises(ConfigError, match="search step 12 is beyond the last step, which is 11"):
         method.schedule(12)
     with pytest.raises(ConfigError, match="search step 12"):
         make_policy(method, 12)

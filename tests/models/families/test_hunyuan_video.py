@@ -297,7 +297,7 @@ def test_impossible_settings_leave_the_pipeline_alone(pipe: Any) -> None:
 
 
 def test_an_exact_search_step_beyond_the_run_is_an_error(pipe: Any) -> None:
-    with apply(pipe, **SPARSE), pytest.raises(ConfigError, match="search step 3 lies beyond the last step"):
+    with apply(pipe, **SPARSE), pytest.raises(ConfigError, match="search step 3 is beyond the last step"):
         latents(pipe, num_inference_steps=3)
 
 

@@ -161,7 +161,7 @@ def test_the_shift_is_what_the_scheduler_calls_flow_shift(tmp_path: Path) -> Non
     [
         ("2.1", {"guidance_scale_2": 3.0}, "the model has one"),
         ("2.2", {"guidance_scale": 1.0, "guidance_scale_2": 3.0}, "switches guidance off in both stages"),
-        ("2.1", {"true_cfg_scale": 2.0, "negative_prompt": "x"}, "Wan guides by --guidance-scale"),
+        ("2.1", {"true_cfg_scale": 2.0, "negative_prompt": "x"}, "Wan uses --guidance-scale"),
         ("2.2-5b", {"height": 144}, "height must be a multiple of 32"),
     ],
 )
@@ -337,7 +337,7 @@ def test_of_each_transformer_some_steps_of_each_phase_are_computed(method: str, 
 def test_a_last_picture_that_would_be_ignored_or_fail_is_refused(version: str) -> None:
     settings = {"height": 128, "width": 192, "frames": 9, "image": "a.png", "last_image": "b.png"}
     sampling = resolve(settings).config.sampling
-    with pytest.raises(ConfigError, match="no use of a last image"):
+    with pytest.raises(ConfigError, match="takes no last image"):
         check_sampling(wan_image(version), sampling)
     for other in ("2.1-flf", "2.2"):
         check_sampling(wan_image(other), sampling)
