@@ -1,4 +1,4 @@
-"""``adaspa doctor``: what this machine and its installation can do, and how to mend what they cannot."""
+"""``adaspa doctor``: what this machine and its installation can do, and how to fix what they cannot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
 @command(
-    options.MODEL.but(text="Also look whether this model of adaspa models can run here.", default=None),
+    options.MODEL.but(text="Also check whether this model can run here.", default=None),
     options.DEVICE,
     options.ATTENTION_BACKEND,
     options.LINEAR,
@@ -31,9 +31,9 @@ _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
     interrupted="interrupted",
 )
 def doctor(*, given: Given, console: Console) -> None:
-    """Look at the GPU, the kernels, the libraries, the disk and the models, and say how to mend what is wrong.
+    """Check the GPU, kernels, libraries, disk and models, and say how to fix what is wrong.
 
-    Exit code 1 if something is broken, or cannot do what a flag asks for. Nothing is downloaded.
+    Exit code 1 if something is broken or a flag asks for something impossible here. Downloads nothing.
 
     Example: adaspa doctor --model hunyuan --linear fp8
     """
@@ -52,7 +52,7 @@ def doctor(*, given: Given, console: Console) -> None:
         flags.get("linear"),
         None if entry is None else model_facts(entry),
     )
-    console.note("looking at the libraries and the kernels ...")
+    console.note("checking libraries and kernels ...")
     facts = look(flags.get("out", "videos"), flags.get("device", "auto"))
     found = judge(facts, asked)
     problems = sum(finding.status == "problem" for finding in found)

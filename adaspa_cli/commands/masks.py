@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
 from adaspa_cli.console import Console
 from adaspa_cli.errors import MaskFileError
@@ -121,13 +122,8 @@ def plot(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder in which a new folder is created.")] = Path(
         "pictures"
     ),
-    at_layers: Annotated[
-        str | None,
-        typer.Option("--at-layers", metavar="LAYERS", help="Layers, for example 0,4,7. (default: first, middle, last)"),
-    ] = None,
-    at_heads: Annotated[
-        str | None, typer.Option("--at-heads", metavar="HEADS", help="Heads, for example 0,2. (default: first, middle)")
-    ] = None,
+    at_layers: Annotated[str | None, options.at_option("layers", "0,4,7", "first, middle, last")] = None,
+    at_heads: Annotated[str | None, options.at_option("heads", "0,2", "first, middle")] = None,
     steps: Annotated[
         str | None,
         typer.Option("--steps", metavar="STEPS", help="Search steps, for example 10,30. (default: those of all files)"),

@@ -133,6 +133,12 @@ def shard_option(what: str, more: str, *names: str, panel: str | None = None) ->
     return typer.Option("--shard", *names, metavar="I/N", rich_help_panel=panel, help=text)
 
 
+def at_option(what: str, example: str, default: str, panel: str | None = None) -> Any:
+    """The option ``--at-layers`` or ``--at-heads`` of a command that draws."""
+    text = f"{what.capitalize()}, for example {example}. (default: {default})"
+    return typer.Option(f"--at-{what}", metavar=what.upper(), rich_help_panel=panel, help=text)
+
+
 RAY = typer.Option(
     "--ray",
     metavar="ADDRESS",

@@ -46,24 +46,8 @@ _LOOK = "What to look at"
 def visualize(
     *,
     given: Given,
-    at_layers: Annotated[
-        str | None,
-        typer.Option(
-            "--at-layers",
-            rich_help_panel=_LOOK,
-            metavar="LAYERS",
-            help="Layers, for example 0,4,7. (default: first, middle, last)",
-        ),
-    ] = None,
-    at_heads: Annotated[
-        str | None,
-        typer.Option(
-            "--at-heads",
-            rich_help_panel=_LOOK,
-            metavar="HEADS",
-            help="Heads, for example 0,2. (default: first, middle)",
-        ),
-    ] = None,
+    at_layers: Annotated[str | None, options.at_option("layers", "0,4,7", "first, middle, last", _LOOK)] = None,
+    at_heads: Annotated[str | None, options.at_option("heads", "0,2", "first, middle", _LOOK)] = None,
     at_steps: Annotated[
         str | None,
         typer.Option(

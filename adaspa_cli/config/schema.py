@@ -388,7 +388,7 @@ class GenerateConfig:
         cache = self.method.cache
         if cache.single_branch and self.sampling.true_cfg_scale > 1:
             raise ConfigError(
-                f"{cache.name} keeps one attention output per layer, but true_cfg_scale above 1 runs two branches a step",
+                f"{cache.name} keeps one attention output per layer, but true_cfg_scale above 1 runs two branches",
                 hint="use another --cache, or drop --true-cfg-scale",
             )
         if self.model.compile and cache.inside_blocks:

@@ -66,11 +66,11 @@ def _machine(facts: Facts, asked: Asked) -> Iterator[Finding]:
 
 def _no_gpu(facts: Facts) -> Finding:
     if not facts.driver_there:
-        return Finding("machine", "note", "gpu", "none: no NVIDIA driver is installed; runs take the CPU")
+        return Finding("machine", "note", "gpu", "none: no NVIDIA driver is installed; runs use the CPU")
     if facts.probed.cuda is None:
-        why = "there is a GPU driver, and this torch is a build without CUDA"
+        why = "there is a GPU driver, but this torch is a build without CUDA"
         return Finding("machine", "problem", "gpu", why, f"install torch for CUDA: {_PAGE}")
-    why = facts.probed.gpu_problem or "there is a GPU driver, and torch sees no GPU"
+    why = facts.probed.gpu_problem or "there is a GPU driver, but torch sees no GPU"
     mend = f"a newer driver, or a torch for CUDA {facts.driver_cuda or 'of this driver'}: {_PAGE}"
     return Finding("machine", "problem", "gpu", why, f"look at nvidia-smi and CUDA_VISIBLE_DEVICES; {mend}")
 
@@ -96,7 +96,7 @@ def _libraries(facts: Facts) -> Iterator[Finding]:
             "libraries",
             "problem",
             "crash",
-            f"a process that looked at the libraries did not come to its end: {facts.probed.died}",
+            f"the process that checked the libraries failed: {facts.probed.died}",
             "reinstall the library that is named, or torch: pip install --force-reinstall torch",
         )
 
@@ -117,7 +117,7 @@ def _library(library: Library, error: str | None, cuda: str | None) -> Finding:
 
 def _reinstall(name: str) -> str:
     if name == "torchvision":
-        return "pip install --upgrade torch torchvision, so that they fit; or pip uninstall torchvision"
+        return "pip install --upgrade torch torchvision, so that they match, or pip uninstall torchvision"
     return f"pip install --force-reinstall {name}"
 
 
@@ -176,12 +176,12 @@ def _folder(name: str, folder: Folder, mend: str) -> Finding:
 def _models(facts: Facts, asked: Asked) -> Iterator[Finding]:
     hub, topic = facts.hub, "models"
     yield Finding(topic, "ok", "tiny", "comes with adaspa")
-    found = _folder("cache", hub.cache, "set HF_HOME to a folder that can be written and has room")
+    found = _folder("cache", hub.cache, "set HF_HOME to a writable folder with enough space")
     yield Finding(topic, found.status, found.name, found.text, found.mend)
-    yield Finding(topic, "ok", "cached", ", ".join(hub.complete) or "none of the models of adaspa models")
+    yield Finding(topic, "ok", "cached", ", ".join(hub.complete) or "none of the models that adaspa models lists")
     if hub.begun:
         names = ", ".join(hub.begun)
-        yield Finding(topic, "note", "partial", names, "a run, or hf download, goes on with the download")
+        yield Finding(topic, "note", "partial", names, "a run, or hf download, continues the download")
     token = "set" if hub.token else "not set; only gated models need one: hf auth login"
     yield Finding(topic, "ok", "token", token)
     if hub.offline:
@@ -195,7 +195,7 @@ def _model(facts: Facts, model: Model) -> Iterator[Finding]:
     topic, hub = "models", facts.hub
     if model.checkpoint != "bundled" and model.name not in hub.complete:
         if hub.offline:
-            yield Finding(topic, "problem", model.name, "is not in the cache, and HF_HUB_OFFLINE is set", "unset it")
+            yield Finding(topic, "problem", model.name, "is not in the cache, but HF_HUB_OFFLINE is set", "unset it")
         elif model.gated and not hub.token:
             text = f"is gated, and there is no token: {model.checkpoint}"
             yield Finding(topic, "problem", model.name, text, "accept its licence on its page, then hf auth login")
@@ -212,7 +212,7 @@ def _fit(facts: Facts, model: Model) -> Iterator[Finding]:
     gpus, name = facts.probed.gpus, model.name
     if facts.probed.device == "cpu":
         if model.checkpoint != "bundled":
-            yield Finding("models", "problem", name, "is meant for a GPU, and the run would take the CPU")
+            yield Finding("models", "problem", name, "is meant for a GPU, but the run would use the CPU")
         return
     if model.memory is None or not gpus:
         return

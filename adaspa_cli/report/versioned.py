@@ -47,11 +47,11 @@ def read_versioned(kind: type[V], path: Path) -> V:
     except ValueError as error:
         raise ReportError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("kind") != kind.kind:
-        raise ReportError(f"{path} is not an {name}")
+        raise ReportError(f"{path} is not a {name}")
     found = content.get("format")
     if found != kind.format:
         raise ReportError(
-            f"{path} is an {name} of format {found!r:.20}, and this version of adaspa reads format {kind.format}",
+            f"{path} is a {name} of format {found!r:.20}, and this version of adaspa reads format {kind.format}",
             hint="create it again with this version, or read it with the version that wrote it",
         )
     try:

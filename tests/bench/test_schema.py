@@ -95,7 +95,7 @@ def test_a_file_that_is_cut_off_or_another_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8")[:-40], encoding="utf-8")
     with pytest.raises(ReportError, match="is not JSON"):
         read_bench(path)
-    with pytest.raises(ReportError, match="is no bench"):
+    with pytest.raises(ReportError, match="is not a bench"):
         read_bench(written(tmp_path, {"format": 1, "kind": "adaspa latency report"}))
     with pytest.raises(ReportError, match=r"cannot read the bench .*: No such file"):
         read_bench(tmp_path / "none.json")

@@ -300,7 +300,7 @@ def test_an_unknown_preset_names_the_nearest_and_lists_all(kind: str, given: str
         ({"height": -16}, "height must be at least 1"),
         ({"fps": 0}, "fps must be at least 1"),
         ({"search_steps": ()}, "search_steps must be one or more"),
-        ({"search_steps": (-1,)}, "search_steps must be one or more steps from 0 on"),
+        ({"search_steps": (-1,)}, "search_steps must be one or more steps, 0 or higher"),
         ({"search_steps": (3, 2)}, "search_steps must be ascending"),
         ({"search_steps": (2, 2)}, "search_steps must be ascending"),
         ({"seed": []}, "seed must be one or more"),

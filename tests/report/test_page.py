@@ -194,7 +194,7 @@ def test_a_part_of_a_model_is_not_compared_with_more_of_it(dense: Path, hunyuan_
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot read"), (b"\xff", "not UTF-8"), (b"{", "not JSON"), (b"[]", "no latency report")],
+    [(None, "cannot read"), (b"\xff", "not UTF-8"), (b"{", "not JSON"), (b"[]", "not a latency report")],
 )
 def test_what_is_no_report_is_refused(
     hunyuan_folder: Path, tmp_path: Path, content: bytes | None, message: str
