@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adaspa_cli.config.search_masks import SearchOptions
     from adaspa_cli.jobs.shard import Shard
 
-_INTERRUPTED = "interrupted; no mask file was written, and --resume goes on where this stopped"
+_INTERRUPTED = "interrupted; no mask file was written, and --resume continues from there"
 
 
 @command(
@@ -34,10 +34,10 @@ _INTERRUPTED = "interrupted; no mask file was written, and --resume goes on wher
     options.IMAGE,
     options.LAST_IMAGE,
     options.SEED,
-    options.METHOD_NAME.but(text="adaspa, an ablation of it, or frame-region."),
+    options.METHOD_NAME.but(text="Method to search with: adaspa, one of its ablations, or frame-region."),
     options.SPARSITY,
     options.SEARCH_STEPS,
-    options.SHARE_CFG_MASKS.but(text="Masks of the conditional branch of guidance alone."),
+    options.SHARE_CFG_MASKS.but(text="Search only the conditional branch of guidance."),
     options.MODEL,
     options.WEIGHTS,
     options.LORA,
@@ -50,7 +50,7 @@ _INTERRUPTED = "interrupted; no mask file was written, and --resume goes on wher
     options.WIDTH,
     options.FRAMES,
     options.DEVICE,
-    options.RANDOM_WEIGHTS.but(text="Real architecture, random weights: times and sizes alone."),
+    options.RANDOM_WEIGHTS.but(text="Build the real architecture with random weights, to measure times and sizes."),
     options.LAYERS,
     options.LINEAR,
     options.COMPILE,
@@ -63,33 +63,34 @@ _INTERRUPTED = "interrupted; no mask file was written, and --resume goes on wher
 )
 def search_masks(
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The mask file, as masks.safetensors.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Mask file to write, for example masks.safetensors.")],
     given: Given,
     first_step_only: Annotated[
-        bool, typer.Option("--first-step-only", help="Search at the first of them alone, and stop there.")
+        bool, typer.Option("--first-step-only", help="Search only at the first search step, then stop.")
     ] = False,
     keep_ranking: Annotated[
         float | None,
         typer.Option(
             "--keep-ranking",
             metavar="DENSITY",
-            help="Keep the order of each row's blocks up to this density, for other sparsities. Takes more space.",
+            help="Store the ranking of each row's blocks up to this density, for other sparsities. Needs more space.",
         ),
     ] = None,
     keep_sums: Annotated[
-        bool, typer.Option("--keep-sums", help="Keep the block sums too, for masks compare. Takes much more space.")
+        bool,
+        typer.Option("--keep-sums", help="Store the block sums too, for adaspa masks compare. Needs much more space."),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished search; a finished one is left as it is.")
+        bool, typer.Option("--resume", help="Continue an unfinished search; leave a finished one alone.")
     ] = False,
     shard: Annotated[
-        str | None, options.shard_option("videos", "The last process to end writes the file. Goes on as with --resume.")
+        str | None, options.shard_option("videos", "The last process to end writes the file. Implies --resume.")
     ] = None,
     console: Console,
 ) -> None:
-    """Search masks and keep them in a file, for adaspa generate --masks FILE.
+    """Search masks and write them to a file, for adaspa generate --masks FILE.
 
-    Several prompts and seeds are averaged. Each is run no further than its last search step.
+    Averages over several prompts and seeds. Runs each video only up to the last search step.
 
     Example: adaspa search-masks --prompt "a red circle moves left on a blue background" --out masks.safetensors
     """
@@ -140,7 +141,7 @@ def _run(own: Member, resolved: Resolved, searched: SearchOptions, prompts: list
     data: dict[str, Any]
     if masks is None:
         data = {"file": None, "shard": str(shard)}
-        console.result(data, f"shard {shard} is searched; the process that ends last writes {searched.out}")
+        console.result(data, f"shard {shard} is done; the last process to end writes {searched.out}")
         return
     facts = masks.description
     recalls = [value for entry in facts.entries for value in entry.recall]

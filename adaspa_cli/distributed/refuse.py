@@ -65,13 +65,13 @@ def check_search(config: GenerateConfig, size: int, *, shared: bool) -> None:
     """Refuse a search of masks that ``size`` processes cannot make together; ``shared`` has each make videos alone.
 
     Raises:
-        ConfigError: names what does not go with it.
+        ConfigError: names what can't be combined with it.
     """
     if shared:
         check_alone(config, "a process with --shard")
     if config.parallel.cfg_parallel:
         raise ConfigError(
-            "cfg_parallel does not go with search-masks: one process writes the masks of both branches",
+            "cfg_parallel can't be combined with search-masks: one process writes the masks of both branches",
             hint="drop cfg_parallel; --gpus alone shares the tokens",
         )
     check_together(config, 1 if shared else size)

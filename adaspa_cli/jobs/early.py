@@ -109,4 +109,4 @@ def note_repeated(note: Note, key: str, values: Sequence[object]) -> None:
     """Say which values were given more than once."""
     twice = [shortened(str(value), 60) for value, times in Counter(values).items() if times > 1]
     if twice:
-        note(f"{key} given twice, made once: {', '.join(twice)}")
+        note(f"{key} given more than once, used once: {', '.join(twice)}")

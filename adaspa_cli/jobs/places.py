@@ -57,7 +57,7 @@ def find_place(
         taken: places given to other videos of the same run.
 
     Returns:
-        The video's path, and whether it is complete already.
+        The video's path, and whether it is already complete.
     """
     for video in _numbered(folder, name):
         if video in taken:

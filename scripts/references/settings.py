@@ -26,8 +26,8 @@ from scripts.references.tables import attributes, code, markdown, sentence, tabl
 HEAD = """# Configuration
 
 Every setting of a run: its key in YAML files, its values, its default, and the flag of `adaspa generate` that sets
-it. Files are flat: a key stands alone, whatever table it is in. Later wins: defaults, the method preset, the model
-preset, `--config FILE`, flags. `--print-config` shows what holds, and where each value comes from.
+it. YAML files are flat: keys are not nested, whatever table they are in. Later sources win: defaults, method preset,
+model preset, `--config FILE`, flags. `--print-config` shows every value and where it comes from.
 
 ```yaml
 # run.yaml, for: adaspa generate --config run.yaml --prompt "a cat walks on the grass"
@@ -38,8 +38,8 @@ seed: [0, 1]
 ```
 
 `adaspa search-masks`, `visualize` and `bench` take any setting as `--set KEY=VALUE`; in Python, `adaspa_cli.apply`
-takes the keys of the tables from *Method* to *AdaSpa*. A default of `null` means what the text says of None.
-`adaspa generate` makes videos by the method `adaspa-plus` unless `--method` or `--masks` says otherwise.
+takes the keys of the tables from *Method* to *AdaSpa*. A default of `null` is what the text calls None.
+`adaspa generate` uses the method `adaspa-plus` unless `--method` or `--masks` is given.
 """
 TITLES: dict[type, str] = {
     PromptConfig: "What the videos show",

@@ -177,7 +177,7 @@ def test_a_search_with_its_branches_apart_is_refused(
     given = [f"--model={hunyuan_folder}", "--prompt=a red circle", f"--out={tmp_path / 'masks.safetensors'}"]
     monkeypatch.setattr(sys, "argv", ["adaspa", "search-masks", *given, "--gpus=2", "--set=cfg_parallel=true"])
     assert app.main() == 2
-    assert "cfg_parallel does not go with search-masks" in capsys.readouterr().err
+    assert "cfg_parallel can't be combined with search-masks" in capsys.readouterr().err
 
 
 def test_what_does_not_go_together_is_refused_by_name(
