@@ -92,7 +92,7 @@ class Session:
         """Make one video. Where several processes do, the leader calls it, and the others :meth:`follow`.
 
         Raises:
-            RunError: the model produced values that are no picture.
+            RunError: the model produced values that are not finite.
         """
         self._world.tell([prompt, seed])
         return self._run(prompt, seed)
