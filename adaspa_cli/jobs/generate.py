@@ -65,7 +65,7 @@ def generate(
 
     Raises:
         AdaspaError: see :func:`~adaspa_cli.jobs.plan.plan` and :func:`~adaspa_cli.models.loading.load_pipeline`.
-        RunError: the model made numbers that are no picture.
+        RunError: the model produced values that are not finite.
         OutOfMemoryError: the device's memory does not suffice.
         DiskFullError: the disk is full; nothing of the last video is left.
     """
