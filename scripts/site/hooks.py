@@ -20,7 +20,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 _LINK = re.compile(r"(?P<before>\]\(|\b(?:src|href|srcset)=\")(?P<path>[^)#\s\":<>]+)(?P<after>(?:#[^)\"\s]*)?[)\"])")
-_FOLDER_LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>[^)#\s:]+/)\)")
+_FOLDER_LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>[^)#\s:]+)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
