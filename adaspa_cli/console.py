@@ -24,7 +24,7 @@ _MOST = 500  # letters of an error: it may quote what was given, which may be an
 
 
 class _Messages(rich.console.Console):
-    """stderr, which a run outlives: nobody may be listening any more."""
+    """stderr; a run may outlive its reader."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

@@ -37,7 +37,7 @@ class ModelError(UsageError):
 
 
 class BackendError(UsageError):
-    """An attention backend was asked for that cannot run here."""
+    """The requested attention backend cannot run here."""
 
 
 class MaskFileError(UsageError):
@@ -45,7 +45,7 @@ class MaskFileError(UsageError):
 
 
 class OutputError(UsageError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to the requested place."""
 
 
 class RunError(AdaspaError):

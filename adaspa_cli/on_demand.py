@@ -1,4 +1,4 @@
-"""Names of a package that are imported when somebody asks for them: its light modules must not wait for torch."""
+"""Names of a package that are imported on first use, so that its light modules don't import torch."""
 
 from __future__ import annotations
 

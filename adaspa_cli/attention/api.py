@@ -25,7 +25,7 @@ def block_sparse_attention(
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Softmax attention over the kept blocks of ``mask`` alone.
+    """Softmax attention over the kept blocks of ``mask``.
 
     Args:
         q, k, v: [B, H, Lq, D], [B, H, Lk, D], [B, H, Lk, D]; bf16 or fp16 on a GPU, float32 also on the CPU.
@@ -69,7 +69,7 @@ def block_sums(
         q, k: [B, H, Lq, D], [B, H, Lk, D].
         lse: natural log-sum-exp of each row, float32 [B, H, Lq].
         block_size: tokens of a block, one number or (query, key).
-        row_stride: N, one of 1, 2, 4, 8, 16: weigh rows 0, N, 2N, .. of each query block, an Nth of the work. Their
+        row_stride: N, one of 1, 2, 4, 8, 16: read rows 0, N, 2N, .. of each query block, an Nth of the work. Their
             sum, times the rows of the block over those weighed, estimates W.
 
     Raises:

@@ -25,7 +25,7 @@ class SparseOperator(Protocol):
 class PooledOperator(Protocol):
     """The sparse operator over kept blocks and summaries of the other ``video`` key blocks, in one softmax.
 
-    Output, LSE of both and LSE of the kept blocks alone.
+    Output, LSE of both, and LSE of only the kept blocks.
     """
 
     def __call__(

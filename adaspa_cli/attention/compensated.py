@@ -38,11 +38,11 @@ NO_COMPENSATION = Compensation()
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a call knows of its own error; float32 [B, H], on the device, None where it was not measured.
+    """A call's estimate of its error; float32 [B, H], on the device, None where it was not measured.
 
     Attributes:
         work: what making up for left-out blocks cost, as a share of dense attention: summaries and probes over tokens.
-        pooled: share of the attention weights that the summaries stand for, mean over the video's rows.
+        pooled: share of the attention weights that the summaries represent, mean over the video's rows.
         before: distance of the probes from dense attention, relative to its norm, with the remainder if there is one.
         after: the same after the repair, each probe seen by a fit without it.
     """

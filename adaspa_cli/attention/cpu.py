@@ -28,7 +28,7 @@ LOG2_E = math.log2(math.e)
 
 # Bytes per thread of gathered keys and values or of scores: what a group leaves in the caches between its products.
 _GROUP_BYTES = 2_000_000
-# Scores of one dense chunk. Larger than the cache: each chunk reads all keys anew, which then costs less.
+# Scores of one dense chunk. Larger than the cache: each chunk reads all keys again, which then costs less.
 _CHUNK_SCORES = 1 << 21
 # Scores that fill whole cache lines: rows of another length are up to half as slow to convert.
 _ALIGNED = 32
@@ -165,7 +165,7 @@ def _exact_block_sums(q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, 
     queries, keys = _flat(q, block_q), _flat(k, block_k)
     key_blocks = keys.shape[1] // block_k
     sums = _empty(queries, len(queries), queries.shape[1] // block_q, key_blocks)
-    # +inf makes a row weigh nothing, be it past the end or without keys.
+    # +inf gives a row no weight: it is past the end, or has no keys.
     shift = F.pad(lse.float() * LOG2_E, (0, queries.shape[1] - q.shape[2]), value=torch.inf)
     shift = torch.where(shift == -torch.inf, torch.inf, shift).view(len(queries), -1, 1)
     softmax = _Softmax(q, scale)

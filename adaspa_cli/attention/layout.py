@@ -1,4 +1,4 @@
-"""Where video and text stand in the joint token sequence of a video diffusion transformer. Imports nothing heavy."""
+"""Where video and text are in the joint token sequence of a video diffusion transformer. Imports nothing heavy."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class TokenLayout:
     """One sequence of ``frames * height * width`` video tokens and ``text_tokens`` real text tokens.
 
     Sizes are in tokens of the latent grid (after patching). Video tokens come frame by frame and row by row
-    (``raster``), or along a Hilbert curve (:mod:`adaspa_cli.masks.token_order`), which begins anew after
+    (``raster``), or along a Hilbert curve (:mod:`adaspa_cli.masks.token_order`), which restarts after
     ``lead_frames`` frames where a model treats these apart. Padded text is not part of the sequence: adapters drop it
     before attention.
     """

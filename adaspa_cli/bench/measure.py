@@ -45,7 +45,7 @@ def measure_bench(rows: Sequence[PlannedRow], note: Callable[[str], None]) -> No
     What could not be measured is tried again the next time; what was measured is kept.
 
     Args:
-        note: is told what goes on.
+        note: receives messages about the progress.
     """
     pairs = [pair for row in rows for pair in _pairs(row, list(rows))]
     _measure_against_dense(pairs, rows, note)

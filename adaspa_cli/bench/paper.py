@@ -39,7 +39,7 @@ _HARMLESS = {
 def paper_figures(
     settings: Mapping[str, Any], chosen: Set[str], tables: Sequence[Mapping[str, Any]]
 ) -> PaperFigures | None:
-    """The paper's figures for a run with these settings, with where they stand and on which machine.
+    """The paper's figures for a run with these settings, with their place in the paper and the machine.
 
     Args:
         settings: of the run, all of them.

@@ -54,7 +54,7 @@ def plan_bench(spec: BenchSpec, out: Path, *, rerun_changed: bool = False) -> li
     """Resolve the rows, and look for runs that are there already; writes nothing.
 
     Args:
-        rerun_changed: make runs anew that are there with other settings; their files are kept.
+        rerun_changed: repeat runs that exist with other settings; their files are kept.
 
     Raises:
         ConfigError: a row's settings are impossible, or a run was made with other settings.
@@ -115,7 +115,7 @@ def report_at(path: Path) -> Report | None:
 
 
 def current(planned: PlannedRow, spec: BenchSpec) -> PlannedRow:
-    """The same row, after a new look at what is complete."""
+    """The same row, with the runs that are complete by now."""
     return dataclasses.replace(planned, jobs=tuple(plan(planned.resolved, spec.prompts)))
 
 

@@ -87,7 +87,7 @@ def _times(bench: Bench) -> Drawing | None:
 
 
 def _curve(bench: Bench, x: str, y: str) -> Drawing | None:
-    """Points of one figure over another, joined where rows differ by ``each`` alone."""
+    """Points of one figure over another, joined where rows differ only by ``each``."""
     order = list(dict.fromkeys(row.series for row in bench.rows))  # a series looks alike in all plots
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in bench.rows:

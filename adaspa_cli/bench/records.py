@@ -1,4 +1,4 @@
-"""Files that stand beside a run of a bench: what was measured of its video, and why a run failed."""
+"""Files beside a run of a bench: what was measured of its video, and why a run failed."""
 
 from __future__ import annotations
 

@@ -108,11 +108,11 @@ def _latency_table(bench: Bench) -> Table:
         columns["merged"] = [_share(row.merged) for row in bench.rows]
         notes.append("Skipped: share of blocks or attention calls that a cache left out. Merged: of the video tokens.")
     if any(row.made_up for row in bench.rows):
-        columns["made up for"] = [_share(row.made_up) for row in bench.rows]
-        columns["own error"] = [_share(row.own_error) for row in bench.rows]
+        columns["compensation"] = [_share(row.made_up) for row in bench.rows]
+        columns["error estimate"] = [_share(row.own_error) for row in bench.rows]
         notes.append(
-            "Made up for: what summaries of left-out blocks and probes cost, as a share of dense attention, besides "
-            "the density. Own error: distance of attention from dense attention, as the runs' probes estimate it."
+            "Compensation: cost of summaries and probes as a share of dense attention, in addition to "
+            "the density. Error estimate: distance from dense attention, estimated on the runs' probes."
         )
     if bench.estimated:
         columns["steps computed"] = [_computed(row) for row in bench.rows]
@@ -284,7 +284,7 @@ def _markdown_line(cells: Sequence[str]) -> str:
 
 
 def rows_csv(bench: Bench) -> str:
-    """One line per row, numbers alone; an empty cell where there is none."""
+    """One line per row, only numbers; an empty cell where there is none."""
     lines = []
     for row in bench.rows:
         line: dict[str, Any] = {"method": row.name, "runs": len(row.runs), "failed": len(row.failures)}

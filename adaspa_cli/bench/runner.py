@@ -1,6 +1,6 @@
 """Makes the runs of a bench that are not complete, so that a machine whose speed drifts slows all rows alike.
 
-A run that fails leaves a file with the reason in its place, and the bench goes on. Each run is claimed before it is
+A run that fails leaves a file with the reason in its place, and the bench continues. Each run is claimed before it is
 made, so several processes share the work of one bench.
 """
 
@@ -32,14 +32,14 @@ from adaspa_cli.sampling.run import Observer, session
 
 
 class BenchObserver(Observer, Protocol):
-    """Is told how a bench goes on."""
+    """Is notified of the progress of a bench."""
 
     def planned(self, runs: int, complete: int, steps: int) -> None: ...
     def failed(self, row: str, reason: str) -> None: ...
 
 
 def failure_path(job: Job) -> Path:
-    """Where the reason of a failed run stands."""
+    """The file with the reason of a failed run."""
     return job.place.with_name(f"{job.place.stem}.failure.json")
 
 
@@ -94,7 +94,7 @@ def _groups(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
 
 @dataclass(frozen=True)
 class _Reason:
-    """Why a run failed: words alone, because an exception would keep the tensors of its frames alive."""
+    """Why a run failed: only text, because an exception would keep the tensors of its frames alive."""
 
     message: str
     hint: str | None

@@ -1,6 +1,6 @@
 """``bench.json``: the figures of a bench as they lie on disk, their types, their format, and the one way to read them.
 
-Every output of a bench (tables, plots, page, CSV) shows what stands here. Which formats can be read: see
+Every output of a bench (tables, plots, page, CSV) shows what is here. Which formats can be read: see
 :mod:`adaspa_cli.report.versioned`.
 """
 
@@ -122,7 +122,7 @@ class BenchRow:
         estimated: how many steps of a run were computed, if not all.
         density: share of the blocks that were computed.
         skipped, merged: shares of what a cache left out and of tokens that were merged; None without.
-        made_up, own_error: the cost of what made up for left-out blocks, and the runs' own estimate of their attention
+        made_up, own_error: the cost of compensation for left-out blocks, and the runs' estimate of their attention
             error; None without.
         phases: of the denoising steps.
         peak_gpu_bytes: the largest of all runs.

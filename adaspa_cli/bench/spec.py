@@ -64,7 +64,7 @@ class BenchSpec:
         prompts, seeds: every row makes a video of each prompt with each seed.
         about: what the tables say about themselves.
         run: settings of all rows; those of a row win.
-        paper: tables of the paper whose figures stand beside ours where the settings are the same.
+        paper: tables of the paper whose figures are shown beside ours where the settings are the same.
         plots: curves to draw, beside the plots that every bench has.
         warmup_steps: denoising steps that a row runs before its first run of a process, unmeasured, and more if so few
             do not meet every phase of the row; 0 for none.

@@ -1,4 +1,4 @@
-"""A few steps that nobody times, before the first run of a row: kernels are compiled and tuned by then."""
+"""Untimed warm-up steps before the first run of a row, which compile and tune the kernels."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def write_bench(
 
     Args:
         paper: tables of the paper, see :func:`~adaspa_cli.bench.paper.load_tables`.
-        note: is told what goes on.
+        note: receives messages about the progress.
         times: with times and speed-ups.
 
     Raises:

@@ -1,6 +1,6 @@
 """AdaCache (arXiv 2411.02397): a block's residual is reused for a number of steps that follows from its change.
 
-A residual is what a block adds to the tokens. When it is computed anew, its relative L1 distance to the one before,
+A residual is what a block adds to the tokens. When it is computed again, its relative L1 distance to the one before,
 per step, is looked up in a table: small distance, many reuses. Motion regularisation scales the distance, so that a
 video that moves more is computed more often.
 

@@ -18,7 +18,7 @@ from adaspa_cli.models.attachment import Attachment
 
 
 def magcache(settings: MagCacheConfig, attachment: Attachment, clock: StepClock) -> DiffusersCache:
-    """A step skips all blocks and adds their last residual, until the error that the ratios foretell is too large.
+    """A step skips all blocks and adds their last residual, until the error predicted by the ratios is too large.
 
     The residual of the video tokens stays in memory, one for each guidance branch.
     """

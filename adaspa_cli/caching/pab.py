@@ -37,7 +37,7 @@ class PyramidAttentionBroadcast(DiffusersCache):
         super().__init__("pab", "attention", attachment, clock, make_config)
 
     def _timestep(self) -> float:
-        """The timestep of the step in progress; asked for before each attention."""
+        """The timestep of the step in progress; read before each attention call."""
         step = self._clock.step
         if self.work.passes[step] > 1:
             raise RunError(

@@ -63,7 +63,7 @@ class TokenMerging:
     """Dense attention on merged tokens, and a count of how many were merged.
 
     Attributes:
-        ratio: share of the video tokens that is asked for.
+        ratio: requested share of the video tokens.
         grid: strides of the destinations in frames, rows and columns.
     """
 

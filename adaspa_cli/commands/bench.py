@@ -35,7 +35,7 @@ class _Task:
     Attributes:
         out: folder of runs and tables.
         shard: the share of the runs to make, without tables; None makes all, and the tables.
-        rerun_changed: make runs anew that are there with other settings.
+        rerun_changed: repeat runs that exist with other settings.
         tables_only: make no runs.
         times: show times and speed-ups.
     """
@@ -106,7 +106,7 @@ def bench(
 
 
 def _chosen(console: Console, spec: BenchSpec, given: Given, rows: str | None, limit: int | None) -> BenchSpec:
-    """The part of a bench that was asked for, with settings changed."""
+    """The requested part of a bench, with changed settings."""
     settings = given.settings()
     seeds = settings.pop("seed") if "seed" in given.flags else None  # --set seed=1 is refused
     spec = spec.changed(settings)

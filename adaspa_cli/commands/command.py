@@ -86,7 +86,7 @@ def _check_texts(values: dict[str, Any]) -> None:
 
 
 def _expanded(parameter: Parameter, flags: Sequence[Flag], panel: str | None) -> Iterator[Parameter]:
-    """The parameters that one of a command's function stands for."""
+    """The parameters that a parameter of a command's function expands to."""
     if parameter.annotation is Given:
         for flag in flags:
             yield Parameter(flag.key, Parameter.KEYWORD_ONLY, default=None, annotation=flag.annotation)

@@ -48,9 +48,9 @@ class Flag:
         names: as they are written, ``--no-`` form and short form included; the first one gives the key.
         type: of its value; a ``list`` may be repeated.
         text: the help.
-        panel: where the help stands; None is the common one.
+        panel: of the help; None is the common one.
         default: what holds if neither the flag nor a preset says otherwise, for the help.
-        metavar: stands for the value in the help, instead of its type.
+        metavar: placeholder of the value in the help, instead of its type.
         values: those that the shell completes; others may be allowed too.
     """
 

@@ -18,7 +18,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the dataclasses and YAML only when they are needed: `adaspa --help` shows names alone."""
+    """Import the dataclasses and YAML only when they are needed: `adaspa --help` shows only names."""
     if name not in __all__:
         raise AttributeError(f"module 'adaspa_cli.config' has no attribute '{name}'")
     from adaspa_cli.config import load, schema

@@ -107,7 +107,7 @@ def architecture_of(model: ModelConfig) -> Architecture:
 
     Raises:
         ModelError: neither a preset nor a folder says what the architecture is, or a file of the folder is broken.
-        ConfigError: more layers are asked for than there are.
+        ConfigError: more layers are requested than the model has.
     """
     folder = BUNDLED if model.is_bundled else Path(model.weights).expanduser()
     if folder.is_dir():
@@ -190,7 +190,7 @@ def known_architecture(model: ModelConfig) -> Architecture | None:
     None where it is not: who loads the model then checks, and says what is wrong.
 
     Raises:
-        ConfigError: more layers are asked for than there are.
+        ConfigError: more layers are requested than the model has.
     """
     try:
         found = architecture_of(model)

@@ -16,10 +16,10 @@ from adaspa_cli.errors import ConfigError
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """What the settings of every cache can tell.
+    """Properties that the settings of every cache have.
 
     Attributes:
-        name: what ``cache`` calls it.
+        name: its value of ``cache``.
         inside_blocks: whether it skips attention inside of blocks, and not whole blocks.
         single_branch: whether it takes one guidance branch a step only.
     """
@@ -38,7 +38,7 @@ class CacheConfig:
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Keys that mean nothing beside the others."""
+        """Keys without effect, given the others."""
         return ()
 
     def check_chosen(self) -> None:

@@ -187,5 +187,5 @@ def _card(content: Any, path: Path) -> Card | None:
 
 
 def vocabulary(entry: Entry) -> Vocabulary | None:
-    """What a model that knows its limits can be asked for."""
+    """What a model with a vocabulary can show."""
     return vocabulary_of(ModelConfig(model=entry.name, weights=entry.checkpoint))

@@ -60,12 +60,12 @@ def check_offload(offload: str, kind: str) -> None:
 
 
 def no_device(device: str, count: int) -> BackendError:
-    """A GPU was asked for that is not among the ``count`` of the machine."""
+    """The requested GPU is not among the ``count`` GPUs of the machine."""
     return BackendError(f"--device {device}: this machine has {count} CUDA devices", hint="use --device auto")
 
 
 def wrong_backend(name: str, device: str, reason: str | None = None) -> BackendError:
-    """An attention backend was asked for that cannot run on a device."""
+    """The requested attention backend cannot run on a device."""
     why = "" if reason is None else f": {reason}"
     elsewhere = name == "triton" and device != "cpu"
     hint = "use --device cpu, or --attention-backend reference to check results"

@@ -82,9 +82,9 @@ class FamilyFacts:
         sized: whether the pipeline's call takes height and width.
         dropped_frames: frames that the pipeline makes before the video and drops, from the transformer's configuration.
         joins_branches: whether both branches of guidance go through the transformer in one call.
-        joint_text: about how many text tokens of a prompt attend together with the video's; 0 where text stands apart.
+        joint_text: about how many text tokens of a prompt attend together with the video's; 0 where text is separate.
         images: arguments of the pipeline's call that take a picture, which are settings too: ``image``, which it must
-            have, and ``last_image``. Empty where videos are made from text alone.
+            have, and ``last_image``. Empty where videos are made from text only.
     """
 
     module: str

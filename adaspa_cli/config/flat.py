@@ -76,7 +76,7 @@ def build(section: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def used_keys(config: Any) -> tuple[str, ...]:
-    """The keys of a built dataclass that mean something to it: of a choice, those of the chosen one alone.
+    """The keys of a built dataclass that mean something to it: of a choice, only those of the chosen one.
 
     A dataclass whose settings make others of its own meaningless names these in ``idle``.
     """

@@ -51,7 +51,7 @@ def hub_error(hub_id: str, error: Exception) -> ModelError:
         )
     return ModelError(
         f"cannot fetch {hub_id}: the hub cannot be reached and the cache does not hold it",
-        hint="check the network, or name a local folder with --model; HF_HUB_OFFLINE=1 asks the cache alone",
+        hint="check the network, or name a local folder with --model; HF_HUB_OFFLINE=1 uses only the cache",
     )
 
 

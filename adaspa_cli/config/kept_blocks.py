@@ -1,4 +1,4 @@
-"""How many blocks of a row a sparsity keeps, from the settings alone. Imports nothing heavy."""
+"""How many blocks of a row a sparsity keeps, from the settings only. Imports nothing heavy."""
 
 from __future__ import annotations
 

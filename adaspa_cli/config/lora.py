@@ -1,4 +1,4 @@
-"""LoRA files: what ``--lora PATH_OR_HUB[:scale]`` means, where the file lies, and what is in it. Free of torch."""
+"""LoRA files: what ``--lora PATH_OR_HUB[:scale]`` means, where the file is, and what is in it. Doesn't import torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST_HEADER_BYTES = 100_000_000  # of safetensors itself
 
 @dataclass(frozen=True)
 class LoraSource:
-    """One LoRA as it was asked for.
+    """One LoRA as requested.
 
     Attributes:
         name: path of a file or folder, or an id on the hub, with the file's path in it or without.

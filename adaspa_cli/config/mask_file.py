@@ -1,4 +1,4 @@
-"""What a run can be told about a mask file that it takes its masks from."""
+"""The settings of a run that takes its masks from a file."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ class MaskFileConfig:
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Keys that mean nothing beside the others."""
+        """Keys without effect, given the others."""
         return ("masks_fallback",) if self.masks_min_recall is None else ()

@@ -12,10 +12,10 @@ from adaspa_cli.errors import ConfigError
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """What the settings of every merging can tell.
+    """Properties that the settings of every merging have.
 
     Attributes:
-        name: what ``merge`` calls it.
+        name: its value of ``merge``.
     """
 
     name: ClassVar[str]

@@ -1,4 +1,4 @@
-"""Several processes for one video."""
+"""Settings of several processes for one video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run can be told: nested frozen dataclasses, each validated where it is built.
+"""The settings of a run: nested frozen dataclasses, each validated where it is built.
 
 The keys of YAML files and, with dashes, the flags of the command line are the names of the fields, wherever they are
 nested (:mod:`adaspa_cli.config.flat`). They are unique over all sections, so that files and flags stay flat.

@@ -1,4 +1,4 @@
-"""What ``search-masks`` can be told besides the settings of a run. Imports nothing heavy."""
+"""The options of ``search-masks`` beyond the settings of a run. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class SearchOptions:
         out: the mask file.
         keep_ranking: density up to which each row's blocks are kept in their order; None keeps one sparsity's mask.
         keep_sums: keep the averaged block sums too, in float16.
-        first_step_only: search at the first search step alone.
-        resume: go on with an unfinished search; nothing is done if the file is there.
+        first_step_only: search only at the first search step.
+        resume: continue an unfinished search; do nothing if the file exists.
     """
 
     out: Path

@@ -1,4 +1,4 @@
-"""What a small model can be asked for: its words and sizes, from the ``vocabulary.json`` that it brings.
+"""The words and sizes that a small model knows, from its ``vocabulary.json``.
 
 A large model understands any prompt; one that was trained on a few dozen words draws something for every other word
 as well, and nothing in the video tells that it did not understand. Only a pipeline with that file has such limits.
@@ -34,7 +34,7 @@ class Vocabulary:
     """Words and sizes that a model was trained on.
 
     Attributes:
-        knows: what can be asked for, by kind, in the words that a person reads.
+        knows: what the model can show, by kind, in words for people.
         words: every word of the training captions, in lower case.
         trained: least and greatest frames, height and width (pixels).
     """

@@ -12,7 +12,7 @@ from adaspa_cli.hooks.override import Override
 
 
 def same_latents(scheduler: Any, team: Team) -> Override:
-    """Let every process go on with what the first one's scheduler made, until the override is restored."""
+    """Let every process continue with the output of the first one's scheduler, until the override is restored."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def step(*args: Any, **kwargs: Any) -> Any:

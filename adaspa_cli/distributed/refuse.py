@@ -81,7 +81,7 @@ def check_alone(config: GenerateConfig, what: str) -> None:
     """Refuse several GPUs for one video where a process makes it alone; ``what`` does.
 
     Raises:
-        ConfigError: they were asked for.
+        ConfigError: they were requested.
     """
     if config.parallel.gpus > 1 or config.parallel.cfg_parallel:
         raise ConfigError(

@@ -12,7 +12,7 @@ from adaspa_cli.distributed.team import Team, even_parts
 
 
 class TokenShare:
-    """Even parts of the video in the order of the sequence; their sizes follow from the layout, and nobody asks."""
+    """Even parts of the video in the order of the sequence; the layout alone gives their sizes."""
 
     def __init__(self, team: Team) -> None:
         self.team = team

@@ -1,4 +1,4 @@
-"""What is looked at, as plain records: a test makes them up, and a machine fills them in."""
+"""Facts about a machine, as plain records that tests can construct."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Ffmpeg:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that was asked for; bytes are estimates, None where nothing tells."""
+    """The requested model; bytes are estimates, None where nothing tells."""
 
     name: str
     checkpoint: str

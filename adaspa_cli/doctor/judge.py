@@ -19,7 +19,7 @@ class Finding:
     """A line of the result.
 
     Attributes:
-        topic: the group of lines that it stands in.
+        topic: the group of lines that it belongs to.
         mend: what to do about it; None where there is nothing to do.
     """
 
@@ -191,7 +191,7 @@ def _models(facts: Facts, asked: Asked) -> Iterator[Finding]:
 
 
 def _model(facts: Facts, model: Model) -> Iterator[Finding]:
-    """Whether a model can be had, and fits."""
+    """Whether a model is available, and fits."""
     topic, hub = "models", facts.hub
     if model.checkpoint != "bundled" and model.name not in hub.complete:
         if hub.offline:

@@ -1,4 +1,4 @@
-"""Looks at the machine: without the network, and without importing torch here."""
+"""Collects facts about the machine, without the network and without importing torch."""
 
 from __future__ import annotations
 

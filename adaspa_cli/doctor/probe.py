@@ -30,7 +30,7 @@ _STARTS = "import sys; from adaspa_cli.doctor.probe import main; main(sys.argv[1
 
 
 def probe(device: str) -> Probed:
-    """Look at the libraries, and at the device that a run with ``--device`` would take."""
+    """Check the libraries, and the device that a run with ``--device`` would use."""
     with tempfile.TemporaryDirectory(prefix="adaspa-doctor-") as folder:
         file = Path(folder) / "found"
         command = [sys.executable, "-c", _STARTS, str(file), device]

@@ -1,7 +1,7 @@
 """Names that one process holds while it works on what belongs there.
 
 A claim is a small file that its process keeps locked. The system drops the lock when the process ends, however it ends,
-so the claim of a process that died holds nobody up; what it had noted is still there to be read.
+so the claim of a dead process blocks no other; what it noted can still be read.
 """
 
 from __future__ import annotations

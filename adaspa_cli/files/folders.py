@@ -1,4 +1,4 @@
-"""Output folders: looked at before anything slow begins, made when there is something to write."""
+"""Output folders: checked before anything slow begins, created when there is something to write."""
 
 from __future__ import annotations
 

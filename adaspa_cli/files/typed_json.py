@@ -23,7 +23,7 @@ def later(entries: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class ShapeError(ValueError):
-    """JSON is not of the type that was asked for; says where."""
+    """JSON is not of the expected type; the message says where."""
 
 
 def to_json(value: Any) -> Any:

@@ -40,7 +40,7 @@ def whole_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def clear_partial(path: Path) -> None:
-    """Remove what processes that were killed have left of a file; nobody may be writing it."""
+    """Remove what killed processes left of a file; no process may be writing it."""
     for left in path.parent.glob(f"{glob.escape(path.stem)}{PARTIAL}*{glob.escape(path.suffix)}"):
         left.unlink(missing_ok=True)
 
@@ -66,7 +66,7 @@ def cannot_write(path: Path | str, error: Exception, *, hint: str | None = None,
     Args:
         path: the file, or other words after "cannot write".
         hint: what to try next, unless the disk is full.
-        resumes: whether the command that writes goes on by ``--resume`` from what is complete.
+        resumes: whether ``--resume`` lets the command continue from what is complete.
     """
     reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]  # ffmpeg says much
     full = isinstance(error, DiskFullError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)

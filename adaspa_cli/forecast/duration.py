@@ -1,4 +1,4 @@
-"""The time of a run from the rates of a machine and the work of its steps; an estimate, of denoising alone."""
+"""The time of a run from the rates of a machine and the work of its steps; an estimate, of denoising only."""
 
 from __future__ import annotations
 

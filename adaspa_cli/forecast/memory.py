@@ -1,4 +1,4 @@
-"""The peak memory of a run before it runs: weights, activations and masks; all estimates, of denoising alone."""
+"""The peak memory of a run before it runs: weights, activations and masks; all estimates, of denoising only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forecast of a run, from its settings alone: nothing is downloaded, loaded or written."""
+"""The forecast of a run, from its settings only: nothing is downloaded, loaded or written."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class PlannedStep:
         sparsity: γ; None without masks.
         kept: expected share of the blocks that its masks keep, text included; 1 without masks.
         stage: number of the transformer that makes it.
-        whole: whether a skipped step leaves out the blocks, and not their attention alone.
+        whole: whether a skipped step leaves out the blocks, and not only their attention.
     """
 
     step: int

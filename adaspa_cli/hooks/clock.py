@@ -48,7 +48,7 @@ class StepClock:
     """
 
     def __init__(self, pipe: Any, transformers: tuple[str, ...] = ("transformer",)) -> None:
-        """``transformers`` are attributes of the pipeline; whoever replaces one of them is told at the next run."""
+        """``transformers`` are attributes of the pipeline; replacing one of them raises an error at the next run."""
         self._pipe = pipe
         self._scheduler = pipe.scheduler
         self._parts = {name: getattr(pipe, name, None) for name in ("scheduler", *transformers)}

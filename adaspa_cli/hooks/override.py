@@ -39,7 +39,7 @@ class Override:
     def restore(self) -> None:
         """Take the wrapper off. May be called twice.
 
-        Where somebody has wrapped the method since, calls go through to what was there before.
+        If other code has wrapped the method since, calls pass through to the previous method.
         """
         if self._chain is not None:
             self._chain.drop(self)
@@ -50,7 +50,7 @@ class _Chain:
     """What stands in an instance's dictionary while overrides are on: the method, inside of their wrappers.
 
     Its slots keep it out of the hands of ``functools.update_wrapper``, which would copy its attributes to whatever
-    somebody wraps round it, and keep them alive there.
+    other code wraps it, and keep them alive there.
     """
 
     __slots__ = ("_before", "_call", "_name", "_original", "_overrides", "_owner")
@@ -80,7 +80,7 @@ class _Chain:
     def drop(self, override: Override) -> None:
         self._overrides.remove(override)
         self._compose()
-        # Where somebody has wrapped the chain it must stay, and lets calls through.
+        # If other code has wrapped the chain it must stay, and passes calls through.
         if not self._overrides and vars(self._owner).get(self._name) is self:
             del vars(self._owner)[self._name]
             if self._before:

@@ -1,4 +1,4 @@
-"""A small tensor on its way from the device, for a decision that is made later: nobody waits until it is read."""
+"""A small tensor copied from the device in the background, for a later decision; only reading it waits."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def check_early(
     """Check a run as far as that takes no time; returns its prompts, each once.
 
     Args:
-        note: is told what is worth knowing, a line at a time.
+        note: receives messages for the user, a line at a time.
         folder: where its results go.
         may_be_complete: whether the run may need no model, because all is there.
         download: whether the hub may be asked.
@@ -93,7 +93,7 @@ def check_masks(config: GenerateConfig) -> None:
 
 
 def check_readable(*masks: Path) -> None:
-    """Refuse mask files that are not there, or that nobody may read.
+    """Refuse mask files that are missing or not readable.
 
     Raises:
         MaskFileError: names the first of them.

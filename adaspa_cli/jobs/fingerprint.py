@@ -51,5 +51,5 @@ def video_fingerprint(resolved: Resolved, prompt: str, seed: int) -> str:
     settings = settings_that_count(resolved)
     masks = open_masks(resolved.config.method)
     if masks is not None:
-        settings["masks"] = masks.checksum  # what is in the file, not where it lies
+        settings["masks"] = masks.checksum  # the content of the file, not its path
     return digest([settings, prompt, seed])

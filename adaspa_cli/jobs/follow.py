@@ -13,7 +13,7 @@ from adaspa_cli.sampling.run import session
 
 
 class Silent:
-    """An :class:`~adaspa_cli.sampling.run.Observer` that tells nobody."""
+    """An :class:`~adaspa_cli.sampling.run.Observer` that reports nothing."""
 
     def loading(self, model: str) -> None: ...
     def started(self, videos: int, steps: int, backend: str | None) -> None: ...

@@ -38,7 +38,7 @@ class Load(Protocol):
 
 
 class JobObserver(Observer, Protocol):
-    """Is told how jobs go on."""
+    """Is notified of the progress of jobs."""
 
     def skipped(self, video: Path) -> None: ...
     def elsewhere(self, video: Path) -> None: ...
@@ -143,7 +143,7 @@ def claim(job: Job, *, resume: bool) -> ClaimedPlace | None:
 def in_turn(
     items: Sequence[Item], claim: Callable[[Item], ClaimedPlace | None]
 ) -> Generator[tuple[Item, ClaimedPlace]]:
-    """Claim one item after another; each is held until the next is asked for.
+    """Claim one item after another; each is held until the next is requested.
 
     What cannot be claimed comes again at the end: the process that was at it may have been interrupted.
     """

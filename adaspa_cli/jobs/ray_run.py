@@ -44,7 +44,7 @@ class Cluster:
 
 
 class RayObserver(JobObserver, Protocol):
-    """Is told how a run on Ray goes on."""
+    """Is notified of the progress of a run on Ray."""
 
     def workers(self, number: int, kind: str) -> None: ...
     def lost(self, video: Path) -> None: ...
@@ -100,7 +100,7 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Refuse a host and port that nobody listens at: Ray would go on trying for many minutes."""
+    """Refuse a host and port without a listener: Ray would keep trying for many minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         return

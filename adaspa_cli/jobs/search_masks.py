@@ -49,7 +49,7 @@ _NO_MATTER = ("fps", "decode", "lossless", "vae_tiling", "vae_framewise")
 
 
 class SearchObserver(JobObserver, Protocol):
-    """Is told how a search goes on."""
+    """Is notified of the progress of a search."""
 
     def estimated(self, file_bytes: int, sums_bytes: int) -> None: ...
 
@@ -125,7 +125,7 @@ def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str],
         resolved: the settings of a run that would make videos of the prompts.
         options: what to keep, and where.
         prompts: each is searched with each seed.
-        observer: is told how it goes on.
+        observer: is notified of the progress.
 
     Raises:
         AdaspaError: see :meth:`~adaspa_cli.config.search_masks.SearchOptions.check`,

@@ -28,7 +28,7 @@ class Shard:
     Attributes:
         number: which one, from 1.
         of: how many there are.
-        local: number of this process on its machine, from 0; None if nobody said.
+        local: number of this process on its machine, from 0; None if unknown.
     """
 
     number: int

@@ -92,7 +92,7 @@ def check_method(masks: Described, method: SearchingConfig) -> None:
         hint = "--budget layer" if facts.method.layer_budget else "--budget row or head-adaptive"
         _same(masks, "layer_budget", facts.method.layer_budget, method.layer_budget, hint)
     exact = method.search_steps_for is None
-    firsts = {first for _, first in facts.stages}  # a second transformer searches there, whatever is asked for
+    firsts = {first for _, first in facts.stages}  # a second transformer searches there in any case
     searched = tuple(step for step in facts.search_steps if step not in firsts or step in method.search_steps)
     if exact and searched != method.search_steps[: len(searched)]:
         hint = "drop --search-steps: with --masks the file's are used"

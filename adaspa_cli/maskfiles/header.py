@@ -1,6 +1,6 @@
 """The header of a mask file: eight bytes of length and a JSON object, as safetensors documents it.
 
-The header is a function of the description alone: names, types, shapes and offsets of the tensors follow from it. So
+The header is a function of the description: names, types, shapes and offsets of the tensors follow from it. So
 a reader writes the header of the description that it has read once more and compares every byte. A change anywhere in
 the header is seen by that, or by the checksum over the description; a change in the data by the digests that the
 description holds.
@@ -20,7 +20,7 @@ from adaspa_cli.maskfiles.description import Description, Place
 
 @dataclass(frozen=True)
 class Described:
-    """A mask file as far as it describes itself: its header is whole, and its tensors are not looked at.
+    """A mask file as far as it describes itself: its header is whole, and its tensors are not read.
 
     Attributes:
         path: the file.

@@ -1,7 +1,7 @@
 """The folder in which a search over many prompts grows: block sums added up, then masks, then one file.
 
 Everything there is written under a temporary name and renamed, and every sum knows how many videos are in it. So a
-search that was interrupted anywhere, also in the middle of a video, goes on with that video and adds nothing twice.
+search that was interrupted anywhere, also in the middle of a video, continues with that video and adds nothing twice.
 
 Shapes: H heads, R query and C key blocks without text.
 """
@@ -53,7 +53,7 @@ class MaskParts:
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool, share: str = "") -> None:
-        """Make the folder beside ``out``, or with ``resume`` go on with the one that is there.
+        """Make the folder beside ``out``, or with ``resume`` continue the existing one.
 
         Args:
             share: of one of several processes, a folder within that one.
@@ -75,7 +75,7 @@ class MaskParts:
             self._read_state()
         elif any(path.name != STATE for path in self.folder.iterdir()):
             shared = any(path.is_dir() for path in self.folder.iterdir())
-            way = "its processes go on with --shard" if shared else "--resume goes on with it"
+            way = "its processes continue with --shard" if shared else "--resume continues it"
             raise OutputError(
                 f"an unfinished search is in {self.folder}",
                 hint=f"{way}; remove the folder, or choose another --out, to start over",
@@ -191,7 +191,7 @@ class MaskParts:
             with whole_file(path, replace=True) as partial:
                 yield partial
         except (OSError, SafetensorError) as error:
-            raise cannot_write(path, error, hint="go on with --resume") from error
+            raise cannot_write(path, error, hint="continue with --resume") from error
 
     def _sums(self, place: Place) -> Path:
         return self.folder / f"{'.'.join(map(str, place))}.sums"

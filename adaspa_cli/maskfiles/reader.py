@@ -20,7 +20,7 @@ from adaspa_cli.maskfiles.writer import digest
 
 
 class MaskFile(Described):
-    """A mask file whose header is whole. Tensors are read, and checked, when they are asked for.
+    """A mask file whose header is whole. Tensors are read, and checked, on demand.
 
     Memory is that of the tensors of one mask, whatever the size of the file.
     """

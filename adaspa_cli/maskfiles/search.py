@@ -136,7 +136,7 @@ def choose_mask(
 
     Args:
         parts: takes the mask.
-        call: where it stands.
+        call: its place in the run.
         video: [H, R, C], or [2H, R, C] with the scores of the blocks after their sums.
         text: the mass with text of each, [H] or [2H].
 

@@ -1,7 +1,7 @@
-"""Masks from a file: no search, and where asked for a look at whether they fit the prompt.
+"""Masks from a file instead of a search; optionally their recall on the prompt is measured.
 
 The file's search steps say from which step on its masks hold. Before the first, attention is dense, unless the run
-uses the masks from its start. Where a recall is asked for, the first mask of each layer is not used at once: that
+uses the masks from its start. If a minimum recall is set, the first mask of each layer is not used at once: that
 step is dense, its exact block sums (AdaSpa, arXiv 2502.21079, two passes) give the mask's recall on this very
 attention, and a layer below is searched from the same sums if the run says so.
 
@@ -44,7 +44,7 @@ class Check:
         step: at which it was measured.
         stored: recall [H] of the search that made the file, of all heads of the layer.
         measured: recall [H] on the run's own attention, of all heads too.
-        below: whether the mean over the heads is below what was asked for.
+        below: whether the mean over the heads is below the minimum.
         searched: whether the layer was searched again.
     """
 
@@ -87,7 +87,7 @@ class StoredMasks(Forwarding):
     def decide(self, call: Call, last_search: int | None) -> CallPlan:
         """Load each mask at the first executed call at or after its step.
 
-        A layer that fell back searches there anew, in two passes: for a few layers no LSE is kept.
+        A layer that fell back searches there again, in two passes: for a few layers no LSE is kept.
 
         Raises:
             MaskFileError: the masks are for other tokens, or lack the guidance branch.

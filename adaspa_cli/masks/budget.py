@@ -1,4 +1,4 @@
-"""How the kept blocks are spread over the rows and heads of a layer, by any score of a block.
+"""How a budget of kept blocks is shared by the rows and heads of a layer, by any score of a block.
 
 - *row*: every row of every head keeps k = round((1-γ) * Nv) video blocks, those of the largest score.
 - *head-adaptive*: AdaSpa's three counts, by the recall of each head (arXiv 2502.21079, head-adaptive sparsity).
@@ -51,7 +51,7 @@ def select_by_score(
     Args:
         block_sums: W [H, Nq, Nk], float32, not negative.
         scores: [H, Nq, Nk], float32, not negative; may be W.
-        layout: where the text stands.
+        layout: where the text is.
         block_size: tokens of a (query, key) block.
         sparsity: γ in [0, 1), mean share of the video key blocks left out.
         budget: one of ``BUDGETS``.

@@ -1,4 +1,4 @@
-"""The score of a block by what leaving it out does to the output, in place of its weight alone.
+"""The score of a block by what leaving it out does to the output, instead of only its weight.
 
 Maths. Query block i reads o_i = Σ_j W_ij v_j / Σ_j W_ij. Without block j, and to first order, it changes by
 W_ij ||v̄_j - ō_i|| / Σ W: a heavy block whose values are what the row reads anyway may go, a lighter one that differs

@@ -25,7 +25,7 @@ def pack_lists(position: Tensor, counts: Tensor, layout: TokenLayout, block_size
         position: [H, rows, K] kept key blocks, counted from the start of the sequence, in any order; unused slots
             hold Nk.
         counts: how many slots are used, [H] if alike in all rows of a head, or [H, rows].
-        layout: where the text stands.
+        layout: where the text is.
         block_size: tokens of a (query, key) block.
     """
     rows, text = layout.video_blocks(block_size[0]), layout.text_blocks(block_size[1])

@@ -21,7 +21,7 @@ class MaskSource(Enum):
     SEARCH = "search"  # in the block sums of the call's own dense attention
     CACHED_SEARCH = "cached search"  # in block sums from an LSE that is known
     KEPT = "kept"  # from an earlier call
-    ESTIMATE = "estimate"  # from q, k and v, for this call alone
+    ESTIMATE = "estimate"  # from q, k and v, for this call only
     CHECK = "mask check"  # from a file, its recall measured in the call's own dense attention
     LOAD = "loaded masks"  # from a file
 

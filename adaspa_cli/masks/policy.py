@@ -18,7 +18,7 @@ from adaspa_cli.masks.plan import CallPlan
 
 @dataclass(frozen=True)
 class Call:
-    """Where an attention call stands in a run.
+    """The place of an attention call in a run.
 
     Attributes:
         layer: index over all attention layers of the transformer.
@@ -56,11 +56,11 @@ class FoundMask:
 
 
 class MaskPolicy(ABC):
-    """A method. It holds settings alone; the masks and the LSE of a run are kept by the run.
+    """A method. It holds only settings; the run keeps its masks and LSE.
 
     A method implements the way of finding masks that its plans ask for: :meth:`search` from exact block sums, for
     masks that later calls reuse, :meth:`load` without looking at the call's attention at all, or :meth:`estimate` from
-    the call's own q, k and v, for masks of this call alone.
+    the call's own q, k and v, for masks of this call only.
     """
 
     @property
@@ -92,7 +92,7 @@ class MaskPolicy(ABC):
         """What the calls of each of ``steps`` do, as long as none is skipped: of a layer, or of those whose
         stage it is.
 
-        A layer whose loaded mask turns out to recall too little searches where others load: that alone is not foretold.
+        A layer whose loaded mask turns out to recall too little searches where others load: only that is not predicted.
         """
         plans: list[CallPlan] = []
         last_search = None
@@ -121,7 +121,7 @@ class MaskPolicy(ABC):
 
     @property
     def scores_blocks(self) -> bool:
-        """Whether :meth:`search` chooses by scores, and not by the block sums alone."""
+        """Whether :meth:`search` chooses by scores, and not only by the block sums."""
         return False
 
     def scores(self, block_sums: Tensor, values: Tensor) -> Tensor:

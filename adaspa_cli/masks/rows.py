@@ -1,4 +1,4 @@
-"""Attention weights of a few query rows: what methods look at that do not compute all of them.
+"""Attention weights of a few query rows, for methods that don't compute all of them.
 
 Shapes: H heads, h of them at a time, n rows, L tokens, D head dimension.
 """

@@ -34,7 +34,7 @@ def select(
 
     Args:
         block_sums: W [H, Nq, Nk], float32, not negative.
-        layout: where the text stands.
+        layout: where the text is.
         block_size: tokens of a (query, key) block; W was summed over such blocks.
         sparsity: γ in [0, 1), share of the video key blocks left out.
         head_adaptive: γ is the mean; heads of high recall get more, heads of low recall less.

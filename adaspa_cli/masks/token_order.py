@@ -47,7 +47,7 @@ class TokenOrder:
 
 
 def video_order(layout: TokenLayout, device: torch.device | str = "cpu") -> TokenOrder:
-    """The Hilbert order of the N video tokens alone, counted from the first of them; cached for each size."""
+    """The Hilbert order of the N video tokens, counted from the first of them; cached for each size."""
     return _video_order(layout.frames, layout.height, layout.width, layout.lead_frames, torch.device(device))
 
 
@@ -60,7 +60,7 @@ def token_places(layout: TokenLayout, device: torch.device | str = "cpu") -> Ten
 
 
 def token_blocks(layout: TokenLayout, block_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Block of the sequence that each video token stands in, int64 [N]; the tokens as in :func:`token_places`."""
+    """Block of the sequence that each video token is in, int64 [N]; the tokens as in :func:`token_places`."""
     return token_places(layout, device) // block_size
 
 

@@ -73,7 +73,7 @@ class Attachment:
         if token_order == "hilbert":
             try:
                 self.rearrange(HilbertOrder())
-            except BaseException:  # the family's tokens come in one order alone
+            except BaseException:  # the family's tokens have only one order
                 self.detach()
                 raise
 
@@ -93,7 +93,7 @@ class Attachment:
         """Give the blocks the video's tokens in another way from now on.
 
         Raises:
-            RunError: the family's tokens come in one way alone.
+            RunError: the family's tokens can't be rearranged.
         """
         self._rearrangements.append(
             [

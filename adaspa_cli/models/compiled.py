@@ -3,7 +3,7 @@
 What is compiled of a block is what the compiler can fuse: norms, modulation, gates, activations and the elementwise
 work round the matrix products of the feed-forward. Attention stays one eager call, and with it one graph break in each
 block: the projections and the sparse kernels in it leave nothing to fuse, and a graph that saw the layer's number, the
-policy or a mask would be compiled anew for each of them.
+policy or a mask would be recompiled for each of them.
 
 Blocks of a kind share their graphs, because these take weights as inputs. There are a few of each kind, because tokens
 come in a few memory layouts; another size of video makes one more set, which then serves all sizes.

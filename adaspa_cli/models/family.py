@@ -16,7 +16,7 @@ Nothing else names a family. What the models of diffusers 0.42 do differently, a
   rotation.
 * Video and text attend apart (Wan, LTX): only the video's self-attention is ours. Its layout has ``text_tokens=0``, and
   cross-attention is left alone.
-* Blocks that return the video's tokens alone: override :meth:`Family.block_input`, :meth:`Family.block_output` and
+* Blocks that return only the video's tokens: override :meth:`Family.block_input`, :meth:`Family.block_output` and
   :meth:`Family.joined`.
 * Guidance in two passes announces its branches by ``cache_context``, which every attachment follows; names other than
   ``cond`` and ``uncond`` go to :attr:`Family.branch_names`. Guidance as one batch is up to the attachment (CogVideoX).
@@ -103,13 +103,13 @@ class Family(ABC):
 
     @abstractmethod
     def processor(self, layer: int, forward: Forward) -> Processor:
-        """What stands for the attention processor of a layer."""
+        """The replacement of a layer's attention processor."""
 
     def ends(self, transformer: Any) -> Ends:  # noqa: ARG002
         """Where video tokens enter and leave the blocks of a transformer.
 
         Raises:
-            RunError: the family's tokens come in one order alone, and all together.
+            RunError: the family's tokens have only one order, and can't be split.
         """
         raise RunError(f"the tokens of {self.facts.pipeline} can't be reordered or split")
 
@@ -142,10 +142,10 @@ class Family(ABC):
 
     @abstractmethod
     def encoder(self, pipe: Any) -> Encode:
-        """What stands for ``encode_prompt`` of a pipeline without text encoders."""
+        """The replacement of ``encode_prompt`` in a pipeline without text encoders."""
 
     def stand_ins(self, pipe: Any) -> dict[str, Callable[..., Any]]:
-        """What stands for methods of a pipeline without the parts that they call, by their names."""
+        """Replacements of methods whose parts a pipeline lacks, by name."""
         return {"encode_prompt": self.encoder(pipe)}
 
     def made_parts(self) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def join(rows: Sequence[Tensor]) -> Tensor:
     """Rows [1, n, C] to a batch [B, n, C]; a batch of one is not copied.
 
     Such a batch gets the strides that its shape has when it is no part of a longer row: a compiled block looks at them,
-    and would be compiled anew for each length of text.
+    and would be recompiled for each text length.
     """
     return rows[0].squeeze(0).unsqueeze(0) if len(rows) == 1 else torch.cat(list(rows))
 

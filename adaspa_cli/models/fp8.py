@@ -1,7 +1,7 @@
 """``--linear fp8``: linear layers of a transformer's blocks put into FP8, and taken out again.
 
-Only attention's and the feed-forward's: modulation layers work on one row, and what lies outside of the blocks stays as
-it is. A layer that somebody replaced or hooked (LoRA, offloading, other quantisation) is left alone, and the report
+Only attention's and the feed-forward's: modulation layers work on one row, and what is outside the blocks stays as
+it is. A layer that other code replaced or hooked (LoRA, offloading, other quantisation) is left alone, and the report
 counts it.
 """
 

@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
     """``auto`` is the first GPU, or the CPU where there is none.
 
     Raises:
-        BackendError: a GPU was asked for that is not there.
+        BackendError: the requested GPU does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,7 +63,7 @@ def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
 
     Raises:
         ModelError: missing, gated, incomplete or of an unknown family, or a LoRA of no use to it.
-        BackendError: the device or a package is not there, offloading was asked for without a GPU, or blocks cannot be
+        BackendError: the device or a package is not there, offloading was requested without a GPU, or blocks cannot be
             compiled.
     """
     check_packages(config)

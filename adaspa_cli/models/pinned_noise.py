@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class PinnedNoise(TorchFunctionMode):
-    """Within it ``torch.randn`` on the CPU draws into pinned memory, and what lies there is copied without waiting.
+    """Within it ``torch.randn`` on the CPU draws into pinned memory, and what is there is copied without waiting.
 
     The numbers are the same.
     """

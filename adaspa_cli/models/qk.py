@@ -85,7 +85,7 @@ def _rotate(x: Tensor, rotation: Rotation, start: int) -> Tensor:
 def kernel_arguments(norm: Norm | None, x: Tensor, *, on: str = "cuda") -> dict[str, Any] | None:
     """The kernel's arguments for a norm over D; None where it cannot stand for PyTorch, as elsewhere than ``on``.
 
-    A norm that somebody has hooked, or whose weights are elsewhere until it is called (offloading), is called.
+    A norm with a hook, or whose weights are elsewhere until it is called (offloading), is called.
     """
     from diffusers.models.normalization import RMSNorm
 

@@ -1,4 +1,4 @@
-"""What stands for the text encoders of a pipeline with random weights: noise that depends on the prompt alone."""
+"""The replacement of the text encoders in a pipeline with random weights: noise that depends only on the prompt."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _PIXELS_AT_ONCE = 2**19  # the first layer has 64 channels at full size: 128 MiB
 
 
 class UnavailableError(Exception):
-    """Why a metric cannot be had."""
+    """Why a metric is not available."""
 
 
 class ShiftTolerantLpips:

@@ -1,7 +1,7 @@
 """PSNR, SSIM and the learned distances ST-LPIPS and LPIPS of a video against another of the same size, frame by frame.
 
-PSNR, SSIM and LPIPS are torchmetrics'. A learned one that cannot be had here is not a number but a reason: see
-:class:`Measurement`.
+PSNR, SSIM and LPIPS are torchmetrics'. A learned metric that is not available here has a reason instead of a
+number: see :class:`Measurement`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Measurement:
 
 
 class VideoMetrics:
-    """The metrics that can be had on this machine, loaded once.
+    """The metrics available on this machine, loaded once.
 
     Attributes:
-        reasons: why a learned metric cannot be had, by its name.
+        reasons: why a learned metric is not available, by its name.
 
     Raises:
         BackendError: torchmetrics cannot be imported.

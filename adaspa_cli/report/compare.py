@@ -12,7 +12,7 @@ from adaspa_cli.errors import ConfigError, ReportError, shortened
 from adaspa_cli.report.schema import Report, read_report
 
 _HINT = "--compare-with takes the NAME.report.json of a run of the same model, prompt, seed and size"
-# What two videos must share, so that the method alone makes the difference.
+# What two videos must share, so that only the method differs.
 _SHARED = [f.name for f in dataclasses.fields(SamplingConfig) if f.name not in ("seed", "fps", "steps_per_phase")]
 
 

@@ -1,4 +1,4 @@
-"""What made up for left-out blocks, for the report: its cost, and each call's own estimate of its error.
+"""Compensation for left-out blocks, for the report: its cost, and each call's estimate of its error.
 
 Nothing dense is run for it: the probe rows of a repaired call say how far the others are from dense attention.
 """
@@ -22,7 +22,7 @@ FIGURES = ("pooled", "before", "after")
 
 
 def compensation_use(calls: Sequence[AttentionCall], densified: int = 0) -> CompensationUse | None:
-    """What made up for left-out blocks in these calls; None where nothing did. Waits for the device."""
+    """Compensation for left-out blocks in these calls; None if there was none. Waits for the device."""
     made_up = [call for call in calls if call.estimate.work]
     if not made_up:
         return None

@@ -65,7 +65,7 @@ def latency_report(
     ``skipped`` is the share of blocks or of attention calls that a cache left out; densities are those of the calls
     that were made.
 
-    ``compensation`` is what made up for left-out blocks, see :mod:`adaspa_cli.report.compensation`.
+    ``compensation`` is the compensation for left-out blocks, see :mod:`adaspa_cli.report.compensation`.
 
     ``dense_attention`` says which kernel ran dense attention and what the others took, where there was a choice.
 

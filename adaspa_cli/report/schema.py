@@ -1,4 +1,4 @@
-"""The latency report as it lies on disk: its types, its format, and the one way to read it.
+"""The latency report on disk: its types, its format, and the one way to read it.
 
 Which formats can be read: see :mod:`adaspa_cli.report.versioned`.
 """
@@ -93,7 +93,7 @@ class CacheUse:
 
 @dataclass(frozen=True)
 class Merging:
-    """What merged tokens: the share that was asked for, and the share of the video tokens that it merged."""
+    """What merged tokens: the requested share, and the share of the video tokens that it merged."""
 
     name: str
     asked: float
@@ -102,7 +102,7 @@ class Merging:
 
 @dataclass(frozen=True)
 class SearchSteps:
-    """What was asked for, what the schedule made of it, and when masks were really searched."""
+    """The requested search steps, the schedule that follows from them, and the steps at which masks were searched."""
 
     asked: tuple[int, ...]
     planned: tuple[int, ...]
@@ -235,11 +235,11 @@ class LayerCompensation:
 
 @dataclass(frozen=True)
 class CompensationUse:
-    """What made up for left-out blocks.
+    """Compensation for left-out blocks.
 
     Attributes:
         work: what it cost, as a share of dense attention, mean over all calls; no part of ``density``.
-        pooled: share of the attention weights that summaries stand for, mean over the calls that had any.
+        pooled: share of the attention weights that summaries represent, mean over the calls that had any.
         before, after: the repair: distance of the probe rows from dense attention relative to its norm, root mean
             square over the repaired calls and their heads. None without a repair.
         densified: calls that were dense because of the error of the call before, where ``max_error`` limits it.

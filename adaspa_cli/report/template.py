@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-SHARED = Path(__file__).parent  # where style.css lies
+SHARED = Path(__file__).parent  # the folder of style.css
 
 
 def render(template: Path, **data: Any) -> str:

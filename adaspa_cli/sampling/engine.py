@@ -140,7 +140,7 @@ class AttentionEngine:
         return self._records.searches
 
     def masks(self) -> dict[Key, FoundMask]:
-        """The masks that later calls use, by layer, branch and sample: none of a method that finds them anew."""
+        """The masks that later calls use, by layer, branch and sample: none if every call finds a new one."""
         return self.memory.masks()
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> AttentionEngine:

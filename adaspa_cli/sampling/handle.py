@@ -70,7 +70,7 @@ class Handle:
             config: the method.
             policy: the policy of a run with that many steps, instead of the one that ``config`` describes.
             teams: the processes that make each video together, each by the same calls; None makes it alone.
-            deal_by_cost: deal heads out anew once the costs of their masks are known.
+            deal_by_cost: redistribute heads once the costs of their masks are known.
 
         Raises:
             ModelError: an unknown pipeline.
@@ -227,22 +227,22 @@ def apply(
     policy: MaskPolicy | Callable[[int], MaskPolicy] | None = None,
     **settings: Any,
 ) -> Handle:
-    """Run a pipeline of diffusers with a method of adaspa, or with one of your own, until the handle is removed.
+    """Run a diffusers pipeline with a method of adaspa, or with your own, until the handle is removed.
 
     ``pab``, ``adacache`` and ``tomesd`` are methods too; ``cache="first-block"`` and the like join a cache to a method.
 
     Args:
         pipe: a pipeline of a family that adaspa knows, on its device.
-        method: a method preset: ``adaspa``, ``sparse-videogen``, ``minference``, ``frame-region``, ``full``,
-            ``diffusers`` or an ablation.
-        policy: a method of your own in place of a preset, or what makes it for a run with that many denoising steps;
-            docs/own-method.md has an example.
+        method: a method preset, such as ``adaspa``, ``adaspa-plus``, ``sparse-videogen``, ``full`` or ``pab``.
+        policy: a method of your own instead of a preset, or a function that builds one from the number of denoising
+            steps; docs/own-method.md has an example.
         settings: any field of :class:`~adaspa_cli.config.schema.MethodConfig`, such as ``sparsity=0.8``,
-            ``search_steps=(10, 30)`` or ``attention_backend="auto"``; with a policy only those that are of no method.
+            ``search_steps=(10, 30)`` or ``attention_backend="auto"``; with a policy only
+            those that belong to no method.
 
     Raises:
         ConfigError: an unknown method or setting, or an impossible value.
-        ModelError: the pipeline is of a family without an adapter.
+        ModelError: the pipeline belongs to an unsupported family.
         BackendError: the attention backend cannot run on the pipeline's device.
         MaskFileError: ``masks`` names a file that is corrupt or does not fit.
     """
@@ -256,7 +256,7 @@ def apply(
 
 
 def _check_own_method(method: str, policy: object, settings: dict[str, Any]) -> None:
-    """Refuse what a policy does not look at; raises ConfigError."""
+    """Refuse settings that a policy ignores; raises ConfigError."""
     if not callable(policy) and not isinstance(policy, MaskPolicy):
         raise ConfigError(f"policy must be a MaskPolicy, or a function that makes one, not {type(policy).__name__}")
     if method != "adaspa":

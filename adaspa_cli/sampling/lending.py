@@ -28,7 +28,7 @@ class Lending:
         """What a call does that borrows.
 
         Before there is a mask, and where the other branch has just attended densely to search one, it is dense too, so
-        that such a step stays exact. A mask that was estimated is of its own step alone: where a cache skipped the
+        that such a step stays exact. An estimated mask is valid only for its step: where a cache skipped the
         call that would have estimated one, there is none.
         """
         lent = self._memory.of(call, LENDER)

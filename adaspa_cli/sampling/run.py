@@ -30,7 +30,7 @@ from adaspa_cli.sampling.steps_per_phase import StepsPerPhase
 
 
 class Observer(Protocol):
-    """Is told how a run goes on."""
+    """Is notified of the progress of a run."""
 
     def loading(self, model: str) -> None: ...
     def started(self, videos: int, steps: int, backend: str | None) -> None: ...

@@ -1,4 +1,4 @@
-"""Sparse attention of one call: what stands between its mask and its output.
+"""Sparse attention of one call: from its mask to its output.
 
 Shapes: H heads, L tokens, D head dimension.
 """
@@ -48,7 +48,7 @@ def attend_sparsely(
 
     Args:
         q, k, v: [1, H, L, D].
-        found: the mask; one with an order of its own has nothing made up for.
+        found: the mask; one with its own order has no compensation.
         density: [H], of the mask.
         layout: of the call.
         backend: runs the operators.

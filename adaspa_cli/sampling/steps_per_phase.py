@@ -26,7 +26,7 @@ Kind = tuple[CallPlan, *tuple[Hashable, ...]]
 class StepsPerPhase:
     """At work on one pipeline from the start of a run to its last step.
 
-    The transformer is wrapped for each run anew: offloading takes wrappers off when a pipeline's call returns.
+    The transformer is wrapped again for each run: offloading takes wrappers off when a pipeline's call returns.
 
     Attributes:
         number: steps of each phase that are computed.

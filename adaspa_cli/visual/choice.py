@@ -1,4 +1,4 @@
-"""What to look at in a running model: layers, heads, steps and a query token. Imports nothing heavy."""
+"""What to draw of a running model: layers, heads, steps and a query token. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def check_query(grid: Grid, query: tuple[int, int, int] | None) -> None:
     if query is not None and any(at >= size for at, size in zip(query, grid, strict=True)):
         asked, last = (",".join(map(str, place)) for place in (query, (size - 1 for size in grid)))
         raise ConfigError(
-            f"query {asked} lies outside the video of {grid[0]} x {grid[1]} x {grid[2]} tokens",
+            f"query {asked} is outside the video of {grid[0]} x {grid[1]} x {grid[2]} tokens",
             hint=f"frame, row and column count from 0: at most {last}",
         )
 

@@ -1,4 +1,4 @@
-"""Figures of a look at a model: weight maps with patterns, recall and LSE by step, masks of one video on others.
+"""Figures of a visualised model: weight maps with patterns, recall and LSE by step, masks of one video on others.
 
 The figures of AdaSpa (arXiv 2502.21079): 5 and A to C (patterns, several steps below one another), 6a to 6c.
 """

@@ -90,7 +90,7 @@ def _files(seen: MaskReading) -> list[str]:
     if len(seen.files) > 1:
         lines += [f"file {number}: {file.path.name}" for number, file in enumerate(seen.files, 1)]
     if any(file.description.model.random_weights for file in seen.files):
-        lines.append("random weights: the masks mean nothing")
+        lines.append("random weights: the masks are meaningless")
     return lines
 
 

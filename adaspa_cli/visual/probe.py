@@ -141,7 +141,7 @@ class AttentionProbe:
         return out
 
     def _find(self, call: Call, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, sums: Tensor) -> FoundMask:
-        """The mask of a run, which may weigh some rows of each block only, and its recall of all rows."""
+        """The mask of a run, which may be searched from some rows of each block, and its recall over all rows."""
         rows = self.policy.search_rows
         if rows == 1:
             return self.policy.choose(call, sums, v)
@@ -193,7 +193,7 @@ class AttentionProbe:
         """Weights, patterns and video view of the chosen heads.
 
         Patterns are compared at one share of the weights, that of blocks with the same budget in every row. Beside them
-        stands, where left-out blocks are made up for, what the run's own mask and its summaries see.
+        stands, with compensation, what the run's own mask and its summaries see.
         """
         kept = found.mask.to_bool()
         sparsity = sparsity_at(self.sparsity, self.clock.step)

@@ -1,4 +1,4 @@
-"""A look at a model: every prompt and seed run densely, the first drawn, the others to try its masks on."""
+"""Visualise a model: every prompt and seed runs densely; the first is drawn, its masks are tested on the others."""
 
 from __future__ import annotations
 

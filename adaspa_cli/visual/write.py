@@ -174,7 +174,7 @@ def _chosen_by(method: SearchingConfig) -> str:
     """How the blocks of masks are chosen, in words."""
     if not isinstance(method, AdaSpaConfig):
         return _BUDGETS["row"]
-    by = ", by what the output would change without them" if method.scores_blocks else ""
+    by = ", chosen by output error" if method.scores_blocks else ""
     return f"{_BUDGETS[method.spreading]}{by}"
 
 

@@ -207,7 +207,7 @@ def block_sparse_attention(
 
     Returns:
         Output [B, H, Lq, D], whose ``transpose(1, 2)`` is contiguous, and the natural LSE, float32 [B, H, Lq]. With
-        summaries that is the LSE of both, and that of the kept blocks alone comes third.
+        summaries that is the LSE of both, and that of only the kept blocks comes third.
 
     Raises:
         ValueError: device, dtype, shape or stride is not one of these, or the path cannot run.

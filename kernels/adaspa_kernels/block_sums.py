@@ -88,7 +88,7 @@ def block_sums_kernel(
     b_q = load_rows(
         q_ptr, batch, head, query_tile * TQ, weighed_tokens, stride_qb, stride_qh, stride_ql, TQ, D, False, True
     )
-    # [TQ]: +inf makes a row weigh nothing, be it past the end or without keys.
+    # [TQ]: +inf gives a row no weight: it is past the end, or has no keys.
     rows = query_tile * TQ + tl.arange(0, TQ)
     p_lse = lse_ptr + batch64 * stride_lb + head64 * stride_lh + rows.to(tl.int64) * stride_ll
     b_lse = tl.load(p_lse, mask=rows < weighed_tokens, other=float("inf"))
@@ -133,7 +133,7 @@ def block_sums(
     Args:
         q, k: [B, H, Lq, D], [B, H, Lk, D] in bf16 or fp16 (float32 in the interpreter); any strides but the last,
             which is 1.
-        lse: natural log-sum-exp of each row, float32 [B, H, Lq]; -inf makes a row weigh nothing.
+        lse: natural log-sum-exp of each row, float32 [B, H, Lq]; -inf gives a row no weight.
         block_size: tokens of a (query, key) block, one of ``BLOCK_SIZES``.
         scale: positive factor of q k^T.
         row_stride: N, one of ``ROW_STRIDES``.

@@ -18,7 +18,7 @@ THREADS = gl.constexpr(128)  # of a warpgroup
 
 
 def boxes(x: Tensor) -> TensorDescriptor:
-    """Describe ``x`` [B, H, L, D] as boxes of [1, 1, 64, 64]; what lies past the end reads as zero."""
+    """Describe ``x`` [B, H, L, D] as boxes of [1, 1, 64, 64]; what is past the end reads as zero."""
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, BOX, BOX], layout)
 

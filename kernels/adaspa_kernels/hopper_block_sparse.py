@@ -21,7 +21,7 @@ it, where blocks of 64 are odd in number, an empty half: the first step alone pa
 Summaries. Where the launch has them (``summaries.py``), a row that is not full goes on, in the same softmax, with tiles
 of 128 summaries, all of its head's one after the other. With each comes a note of four words from the copying warp:
 whose bit is set is minus infinity. The logarithm of the tokens of a block is taken from the reference, once a row; the
-last block's lacks something if it is ragged, and then the last tile has code of its own. The LSE of the list alone is
+last block's lacks something if it is ragged, and then the last tile has code of its own. The LSE of only the list is
 written in between.
 
 Memory. q, k, v and out are [B, H, L, D] views that the copy engine takes: last stride 1, the others multiples of
@@ -47,7 +47,7 @@ the output whenever it grows. Here (``FIXED``) it is the largest score of the fi
 stays. What falls below 2^-126 is flushed to zero: less than 2^-94 of the row's largest weight. Later scores may exceed
 the first tile's by 96 in log2 (66 in natural units; 55 for a hundred thousand of them) before the sum of the weights
 passes 2^64, which leaves the output room for values up to 2^63; values below 2^-94 lose digits. A row whose sum ends
-out of bounds, or is NaN, is written down, and a second launch computes it anew by the online softmax; where no row is,
+out of bounds, or is NaN, is recorded, and a second launch recomputes it by the online softmax; if no row is,
 it ends at once. float16, which lacks the range, takes the online softmax from the start.
 
 Order of a step: issue S = Q K(i)^T, issue O += P V(i-1), wait for S, softmax, wait for O, (rescale,) wait for the
@@ -491,7 +491,7 @@ def launch(
 
     Returns:
         Output [B, H, Lq, D], whose ``transpose(1, 2)`` is contiguous, and the natural LSE, float32 [B, H, Lq], a view;
-        with summaries the LSE of the kept blocks alone comes third.
+        with summaries the LSE of only the kept blocks comes third.
     """
     batch, heads, query_tokens, head_dim = q.shape
     query_blocks = triton.cdiv(query_tokens, block_size[0])

@@ -155,7 +155,7 @@ def _sum_blocks(
     b_q = q_boxes._reinterpret(dtype, [_WARPGROUPS, BLOCK, D], rows_layout).index(INDEX)
     tiles_ring = ring._reinterpret(dtype, [SLOTS, TILE, D], rows_layout)
 
-    # [64]: +inf makes a row weigh nothing, be it past the end or without keys.
+    # [64]: +inf gives a row no weight: it is past the end, or has no keys.
     first_row = first_row + INDEX * BLOCK
     rows = first_row + gl.arange(0, BLOCK, gl.SliceLayout(1, scores_layout))
     p_lse = lse_ptr + batch.to(gl.int64) * stride_lb + head.to(gl.int64) * stride_lh + rows.to(gl.int64) * stride_ll

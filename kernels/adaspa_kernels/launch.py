@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = ((64, 64), (128, 128))
-ROW_STRIDES = (1, 2, 4, 8, 16)  # of the query rows that block sums weigh
+ROW_STRIDES = (1, 2, 4, 8, 16)  # of the query rows that block sums read
 WARPS, STAGES = (4, 8), (1, 2, 3)  # of the portable kernels
 TUNED_TOKENS = 4096
 
@@ -63,7 +63,7 @@ def choose_path(path: str, kernel: str, block_size: tuple[int, int], *tensors: T
     """Return "portable" or "hopper". ``auto`` takes what it prefers, and says so in the log where that cannot run.
 
     Raises:
-        ValueError: the path is unknown, or was asked for by name and cannot run.
+        ValueError: the path is unknown, or was requested by name and cannot run.
     """
     if path not in PATHS:
         raise ValueError(f"path must be one of {PATHS}, got '{path}'")
@@ -195,7 +195,7 @@ def _autotuned(kernel: Any) -> Any:
     """The kernel with a choice among ``WARPS`` and ``STAGES``, by time.
 
     It is made once for a block size, head dimension, dtype and kind of loads, and kept on disk: another length, or
-    another process, does not choose anew. What does not fit into shared memory is passed over.
+    another process, does not choose again. Candidates that exceed the shared memory are skipped.
     """
     import triton
 

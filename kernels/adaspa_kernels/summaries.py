@@ -1,4 +1,4 @@
-"""Summaries of key blocks: one key and one value for each, which stand in for its tokens where a mask leaves it out.
+"""Summaries of key blocks: one key and one value for each, which represent its tokens where a mask leaves it out.
 
 Maths. Block j of n_j tokens has the mean key k̄_j and the mean value v̄_j. A query row that leaves it out sees one key
 of logit q k̄_j * scale + log n_j in its place. ``block_sparse_attention`` takes these in the same softmax as the blocks

@@ -126,7 +126,7 @@ def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(
         (("masks", "plot", "masks", "--at-heads", "0,2"), "masks has no head 2; its heads are 0 to 1"),
         (("masks", "plot", "masks", "--at-layers", "2"), "masks has no layer 2; its layers are 0 to 1"),
         (("masks", "plot", "masks", "--steps", "3"), "masks has no search step 3; its search steps are 2, 8"),
-        (("masks", "plot", "masks", "--query", "3,0,0"), "query 3,0,0 lies outside the video of 3 x 4 x 8 tokens"),
+        (("masks", "plot", "masks", "--query", "3,0,0"), "query 3,0,0 is outside the video of 3 x 4 x 8 tokens"),
         (("masks", "plot", "masks", "truncated"), "truncated is truncated: it has "),
         (("masks", "compare", "masks", "masks", "--steps", "2,9"), "nothing to compare: masks has search steps [2, 8]"),
         (("masks", "compare", "masks", "truncated"), "truncated is truncated: it has "),
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(
         (("visualize", "--prompt", "x", "--at-heads", "0,4"), "the model has no head 4"),
         (
             ("visualize", "--prompt", "x", "--query", "9,0,0"),
-            "query 9,0,0 lies outside the video of 9 x 32 x 32 tokens",
+            "query 9,0,0 is outside the video of 9 x 32 x 32 tokens",
         ),
         (
             (*RUN, "--device", "cpu", "--attention-backend", "triton"),

@@ -278,7 +278,7 @@ def test_random_weights_are_told(tmp_path: Path) -> None:
     model = ModelFacts("<hunyuan>", True, "HunyuanVideoPipeline", "0" * 64)
     plot(small_file(tmp_path / "cat.safetensors", model=model).path)
     text = (tmp_path / "out" / "cat" / "index.html").read_text()
-    assert "the masks mean nothing" in text
+    assert "the masks are meaningless" in text
     assert "&lt;hunyuan&gt;" in text
 
 
@@ -339,7 +339,7 @@ def test_a_full_disk_leaves_nothing(file: MaskFile, monkeypatch: pytest.MonkeyPa
         (["--at-layers", "0,2"], "cat.safetensors has no layer 2; its layers are 0 to 1"),
         (["--at-heads", "7"], "cat.safetensors has no head 7; its heads are 0 to 1"),
         (["--steps", "2,3"], "cat.safetensors has no search step 3; its search steps are 2, 8"),
-        (["--query", "3,0,0"], "query 3,0,0 lies outside the video of 3 x 4 x 8 tokens"),
+        (["--query", "3,0,0"], "query 3,0,0 is outside the video of 3 x 4 x 8 tokens"),
         (["--query", "1,2"], "--query takes FRAME,Y,X"),
         (["--steps", "two"], "--steps takes comma-separated whole numbers from 0, got 'two'"),
     ],

@@ -68,7 +68,7 @@ def test_json_names_the_files(run: Any) -> None:
         (("--at-heads", "-1"), "--at-heads takes whole numbers"),
         (("--query", "1,2"), "--query takes FRAME,Y,X"),
         (("--query", "1,-2,0"), "--query takes FRAME,Y,X"),
-        (("--query", "9,0,0"), "query 9,0,0 lies outside the video of 2 x 4 x 6 tokens"),
+        (("--query", "9,0,0"), "query 9,0,0 is outside the video of 2 x 4 x 6 tokens"),
         (("--set", "method=minference"), "draws the masks of adaspa, not of minference"),
         (("--set", "masks=cat.safetensors"), "visualize searches the masks that it shows"),
         (("--set", "cache=adacache"), "without cache 'adacache'"),

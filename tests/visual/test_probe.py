@@ -178,7 +178,7 @@ def test_the_page_of_another_order_says_where_blocks_are(plus: tuple[dict[str, A
     for words in (
         "16 tokens along a Hilbert curve",
         "leave out 40 to 70 % of the video",
-        "one budget for all rows and heads of a layer, by what the output would change without them",
+        "one budget for all rows and heads of a layer, chosen by output error",
     ):
         assert words in text
     data = json.loads(re.findall(r'id="view-data">(.*?)</script>', text)[0])
@@ -369,7 +369,7 @@ def test_a_second_look_gets_a_folder_of_its_own(hunyuan_folder: Path, tmp_path: 
     [
         (ProbeRequest((4,), None, (0,), 0, 8, None), "no layer 4"),
         (ProbeRequest(None, (0, 2), (0,), 0, 8, None), "no head 2"),
-        (ProbeRequest(None, None, (0,), 0, 8, (2, 0, 0)), "query 2,0,0 lies outside the video of 2 x 4 x 6"),
+        (ProbeRequest(None, None, (0,), 0, 8, (2, 0, 0)), "query 2,0,0 is outside the video of 2 x 4 x 6"),
         (ProbeRequest(None, None, (0,), 0, 8, (0, 4, 0)), "query 0,4,0 lies outside"),
     ],
 )

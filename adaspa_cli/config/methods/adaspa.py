@@ -79,7 +79,7 @@ class AdaSpaConfig(SearchingConfig):
 
     @property
     def spreading(self) -> Budget:
-        """How the kept blocks are spread."""
+        """What shares one budget of kept blocks."""
         if self.budget is None:
             return "head-adaptive" if self.head_adaptive else "row"
         return self.budget  # type: ignore[return-value]  # checked by its rule

@@ -1,4 +1,4 @@
-"""What the settings of a method can tell, by the way in which it attends."""
+"""Base classes for the settings of a method, by the way it attends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AlgorithmConfig:
     """The settings of a method.
 
     Attributes:
-        name: what ``algorithm`` calls it.
+        name: its value of ``algorithm``.
         policy: its policy, as ``module:class``; a name, because policies import torch.
         attached: whether attention is ours; if not, nothing else may be attached to the pipeline either.
         merges_tokens: whether tokens may be merged before its attention.
@@ -36,7 +36,7 @@ class AlgorithmConfig:
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Keys that mean nothing beside the others."""
+        """Keys without effect, given the others."""
         return ()
 
     def sparsities(self, steps: int) -> tuple[float | None, ...]:
@@ -173,7 +173,7 @@ class SearchingConfig(SparseConfig):
 
     @property
     def scores_blocks(self) -> bool:
-        """Whether blocks are chosen by scores, and not by their mass alone."""
+        """Whether blocks are chosen by scores, and not only by their mass."""
         return False
 
     @property
@@ -202,7 +202,7 @@ class SearchingConfig(SparseConfig):
 
 @dataclass(frozen=True)
 class EstimatingConfig(SparseConfig):
-    """A method that estimates a mask anew in every call from the first search step on."""
+    """A method that estimates a new mask in every call from the first search step on."""
 
     def mask_steps(self, steps: int, stages: tuple[int, ...] = ()) -> tuple[int, ...]:  # noqa: ARG002
         return tuple(range(self.schedule(steps)[0], steps))

@@ -10,7 +10,7 @@ from adaspa_cli.config.methods.base import EstimatingConfig
 
 @dataclass(frozen=True)
 class SolAttnConfig(EstimatingConfig):
-    """Blocks whose pooled score stands out of its row, at every step after warm-up, and a summary of all others."""
+    """Blocks whose pooled score stands out from its row, at every step after warm-up, with a summary of the others."""
 
     name: ClassVar[str] = "sol-attn"
     policy: ClassVar[str] = "adaspa_cli.masks.methods.sol_attn:SolAttn"

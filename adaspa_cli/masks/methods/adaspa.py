@@ -30,9 +30,9 @@ class AdaSpa(MaskPolicy):
             repeats the two-pass search (ablation "w/o LSE cache").
         fresh_lse: they take it from the sparse output of the step before, which knows it from the remainder.
         selection: keep the blocks of the largest mass, or those without which the output would change most.
-        search_rows: weigh every Nth row of a block in a search.
+        search_rows: read every Nth query row of a block in a search.
         compensation: what makes up for the blocks that are left out.
-        max_error: attention error above which a layer attends densely at the next step and searches anew.
+        max_error: attention error above which a layer attends densely at the next step and searches a new mask.
         stages: the first step of each transformer after the first.
     """
 

@@ -6,7 +6,7 @@ region is searched for itself, head by head.
 
 The search is AdaSpa's, at the same steps, from the same exact block sums W. A block belongs to the frame of its middle
 token. In the region of query frame i and key frame j, of C key blocks, a *column* is one key block for all rows of i,
-and a *diagonal* the key block (r + d) mod C for row r of i: it goes on at the other side of the region, so that all
+and a *diagonal* the key block (r + d) mod C for row r of i: it wraps around at the border of the region, so that all
 lines cost each row one block. Both patterns take the c heaviest lines, and the region takes the pattern of the larger
 sum. All regions have the same sparsity: c is C's share of the k = round((1-γ) * Nv) blocks that a row keeps, rounded
 so that the shares of a row add up to k. A frame shorter than half a block may hold no middle token, and joins another.

@@ -1,6 +1,6 @@
 """MInference: per head vertical-slash or block-sparse, estimated at each call (arXiv 2407.02490, section 3).
 
-At every call after warm-up, for every head, both patterns are estimated from q and k alone:
+At every call after warm-up, for every head, both patterns are estimated from q and k:
 
 - *Vertical-slash* (algorithm 2). The weights of the last 64 video queries, summed by column and by diagonal, say which
   columns and diagonals are heavy. They are taken in groups as wide as a block, because each block that a line touches

@@ -1,4 +1,4 @@
-"""The rule of Sol-Attn: blocks whose pooled score stands out of its row, and a summary of all others.
+"""The rule of Sol-Attn: blocks whose pooled score stands out from its row, and a summary of each other block.
 
 At every call after warm-up each query block and each key block is pooled to its mean. A row keeps the video blocks
 whose product q̄ k̄ᵀ exceeds the mean of the row by τ standard deviations, at least the largest. There is no search and

@@ -1,7 +1,7 @@
 """Wan 2.1 and 2.2: video attends to itself, and apart from that to the text.
 
-Only the self-attention is ours: its tokens are the video's alone, frame by frame, without padding. Wan 2.2 A14B has two
-transformers, the first for the steps of much noise, the second for the others.
+Only the self-attention is replaced: its tokens are only the video's, frame by frame, without padding. Wan 2.2 A14B has
+two transformers, the first for high-noise steps, the second for low-noise steps.
 
 Shapes: B batch, N video tokens, T text tokens, C channels, H heads, D head dimension.
 """
