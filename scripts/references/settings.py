@@ -37,8 +37,9 @@ sparsity: {0: 0.5, 8%: 0.7, 20%: 0.95}
 seed: [0, 1]
 ```
 
-`adaspa search-masks`, `visualize` and `bench` take any setting as `--set KEY=VALUE`; in Python, `adaspa_cli.apply`
-takes the keys of the tables from *Method* to *AdaSpa*. A default of `null` is what the text calls None.
+`adaspa generate`, `search-masks`, `visualize` and `bench` take any setting as `--set KEY=VALUE`; in
+Python, `adaspa_cli.apply` takes the keys of the tables from *Method* to *AdaSpa*. A default of `null` is what the text
+calls None.
 `adaspa generate` uses the method `adaspa-plus` unless `--method` or `--masks` is given.
 """
 TITLES: dict[type, str] = {

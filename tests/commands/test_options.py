@@ -21,8 +21,8 @@ def test_a_flag_is_a_setting_of_a_run(flag: Flag) -> None:
     assert flag.text.endswith((".", "float32", "reference"))
 
 
-def test_generate_takes_every_flag_of_the_table_but_set() -> None:
-    assert {flag.key for flag in options.GENERATE} == {flag.key for flag in TABLE} - {"set"}
+def test_generate_takes_every_flag_of_the_table() -> None:
+    assert {flag.key for flag in options.GENERATE} == {flag.key for flag in TABLE}
 
 
 def test_a_flag_reads_the_same_in_all_commands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from adaspa_cli.app import app
 from adaspa_cli.files.typed_json import from_json
 from adaspa_cli.report.schema import ParallelUse, Report
 from scripts import bench_gpus
@@ -45,6 +47,13 @@ def test_the_most_gpus_come_first_and_one_deals_no_heads() -> None:
     assert list(bench_gpus.wanted([1, 2, 4], rows)) == [
         (rows[0], 4), (rows[0], 2), (rows[0], 1), (rows[1], 4), (rows[1], 2),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", bench_gpus.ROWS)
+def test_generate_takes_the_flags_of_each_row(row: str) -> None:
+    flags = ["--gpus=2", *bench_gpus._USUAL, *bench_gpus.ROWS[row]]
+    shown = CliRunner().invoke(app, ["generate", *flags, "--print-config"])
+    assert shown.exit_code == 0, shown.output
 
 
 def test_a_row_that_fails_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

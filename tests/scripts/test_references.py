@@ -50,7 +50,7 @@ def test_every_setting_is_documented_once_and_has_its_flag() -> None:
     page = (ROOT / "docs/reference/configuration.md").read_text(encoding="utf-8")
     rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 6}
     for flag in GENERATE:
-        if flag.key != "config":
+        if flag.key not in ("config", "set"):
             assert all(f"`{name}`" in rows[flag.key] for name in flag_names(flag))
 
 
