@@ -2,9 +2,10 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -147,8 +148,18 @@ def hunyuan_video_image(condition: str, **transformer: Any) -> HunyuanVideoImage
     own: dict[str, Any] = {"in_channels": 9 if condition == "latent_concat" else 4, "image_condition_type": condition}
     parts = hunyuan_video(**own, **transformer).components
     pipe = HunyuanVideoImageToVideoPipeline(**parts | {"text_encoder": None}, image_processor=None)
-    pipe.encode_prompt = family_of(pipe).encoder(pipe)
+    pipe.encode_prompt = _for_lists(family_of(pipe).encoder(pipe))
     return pipe
+
+
+def _for_lists(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """A stand-in for ``encode_prompt`` that takes a list of prompts, too."""
+
+    def encode_prompt(*, prompt: Any, **others: Any) -> tuple[torch.Tensor, ...]:
+        prompts = prompt if isinstance(prompt, list) else [prompt]
+        return tuple(map(torch.cat, zip(*(encode(prompt=one, **others) for one in prompts), strict=True)))
+
+    return encode_prompt
 
 
 WAN_BOUNDARY = 0.8  # of the four steps of a run two are above it
@@ -265,7 +276,7 @@ def hunyuan_video15(*, image: bool = False, **transformer: Any) -> Any:
     pipe = kind(**dict.fromkeys(names), **parts)
     pipe.tokenizer_max_length, pipe.tokenizer_2_max_length, pipe.vision_num_semantic_tokens = 40, 12, 20
     for name, stand_in in family_of(pipe).stand_ins(pipe).items():
-        setattr(pipe, name, stand_in)
+        setattr(pipe, name, _for_lists(stand_in) if name == "encode_prompt" else stand_in)
     return pipe
 
 
@@ -321,7 +332,10 @@ def save(pipe: Any, folder: Path) -> Path:
 
 
 def latents(pipe: Any, **settings: Any) -> torch.Tensor:
-    """Run a pipeline to its final latents; the noise is the same each time."""
+    """Run a pipeline to its final latents; the noise is the same each time.
+
+    HunyuanVideo 1.5 has its guidance from its guider, and from a picture its size: both are set up as in a run.
+    """
     pipe.set_progress_bar_config(disable=True)
     call = {
         "prompt": PROMPT,
@@ -332,8 +346,13 @@ def latents(pipe: Any, **settings: Any) -> torch.Tensor:
         "generator": torch.Generator().manual_seed(0),
         "output_type": "latent",
     }
-    with torch.inference_mode():
-        return pipe(**(call | settings)).frames
+    call |= settings
+    family = family_of(pipe)
+    scale = call.pop("guidance_scale", pipe.guider.guidance_scale) if hasattr(pipe, "guider") else None
+    if not family.facts.sized:
+        del call["height"], call["width"]
+    with torch.inference_mode(), family.set_up(pipe, SimpleNamespace(guidance_scale=scale)):
+        return pipe(**call).frames
 
 
 def masks_at_end(handle: Any) -> dict[tuple[int, str, int], Any]:

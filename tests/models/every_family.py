@@ -9,7 +9,15 @@ from typing import Any
 
 from PIL import Image
 
-from tests.pipelines import cogvideox, cogvideox_image, hunyuan_video, wan, wan_image
+from tests.pipelines import (
+    cogvideox,
+    cogvideox_image,
+    hunyuan_video,
+    hunyuan_video15,
+    hunyuan_video_image,
+    wan,
+    wan_image,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Case:
         settings: what else a run of it as a saved pipeline needs, so that it is the same.
         pictures: arguments of a call, and settings of a run, that are pictures.
         picture_each: whether a batch needs a picture for each of its videos.
+        refuses: caches and ways of sharing a video that are an error, with a part of the message.
     """
 
     make: Callable[[], Any]
@@ -37,6 +46,7 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     pictures: tuple[str, ...] = ()
     picture_each: bool = False
+    refuses: Mapping[str, str] = field(default_factory=dict)
 
     def two(self) -> dict[str, Any]:
         """What a call for two videos needs besides their prompts."""
@@ -59,7 +69,27 @@ _BY_SCALE = {
     "unguided": {"guidance_scale": 1.0},
 }
 
+_BY_TRUE_SCALE: dict[str, Any] = {
+    "guided": {"true_cfg_scale": 4.0, "negative_prompt": "green squares at rest"},
+    "unguided": {},
+}
 _SHIFT = {"flow_shift": 3.0}
+# Their text encoders are stand-ins, which only a pipeline with random weights has.
+_NO_ENCODERS = {"random_weights": True, "decode": True}
+_HUNYUAN_FROM_IMAGE: dict[str, Any] = {
+    **_BY_TRUE_SCALE,
+    "linears": 34,
+    "size": {"height": 32, "width": 96},
+    "settings": _NO_ENCODERS,
+    "pictures": ("image",),
+    "picture_each": True,
+}
+_HUNYUAN15: dict[str, Any] = {
+    **_BY_SCALE,
+    "linears": 36,
+    "settings": _NO_ENCODERS,
+    "refuses": {name: f"no cache '{name}'" for name in ("first-block", "magcache")},
+}
 _FROM_IMAGE: dict[str, Any] = {**_BY_SCALE, "settings": _SHIFT, "pictures": ("image",)}
 _FROM_BOTH = _FROM_IMAGE | {"pictures": ("image", "last_image")}
 
@@ -67,11 +97,16 @@ CASES = {
     "hunyuan": Case(
         hunyuan_video,
         4,
-        {"true_cfg_scale": 4.0, "negative_prompt": "green squares at rest"},
-        {},
+        **_BY_TRUE_SCALE,
         linears=34,
         size={"height": 32, "width": 96},
     ),
+    "hunyuan-i2v": Case(
+        partial(hunyuan_video_image, "token_replace"), 4, **_HUNYUAN_FROM_IMAGE, refuses={"tokens": "can't be split"}
+    ),
+    "hunyuan-i2v-33ch": Case(partial(hunyuan_video_image, "latent_concat"), 4, **_HUNYUAN_FROM_IMAGE),
+    "hunyuan1.5": Case(hunyuan_video15, 3, **_HUNYUAN15),
+    "hunyuan1.5-i2v": Case(partial(hunyuan_video15, image=True), 3, **_HUNYUAN15, pictures=("image",)),
     "cogvideox-1.0": Case(partial(cogvideox, "1.0"), 2, **_BY_SCALE, linears=12),
     "cogvideox-1.5": Case(partial(cogvideox, "1.5"), 2, **_BY_SCALE, linears=12),
     "cogvideox-1.0-i2v": Case(

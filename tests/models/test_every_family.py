@@ -23,6 +23,7 @@ from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.fp8 import Fp8Linears
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import check_sampling, family_of
+from adaspa_cli.sampling import handle as handle_module
 from adaspa_cli.sampling.handle import Handle
 from tests.distributed.ranks import together
 from tests.models.every_family import CASES, Case, picture
@@ -117,9 +118,17 @@ def test_dense_attention_makes_the_same_video(
 
 
 @pytest.mark.parametrize("parallel", ["tokens", "branches"])
-def test_two_processes_make_the_same_video(pipe: Any, run: Any, tmp_path: Path, parallel: str) -> None:
+def test_two_processes_make_the_same_video(case: Case, pipe: Any, run: Any, tmp_path: Path, parallel: str) -> None:
     """Each with half of the tokens, or with one branch of guidance."""
     method = method_config("adaspa", SPARSE)
+    if parallel in case.refuses:
+
+        def refuse(teams: Teams) -> None:
+            with pytest.raises(RunError, match=case.refuses[parallel]):
+                Handle(pipe, method, teams=teams)
+
+        together(2, tmp_path, refuse)
+        return
     with Handle(pipe, method) as handle:
         expected, density = run("guided"), [search.density for search in handle.engine.searches]
 
@@ -201,6 +210,24 @@ def test_removal_restores_everything(pipe: Any, run: Any, plain: Any) -> None:
     assert torch.equal(run(), plain["unguided"])
 
 
+def test_what_fails_in_apply_leaves_nothing_attached(
+    pipe: Any, run: Any, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token order that the family refuses, and the last part of all."""
+    family, before = type(family_of(pipe)), state(pipe)
+
+    def refuse(*_args: Any) -> None:
+        raise RunError("not this one")
+
+    for owner, name in ((family, "ends"), (handle_module, "make_cache")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, refuse)
+            with pytest.raises(RunError, match="not this one"):
+                apply(pipe, **SPARSE, token_order="hilbert")
+        assert state(pipe) == before
+    assert torch.equal(run(), plain["unguided"])
+
+
 def test_an_exception_inside_a_run_leaves_nothing_behind(pipe: Any, run: Any, plain: Any) -> None:
     last = family_of(pipe).blocks(transformers(pipe)[-1])[-1]
 
@@ -261,6 +288,11 @@ IDLE_CACHES = (
 def test_a_step_cache_that_skips_nothing_changes_nothing(
     case: Case, pipe: Any, run: Any, plain: Any, cache: dict[str, Any]
 ) -> None:
+    if cache["cache"] in case.refuses:
+        with apply(pipe, **EXACT, **cache), pytest.raises(RunError, match=case.refuses[cache["cache"]]):
+            run()
+        assert torch.equal(run(), plain["unguided"])
+        return
     with apply(pipe, **EXACT, **cache) as handle:
         torch.testing.assert_close(run(), plain["unguided"], **TOLERANCES)
     assert handle.cache is not None
@@ -280,6 +312,8 @@ BUSY_CACHES = (
 @pytest.mark.parametrize("cache", BUSY_CACHES, ids=lambda cache: cache["cache"])
 def test_a_step_cache_skips_work_for_all_videos_alike(case: Case, pipe: Any, run: Any, cache: dict[str, Any]) -> None:
     """Two videos that are the same come out the same as alone."""
+    if cache["cache"] in case.refuses:
+        pytest.skip("refused: see above")
     with apply(pipe, **DENSELY, **cache) as handle:
         alone = run(num_inference_steps=8)
         assert handle.cache is not None
@@ -289,8 +323,12 @@ def test_a_step_cache_skips_work_for_all_videos_alike(case: Case, pipe: Any, run
     torch.testing.assert_close(both, torch.cat([alone, alone]), **TOLERANCES)
 
 
-def test_magcache_skips_steps_of_a_single_transformer(pipe: Any, run: Any) -> None:
+def test_magcache_skips_steps_of_a_single_transformer(case: Case, pipe: Any, run: Any) -> None:
     settings = {"cache": "magcache", "magcache_ratios": (1.0,) * 8, "magcache_retention": 0.2}
+    if "magcache" in case.refuses:
+        with apply(pipe, **DENSELY, **settings), pytest.raises(RunError, match=case.refuses["magcache"]):
+            run(num_inference_steps=8)
+        return
     if len(transformers(pipe)) > 1:
         with pytest.raises(RunError, match="this model has two"):
             apply(pipe, **DENSELY, **settings)
@@ -340,7 +378,7 @@ def test_random_weights_make_latents_of_the_same_size(case: Case, plain: Any, fo
     """Without a VAE and text encoders."""
     resolved = resolve(flags(case, folder, tmp_path, random_weights=True))
     built = load_pipeline(resolved.config.model, decode=False)
-    assert (built.vae is None) == (not case.pictures)
+    assert (built.vae is None) == (not case.pictures and not family_of(built).facts.asks_vae)
     assert latents(built, **case.call("guided"), num_inference_steps=2).shape == plain["guided"].shape
     (report,) = make_reports(resolved, Listener())
     assert report["model"]["layers"] == case.layers

@@ -49,8 +49,8 @@ class HunyuanVideo15Image(HunyuanVideo15):
     def stand_ins(self, pipe: Any) -> dict[str, Callable[..., Any]]:
         def encode_image(batch_size: int, device: Any, dtype: Any, **_ignored: Any) -> Tensor:
             """Embeddings [B, I, C] of the picture."""
-            shape = (batch_size, pipe.vision_num_semantic_tokens, pipe.vision_states_dim)
-            return text_noise("", *shape, device=device, dtype=dtype)
+            shape = (1, pipe.vision_num_semantic_tokens, pipe.vision_states_dim)
+            return text_noise("", *shape, device=device, dtype=dtype).repeat(batch_size, 1, 1)
 
         return {**super().stand_ins(pipe), "encode_image": encode_image}
 

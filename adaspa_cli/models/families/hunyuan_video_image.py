@@ -9,16 +9,19 @@ The pipeline of diffusers says of no pass which guidance branch it is: the first
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adaspa_cli.attention.layout import OrderName
 from adaspa_cli.config.families import facts_of
 from adaspa_cli.distributed.tokens import TokenShare
 from adaspa_cli.errors import RunError
 from adaspa_cli.models.families.hunyuan_video import HunyuanVideo, HunyuanVideoAttachment
-from adaspa_cli.models.family import Classes, Encode
+from adaspa_cli.models.family import Classes, Encode, Family
+from adaspa_cli.models.forward import Attend
 from adaspa_cli.models.random_text import text_noise, text_tokens
 
 _BRANCHES = ("cond", "uncond")
@@ -32,7 +35,24 @@ def _replaces_first_frame(config: Any) -> bool:
 
 
 class HunyuanVideoImageAttachment(HunyuanVideoAttachment):
-    """Processors on the dual and single blocks; tells branches apart by their order in a step."""
+    """Processors on the dual and single blocks; tells branches apart by their order in a step.
+
+    It names them for the caches of diffusers, which keep what they reuse by the name of the pass.
+    """
+
+    def __init__(self, family: Family, pipe: Any, attend: Attend, token_order: OrderName) -> None:
+        self._context = ExitStack()  # of the pass in progress
+        super().__init__(family, pipe, attend, token_order)
+        self._hooks += [one.register_forward_hook(self._after, always_call=True) for one in self.transformers]
+
+    def _on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super()._on_forward(module, args, kwargs)
+        if not self._named:
+            self._context.enter_context(module.cache_context(self.branch))
+            self._named = False  # by the pipeline
+
+    def _after(self, *_: Any) -> None:
+        self._context.close()
 
     def _check_branch(self) -> None:
         if self._named:

@@ -1,4 +1,4 @@
-"""Videos from pictures: the same video where nothing is left out, branches told apart, the frames that were asked."""
+"""Videos from pictures: what tests/models/test_every_family.py has not, such as branches that nobody names, frames."""
 
 import copy
 from collections.abc import Callable
@@ -28,7 +28,6 @@ from tests.pipelines import (
     hunyuan_video_image,
     latents,
     make_reports,
-    masks_at_end,
     save,
     small_run,
 )
@@ -60,45 +59,22 @@ def hunyuan(request: pytest.FixtureRequest) -> Any:
     return hunyuan_video_image(request.param)
 
 
-def test_the_same_video_where_nothing_is_left_out(pipe: Any) -> None:
-    plain = latents(pipe, image=picture())
-    with apply(pipe, "full", attention_backend="reference"):
-        torch.testing.assert_close(latents(pipe, image=picture()), plain, **TOLERANCES)
-    with apply(pipe, **(SPARSE | {"sparsity": 0.0})):
-        torch.testing.assert_close(latents(pipe, image=picture()), plain, **TOLERANCES)
-    with apply(pipe, **SPARSE):
-        assert not torch.allclose(latents(pipe, image=picture()), plain, **TOLERANCES)
-    assert torch.equal(latents(pipe, image=picture()), plain)
-
-
 def test_the_picture_matters(pipe: Any) -> None:
     with apply(pipe, "full", attention_backend="reference"):
         assert not torch.allclose(latents(pipe, image=picture()), latents(pipe, image=picture(230)), **TOLERANCES)
 
 
-def test_both_passes_of_true_guidance_have_their_branch(hunyuan: Any) -> None:
-    """The pipeline of diffusers announces neither, and their texts have different lengths."""
-    plain = latents(hunyuan, image=picture(), **GUIDED)
-    with apply(hunyuan, **(SPARSE | {"sparsity": 0.0})) as handle:
-        masks = masks_at_end(handle)
-        torch.testing.assert_close(latents(hunyuan, image=picture(), **GUIDED), plain, **TOLERANCES)
-    assert set(masks) == {(layer, branch, 0) for layer in range(4) for branch in ("cond", "uncond")}
-    with apply(hunyuan, **(SPARSE | {"sparsity": 0.0, "share_cfg_masks": True})) as handle:
-        masks = masks_at_end(handle)
-        torch.testing.assert_close(latents(hunyuan, image=picture(), **GUIDED), plain, **TOLERANCES)
-    assert {branch for _, branch, _ in masks} == {"cond"}
-
-
-def test_the_first_pass_of_a_step_is_the_conditional_one(hunyuan: Any) -> None:
-    """At the first step the latents do not depend on guidance: its masks are those of a run without."""
-    settings = SPARSE | {"search_steps": (0,)}
-    with apply(hunyuan, **settings) as handle:
-        masks = masks_at_end(handle)
-        latents(hunyuan, image=picture(), **GUIDED)
-        guided = dict(masks)
-        latents(hunyuan, image=picture())
-    for layer in range(4):
-        assert torch.equal(guided[layer, "cond", 0].mask.to_bool(), masks[layer, "cond", 0].mask.to_bool())
+@pytest.mark.parametrize("cache", ["magcache", "taylorseer"])
+def test_a_cache_of_diffusers_keeps_the_passes_apart(hunyuan: Any, cache: str) -> None:
+    """It keeps them by a name that the pipeline does not say: both would count as one, with twice the steps."""
+    settings = {"magcache_ratios": (1.0,) * 8, "magcache_retention": 0.2} if cache == "magcache" else {}
+    skipped = []
+    with apply(hunyuan, "full", attention_backend="reference", cache=cache, **settings) as handle:
+        for guidance in ({}, GUIDED):
+            latents(hunyuan, image=picture(), num_inference_steps=8, **guidance)
+            assert handle.cache is not None
+            skipped.append(handle.cache.report()["skipped"])
+    assert skipped[0] == skipped[1] > 0
 
 
 def test_after_an_exception_in_the_second_pass_the_first_is_conditional_again(hunyuan: Any) -> None:
