@@ -14,6 +14,7 @@ from adaspa_cli.commands.generate import generate
 from adaspa_cli.commands.masks import masks_app
 from adaspa_cli.commands.models import models
 from adaspa_cli.commands.search_masks import search_masks
+from adaspa_cli.commands.ui import ui
 from adaspa_cli.commands.visualize import visualize
 from adaspa_cli.console import Console, prepare_streams
 from adaspa_cli.errors import UsageError
@@ -35,6 +36,7 @@ app.add_typer(masks_app, name="masks")
 app.command()(visualize)
 app.command()(models)
 app.command()(doctor)
+app.command()(ui)
 
 
 def _show_version(value: bool) -> None:

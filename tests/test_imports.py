@@ -24,7 +24,7 @@ ROWS = (
     {"sampling"},
     {"report"},
     {"jobs"},
-    {"bench", "doctor", "forecast", "visual"},
+    {"bench", "doctor", "forecast", "ui", "visual"},
     {"commands"},
     {"app"},
     {"__main__"},

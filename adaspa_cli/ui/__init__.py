@@ -1,0 +1,1 @@
+"""``adaspa ui``: a page on this machine that makes videos."""

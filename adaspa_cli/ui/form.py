@@ -1,0 +1,180 @@
+"""What the form of the page offers for a model and a method, and the settings that come of what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaspa_cli.config import Resolved, resolve
+from adaspa_cli.config.architecture import known_architecture
+from adaspa_cli.config.catalogue import Entry, entry_of
+from adaspa_cli.config.flat import keys_of
+from adaspa_cli.config.hub import cached
+from adaspa_cli.config.presets import preset_names
+from adaspa_cli.config.schema import MethodConfig, SamplingConfig
+from adaspa_cli.config.vocabulary import vocabulary_of
+from adaspa_cli.errors import AdaspaError
+
+DENSE = "full"
+METHOD = "adaspa-plus"
+_FIRST = (METHOD, "adaspa", DENSE)  # of the methods, as the form lists them
+_NO_CHOICE = ("magcache-calibration",)  # makes a file for other runs
+# What the command line says of its own model, and what means nothing for another one.
+_OF_A_MODEL = {"model", "weights", "pipeline", "transformer", "lora", "lora_high", "lora_low", "layers", "masks"}
+_OF_A_MODEL |= keys_of(SamplingConfig).keys() - {"seed"}
+_OF_A_METHOD = keys_of(MethodConfig).keys() - {"attention_backend"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the form holds.
+
+    Attributes:
+        sparsity: None is the method's own for this model.
+        image: file of a picture; None for models from text.
+        compare: whether the dense video is made too.
+    """
+
+    model: str
+    method: str
+    prompt: str
+    seed: int
+    steps: int
+    height: int
+    width: int
+    frames: int
+    sparsity: float | None = None
+    image: str | None = None
+    compare: bool = False
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the form starts from for a model and a method.
+
+    Attributes:
+        sparsity: the method's for this model; None for a method without one.
+        takes_image: whether the video begins with a picture.
+        about: the model in a line.
+        words: what a small model knows, by kind; empty for one that takes any prompt.
+    """
+
+    steps: int
+    height: int
+    width: int
+    frames: int
+    sparsity: float | None
+    takes_image: bool
+    about: str
+    words: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the command line gave.
+
+    Attributes:
+        settings: by key.
+        file: of ``--config``.
+    """
+
+    settings: Mapping[str, Any]
+    file: Path | None = None
+
+    @property
+    def model(self) -> str:
+        """The model that the form begins with."""
+        return str(self._resolved(self.settings).config.model.model)
+
+    @property
+    def method(self) -> str:
+        """The method that the form begins with."""
+        return self._resolved(self.settings).config.method.method
+
+    def models(self) -> list[str]:
+        """What can be chosen: the model of the command line, and all that have a name."""
+        return list(dict.fromkeys([self.model, *preset_names("models")]))
+
+    def methods(self) -> list[str]:
+        """What can be chosen: those that are asked for most come first."""
+        return [name for name in dict.fromkeys([*_FIRST, *preset_names("methods")]) if name not in _NO_CHOICE]
+
+    def offer(self, model: str, method: str) -> Offer:
+        """What the form starts from.
+
+        Raises:
+            AdaspaError: the settings do not go together.
+        """
+        config = self._resolved(self._for_model(model) | {"model": model, "method": method}).config
+        architecture = known_architecture(config.model)
+        vocabulary = vocabulary_of(config.model)
+        has_sparsity = not config.method.ignored(["sparsity"]) and hasattr(config.method.algorithm, "sparsity")
+        sampling = config.sampling
+        return Offer(
+            *(sampling.steps, sampling.height, sampling.width, sampling.frames),
+            sparsity=getattr(config.method.algorithm, "sparsity", None) if has_sparsity else None,
+            takes_image=architecture is not None and bool(architecture.facts.images),
+            about=_about(model),
+            words={} if vocabulary is None else vocabulary.knows,
+        )
+
+    def run(self, wanted: Wanted, *, dense: bool = False, compare_with: str | None = None) -> Resolved:
+        """The settings of one video, which a video that is there already may meet.
+
+        Args:
+            dense: whether it is the dense baseline of the one that is wanted.
+            compare_with: report of the video to show beside it.
+
+        Raises:
+            AdaspaError: the settings are impossible.
+        """
+        given = self._for_model(wanted.model)
+        if dense:
+            given = {key: value for key, value in given.items() if key not in _OF_A_METHOD}
+        chosen: dict[str, Any] = {
+            "model": wanted.model,
+            "method": DENSE if dense else wanted.method,
+            "prompt": [wanted.prompt],
+            "seed": [wanted.seed],
+            "steps": wanted.steps,
+            "height": wanted.height,
+            "width": wanted.width,
+            "frames": wanted.frames,
+            "resume": True,
+        }
+        if wanted.sparsity is not None and not dense:
+            chosen["sparsity"] = wanted.sparsity
+        if wanted.image is not None:
+            chosen["image"] = wanted.image
+        if compare_with is not None:
+            chosen["compare_with"] = [compare_with]
+        return self._resolved(given | chosen)
+
+    def _for_model(self, model: str) -> dict[str, Any]:
+        own = self.settings.get("model", "tiny") == model
+        return {key: value for key, value in self.settings.items() if own or key not in _OF_A_MODEL}
+
+    def _resolved(self, settings: Mapping[str, Any]) -> Resolved:
+        return resolve(settings, self.file, default_method=METHOD)
+
+
+def _about(model: str) -> str:
+    try:
+        entry = entry_of(model)
+    except AdaspaError:
+        return model
+    if entry.checkpoint == "bundled":
+        return "comes with adaspa, for any machine"
+    return "; ".join([f"from {entry.takes}", entry.checkpoint, *_costs(entry), _state(entry)])
+
+
+def _costs(entry: Entry) -> list[str]:
+    costs = [f"needs about {entry.memory / 1e9:.0f} GB of GPU memory"] if entry.memory is not None else []
+    return [entry.card.licence, *costs] if entry.card is not None else costs
+
+
+def _state(entry: Entry) -> str:
+    size = "" if entry.disk is None else f" about {entry.disk / 1e9:.0f} GB"
+    return "on this disk" if cached(entry.checkpoint) == "complete" else f"the first video downloads{size}"

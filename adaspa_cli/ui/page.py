@@ -1,0 +1,194 @@
+"""The page: a form on the left, what comes of it on the right; on a phone one below the other."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from adaspa_cli.errors import AdaspaError, ConfigError
+from adaspa_cli.ui import panels
+from adaspa_cli.ui.form import Offer, Start, Wanted
+from adaspa_cli.ui.studio import Run, Studio
+
+_TITLE = "Videos with block-sparse attention, made on this machine"
+_STEP = 0.01  # of the sparsity
+_SHOW_RESULT = "() => document.querySelector('#result').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
+_RUNS = 20  # that are remembered, to serve their files
+
+
+class Page:
+    """The page, and the files that it has shown.
+
+    Attributes:
+        blocks: for gradio.
+    """
+
+    def __init__(self, start: Start, studio: Studio) -> None:
+        self._start, self._studio = start, studio
+        self._shown: list[Run] = []
+        self._at_work: dict[str, Run] = {}
+        self.blocks = self._build()
+
+    def content(self, name: str) -> Any:
+        """What is served under a name: the path of a video, or the text of a page; None where there is none."""
+        for run in reversed(self._shown):
+            if run.page is not None and name == panels.page_name(run):
+                return run.page
+            for made in run.made:
+                if made.video is not None and name == made.video.name:
+                    return made.video
+        return None
+
+    def _build(self) -> Any:
+        import gradio as gr
+
+        model, method = self._start.model, self._start.method
+        offer = self._start.offer(model, method)
+        seed = self._start.settings.get("seed") or [0]
+        with gr.Blocks(title="adaspa", analytics_enabled=False) as blocks:
+            token = gr.State(lambda: uuid.uuid4().hex)
+            gr.HTML(f"<div class='adaspa-head'><h1>adaspa</h1><p>{_TITLE}</p></div>")
+            with gr.Row():
+                with gr.Column(scale=2, min_width=300):
+                    prompt = gr.Textbox(label="Prompt", lines=3, elem_id="prompt", placeholder="What the video shows")
+                    words = gr.HTML(_words(offer), elem_id="words")
+                    image = gr.Image(
+                        label="Picture that the video begins with", type="filepath", format="png",
+                        sources=["upload", "clipboard"], visible=offer.takes_image, elem_id="image",
+                    )  # fmt: skip
+                    models = gr.Dropdown(
+                        self._start.models(), value=model, label="Model", info=offer.about, elem_id="model"
+                    )
+                    methods = gr.Dropdown(
+                        self._start.methods(), value=method, label="Method", elem_id="method",
+                        info="Which blocks of attention are computed; full is the dense baseline",
+                    )  # fmt: skip
+                    sparsity = gr.Slider(
+                        0, 0.99, step=_STEP, label="Sparsity γ", info="Share of the video blocks left out",
+                        value=offer.sparsity or 0, visible=offer.sparsity is not None, elem_id="sparsity",
+                    )  # fmt: skip
+                    with gr.Accordion("Size, steps and seed", open=False):
+                        with gr.Row():
+                            height = _number("Height", offer.height, "height")
+                            width = _number("Width", offer.width, "width")
+                            frames = _number("Frames", offer.frames, "frames")
+                        with gr.Row():
+                            steps = _number("Steps", offer.steps, "steps")
+                            chosen_seed = _number("Seed", int(seed[0]), "seed")
+                    compare = gr.Checkbox(label="Compare with dense attention", elem_id="compare")
+                    with gr.Row():
+                        go = gr.Button("Make the video", variant="primary", elem_id="go")
+                        stop = gr.Button("Stop", visible=False, elem_id="stop")
+                with gr.Column(scale=3, min_width=300):
+                    result = gr.HTML(panels.idle(), elem_id="result")
+                    with gr.Accordion("Report", open=True, visible=False, elem_id="report") as folded:
+                        report = gr.HTML("")
+            fields = [models, methods, prompt, chosen_seed, steps, height, width, frames, sparsity, image, compare]
+            gr.on(
+                [go.click, prompt.submit], self._generate, [token, *fields], [result, report, folded, go, stop],
+                show_progress="hidden", concurrency_limit=None,
+            )  # fmt: skip
+            go.click(None, js=_SHOW_RESULT)
+            stop.click(self._stop, [token], None, queue=False)
+            changed = [steps, height, width, frames, sparsity, image, models, words]
+            models.change(self._offer, [models, methods], changed, show_progress="hidden")
+            methods.change(self._offer_method, [models, methods], [sparsity], show_progress="hidden")
+        return blocks
+
+    def _offer(self, model: str, method: str) -> list[Any]:
+        """The form for another model."""
+        import gradio as gr
+
+        offer = self._offered(model, method)
+        return [
+            *(offer.steps, offer.height, offer.width, offer.frames),
+            _sparsity(offer),
+            gr.update(value=None, visible=offer.takes_image),
+            gr.update(info=offer.about),
+            _words(offer),
+        ]
+
+    def _offer_method(self, model: str, method: str) -> Any:
+        """The form for another method."""
+        return _sparsity(self._offered(model, method))
+
+    def _offered(self, model: str, method: str) -> Offer:
+        import gradio as gr
+
+        try:
+            return self._start.offer(model, method)
+        except AdaspaError as error:
+            raise gr.Error(error.message, print_exception=False) from error
+
+    def _stop(self, token: str) -> None:
+        run = self._at_work.get(token)
+        if run is not None:
+            run.progress.stop()
+
+    def _generate(self, token: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Make a video, and tell how far it is."""
+        import gradio as gr
+
+        hidden, visible = gr.update(visible=False), gr.update(visible=True)
+        busy, free = (gr.update(interactive=False), visible), (gr.update(interactive=True), hidden)
+        try:
+            wanted = self._wanted(*values)
+        except AdaspaError as error:
+            run = Run(Wanted("", "", "", 0, 0, 0, 0, 0))
+            run.end(error)
+            yield panels.result_panel(run), "", hidden, *free
+            return
+        run = self._at_work[token] = self._studio.begin(wanted)
+        last = None
+        try:
+            for progress in run.follow():
+                shown = panels.progress_panel(progress)
+                if shown != last:
+                    last = shown
+                    yield shown, "", hidden, *busy
+        finally:
+            run.progress.stop()
+            self._at_work.pop(token, None)
+        self._shown = [*self._shown[1 - _RUNS :], run]
+        yield panels.result_panel(run), panels.report_panel(run), visible if run.page else hidden, *free
+
+    def _wanted(
+        self, model: str, method: str, prompt: str, seed: Any, steps: Any, height: Any, width: Any, frames: Any,
+        sparsity: float, image: str | None, compare: bool,
+    ) -> Wanted:  # fmt: skip
+        """What the form holds; raises AdaspaError where it is of no use."""
+        numbers = {"seed": seed, "steps": steps, "height": height, "width": width, "frames": frames}
+        for name, value in numbers.items():
+            if value is None or value != int(value):
+                raise ConfigError(f"{name} must be a whole number")
+        if not prompt.strip():
+            raise ConfigError("the prompt is empty", hint="say what the video shows")
+        offer = self._start.offer(model, method)
+        own = offer.sparsity is None or abs(sparsity - offer.sparsity) < _STEP / 2
+        return Wanted(
+            model=model,
+            method=method,
+            prompt=prompt.strip(),
+            sparsity=None if own else round(sparsity, 2),
+            image=image if offer.takes_image else None,
+            compare=compare,
+            **{name: int(value) for name, value in numbers.items()},
+        )
+
+
+def _number(label: str, value: int, name: str) -> Any:
+    import gradio as gr
+
+    return gr.Number(label=label, value=value, precision=0, minimum=0, min_width=80, elem_id=name)
+
+
+def _sparsity(offer: Offer) -> Any:
+    import gradio as gr
+
+    return gr.update(value=offer.sparsity or 0, visible=offer.sparsity is not None)
+
+
+def _words(offer: Offer) -> str:
+    """What a small model knows."""
+    return panels.words_panel(offer.words) if offer.words else ""

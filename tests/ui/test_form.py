@@ -1,0 +1,76 @@
+"""What the form offers, and the settings that come of it."""
+
+from dataclasses import replace
+
+import pytest
+
+from adaspa_cli.errors import ConfigError
+from adaspa_cli.ui.form import Start, Wanted
+
+WANTED = Wanted("tiny", "adaspa", "a red circle", seed=3, steps=6, height=96, width=96, frames=9)
+
+
+def test_a_model_brings_its_sizes() -> None:
+    start = Start({})
+    assert (start.model, start.method) == ("tiny", "adaspa-plus")
+    tiny, hunyuan = start.offer("tiny", "adaspa"), start.offer("hunyuan", "adaspa")
+    assert (tiny.steps, tiny.height, tiny.frames) == (14, 256, 33)
+    assert (hunyuan.steps, hunyuan.height, hunyuan.frames) == (50, 720, 129)
+    assert tiny.words["shapes"]
+    assert not hunyuan.words
+    assert "hunyuanvideo-community/HunyuanVideo" in hunyuan.about
+    assert "GB" in hunyuan.about
+
+
+def test_fields_that_mean_nothing_are_not_offered() -> None:
+    start = Start({})
+    assert start.offer("tiny", "adaspa").sparsity == 0.8
+    assert start.offer("tiny", "full").sparsity is None
+    assert not start.offer("wan2.1-1.3b", "adaspa").takes_image
+    assert start.offer("hunyuan-i2v", "adaspa").takes_image
+
+
+def test_flags_are_what_the_form_begins_with() -> None:
+    start = Start({"model": "tiny", "steps": 4, "frames": 9, "method": "adaspa", "sparsity": 0.5})
+    offer = start.offer("tiny", "adaspa")
+    assert (offer.steps, offer.frames, offer.sparsity) == (4, 9, 0.5)
+    assert start.offer("hunyuan", "adaspa").frames == 129  # they were for the model of the command line
+
+
+def test_the_settings_of_a_run() -> None:
+    config = Start({"device": "cpu", "out": "there", "linear": "model"}).run(replace(WANTED, sparsity=0.6)).config
+    assert config.prompts.prompt == ("a red circle",)
+    assert (config.sampling.seed, config.sampling.steps, config.sampling.frames) == ((3,), 6, 9)
+    assert config.method.searching.sparsity == 0.6
+    assert (config.model.device, config.output.out, config.output.resume) == ("cpu", "there", True)
+
+
+def test_the_method_keeps_its_own_sparsity() -> None:
+    """For adaspa-plus it changes from step to step, which one number would replace."""
+    settings = Start({}).run(replace(WANTED, method="adaspa-plus")).settings
+    assert settings["sparsity_ramp"].value
+
+
+def test_the_dense_baseline_is_of_the_same_video() -> None:
+    start = Start({"cache": "first-block", "sparsity": 0.7, "attention_backend": "cpu"})
+    dense = start.run(replace(WANTED, sparsity=0.6), dense=True).config
+    assert (dense.method.method, dense.method.cache.name) == ("full", "none")
+    assert dense.method.attention_backend == "cpu"
+    assert dense.sampling == start.run(WANTED).config.sampling
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="steps"):
+        Start({}).run(replace(WANTED, steps=0))
+    with pytest.raises(ConfigError, match="unknown method"):
+        Start({}).offer("tiny", "no-such-method")
+
+
+def test_every_model_and_method_can_be_chosen() -> None:
+    start = Start({"model": "tiny"})
+    assert start.models()[0] == "tiny"
+    assert {"hunyuan", "wan2.2-5b-i2v"} <= set(start.models())
+    assert start.methods()[:3] == ["adaspa-plus", "adaspa", "full"]
+    assert "magcache-calibration" not in start.methods()
+    for method in ("pab", "tomesd", "diffusers"):  # a cache, a merging, nothing of ours
+        start.offer("tiny", method)

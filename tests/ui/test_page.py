@@ -1,0 +1,144 @@
+"""The page in a browser, from a server that is started as a user would: type a prompt, get a video."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from adaspa_cli.app import app
+from adaspa_cli.commands import ui
+from adaspa_cli.files.videos import read_frames
+from tests.browser import Browser, Tab
+
+needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="needs adaspa[ui]")
+SMALLEST = ("--height", "96", "--width", "96", "--frames", "9", "--steps", "4")
+SECONDS = 60.0  # for anything that takes a few, on a busy machine
+
+
+class Server:
+    """``adaspa ui`` in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+        self.out, self._said = folder / "videos", folder / "said"
+        command = [sys.executable, "-m", "adaspa_cli", "ui", "--json", "--port", str(self.port), "--out", str(self.out)]
+        with self._said.open("w") as said:
+            self.process = subprocess.Popen([*command, *SMALLEST], stdout=subprocess.PIPE, stderr=said, text=True)
+        assert self.process.stdout is not None
+        self.about = json.loads(self.process.stdout.readline() or self.said())
+        self.url = str(self.about["url"])
+
+    def said(self) -> str:
+        return self._said.read_text(encoding="utf-8")
+
+    def close(self) -> float:
+        """Press Ctrl-C; returns how long it took to end."""
+        begin = time.monotonic()
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(SECONDS)
+        return time.monotonic() - begin
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    one = Server(tmp_path_factory.mktemp("page"))
+    yield one
+    if one.process.poll() is None:
+        one.close()
+
+
+def there(selector: str) -> str:
+    return f"!!document.querySelector({json.dumps(selector)})"
+
+
+def opened(tab: Tab) -> None:
+    tab.wait(there("#go"), SECONDS)
+    tab.wait(there("#prompt textarea"), SECONDS)
+
+
+@needs_gradio
+def test_a_prompt_becomes_a_video(browser: Browser, server: Server) -> None:
+    with browser.tab(server.url) as tab:
+        opened(tab)
+        tab.write("#prompt textarea", "a red circle moves left on a blue background")
+        tab.click("#go")
+        tab.wait(there(".adaspa-steps"), SECONDS)
+        assert "was not trained on frames 9" in tab.evaluate("document.querySelector('#result').innerText")
+        tab.wait(there("#result video"), SECONDS)
+        assert tab.wait("document.querySelector('#result video').videoWidth", SECONDS) == 96
+        assert "adaspa-plus" in tab.evaluate("document.querySelector('figcaption').innerText")
+        tab.wait("document.querySelector('iframe')?.contentDocument?.title.includes('red circle')", SECONDS)
+        (video,) = server.out.glob("*.mp4")
+        assert read_frames(video).shape == (9, 96, 96, 3)
+        assert tab.evaluate("document.querySelector('figcaption a').download") == video.name
+        assert tab.errors == []
+        assert [request for request in tab.requests if not request.startswith(server.url)] == []  # all from here
+
+
+@needs_gradio
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["wide", "phone, dark"])
+def test_it_is_readable(browser: Browser, server: Server, width: int, dark: bool) -> None:
+    with browser.tab(server.url, width=width, dark=dark) as tab:
+        opened(tab)
+        tab.click("#go")  # without a prompt
+        tab.wait(there(".adaspa-error"), SECONDS)
+        assert "the prompt is empty" in tab.evaluate("document.querySelector('.adaspa-error').innerText")
+        assert tab.too_wide() == []
+        assert tab.faint() == []
+        assert tab.errors == []
+
+
+@needs_gradio
+def test_it_serves_this_machine_and_what_it_made(server: Server) -> None:
+    assert server.about == {"url": f"http://127.0.0.1:{server.port}/", "share_url": None}
+    listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if " 0A " in line]
+    assert f"0100007F:{server.port:04X}" in listening
+    assert f"00000000:{server.port:04X}" not in listening
+    (server.out / "other.mp4").write_bytes(b"not shown by the page")
+    for name in ("other.mp4", "..%2Fsaid", "none"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{server.url}made/{name}", timeout=SECONDS)
+        assert refused.value.code == 404
+
+
+@needs_gradio
+def test_ctrl_c_ends_it_while_it_works(browser: Browser, server: Server) -> None:
+    with browser.tab(server.url) as tab:
+        opened(tab)
+        tab.write("#prompt textarea", "a green star grows on a black background")
+        tab.click("#go")
+        tab.wait(there(".adaspa-steps"), SECONDS)
+        assert server.close() < 10  # a second, on a machine that does nothing else
+    assert server.process.returncode == 130
+    assert server.said().splitlines()[-1] == "closed"
+    assert "Traceback" not in server.said()
+    assert not list(server.out.glob("*partial*"))
+    assert not list(server.out.glob("a-green-star*.mp4"))
+
+
+def test_without_gradio_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ui, "find_spec", lambda _name: None)
+    result = CliRunner().invoke(app, ["ui"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "error: adaspa ui needs gradio, which is not installed",
+        "  try: pip install 'adaspa[ui]'",
+    ]
+
+
+def test_nothing_heavy_is_imported_for_the_other_commands() -> None:
+    code = "import sys; import adaspa_cli.app; assert not {'gradio', 'torch', 'yaml'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], env=os.environ, check=True, timeout=SECONDS)

@@ -1,0 +1,116 @@
+"""Runs of the page, made one after another on one pipeline."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaspa_cli.errors import AdaspaError
+from adaspa_cli.models import loading
+from adaspa_cli.ui.form import Start, Wanted
+from adaspa_cli.ui.panels import report_panel, result_panel
+from adaspa_cli.ui.progress import StoppedError
+from adaspa_cli.ui.studio import Run, Studio
+from tests.pipelines import PROMPT, small_run
+
+Make = Callable[..., Run]
+
+
+@pytest.fixture
+def said() -> list[AdaspaError]:
+    return []
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Models that were loaded."""
+    load, found = loading.load_pipeline, []
+
+    def counted(config: Any, *, decode: bool) -> Any:
+        found.append(config)
+        return load(config, decode=decode)
+
+    monkeypatch.setattr(loading, "load_pipeline", counted)
+    return found
+
+
+@pytest.fixture
+def wanted(hunyuan_folder: Path) -> Wanted:
+    return Wanted(str(hunyuan_folder), "adaspa", PROMPT, seed=0, steps=4, height=32, width=48, frames=5)
+
+
+@pytest.fixture
+def studio(hunyuan_folder: Path, tmp_path: Path, said: list[AdaspaError]) -> Iterator[Studio]:
+    settings = small_run(hunyuan_folder, tmp_path)
+    of_the_form = ("prompt", "seed", "steps", "height", "width", "frames", "method", "sparsity")
+    settings = {key: value for key, value in settings.items() if key not in of_the_form}
+    one = Studio(Start(settings), said.append)
+    yield one
+    one.close()
+
+
+def made(studio: Studio, wanted: Wanted) -> Run:
+    run = studio.begin(wanted)
+    for _ in run.follow():
+        pass
+    return run
+
+
+def test_videos_of_several_methods_on_one_pipeline(studio: Studio, wanted: Wanted, loads: list[Any]) -> None:
+    for method in ("adaspa", "full", "adaspa"):
+        run = made(studio, replace(wanted, method=method))
+        assert run.error is None
+        assert run.made[-1].report.setting("method") == method
+        assert run.made[-1].place.is_file()
+        assert run.page is not None
+    assert run.progress.again  # the third was there
+    assert len(loads) == 1
+
+
+def test_the_dense_video_beside_it(studio: Studio, wanted: Wanted, loads: list[Any]) -> None:
+    run = made(studio, replace(wanted, compare=True))
+    assert [one.report.setting("method") for one in run.made] == ["full", "adaspa"]
+    shown = result_panel(run)
+    assert shown.index(run.made[1].place.name) < shown.index(run.made[0].place.name)
+    assert "speed-up over dense" in shown
+    assert f"{run.made[1].place.stem}.report.html" in report_panel(run)
+    again = made(studio, replace(wanted, compare=True))
+    assert again.page is not None
+    assert again.page.count("data:video/mp4") == 2  # though both were there already
+    assert len(loads) == 1
+
+
+def test_a_wrong_size_is_an_error_in_the_page(studio: Studio, wanted: Wanted, said: list[AdaspaError]) -> None:
+    run = made(studio, replace(wanted, frames=6))
+    assert run.error is said[0]
+    shown = result_panel(run)
+    assert "4k + 1 frames, got 6" in shown
+    assert "try: nearest" in shown
+    assert made(studio, wanted).error is None
+
+
+def test_what_nobody_expected_is_an_error_too(
+    studio: Studio, wanted: Wanted, said: list[AdaspaError], loads: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adaspa_cli.jobs import generate
+
+    with monkeypatch.context() as patched:
+        patched.setattr(generate, "write_result", lambda *_: 1 / 0)
+        run = made(studio, wanted)
+    assert "ZeroDivisionError" in result_panel(run)
+    assert len(said) == 1
+    assert made(studio, wanted).error is None
+    assert len(loads) == 2  # nobody knew what state the first one was in
+
+
+def test_stop(studio: Studio, wanted: Wanted, said: list[AdaspaError], tmp_path: Path) -> None:
+    run = Run(wanted)
+    run.progress.stop()
+    studio._waiting.put(run)
+    for _ in run.follow():
+        pass
+    assert isinstance(run.error, StoppedError)
+    assert said == []
+    assert not list(tmp_path.glob("*.mp4"))
