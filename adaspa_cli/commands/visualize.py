@@ -13,7 +13,6 @@ from adaspa_cli.commands.command import command
 from adaspa_cli.commands.early import say_early
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.console import Console
-from adaspa_cli.distributed.refuse import check_alone
 from adaspa_cli.errors import ConfigError
 from adaspa_cli.jobs.early import check_early
 
@@ -82,6 +81,7 @@ def visualize(
 
     Example: adaspa visualize --prompt "a red circle moves left on a blue background" --query 4,8,8
     """
+    from adaspa_cli.distributed.refuse import check_alone
     from adaspa_cli.visual.choice import ProbeRequest
 
     resolved = given.resolve(out=str(out))
