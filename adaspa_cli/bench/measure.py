@@ -148,7 +148,7 @@ def _write(
         reference_fingerprint=None if dense is None else dense.fingerprint,
         report=report_of(job).name,
         reference_report=None if dense is None else f"{dense.place.parent.name}/{report_of(dense).name}",
-        versions=versions(),
+        versions=versions("torchmetrics", "stlpips-pytorch"),
         metrics=metrics,
         identical_frames=before.identical_frames if before and identical_frames is None else identical_frames,
         vbench_dimensions=before.vbench_dimensions if before and vbench_dimensions is None else vbench_dimensions,

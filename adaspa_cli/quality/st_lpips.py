@@ -1,7 +1,8 @@
 """ST-LPIPS, a learned distance of pictures that small shifts change little (arXiv 2207.13686), with AlexNet's layers.
 
-The weights are those of the package stlpips-pytorch, which carries them. Its code is not imported: that needs packages
-which it does not declare, and torchvision. The network is built here, and the file is read as tensors alone.
+The weights are those of the package stlpips-pytorch (BSD-2-Clause), which carries them. Its code is not imported: that
+needs packages which it does not declare, and a part of it may not be used commercially. The network is built here, and
+the file is read as tensors alone.
 
 Shapes: n pictures, C channels, H and W of a layer.
 """

@@ -16,10 +16,10 @@ from adaspa_cli.version import __version__
 _LIBRARIES = ("torch", "triton", "diffusers", "transformers", "accelerate")
 
 
-def versions() -> dict[str, str]:
-    """Versions of adaspa, Python and the libraries that decide speed and numbers."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of adaspa, Python, the libraries that decide speed and numbers, and of ``more``; of those installed."""
     found = {"adaspa": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
+    for name in (*_LIBRARIES, *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

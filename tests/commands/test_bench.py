@@ -99,6 +99,7 @@ def test_several_processes_share_a_bench(run: Any, tmp_path: Path) -> None:
     assert not (out / "bench.json").exists()
     made = json.loads(next(out.glob("runs/adaspa/*.quality.json")).read_text())
     assert made["metrics"]["psnr"]["value"] > 0
+    assert made["versions"]["torchmetrics"]
     assert json.loads(run("--part", "1/2", "--json", "--quiet").stdout) == {"shard": "1/2", "runs": 2, "complete": 2}
     whole = json.loads(run("--tables-only", "--json").stdout)
     assert [[r["prompt"] for r in row["runs"]] for row in whole["rows"]] == [PROMPTS, PROMPTS]
