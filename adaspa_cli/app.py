@@ -10,6 +10,7 @@ import typer
 from adaspa_cli.commands.bench import bench
 from adaspa_cli.commands.completion import prepare_completion
 from adaspa_cli.commands.doctor import doctor
+from adaspa_cli.commands.gallery import gallery
 from adaspa_cli.commands.generate import generate
 from adaspa_cli.commands.masks import masks_app
 from adaspa_cli.commands.models import models
@@ -34,6 +35,7 @@ app.command()(bench)
 app.command()(search_masks)
 app.add_typer(masks_app, name="masks")
 app.command()(visualize)
+app.command()(gallery)
 app.command()(models)
 app.command()(doctor)
 app.command()(ui)

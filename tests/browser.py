@@ -345,8 +345,8 @@ class Tab:
         self.send("Input.insertText", text=text)
 
     def picture(self) -> bytes:
-        """What the whole page shows, however long it is, as a PNG file."""
-        return base64.b64decode(self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"])
+        """What the window shows, as a PNG file; of what lies outside it videos would not be drawn."""
+        return base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
 
     def too_wide(self) -> list[str]:
         """Elements that stick out of the window at the right, in words; those within a box that scrolls do not."""

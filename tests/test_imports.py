@@ -25,6 +25,7 @@ ROWS = (
     {"report"},
     {"jobs"},
     {"bench", "doctor", "forecast", "ui", "visual"},
+    {"gallery"},
     {"commands"},
     {"app"},
     {"__main__"},

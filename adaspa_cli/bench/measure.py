@@ -18,7 +18,8 @@ from adaspa_cli.jobs.places import lossless_path
 from adaspa_cli.jobs.plan import Job
 from adaspa_cli.models.loading import choose_device
 from adaspa_cli.quality import vbench
-from adaspa_cli.quality.video_metrics import METRICS, Measurement, VideoMetrics, import_torchmetrics
+from adaspa_cli.quality.measurement import Measurement
+from adaspa_cli.quality.video_metrics import METRICS, VideoMetrics, import_torchmetrics
 from adaspa_cli.report.machine import versions
 
 Pair = tuple[Job, Job | None]  # a run, and the dense run of the same prompt and seed

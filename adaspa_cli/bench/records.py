@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from adaspa_cli.errors import ReportError
 from adaspa_cli.files.typed_json import ABSENT
-from adaspa_cli.quality.video_metrics import Measurement
+from adaspa_cli.quality.measurement import Measurement
 from adaspa_cli.report.versioned import Versioned, read_versioned
 
 Record = TypeVar("Record", "Quality", "Failure")

@@ -1,7 +1,7 @@
 """PSNR, SSIM and the learned distances ST-LPIPS and LPIPS of a video against another of the same size, frame by frame.
 
 PSNR, SSIM and LPIPS are torchmetrics'. A learned metric that is not available here has a reason instead of a
-number: see :class:`Measurement`.
+number: see :class:`~adaspa_cli.quality.measurement.Measurement`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adaspa_cli.errors import BackendError
+from adaspa_cli.quality.measurement import Measurement
 from adaspa_cli.quality.st_lpips import ShiftTolerantLpips, UnavailableError
 
 METRICS = ("psnr", "ssim", "st_lpips", "lpips")
 PSNR_OF_EQUAL_FRAMES = 100.0  # dB: of frames that do not differ, for which it would be infinite
 _FRAMES_AT_ONCE = 8  # intermediate results of SSIM are many times as large as the frames
 _LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"  # the file that torchvision loads AlexNet from
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A metric of one video: its value (mean over frames), or the reason why there is none."""
-
-    value: float | None
-    reason: str | None = field(default=None, metadata={"absent": True})  # no key in JSON where there is a value
 
 
 class VideoMetrics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaspa_cli.errors import OutputError
+from adaspa_cli.errors import AdaspaError
 from adaspa_cli.files.videos import read_frames
 from adaspa_cli.quality.by_frame import by_frame
 from adaspa_cli.report.compare import Compared
@@ -30,10 +30,11 @@ def measure_difference(
         try:
             curves = by_frame(read_frames(files[0]), read_frames(files[1]))
             psnr, ssim = curves["psnr"], curves["ssim"]
-        except (OutputError, RuntimeError, ValueError) as error:
+        except (AdaspaError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
     return ComparedRun(
         method=compared.report.setting("method"),
+        dense=compared.report.dense,
         speed_up=compared.report.seconds.total / report.seconds.total,
         lossless=lossless,
         psnr=tuple(round(value, 4) for value in psnr),

@@ -13,6 +13,7 @@
     const [playing, back, next, chooser, gain] = [".play", ".back", ".next", ".chooser", ".gain"].map(find);
     const views = [...root.querySelectorAll("[data-view]:not(.stage)")];
     const charts = [...root.querySelectorAll(".chart")];
+    const difference = find("canvas").getContext("2d");
     const last = data.frames - 1;
     let [shown, frame, runs] = [data.shown, 0, false];
 
@@ -27,6 +28,15 @@
       said.textContent = [`frame ${frame + 1} of ${data.frames}`, ...words].join(" · ");
       scrub.setAttribute("aria-valuetext", said.textContent);
       for (const chart of charts) chart.style.setProperty("--at", last ? frame / last : 0.5);
+    }
+
+    function subtract() {
+      if (stage.dataset.view !== "difference") return;
+      const { width, height } = difference.canvas;
+      for (const [video, how] of [[first, "copy"], [second, "difference"]]) {
+        difference.globalCompositeOperation = how;
+        difference.drawImage(video, 0, 0, width, height);
+      }
     }
 
     function draw() {
@@ -54,7 +64,7 @@
     function show(to) {
       frame = Math.min(last, Math.max(0, to));
       say();
-      return Promise.all([seek(first, frame), seek(second, frame)]);
+      return Promise.all([seek(first, frame), seek(second, frame)]).then(subtract);
     }
 
     async function play() {
@@ -85,6 +95,7 @@
       } else {
         frame = frameOf(first);
         say();
+        subtract();
         const off = first.currentTime * fps(first) - second.currentTime * fps(second);
         if (Math.abs(off) > LATE && !second.seeking) second.currentTime = (first.currentTime * fps(first)) / fps(second);
       }
@@ -113,6 +124,7 @@
       wipe.hidden = view !== "slider";
       gain.parentElement.hidden = view !== "difference";
       for (const button of views) button.setAttribute("aria-pressed", button.dataset.view === view);
+      subtract();
     }
 
     function drag(event) {

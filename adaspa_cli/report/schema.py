@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from adaspa_cli.config.methods import DENSE
 from adaspa_cli.files.typed_json import ABSENT, REST
 from adaspa_cli.report.versioned import Versioned, read_versioned
 
@@ -285,7 +286,7 @@ class ComparedRun:
     """The run that ``--compare-with`` named, such as the dense one, and how this run and its video differ from it.
 
     Attributes:
-        method: of that run.
+        method: of that run; ``dense`` says whether it computed all blocks of attention.
         speed_up: its total time over this run's.
         lossless: whether the frames were compared as they were before compression, not as the video files have them.
         psnr, ssim: of each frame, in dB and up to 1; empty if the videos could not be compared.
@@ -298,6 +299,7 @@ class ComparedRun:
     psnr: tuple[float, ...]
     ssim: tuple[float, ...]
     reason: str | None = field(default=None, metadata=ABSENT)
+    dense: bool = False
 
     def mean(self, metric: Literal["psnr", "ssim"]) -> float | None:
         """Mean over the frames; None if they could not be compared."""
@@ -361,6 +363,11 @@ class Report(Versioned):
     parallel: ParallelUse | None = field(default=None, metadata=ABSENT)
     peak_memory: PeakMemory
     compared: ComparedRun | None = field(default=None, metadata=ABSENT)
+
+    @property
+    def dense(self) -> bool:
+        """Whether all blocks of attention were computed, at every step and of all tokens."""
+        return self.setting("algorithm") in DENSE and self.cache is None and self.merging is None
 
     def setting(self, key: str, default: Any = None) -> Any:
         """The value of a setting; ``default`` if the report is older than the setting."""

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from adaspa_cli.errors import BackendError
-from adaspa_cli.quality.video_metrics import PSNR_OF_EQUAL_FRAMES, Measurement, VideoMetrics
+from adaspa_cli.quality.measurement import Measurement
+from adaspa_cli.quality.video_metrics import PSNR_OF_EQUAL_FRAMES, VideoMetrics
 
 CPU = torch.device("cpu")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from adaspa_cli.report.difference import measure_difference
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.page import page
 from adaspa_cli.report.schema import CompensationUse, LayerCompensation, Report, Search, Setting, Step
-from tests.browser import Browser, Tab
+from tests.browser import SECONDS, Browser, Tab
 from tests.reports import small_report
 
 FRAMES, HEIGHT, WIDTH = 8, 48, 64
@@ -67,13 +68,20 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.as_uri()
 
 
-def shown(tab: Tab, selector: str) -> NDArray[np.uint8]:
-    """Pixels of an element, as a reader sees them."""
+def shows(tab: Tab, *expected: int, within: int) -> None:
+    """Check brightnesses along a row of the stage at a tenth, four and seven tenths of it, once they are painted."""
     box = tab.evaluate(
-        f"(() => {{ const b = document.querySelector('{selector}').getBoundingClientRect();"
-        "return [b.left + scrollX, b.top + scrollY, b.right + scrollX, b.bottom + scrollY]; })()"
+        "(() => { const stage = document.querySelector('.stage'); stage.scrollIntoView();"
+        "const b = stage.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; })()"
     )
-    return np.asarray(Image.open(io.BytesIO(tab.picture())).convert("RGB").crop(tuple(map(round, box))))
+    end = time.monotonic() + SECONDS
+    while True:
+        picture = Image.open(io.BytesIO(tab.picture())).convert("RGB").crop(tuple(map(round, box)))
+        row = np.asarray(picture)[50].mean(1)
+        found = [row[round(share * len(row))] for share in (0.1, 0.4, 0.7)]
+        if found == pytest.approx(expected, abs=within):
+            return
+        assert time.monotonic() < end, (found, expected)
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -123,15 +131,11 @@ def test_slider_and_difference(browser: Browser, compared: str) -> None:
         tab.evaluate("document.querySelectorAll('figcaption, .handle').forEach((part) => part.remove())")
         tab.click("button[data-view=slider]")
         tab.click(".stage", x=0.25)
-        wiped = shown(tab, ".stage")[50].astype(int)
-        at = [round(share * len(wiped)) for share in (0.1, 0.4, 0.7)]
-        assert wiped[at].mean(1) == pytest.approx([80, 40, 40], abs=4)
+        shows(tab, 80, 40, 40, within=4)
         tab.press("End")  # of the slider, which has the focus: the first video alone
-        wiped = shown(tab, ".stage")[50].astype(int)
-        assert wiped[at].mean(1) == pytest.approx([80, 80, 40], abs=4)
+        shows(tab, 80, 80, 40, within=4)
         tab.click("button[data-view=difference]")
-        apart = shown(tab, ".stage")[50].astype(int)
-        assert apart[at].mean(1) == pytest.approx([160, 160, 0], abs=16)  # 4 x
+        shows(tab, 160, 160, 0, within=16)  # 4 x
         assert tab.evaluate("document.querySelector('button[data-view=difference]').ariaPressed") == "true"
         assert tab.errors == []
 

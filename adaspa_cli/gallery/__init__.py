@@ -1,0 +1,1 @@
+"""A contact sheet of the videos in a folder."""

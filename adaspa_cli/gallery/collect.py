@@ -1,0 +1,113 @@
+"""The videos of a folder, with what their reports say of them; imports nothing heavy."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaspa_cli.bench.records import Quality, read_record
+from adaspa_cli.config.methods import DENSE
+from adaspa_cli.errors import ReportError, UsageError
+from adaspa_cli.files.whole import PARTIAL
+from adaspa_cli.report.schema import Report, read_report
+
+VIDEOS = (".mp4", ".webm", ".m4v", ".mov")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A video of a gallery.
+
+    Attributes:
+        video: its file.
+        page: its page; None without one.
+        report: its report; None without one that can be read.
+        speed_up: total time of the dense run of the same video over its own; None where that is not known.
+        psnr: of the video against the dense one, in dB; None where that is not known.
+    """
+
+    video: Path
+    page: Path | None = None
+    report: Report | None = None
+    speed_up: float | None = None
+    psnr: float | None = None
+
+    @property
+    def sparsity(self) -> str | None:
+        """Share of the video's blocks that was to be left out; None where nothing says so."""
+        if self.report is None or self.report.setting("algorithm") in DENSE:
+            return None
+        found = self.report.setting("sparsity")
+        return f"{found:g}" if isinstance(found, int | float) else None
+
+
+def collect(folder: Path, note: Callable[[str], None]) -> list[Entry]:
+    """All videos in a folder and below it, by path; hidden folders and files, and lossless copies, are passed over.
+
+    Args:
+        note: is told of reports that cannot be read.
+
+    Raises:
+        UsageError: it is no folder, or no video is in it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder", hint="name a folder of videos, as adaspa gallery videos")
+    entries = [_entry(video, note) for video in sorted(_videos(folder))]
+    if not entries:
+        raise UsageError(
+            f"no video is in {folder}", hint=f"a gallery shows files that end in {', '.join(VIDEOS)}, in subfolders too"
+        )
+    return _with_dense(entries)
+
+
+def _videos(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(VIDEOS) and not name.startswith(".") and PARTIAL not in name:
+                yield Path(parent, name)
+
+
+def _entry(video: Path, note: Callable[[str], None]) -> Entry:
+    report_file, page, quality_file = (
+        video.with_name(f"{video.stem}.{end}") for end in ("report.json", "report.html", "quality.json")
+    )
+    report = None
+    if report_file.exists():
+        try:
+            report = read_report(report_file)
+        except ReportError as error:
+            note(f"{error.message}; its video is shown by its file name")
+    entry = Entry(video, page if page.exists() else None, report)
+    if report is None:
+        return entry
+    quality = read_record(Quality, quality_file) if quality_file.exists() else None
+    if quality is not None and quality.fingerprint == report.fingerprint and "psnr" in quality.metrics:
+        entry = dataclasses.replace(entry, psnr=quality.metrics["psnr"].value)
+    compared = report.compared
+    if compared is not None and compared.dense:
+        return dataclasses.replace(entry, speed_up=compared.speed_up, psnr=compared.mean("psnr"))
+    return entry
+
+
+def _with_dense(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, with speed-ups over dense runs of the same video on the same machine that are among them."""
+    dense = {_same(one.report): one.report.seconds.total for one in entries if one.report and one.report.dense}
+    return [
+        dataclasses.replace(one, speed_up=dense[_same(one.report)] / one.report.seconds.total)
+        if one.report and not one.report.dense and one.speed_up is None and _same(one.report) in dense
+        else one
+        for one in entries
+    ]
+
+
+def _same(report: Report) -> tuple[object, ...]:
+    """What two runs must share for their times to be compared."""
+    video = report.video
+    return (
+        *(report.model.name, report.prompt, report.seed, len(report.steps), report.machine.line()),
+        *(video.frames, video.height, video.width),
+    )
