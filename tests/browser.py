@@ -302,13 +302,22 @@ class Tab:
         return found["result"].get("value")
 
     def wait(self, expression: str, seconds: float = SECONDS) -> Any:
-        """Wait until an expression is true; returns its value."""
+        """Wait until an expression is true, also on a page that the tab is going to; returns its value."""
         end = time.monotonic() + seconds
-        while not (value := self.evaluate(expression)):
+        while not (value := self._evaluate_anywhere(expression)):
             if time.monotonic() > end:
                 raise BrowserError(f"not true in {seconds:.0f} s: {expression}; errors of the page: {self.errors}")
             time.sleep(0.03)
         return value
+
+    def _evaluate_anywhere(self, expression: str) -> Any:
+        """The value of an expression; None while the tab goes from one page to another."""
+        try:
+            return self.evaluate(expression)
+        except BrowserError as error:
+            if "Runtime.evaluate: " not in str(error):
+                raise
+            return None
 
     def click(self, selector: str, *, x: float = 0.5, y: float = 0.5) -> None:
         """Press the mouse on an element, ``x`` and ``y`` shares of its size from its top left."""

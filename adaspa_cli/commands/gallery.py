@@ -9,6 +9,7 @@ import typer
 
 from adaspa_cli.commands.command import command
 from adaspa_cli.console import Console
+from adaspa_cli.errors import AdaspaError
 
 
 @command(panels=False, interrupted="interrupted; the gallery is as it was")
@@ -30,3 +31,15 @@ def gallery(
         {"page": str(page), "videos": count},
         f"{page}\n{count} {'video' if count == 1 else 'videos'}; open it in a browser",
     )
+
+
+def renew_gallery(console: Console, out: str) -> None:
+    """Write the gallery of a folder after a batch; what hinders it is noted, because the videos are there."""
+    from adaspa_cli.gallery.page import write_gallery
+
+    try:
+        page, _ = write_gallery(Path(out).expanduser(), console.note)
+    except AdaspaError as error:
+        console.note(f"no gallery: {error.message}")
+    else:
+        console.note(f"gallery: {page}")

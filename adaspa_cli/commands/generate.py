@@ -16,6 +16,7 @@ from adaspa_cli import interrupts
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
 from adaspa_cli.commands.early import say_early
+from adaspa_cli.commands.gallery import renew_gallery
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.commands.together import Member, member, started_by_torchrun
 from adaspa_cli.console import Console
@@ -88,6 +89,8 @@ def generate(
             _run_on_ray(console, resolved, prompts, ray, ray_workers)
         else:
             _run(own, resolved, prompts, share)
+        if resolved.config.prompts.prompts is not None and resolved.config.decodes:
+            renew_gallery(console, resolved.config.output.out)
 
 
 def _check_ray(ray: str | None, workers: int | None, shard: Shard | None, config: GenerateConfig) -> None:

@@ -12,6 +12,7 @@ NOTES = {
     "__main__": "the command adaspa: takes over Ctrl-C, sets threads",
     "app": "registers the commands; imports nothing heavy",
     "commands": "one module for each command: parses, builds a config, calls the library, prints",
+    "gallery": "a page of all videos of a folder",
     "bench": "tables of many runs | the state of a machine | estimates before a run | pictures of attention",
     "jobs": "from prompts and seeds to files: Job in, Made out",
     "report": "the report of a run, typed and versioned, and its page",

@@ -129,7 +129,22 @@ def test_quiet_says_nothing_but_the_result(run: Any) -> None:
 def test_a_file_of_prompts(run: Any, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("# two\na circle\n\na square\n")
     result = run("--json", "--prompts", str(tmp_path / "prompts.txt"), prompt=None)
-    assert [entry["report"]["prompt"] for entry in json.loads(result.stdout)] == ["a circle", "a square"]
+    made = json.loads(result.stdout)
+    assert [entry["report"]["prompt"] for entry in made] == ["a circle", "a square"]
+    gallery = Path(made[0]["video"]).with_name("index.html")
+    assert f"gallery: {gallery}" in " ".join(result.stderr.split())
+    assert all(Path(entry["video"]).name in gallery.read_text(encoding="utf-8") for entry in made)
+
+
+def test_a_page_in_the_way_of_a_gallery_is_kept(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a circle\n")
+    first = run("--json")
+    page = Path(json.loads(first.stdout)[0]["video"]).with_name("index.html")
+    page.write_text("my site")
+    result = run("--prompts", str(tmp_path / "prompts.txt"), prompt=None)
+    assert result.exit_code == 0
+    assert "no gallery: " in result.stderr
+    assert page.read_text() == "my site"
 
 
 def test_prompts_from_a_pipe_are_read(run: Any) -> None:
