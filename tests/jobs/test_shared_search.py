@@ -105,7 +105,7 @@ def test_what_does_not_fit_together_is_refused(hunyuan_folder: Path, tmp_path: P
         share(hunyuan_folder, out, Shard(1, 2), sparsity=0.6)()
     with pytest.raises(OutputError, match="an unfinished search is in") as told:
         share(hunyuan_folder, out, None)()
-    assert "go on with --shard" in str(told.value.hint)
+    assert "continue with --shard" in str(told.value.hint)
     held = job._claim(out, ".2-of-2")
     with held, pytest.raises(OutputError, match="another process is searching"):
         share(hunyuan_folder, out, Shard(2, 2))()
