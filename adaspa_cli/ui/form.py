@@ -121,7 +121,7 @@ class Start:
         )
 
     def run(self, wanted: Wanted, *, dense: bool = False, compare_with: str | None = None) -> Resolved:
-        """The settings of one video, which a video that is there already may meet.
+        """The settings of one video, which a video that already exists may meet.
 
         Args:
             dense: whether it is the dense baseline of the one that is wanted.
