@@ -4,8 +4,9 @@
 
 Each row is a run of ``adaspa generate`` with random weights, a few layers of the model at its full size and a few steps
 of each phase; the times of the other steps are estimated (``steps_per_phase``). Rows that are there are not run again.
-The table gives seconds of a typical step of the most frequent phase, the speed-up over the fewest GPUs with the same
+``table.md`` gives seconds of a typical step of the most frequent phase, the speed-up over the fewest GPUs with the same
 method, and of the computed steps the share of exchanges and the imbalance of attention (slowest over mean).
+``table.json`` has the seconds of every phase.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from adaspa_cli.files.typed_json import to_json
+from adaspa_cli.files.whole import write_json
 from adaspa_cli.report.schema import Report, read_report
 
 HUNYUAN = ("--model=hunyuan", "--steps=50", "--layers=6")
@@ -112,6 +116,26 @@ def _base(run: Run, runs: Sequence[Run]) -> Run:
     return min((other for other in runs if other.row == usual), key=lambda other: other.gpus, default=run)
 
 
+def record(runs: Sequence[Run]) -> dict[str, Any]:
+    """The numbers of the table and of every phase, with the machine and versions of the first run."""
+    rows = []
+    for run in runs:
+        use, peak = run.report.parallel, run.report.peak_memory.gpu_bytes
+        rows.append(
+            {
+                "row": run.row,
+                "gpus": run.gpus,
+                "flags": [*_USUAL, *ROWS[run.row]],
+                "step_seconds": {step.phase: step.seconds for step in run.report.steps},  # the last one is typical
+                "exchanges": use and use.share,
+                "imbalance": use and use.imbalance,
+                "peak_gpu_bytes": [peak] if use is None else list(use.peak_gpu_bytes),
+            }
+        )
+    first = runs[0].report
+    return {"machine": to_json(first.machine), "versions": dict(first.versions), "rows": rows}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the rows and print the table; 1 if one of them failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -128,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if run is not None:
             runs.append(run)
             (given.out / "table.md").write_text("\n".join(table(runs)) + "\n", encoding="utf-8")
+            write_json(given.out / "table.json", record(runs), replace=True)
     print("\n".join(table(runs)))
     return 0 if len(runs) == len(asked) else 1
 

@@ -27,6 +27,14 @@ def test_speed_up_is_over_the_fewest_gpus() -> None:
     assert one.startswith("| hunyuan full | 1 | sparse | 4.000 | 1 |  |  |")
 
 
+def test_the_record_has_what_the_table_shows() -> None:
+    rows = bench_gpus.record([bench_gpus.Run("hunyuan full", gpus, _on(gpus, 4.0 / gpus)) for gpus in (4, 1)])["rows"]
+    assert [(row["gpus"], row["step_seconds"]["sparse"], row["exchanges"]) for row in rows] == [
+        (4, 1.0, 0.125), (1, 4.0, None),
+    ]  # fmt: skip
+    assert rows[0]["peak_gpu_bytes"] == [3_000_000_000] * 4
+
+
 def test_a_variant_is_compared_with_the_usual_way_on_one_gpu() -> None:
     names = (("cogvideox, branches apart", 2, 2.5), ("cogvideox", 1, 4.0))
     apart, one = bench_gpus.table([bench_gpus.Run(row, gpus, _on(gpus, seconds)) for row, gpus, seconds in names])[2:]

@@ -100,7 +100,7 @@ def test_a_figure_can_be_made_again(figure: Any) -> None:
     assert figure.command or figure.note
     scripts = [name.replace(".", "/") for name in re.findall(r"python -m (scripts\.\w+)", figure.command)]
     assert all((ROOT / f"{name}.py").is_file() or (ROOT / name).is_dir() for name in scripts)
-    presets = re.findall(r"--preset ([\w-]+)", figure.command)
+    presets = re.findall(r"--preset ([\w.-]+)", figure.command)
     assert all((ROOT / "configs" / "bench" / f"{preset}.yaml").is_file() for preset in presets)
     assert all((ROOT / page).is_file() for page in figure.pages)
 
