@@ -32,7 +32,7 @@ NAMES = {"sparse, hopper": "sparse, Gluon", "sparse, portable": "sparse, Triton"
 
 
 def table(found: dict[str, Any], head_dim: int) -> str:
-    """All rows of one head dimension; what could not run says why in place of figures."""
+    """All rows of one head dimension; what could not run says why instead of figures."""
     rows = [row for row in found["rows"] if row["head_dim"] == head_dim]
     lines = [f"| {' | '.join(COLUMNS.values())} |", "|" + "---|" * len(COLUMNS)]
     for row in rows:

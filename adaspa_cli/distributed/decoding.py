@@ -107,7 +107,7 @@ def _split(part: Tensor, shapes: list[list[int]]) -> tuple[Tensor, ...]:
 
 
 def _replay(tiles: list[Tensor]) -> Callable[..., Any]:
-    """A decoder that answers with these, one after the other. Blending writes into them: each is used once."""
+    """A decoder that answers with these, one after another. Blending writes into them: each is used once."""
     left = itertools.chain(tiles)
 
     def forward(_z: Tensor, *_args: Any, **kwargs: Any) -> Any:

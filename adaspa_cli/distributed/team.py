@@ -65,7 +65,7 @@ class Team:
             x.copy_(whole)
 
     def gather(self, x: Tensor, sizes: Sequence[int], dim: int = 0) -> Tensor:
-        """Everybody's x one after the other along ``dim``, where member i has ``sizes[i]``; a copy."""
+        """Everybody's x one after another along ``dim``, where member i has ``sizes[i]``; a copy."""
         if self.alone:
             return x
         own = x.movedim(dim, 0).contiguous()
@@ -80,9 +80,9 @@ class Team:
         """Begin to send everybody a piece of a tensor; ``wait()`` of what is returned ends it.
 
         Args:
-            sent: contiguous, the pieces for all members one after the other.
+            sent: contiguous, the pieces for all members one after another.
             send: elements of each of them.
-            into: contiguous, filled with what all members send, one after the other.
+            into: contiguous, filled with what all members send, one after another.
             receive: elements of each of those.
         """
         width = sent.element_size()

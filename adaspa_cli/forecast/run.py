@@ -41,7 +41,7 @@ class Forecast:
         rates: of this machine; None where the time is not predicted.
         times: of each step; empty without rates.
         memory: at the peak of denoising.
-        videos: that the run makes, one after the other.
+        videos: that the run makes, one after another.
         notes: what the estimates don't know.
     """
 

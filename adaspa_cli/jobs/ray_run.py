@@ -230,7 +230,7 @@ def _received(pool: _Pool, reference: Any) -> Sent | None:
 
 
 def _replace(pool: _Pool, worker: Any, task: _Task, observer: RayObserver) -> None:
-    """Start a worker in place of one that died; raises RunError if too many died at the same video."""
+    """Start a worker instead of one that died; raises RunError if too many died at the same video."""
     pool.end(worker)
     if task.attempts >= _ATTEMPTS:
         raise RunError(

@@ -34,7 +34,7 @@ from adaspa_cli.masks.selection import adapt_counts, heaviest, kernels_take
 LEAST_SHARE, MOST_TIMES = 4, 4  # of the base count, in a layer's budget
 
 _INFINITY_BITS = 0x7F800000  # of float32
-_KERNEL_TRIES = 15  # eight looks at all scores in place of 31
+_KERNEL_TRIES = 15  # eight looks at all scores instead of 31
 
 
 def select_by_score(

@@ -27,7 +27,7 @@ class MaskChoice:
         steps: ascending, of the search steps that all files have.
         pixels: cells along a side of a picture at most.
         query: (frame, row, column) of the token whose kept tokens are drawn over the frames.
-        by_tokens: whether cells are areas of tokens, frame by frame and row by row, in place of blocks: so where the
+        by_tokens: whether cells are areas of tokens, frame by frame and row by row, instead of blocks: so where the
             tokens of a file are in another order, and its blocks in none that a person sees.
     """
 

@@ -79,7 +79,7 @@ def masks_to_read(files: Sequence[MaskFile], choice: MaskChoice) -> list[tuple[i
 
 
 def read_masks(files: Sequence[MaskFile], choice: MaskChoice, on_mask: Callable[[Place], None]) -> MaskReading:
-    """Read the masks one after the other; one of each file and one more are held at a time.
+    """Read the masks one after another; one of each file and one more are held at a time.
 
     Args:
         on_mask: called after each.

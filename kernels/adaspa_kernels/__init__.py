@@ -1,5 +1,5 @@
-"""Triton kernels for block-sparse attention, the exact block sums of attention weights, and the masks made of them; and
-for what comes before attention, the norm of each head with its rotary embedding; and rows in FP8.
+"""Triton kernels for block-sparse attention, exact block sums of attention weights, masks from them, the norm of each
+head with its rotary embedding, and rows in FP8.
 
 Import works without Triton: :func:`unavailable` then says so, and the operators are absent.
 """

@@ -5,12 +5,12 @@ blocks j of J(i), S = Q_i K_j^T * scale * log2(e); m' = max(m, rowmax S); P = 2^
 l = a l + rowsum P; O = a O + P V_j. At the end O / l, and LSE = ln(2) (m + log2 l). An empty list gives zeros and
 -inf. The lists come from AdaSpa's search (arXiv 2502.21079, sections 3 and 4).
 
-With summaries (``summaries.py``) a row that is not full goes on, in the same softmax, over one mean key and value of
-each video block that its list lacks.
+With summaries (``summaries.py``) a row that is not full continues, in the same softmax, with one mean key and value of
+each video block that is not in its list.
 
 Memory. q, k, v are [B, H, L, D] views of any strides but the last, which is 1; out is [B, L, H, D] in memory, because
-models flatten it so. Lists are packed: ``counts`` [*, H, Nq] and ascending ``indices`` [*, H, Nq, K]. A count equal to
-``key_blocks`` means all blocks, and that row's list is not read.
+models flatten it that way. Lists are packed: ``counts`` [*, H, Nq] and ascending ``indices`` [*, H, Nq, K]. A count
+equal to ``key_blocks`` means all blocks, and that row's list is not read.
 
 One program computes one query block. Query blocks are the fastest axis of the grid: neighbours of one head share
 most of their key blocks, which then come from L2.

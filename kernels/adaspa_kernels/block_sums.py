@@ -2,20 +2,20 @@
 
 Maths. With the log-sum-exp of each row known, no softmax state is needed (arXiv 2502.21079, fused and LSE-cached
 online search): W[p, q] = sum of 2^((Q_p K_q^T) * scale * log2(e) - LSE * log2(e)) over block (p, q). Rows whose LSE is
--inf weigh nothing.
+-inf get no weight.
 
-With a row stride N only the rows 0, N, 2N, .. of each query block are weighed, and their sum counts for all of its
-rows: W[p, q] = (rows of p) / (rows weighed of p) * sum. These rows are a strided view of q, in which a query block has
+With a row stride N only the rows 0, N, 2N, .. of each query block are read, and their sum is scaled to all of its
+rows: W[p, q] = (rows of p) / (rows read of p) * sum. These rows are a strided view of q, in which a query block has
 BQ / N rows; so an Nth of the work is done by the same kernel.
 
 Memory. q and k are [B, H, L, D] views of any strides but the last, which is 1; lse is float32 [B, H, Lq]; W is
 written as contiguous float32 [B, H, Nq, Nk], each element once by one program: deterministic, without atomics.
 
-One program takes a tile of 128 query rows past all keys, 128 keys at a time: tiles of one size for all block sizes,
+One program moves a tile of 128 query rows over all keys, 128 keys at a time: tiles of one size for all block sizes,
 because a matrix instruction of 128 keys and one reduction for several blocks cost less than one each.
 
 Shapes: B batch, H heads, Lq and Lk tokens, D head dimension, Nq and Nk blocks, TQ query rows and TK keys of a tile,
-BQ query rows that are weighed and BK keys of a block, GQ = TQ / BQ and GK = TK / BK blocks of a tile.
+BQ query rows that are read and BK keys of a block, GQ = TQ / BQ and GK = TK / BK blocks of a tile.
 """
 
 import torch

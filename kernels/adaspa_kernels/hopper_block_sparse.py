@@ -3,12 +3,12 @@
 Maths, lists and outputs are those of ``block_sparse.py`` (AdaSpa, arXiv 2502.21079; online softmax, arXiv 2307.08691),
 for blocks of 64x64 and 128x128.
 
-Work. The grid is persistent. A *team* takes query blocks from the schedule (``schedule.py``), one after the other,
-until none is left: so uneven lists cost no idle time. One warp takes them, tells the others which, and copies
+Work. The grid is persistent. A *team* takes query blocks from the schedule (``schedule.py``), one after another,
+until none is left, so uneven lists cause no idle time. One warp takes them, tells the others which, and copies
 (``hopper_block_sparse_copy.py``); one warpgroup multiplies for each 64 query rows.
 
     64x64     two teams of one warpgroup (three at D = 64), each with a list and a ring of its own. They share nothing
-              but the multiprocessor, so that lists of any lengths go together: while one team's warpgroup takes
+              but the multiprocessor, so that lists of any lengths run together: while one team's warpgroup takes
               exponentials, another's keeps the tensor cores busy.
     128x128   one team of two warpgroups, which read the same tiles.
 
@@ -18,10 +18,10 @@ it, where blocks of 64 are odd in number, an empty half: the first step alone pa
 
     tile 0: entry n-1, and n-2 if n is even, else nothing;  tile t: the next two.  An empty list is one empty tile.
 
-Summaries. Where the launch has them (``summaries.py``), a row that is not full goes on, in the same softmax, with tiles
-of 128 summaries, all of its head's one after the other. With each comes a note of four words from the copying warp:
-whose bit is set is minus infinity. The logarithm of the tokens of a block is taken from the reference, once a row; the
-last block's lacks something if it is ragged, and then the last tile has code of its own. The LSE of only the list is
+Summaries. Where the launch has them (``summaries.py``), a row that is not full continues, in the same softmax, with
+tiles of 128 summaries, all those of its head in order. The copying warp sends four words with each tile: a set bit
+makes a logit minus infinity. The logarithm of the tokens of a block is subtracted from the reference, once a row; the
+last block has fewer tokens if it is ragged, and then the last tile has its own code. The LSE of only the list is
 written in between.
 
 Memory. q, k, v and out are [B, H, L, D] views that the copy engine takes: last stride 1, the others multiples of
@@ -34,12 +34,12 @@ Ring. K and V tiles pass through one ring of ``SLOTS`` slots per team in the ord
 
     K0  K1 V0  K2 V1  ...  K(T-1) V(T-2)  V(T-1)
 
-and so on with the next query block, whose first tiles are on their way while the last one is finished. Both sides walk
+and so on with the next query block, whose first tiles are being copied while the last one is finished. Both sides walk
 the ring one slot at a time, hence one counter and one parity each; tests/kernels/test_hopper_ring.py plays all
 interleavings. Every barrier of the ring expects one arrival of the copy engine (full) or one of each of the threads
-that multiply (empty). So do those of the query block. Its place is given back once the last scores are there; the
-output then leaves through the slot of the last values. Two warpgroups that share their slots cannot do that: their
-output leaves through the place of the queries, before it is given back.
+that multiply (empty). So do those of the query block. Its buffer is released once the last scores are computed;
+the output is then written through the slot of the last values. Two warpgroups that share their slots cannot do that:
+their output goes through the buffer of the queries, before it is released.
 
 Reference. Any number per row may be subtracted before the exponentials, as long as the weights neither overflow nor
 vanish. The online softmax takes the largest score so far, which costs a comparison for each score, and a rescaling of
@@ -56,7 +56,7 @@ would move the latter up. It is that of the queries: for another wait for a barr
 the warpgroup once more.
 
 Pitfall. Triton (3.6, 3.7) makes one loop variable of two that begin as the same object: ``a = b`` before a loop that
-changes both is wrong code without a word.
+changes both is compiled wrongly, without a message.
 
 Shapes: B batch, H heads, Lq and Lk tokens, D head dimension, Nq query blocks, T tiles of a list.
 """

@@ -1,16 +1,16 @@
 """The copying warp of a team: it takes rows, tells the team's warpgroups which, and fills the ring.
 
-A role of the kernel in ``hopper_block_sparse.py``, where it says what rows, tiles, summaries and the ring are.
+A role of the kernel in ``hopper_block_sparse.py``, which defines rows, tiles, summaries and the ring.
 
-Record. Before a row's queries are full, the warp writes into shared memory what the row is (``_tell``); the warpgroups
-read it (``told``) after their wait for the queries. The record is written anew once they have given the queries back.
+Record. Before a row's queries are full, the warp describes the row in shared memory (``_tell``); the warpgroups
+read it (``told``) after their wait for the queries. The record is rewritten once they have released the queries.
 The next row is taken, and looked up, before the last tiles of this one.
 
 Rounds. Teams that read the same keys at one time find them in the L2 cache. Left to themselves they drift apart until a
-third of the reads misses it; that costs power, and power is what limits these kernels (docs/kernels.md). So a row waits
-until as many rows are copied as the rounds before it hold; a round has one row for each team. A row much longer than
-what follows in the schedule, such as one of text, counts as copied once it is taken. Where the keys and values of a
-head fit into the cache, nobody waits. No team waits for one that has not begun, so that a grid which is not resident
+third of the reads misses it; that costs power, and power is what limits these kernels (docs/kernel-notes.md). So a row
+waits until as many rows are copied as the rounds before it hold; a round has one row for each team. A row much longer
+than what follows in the schedule, such as one of text, counts as copied once it is taken. Where the keys and values of
+a head fit into the cache, no team waits. No team waits for one that has not begun, so that a grid which is not resident
 as a whole cannot hang.
 
 Shapes: D head dimension.

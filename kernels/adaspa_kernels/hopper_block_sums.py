@@ -4,22 +4,22 @@ Maths, inputs and output are those of ``block_sums.py`` (arXiv 2502.21079), for 
 W[p, q] = sum of 2^(Q_p K_q^T * scale * log2(e) - LSE * log2(e)) over block (p, q). With a row stride N, every
 Nth row of a block stands for all of its rows.
 
-Work. One program takes three times 64 weighed query rows past all keys: three neighbouring query blocks, or with a row
-stride three times N of them. Each 64 rows have a warpgroup of their own; one warp copies tiles of 128 keys, which all
+Work. One program moves three times 64 query rows over all keys: three neighbouring query blocks, or with a row
+stride three times N of them. Each 64 rows have their own warpgroup; one warp copies tiles of 128 keys, which all
 three read. While one warpgroup multiplies, the others take exponentials.
 
-Memory. q and k are [B, H, L, D] views that the copy engine takes; rows past the end are zeros, and weigh nothing: past
+Memory. q and k are [B, H, L, D] views that the copy engine takes; rows past the end are zeros, and get no weight: past
 the last query by an LSE of +inf, past the last key by the mask of the last tile. The boxes and slots are those of
 ``hopper_block_sparse.py``.
 
 Ring. One ring of ``SLOTS`` tiles. Every warpgroup reads every tile, so that all walk it in step; a slot is empty when
-each of the 384 threads has said so.
+each of the 384 threads has arrived.
 
 Sums. A thread adds what it holds of a block, 64 of the 4,096 weights, and puts the result into shared memory. Every
 ``GROUP`` tiles the warpgroup adds up the 128 parts of each block: far fewer exchanges than one reduction a tile. Rows
-lie in shared memory as (warp, half of its 16 rows, row of the half), so that with a row stride a query block is two
-warps (N = 2), one warp (4), half of its rows (8) or a quarter of them (16). From N = 8 on a thread holds rows of two
-query blocks, and stores a part for each.
+are stored in shared memory as (warp, half of its 16 rows, row of the half), so that with a row stride a query block is
+two warps (N = 2), one warp (4), half of its rows (8) or a quarter of them (16). From N = 8 on a thread holds rows of
+two query blocks, and stores a part for each.
 
 Shapes: B batch, H heads, Lq and Lk tokens, D head dimension, Nq and Nk blocks, N row stride.
 """

@@ -1,7 +1,7 @@
 """Norm of each head and rotary position embedding in one pass, written where attention reads it.
 
-Maths. Each row of a head is divided by its root mean square, or by its standard deviation after its mean is taken
-away, and scaled by learned weights. Then neighbouring channels (x, y) of the tokens that have a position turn by its
+Maths. Each row of a head is divided by its root mean square, or by its standard deviation after its mean is subtracted,
+and scaled by learned weights. Then neighbouring channels (x, y) of the tokens that have a position are rotated by its
 angle: (x cos - y sin, y cos + x sin) (RoPE, arXiv 2104.09864). All in float32, and rounded once.
 
 Memory. x and the output are [B, L, H, D] of any strides but the last, which is 1: the output may be a part of a longer

@@ -1,4 +1,4 @@
-"""Rows in FP8: each divided by a scale of its own, so that its largest element becomes the largest number of e4m3.
+"""Rows in FP8: each divided by its own scale, so that its largest element becomes the largest number of e4m3.
 
 Maths. For a row x: scale = max|x| / 448, q = round(x / scale) to e4m3 (arXiv 2209.05433), ties to even. So x is about
 q * scale, and a product of two matrices so quantised is q q' scaled by rows and by columns. Columns from ``gelu_from``

@@ -1,7 +1,7 @@
-"""What rows of block sums, or of scores, hold: how many are above some thresholds, and how much of them a mask keeps.
+"""Counts over rows of block sums or scores: how many values exceed some thresholds, and how much a mask keeps.
 
 Both read each row once and write next to nothing, where PyTorch would write a tensor of the size of all rows at every
-step. A budget over a layer asks for the first a few times, to find one threshold for all rows.
+step. A budget over a layer needs the first a few times, to find one threshold for all rows.
 
 Memory. Rows are float32 [H, Nq, Nk] of any strides but the last, which is 1, as in ``selection.py``, which says what a
 key is. One program holds one row in registers.

@@ -1,11 +1,11 @@
 """The order in which the Hopper kernel begins the rows of a mask, one entry a row.
 
-Rows of one head stand together, because they read the same keys, which then come from the L2 cache; within a head they
-are sorted by length, so that what runs at one time is of one length. Heads take turns in falling and in rising order,
-so that lengths do not jump where a head ends; the last one falls, so that the shortest rows end the launch. Rows much
-longer than the mean, such as those of text, come before all others: begun late, they would run alone.
+Rows of one head are adjacent, because they read the same keys, which then come from the L2 cache; within a head they
+are sorted by length, so that rows that run at one time have similar lengths. Heads take turns in falling and in rising
+order, so that lengths do not jump where a head ends; the last one falls, so that the shortest rows end the launch. Rows
+much longer than the mean, such as those of text, come first: started late, they would run alone.
 
-An entry is 64 bits: row (b * H + h) * Nq + query block in bits 0 to 30, its count from bit 32 on, and bit 62 if nobody
+An entry is 64 bits: row (b * H + h) * Nq + query block in bits 0 to 30, its count from bit 32 on, and bit 62 if no team
 waits for the row, because it is much longer than the one begun a round later (*Rounds*, hopper_block_sparse_copy.py).
 """
 

@@ -5,7 +5,7 @@ of logit q k̄_j * scale + log n_j in its place. ``block_sparse_attention`` take
 that the row keeps, so that there is nothing to merge, and its log-sum-exp is that of both.
 
 Memory. Keys and values of the summaries are [B, H, Nk, D], contiguous, in the dtype of k. *Words* say which summaries a
-query block has no use for: bit j % 32 of word j // 32, from the lowest, is set where the row keeps block j, where j is
+query block does not use: bit j % 32 of word j // 32, from the lowest, is set where the row keeps block j, where j is
 no block of video, and past the end. A row has four words for each 128 blocks.
 
 Shapes: B batch, H heads, L tokens, D head dimension, Nq and Nk blocks, BK tokens of a key block, R rows, W words a row.

@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("export", "evaluate", "all"):
             command.add_argument("--out", type=Path, required=name != "evaluate", help="folder to write")
         if name in ("evaluate", "all"):
-            command.add_argument("--folder", type=Path, help="an exported folder, in place of --work's checkpoint")
+            command.add_argument("--folder", type=Path, help="an exported folder, instead of --work's checkpoint")
             command.add_argument("--limit", type=int, help="only the first so many captions")
     return parser
 
