@@ -52,7 +52,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
                     prompt = gr.Textbox(label="Prompt", lines=3, elem_id="prompt", placeholder="What the video shows")
-                    words = gr.HTML(_words(offer), elem_id="words")
+                    words = gr.HTML(_words(offer), visible=bool(offer.words), elem_id="words")
                     image = gr.Image(
                         label="Picture that the video begins with", type="filepath", format="png",
                         sources=["upload", "clipboard"], visible=offer.takes_image, elem_id="image",
@@ -106,7 +106,7 @@ class Page:
             _sparsity(offer),
             gr.update(value=None, visible=offer.takes_image),
             gr.update(info=offer.about),
-            _words(offer),
+            gr.update(value=_words(offer), visible=bool(offer.words)),
         ]
 
     def _offer_method(self, model: str, method: str) -> Any:

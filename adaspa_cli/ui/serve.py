@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, MutableMapping
@@ -44,22 +45,23 @@ def serve(page: Page, *, port: int | None, share: bool) -> tuple[str, str | None
         UsageError: the port is taken.
     """
     try:
-        app, url, shared = page.blocks.queue(default_concurrency_limit=None, api_open=False).launch(
-            server_name=HOST,
-            server_port=port,
-            share=share,
-            quiet=True,
-            prevent_thread_lock=True,
-            inbrowser=False,
-            theme=_theme(),
-            css=(Path(__file__).parent / "style.css").read_text(encoding="utf-8"),
-            footer_links=[],
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            run_history=False,
-            enable_monitoring=False,
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # where gradio says what it could not do
+            app, url, shared = page.blocks.queue(default_concurrency_limit=None, api_open=False).launch(
+                server_name=HOST,
+                server_port=port,
+                share=share,
+                quiet=True,
+                prevent_thread_lock=True,
+                inbrowser=False,
+                theme=_theme(),
+                css=(Path(__file__).parent / "style.css").read_text(encoding="utf-8"),
+                footer_links=[],
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                run_history=False,
+                enable_monitoring=False,
+            )
     except OSError as error:
         taken = "no port from 7860 on is free" if port is None else f"port {port} is taken"
         raise UsageError(taken, hint="another --port") from error
@@ -76,6 +78,8 @@ def _theme() -> Any:
         "body_text_color_subdued": "#55606e",
         "block_info_text_color": "#55606e",
         "block_title_text_color": "#1d2530",
+        "block_label_text_color": "#1d2530",
+        "block_label_background_fill": "transparent",
         "button_primary_background_fill": "#2459a9",
         "button_primary_background_fill_hover": "#1d4a8d",
         "link_text_color": "#2459a9",
@@ -85,6 +89,8 @@ def _theme() -> Any:
         "body_text_color_subdued": "#aab4c0",
         "block_info_text_color": "#aab4c0",
         "block_title_text_color": "#e3e7ec",
+        "block_label_text_color": "#e3e7ec",
+        "block_label_background_fill": "transparent",
         "button_primary_background_fill": "#2459a9",
         "button_primary_background_fill_hover": "#1d4a8d",
         "link_text_color": "#9dc1f5",

@@ -19,6 +19,9 @@ from typer.testing import CliRunner
 from adaspa_cli.app import app
 from adaspa_cli.commands import ui
 from adaspa_cli.files.videos import read_frames
+from adaspa_cli.ui.form import Start
+from adaspa_cli.ui.page import Page
+from adaspa_cli.ui.studio import Studio
 from tests.browser import Browser, Tab
 
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="needs adaspa[ui]")
@@ -99,6 +102,19 @@ def test_it_is_readable(browser: Browser, server: Server, width: int, dark: bool
         assert tab.too_wide() == []
         assert tab.faint() == []
         assert tab.errors == []
+
+
+@needs_gradio
+def test_another_model_changes_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    page = Page(Start({}), Studio(Start({}), lambda _error: None))
+    *sizes, sparsity, image, model, words = page._offer("hunyuan-i2v", "adaspa")
+    assert sizes == [50, 720, 1280, 129]
+    assert (sparsity["value"], sparsity["visible"]) == (0.8, True)
+    assert image["visible"]
+    assert "hunyuanvideo-community/HunyuanVideo-I2V" in model["info"]
+    assert not words["visible"]
+    assert not page._offer_method("tiny", "full")["visible"]
 
 
 @needs_gradio

@@ -13,7 +13,7 @@ from adaspa_cli.ui.form import Start, Wanted
 from adaspa_cli.ui.panels import report_panel, result_panel
 from adaspa_cli.ui.progress import StoppedError
 from adaspa_cli.ui.studio import Run, Studio
-from tests.pipelines import PROMPT, small_run
+from tests.pipelines import PROMPT, cogvideox_image, save, small_run
 
 Make = Callable[..., Run]
 
@@ -80,6 +80,23 @@ def test_the_dense_video_beside_it(studio: Studio, wanted: Wanted, loads: list[A
     assert again.page is not None
     assert again.page.count("data:video/mp4") == 2  # though both were there already
     assert len(loads) == 1
+
+
+def test_a_video_from_a_picture(tmp_path: Path, said: list[AdaspaError]) -> None:
+    from PIL import Image
+
+    folder, picture = save(cogvideox_image(), tmp_path / "model"), tmp_path / "picture.png"
+    Image.new("RGB", (48, 32), "red").save(picture)
+    settings = {"model": str(folder), "out": str(tmp_path), "device": "cpu", "dtype": "float32"}
+    start = Start(settings | {"attention_backend": "reference", "block_size": 16})
+    studio = Studio(start, said.append)
+    wanted = Wanted(str(folder), "adaspa", PROMPT, seed=0, steps=4, height=32, width=48, frames=9)
+    assert start.offer(str(folder), "adaspa").takes_image
+    assert made(studio, wanted).error is not None
+    assert "from a picture" in said[0].message
+    run = made(studio, replace(wanted, image=str(picture)))
+    assert run.error is None
+    assert run.made[0].report.pictures
 
 
 def test_a_wrong_size_is_an_error_in_the_page(studio: Studio, wanted: Wanted, said: list[AdaspaError]) -> None:
