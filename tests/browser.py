@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import select
@@ -364,6 +365,26 @@ class Tab:
     def faint(self) -> list[str]:
         """Texts with too little contrast to what they stand on, in words, by WCAG 2.2 (level AA)."""
         return list(self.evaluate(_FAINT))
+
+
+def check_readable(browser: Browser, url: str) -> None:
+    """Check a page on wide and narrow windows, light and dark, all of it open: nothing sticks out, nothing is faint.
+
+    Nor does it throw, or load anything but files.
+    """
+    with browser.tab(url) as tab:
+        tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+        grounds = set()
+        for width, dark in itertools.product((1280, 390), (False, True)):
+            tab.look(width=width, dark=dark)
+            assert tab.too_wide() == [], (width, dark)
+            assert tab.faint() == [], (width, dark)
+            grounds.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert len(grounds) == 2
+        unnamed = "[...document.querySelectorAll('img:not([alt]), video:not([aria-label]):not([tabindex])')].length"
+        assert tab.evaluate(unnamed) == 0
+        assert tab.errors == []
+        assert all(request.startswith("file:") for request in tab.requests)
 
 
 def _thrown(details: dict[str, Any]) -> str:

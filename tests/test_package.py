@@ -71,7 +71,8 @@ def test_the_wheel_holds_benches_prompts_and_the_page(installed: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert [row["runs"] for row in json.loads(done.stdout)] == [96, 96]
     page = (
-        "from importlib.resources import files; print(files('adaspa_cli.bench').joinpath('page.html.j2').read_text())"
+        "from importlib.resources import files; print(files('adaspa_cli.bench').joinpath('page.html.j2').read_text(), "
+        "*(files('adaspa_cli.report').joinpath(f'player.{kind}').read_text() for kind in ('html.j2', 'css', 'js')))"
     )
     command = [installed / "python", "-c", page]
     shown = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=True)
@@ -95,3 +96,4 @@ def test_the_wheel_generates_with_the_bundled_model(installed: Path, tmp_path: P
     (result,) = json.loads(done.stdout)
     assert result["report"]["model"]["name"] == "tiny"
     assert (tmp_path / result["video"]).exists()
+    assert _run(installed, tmp_path, "gallery", "videos").stdout.startswith("videos/index.html\n1 video;")

@@ -14,6 +14,7 @@ from adaspa_cli.bench.plots import figure_of, plots
 from adaspa_cli.bench.render import markdown
 from adaspa_cli.bench.schema import Bench, PaperFigures, Ratio, read_bench
 from tests.bench.benches import PROMPTS, make, small_bench
+from tests.browser import Browser, check_readable
 from tests.pages import Page, loads_nothing, read
 
 Made = tuple[str, Page, Bench]
@@ -61,6 +62,28 @@ def test_strips_and_videos_of_each_row_and_prompt_are_inside(made: Made) -> None
     strip = Image.open(io.BytesIO(base64.b64decode(images[0].removeprefix("data:image/jpeg;base64,"))))
     assert strip.size == (5 * (48 + 3), 32)
     assert b"ftyp" in base64.b64decode(videos[0].removeprefix("data:video/mp4;base64,"))[:16]
+
+
+def test_it_is_readable_and_plays_each_row_beside_the_dense_one(browser: Browser, made: Made, tmp_path: Path) -> None:
+    text, _, bench = made
+    path = tmp_path / "bench.html"
+    path.write_text(text, encoding="utf-8")
+    check_readable(browser, path.as_uri())
+    with browser.tab(path.as_uri()) as tab:
+        said = tab.wait("document.querySelector('.said').textContent")
+        assert re.match(r"frame 1 of 5 · PSNR \d+\.\d\d dB · SSIM", said)
+        names = tab.evaluate(
+            "[...document.querySelectorAll('.player')[0].querySelectorAll('option')].map((o) => o.text)"
+        )
+        assert names[: len(bench.rows) - 1] == [row.name for row in bench.rows[1:]]
+        tab.evaluate("document.querySelector('.chooser').focus()")
+        tab.press("ArrowDown")
+        tab.wait(f"document.querySelector('.a figcaption').textContent === {bench.rows[2].name!r}")
+        assert tab.evaluate(
+            "document.querySelector('.a video').src === document.getElementById('video-0-2').src"
+            " && document.querySelector('.b video').src === document.getElementById('video-0-0').src"
+        )
+        assert tab.errors == []
 
 
 def test_figures_of_the_tables_are_on_the_page(made: Made) -> None:

@@ -28,6 +28,7 @@ from adaspa_cli.visual import mask_plot
 from adaspa_cli.visual.mask_choice import MaskChoice
 from adaspa_cli.visual.mask_figures import caption, draw_looks, greys
 from adaspa_cli.visual.mask_reading import kept_shares, read_masks, token_shares
+from tests.browser import Browser, check_readable
 from tests.mask_files import BLOCK, LAYOUT, small_file
 from tests.pages import loads_nothing, read
 from tests.token_orders import sequence_order
@@ -272,6 +273,12 @@ def test_the_page_holds_everything_and_loads_nothing(file: MaskFile) -> None:
     entry = file.entry((1, "uncond", 8))
     assert f'title="layer 1, head 1: {entry.recall[1]:.3f}"' in text
     assert "random weights" not in text
+
+
+def test_the_page_is_readable_at_every_width(file: MaskFile, browser: Browser) -> None:
+    other = small_file(file.path.with_name("dog.safetensors"))
+    page = json.loads(plot(file.path, str(other.path), "--json").stdout)["page"]
+    check_readable(browser, Path(page).as_uri())
 
 
 def test_random_weights_are_told(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from adaspa_cli.app import app
+from tests.browser import Browser, check_readable
 from tests.pipelines import PROMPT, small_run
 
 
@@ -43,6 +44,18 @@ def test_a_folder_of_pictures_is_made_and_its_page_named(run: Any, tmp_path: Pat
     assert result.stdout.strip() == str(page)
     names = {path.name for path in page.parent.iterdir()}
     assert {"index.html", "data.json", "layer1-head0.png", "query-layer1-head0.png"} < names
+
+
+def test_the_page_is_readable_and_another_token_can_be_asked(run: Any, browser: Browser) -> None:
+    result = run("--json", "--method", "adaspa-plus", "--at-steps", "1", "--at-layers", "0", "--pixels", "8")
+    page = Path(json.loads(result.stdout)["page"]).as_uri()
+    check_readable(browser, page)
+    with browser.tab(page) as tab:
+        before = tab.wait("document.getElementById('says').textContent")
+        tab.evaluate("document.getElementById('frames').focus()")
+        tab.press("ArrowLeft")
+        tab.wait(f"document.getElementById('says').textContent !== {json.dumps(before)}")
+        assert tab.errors == []
 
 
 def test_json_names_the_files(run: Any) -> None:

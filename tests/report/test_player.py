@@ -19,7 +19,7 @@ from adaspa_cli.report.difference import measure_difference
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.page import page
 from adaspa_cli.report.schema import CompensationUse, LayerCompensation, Report, Search, Setting, Step
-from tests.browser import SECONDS, Browser, Tab
+from tests.browser import SECONDS, Browser, Tab, check_readable
 from tests.reports import small_report
 
 FRAMES, HEIGHT, WIDTH = 8, 48, 64
@@ -84,19 +84,8 @@ def shows(tab: Tab, *expected: int, within: int) -> None:
         assert time.monotonic() < end, (found, expected)
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_page_is_readable_at_every_width(browser: Browser, compared: str, dark: bool) -> None:
-    with browser.tab(compared, dark=dark) as tab:
-        tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
-        for width in (1280, 390):
-            tab.look(width=width, dark=dark)
-            assert tab.too_wide() == []
-            assert tab.faint() == []
-        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == (
-            "rgb(18, 22, 27)" if dark else "rgb(255, 255, 255)"
-        )
-        assert tab.errors == []
-        assert tab.requests == [compared]
+def test_a_page_is_readable_at_every_width(browser: Browser, compared: str) -> None:
+    check_readable(browser, compared)
 
 
 def test_two_videos_play_in_step(browser: Browser, compared: str) -> None:
