@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from adaspa_cli.attention.layout import OrderName, TokenLayout, same_video_blocks
@@ -159,6 +160,31 @@ def check_call(masks: Described, branch: str, layout: TokenLayout) -> None:
     _same(masks, "text_position", facts.layout.text_position, layout.text_position)
     if not same_video_blocks(facts.layout, layout, (facts.block_size, facts.block_size)):
         _same(masks, "text_tokens", facts.layout.text_tokens, layout.text_tokens)
+
+
+def check_stages(masks: Described, steps: int, stages: Sequence[int]) -> None:
+    """Refuse masks that lack those of a transformer which makes steps of the run: it would be dense throughout.
+
+    Args:
+        masks: of a search that may have ended before that transformer's first step.
+        steps: of the run.
+        stages: the first step of each transformer after the first.
+
+    Raises:
+        MaskFileError: says which transformer.
+    """
+    facts = masks.description
+    _same(masks, "number of transformers", 1 + len(facts.stages), 1 + len(stages))
+    theirs, own = (0, *(first for _, first in facts.stages), facts.steps), (0, *stages, steps)
+    for number, ((first, end), (begin, stop)) in enumerate(zip(pairwise(theirs), pairwise(own), strict=True)):
+        # The first one may have masks of no step: where all its steps are warm-up.
+        searched = first < end and (number == 0 or any(first <= step < end for step in facts.search_steps))
+        if begin < stop and not searched:
+            raise MaskFileError(
+                f"{masks.path} does not fit the run: it has no masks of transformer {number + 1}, which makes steps "
+                f"{begin} to {stop - 1}",
+                hint=f"search the masks with more than {facts.steps} steps",
+            )
 
 
 def _check_grid(masks: Described, grid: Grid) -> None:

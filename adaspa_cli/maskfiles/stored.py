@@ -20,7 +20,7 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask
 from adaspa_cli.attention.mask_conversion import unpack_words
 from adaspa_cli.config.schema import MethodConfig
-from adaspa_cli.maskfiles.check import check_call, open_masks
+from adaspa_cli.maskfiles.check import check_call, check_stages, open_masks
 from adaspa_cli.maskfiles.description import Description
 from adaspa_cli.maskfiles.ranking import choose_counts, ranked_blocks
 from adaspa_cli.maskfiles.reader import MaskFile
@@ -204,10 +204,15 @@ def stored_policy(
         file: that its settings name.
         steps: of the run.
         stages: as :attr:`MaskPolicy.stages`; None is at the same share of the run as in the file's.
+
+    Raises:
+        MaskFileError: as :func:`~adaspa_cli.maskfiles.check.check_stages`.
     """
     facts = file.description
     if stages is None:
         stages = tuple(first * steps // facts.steps for _, first in facts.stages)
+    else:
+        check_stages(file, steps, stages)
     return StoredMasks(
         file=file,
         schedule=stored_schedule(facts, steps, stages, from_start=config.mask_file.masks_from_start),

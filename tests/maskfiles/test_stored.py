@@ -1,6 +1,7 @@
 """Masks from a file: when they are loaded, when they are measured, and what they are refused for."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,30 @@ def test_masks_keep_their_place_in_their_transformers_stage(
 ) -> None:
     file = dataclasses.replace(masks.description, search_steps=(8, 17, 26, 33), steps=40, layers=4, stages=((2, 26),))
     assert stored_schedule(file, steps, (stage,), from_start=from_start) == expected
+
+
+@pytest.mark.parametrize(
+    ("searched", "steps", "stages", "run", "message"),
+    [
+        ((1,), 2, ((2, 2),), (26,), "no masks of transformer 2, which makes steps 26 to 39"),
+        ((8,), 40, ((2, 26),), (26,), "no masks of transformer 2, which makes steps 26 to 39"),
+        ((8,), 40, (), (26,), "number of transformers is 1 in the file and 2 in the run"),
+        ((26,), 40, ((2, 26),), (26,), None),  # all steps of the first are warm-up
+        ((1,), 2, ((2, 2),), (40,), None),
+    ],
+)
+def test_a_transformer_without_masks_is_refused(
+    masks: MaskFile,
+    searched: Any,
+    steps: int,
+    stages: Any,
+    run: tuple[int, ...],
+    message: str | None,
+) -> None:
+    facts = dataclasses.replace(masks.description, search_steps=searched, steps=steps, layers=4, stages=stages)
+    file = dataclasses.replace(masks, description=facts)
+    with nullcontext() if message is None else pytest.raises(MaskFileError, match=message):
+        stored_policy(method(masks=str(masks.path)), file, 40, run)
 
 
 def test_the_mask_of_each_place_is_loaded(masks: MaskFile) -> None:
