@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +60,8 @@ def _load(pipe: Any, transformer: Any, loras: Sequence[_Wanted], *, second: bool
     for name, lora in zip(_names(loras), loras, strict=True):
         before = _lora_tensors(transformer)
         try:
-            _load_one(pipe, transformer, lora, name, second=second)
+            with _unheard():
+                _load_one(pipe, transformer, lora, name, second=second)
         except (ValueError, KeyError, RuntimeError, IndexError) as error:  # what diffusers and peft raise
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"LoRA {lora.source.name} does not fit this model: {reason}") from error
@@ -66,6 +70,20 @@ def _load(pipe: Any, transformer: Any, loras: Sequence[_Wanted], *, second: bool
                 f"LoRA {lora.source.name} changes no layer of this model", hint="was it made for another model?"
             )
     transformer.set_adapters(_names(loras), [lora.source.scale for lora in loras])
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Within it diffusers does not print the errors that it raises, nor peft a warning of a second LoRA."""
+    from diffusers.utils import logging as of_diffusers
+
+    before = of_diffusers.get_verbosity()
+    of_diffusers.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            yield
+    finally:
+        of_diffusers.set_verbosity(before)
 
 
 def _load_one(pipe: Any, transformer: Any, lora: _Wanted, name: str, *, second: bool) -> None:

@@ -1,5 +1,6 @@
 """LoRA: fused into the weights as peft has it, by scale and by transformer; refused where it is of no use."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -143,12 +144,21 @@ def test_high_and_low_are_for_two_transformers(hunyuan_folder: Path, tmp_path: P
         load(hunyuan_folder, lora_low=[str(tmp_path / "style.safetensors")])
 
 
-def test_a_lora_of_another_model_is_refused(hunyuan_folder: Path, tmp_path: Path) -> None:
+def test_a_lora_of_another_model_is_refused_in_one_line(
+    hunyuan_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Diffusers would print the error besides."""
     needs_peft()
     shapes = {"transformer.blocks.9.to_x.lora_A.weight": (2, 8), "transformer.blocks.9.to_x.lora_B.weight": (8, 2)}
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "foreign.safetensors")
-    with pytest.raises(ModelError, match=r"does not fit this model|changes no layer of this model"):
-        load(hunyuan_folder, lora=[str(tmp_path / "foreign.safetensors")])
+    of_diffusers = logging.getLogger("diffusers")
+    of_diffusers.addHandler(caplog.handler)
+    try:
+        with pytest.raises(ModelError, match=r"does not fit this model|changes no layer of this model"):
+            load(hunyuan_folder, lora=[str(tmp_path / "foreign.safetensors")])
+    finally:
+        of_diffusers.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_a_lora_of_another_part_touches_nothing(hunyuan_folder: Path, tmp_path: Path) -> None:
