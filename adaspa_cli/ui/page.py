@@ -14,11 +14,10 @@ from adaspa_cli.ui.studio import Run, Studio
 _TITLE = "Videos with block-sparse attention, made on this machine"
 _STEP = 0.01  # of the sparsity
 _SHOW_RESULT = "() => document.querySelector('#result').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
-_RUNS = 20  # that are remembered, to serve their files
 
 
 class Page:
-    """The page, and the files that it has shown.
+    """The page, and the files that it shows. A run goes on without it, and is there when it is opened again.
 
     Attributes:
         blocks: for gradio.
@@ -26,13 +25,12 @@ class Page:
 
     def __init__(self, start: Start, studio: Studio) -> None:
         self._start, self._studio = start, studio
-        self._shown: list[Run] = []
-        self._at_work: dict[str, Run] = {}
+        self._runs: dict[str, Run] = {}  # by the tab that shows them
         self.blocks = self._build()
 
     def content(self, name: str) -> Any:
         """What is served under a name: the path of a video, or the text of a page; None where there is none."""
-        for run in reversed(self._shown):
+        for run in reversed(self._studio.done):
             if run.page is not None and name == panels.page_name(run):
                 return run.page
             for made in run.made:
@@ -47,7 +45,7 @@ class Page:
         offer = self._start.offer(model, method)
         seed = self._start.settings.get("seed") or [0]
         with gr.Blocks(title="adaspa", analytics_enabled=False) as blocks:
-            token = gr.State(lambda: uuid.uuid4().hex)
+            tab = gr.State(lambda: uuid.uuid4().hex)
             gr.HTML(f"<div class='adaspa-head'><h1>adaspa</h1><p>{_TITLE}</p></div>")
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
@@ -85,12 +83,11 @@ class Page:
                     with gr.Accordion("Report", open=True, visible=False, elem_id="report") as folded:
                         report = gr.HTML("")
             fields = [models, methods, prompt, chosen_seed, steps, height, width, frames, sparsity, image, compare]
-            gr.on(
-                [go.click, prompt.submit], self._generate, [token, *fields], [result, report, folded, go, stop],
-                show_progress="hidden", concurrency_limit=None,
-            )  # fmt: skip
+            shown, follow = [result, report, folded, go, stop], {"show_progress": "hidden", "concurrency_limit": None}
+            gr.on([go.click, prompt.submit], self._generate, [tab, *fields], shown, **follow)
+            blocks.load(self._rejoin, [tab], shown, **follow)
             go.click(None, js=_SHOW_RESULT)
-            stop.click(self._stop, [token], None, queue=False)
+            stop.click(self._stop, [tab], None, queue=False)
             changed = [steps, height, width, frames, sparsity, image, models, words]
             models.change(self._offer, [models, methods], changed, show_progress="hidden")
             methods.change(self._offer_method, [models, methods], [sparsity], show_progress="hidden")
@@ -121,37 +118,41 @@ class Page:
         except AdaspaError as error:
             raise gr.Error(error.message, print_exception=False) from error
 
-    def _stop(self, token: str) -> None:
-        run = self._at_work.get(token)
+    def _stop(self, tab: str) -> None:
+        run = self._runs.get(tab)
         if run is not None:
             run.progress.stop()
 
-    def _generate(self, token: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def _generate(self, tab: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Make a video, and tell how far it is."""
+        try:
+            run = self._studio.begin(self._wanted(*values))
+        except AdaspaError as error:
+            run = Run(None, error=error)
+        yield from self._follow(tab, run)
+
+    def _rejoin(self, tab: str) -> Iterator[tuple[Any, ...]]:
+        """Show the run that is at work, or else the last one."""
+        run = self._studio.at_work or next(reversed(self._studio.done), None)
+        if run is not None:
+            yield from self._follow(tab, run)
+
+    def _follow(self, tab: str, run: Run) -> Iterator[tuple[Any, ...]]:
+        """What the right side shows, and the buttons: while a run is made, and of what it has made."""
         import gradio as gr
 
         hidden, visible = gr.update(visible=False), gr.update(visible=True)
-        busy, free = (gr.update(interactive=False), visible), (gr.update(interactive=True), hidden)
-        try:
-            wanted = self._wanted(*values)
-        except AdaspaError as error:
-            run = Run(Wanted("", "", "", 0, 0, 0, 0, 0))
-            run.end(error)
-            yield panels.result_panel(run), "", hidden, *free
-            return
-        run = self._at_work[token] = self._studio.begin(wanted)
-        last = None
+        self._runs[tab], last = run, None
         try:
             for progress in run.follow():
                 shown = panels.progress_panel(progress)
                 if shown != last:
                     last = shown
-                    yield shown, "", hidden, *busy
+                    yield shown, "", hidden, gr.update(interactive=False), visible
         finally:
-            run.progress.stop()
-            self._at_work.pop(token, None)
-        self._shown = [*self._shown[1 - _RUNS :], run]
-        yield panels.result_panel(run), panels.report_panel(run), visible if run.page else hidden, *free
+            self._runs.pop(tab, None)
+        ready = gr.update(interactive=True), hidden
+        yield panels.result_panel(run), panels.report_panel(run), visible if run.page else hidden, *ready
 
     def _wanted(
         self, model: str, method: str, prompt: str, seed: Any, steps: Any, height: Any, width: Any, frames: Any,

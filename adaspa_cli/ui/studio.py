@@ -6,6 +6,7 @@ The pipeline stays loaded between videos; methods are attached to it and come of
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from adaspa_cli.config import ModelConfig, Resolved
     from adaspa_cli.jobs.write import Made
 
+_KEPT = 20  # runs, whose pages are in memory
 _LOOK = 0.1  # seconds between two looks at how far a run is
 _PATIENCE = 0.5  # seconds that a run has to end when the program does
 
@@ -30,13 +32,14 @@ class Run:
     """One press of the button.
 
     Attributes:
+        wanted: what to make; None where the form was of no use.
         progress: how far it is.
         made: the video; the dense one comes before it.
         page: HTML of its report.
         error: what ended it early.
     """
 
-    wanted: Wanted
+    wanted: Wanted | None
     progress: Progress = field(default_factory=Progress)
     made: list[Made] = field(default_factory=list)
     page: str | None = None
@@ -45,7 +48,7 @@ class Run:
 
     def follow(self) -> Iterator[Progress]:
         """Its progress again and again, until it is over."""
-        while not self._over.wait(_LOOK):
+        while self.wanted is not None and not self._over.wait(_LOOK):
             yield self.progress
 
     def end(self, error: AdaspaError | None = None) -> None:
@@ -64,12 +67,17 @@ class Studio:
     Args:
         start: what the command line gave.
         failed: is told of each error, from within its handler.
+
+    Attributes:
+        at_work: the run that is made now.
+        done: those that came to their end, the last one last; older ones are forgotten.
     """
 
     def __init__(self, start: Start, failed: Callable[[AdaspaError], None]) -> None:
         self._start, self._failed = start, failed
         self._waiting: Queue[Run] = Queue()
-        self._at_work: Run | None = None
+        self.at_work: Run | None = None
+        self.done: deque[Run] = deque(maxlen=_KEPT)
         self._loaded: tuple[ModelConfig, bool] | None = None
         self._pipe: Any = None
         Thread(target=self._work, name="adaspa studio", daemon=True).start()
@@ -82,14 +90,14 @@ class Studio:
 
     def close(self) -> None:
         """End the run that is at work, if it ends soon."""
-        run = self._at_work
+        run = self.at_work
         if run is not None:
             run.progress.stop()
             run.wait(_PATIENCE)
 
     def _work(self) -> None:
         while True:
-            run = self._at_work = self._waiting.get()
+            run = self.at_work = self._waiting.get()
             try:
                 self._make(run)
             except StoppedError as error:
@@ -104,13 +112,16 @@ class Studio:
                 self._failed(shown)
                 run.end(shown)
             else:
+                self.done.append(run)
                 run.end()
+            self.at_work = None
 
     def _make(self, run: Run) -> None:
         from adaspa_cli.report.compare import Compared
         from adaspa_cli.report.page import page
 
         wanted, dense = run.wanted, None
+        assert wanted is not None
         if wanted.compare and wanted.method != DENSE:
             run.progress.begin("dense video")
             dense = self._video(self._start.run(wanted, dense=True), run)

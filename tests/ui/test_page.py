@@ -87,6 +87,8 @@ def test_a_prompt_becomes_a_video(browser: Browser, server: Server) -> None:
         (video,) = server.out.glob("*.mp4")
         assert read_frames(video).shape == (9, 96, 96, 3)
         assert tab.evaluate("document.querySelector('figcaption a').download") == video.name
+        tab.go(server.url)  # the last video is there when the page is opened again
+        tab.wait(there("#result video"), SECONDS)
         assert tab.errors == []
         assert [request for request in tab.requests if not request.startswith(server.url)] == []  # all from here
 
@@ -137,6 +139,9 @@ def test_ctrl_c_ends_it_while_it_works(browser: Browser, server: Server) -> None
         tab.write("#prompt textarea", "a green star grows on a black background")
         tab.click("#go")
         tab.wait(there(".adaspa-steps"), SECONDS)
+        tab.go(server.url)  # which does not end it
+        tab.wait(there(".adaspa-steps"), SECONDS)
+        assert tab.evaluate("document.querySelector('#stop').innerText") == "Stop"
         assert server.close() < 10  # a second, on a machine that does nothing else
     assert server.process.returncode == 130
     assert server.said().splitlines()[-1] == "closed"

@@ -66,6 +66,7 @@ def test_videos_of_several_methods_on_one_pipeline(studio: Studio, wanted: Wante
         assert run.made[-1].place.is_file()
         assert run.page is not None
     assert run.progress.again  # the third was there
+    assert len(studio.done) == 3
     assert len(loads) == 1
 
 
