@@ -59,9 +59,9 @@ def launch(processes: int, arguments: Sequence[str], device: str) -> int:
         _, failure = error.get_first_failure()
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
-            raise RunError(
-                f"process {failure.local_rank + 1} of {processes} was killed ({name})",
-                hint="if the machine ran out of memory: fewer --frames, or a smaller --height and --width",
-            ) from None
+            hint = "if the machine ran out of memory: fewer --frames, or a smaller --height and --width"
+            if failure.exitcode == -signal.SIGABRT:  # NCCL ends a process so
+                hint = "if an exchange timed out: --set collective_timeout=SECONDS"
+            raise RunError(f"process {failure.local_rank + 1} of {processes} was killed ({name})", hint=hint) from None
         return int(failure.exitcode)
     return 0

@@ -37,7 +37,7 @@ def follow(resolved: Resolved, world: World) -> None:
     if not world.hear():
         return  # all videos are there
     config = resolved.config
-    with memory_errors(config.model.offload):
+    with memory_errors(config.model.offload, together=True):
         pipe = load_pipeline(placed(config.model, world), decode=config.decodes)
         with session(pipe, resolved, Silent(), world) as at_work:
             at_work.follow()

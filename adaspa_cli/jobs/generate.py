@@ -86,7 +86,7 @@ def generate(
     world.tell(True)
     observer.loading(config.model.source)
     made: set[int] = set()
-    with memory_errors(config.model.offload):
+    with memory_errors(config.model.offload, together=not world.teams.all.alone):
         pipe = load(model, decode=config.decodes)
         with session(pipe, resolved, observer, world) as at_work:
             observer.started(len(todo), config.sampling.steps, at_work.handle.backend)

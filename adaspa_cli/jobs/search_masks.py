@@ -178,7 +178,7 @@ def search_share(
     world.tell(True)
     model = placed(resolved.config.model, world)
     observer.loading(model.source)
-    with memory_errors(model.offload):
+    with memory_errors(model.offload, together=not world.teams.all.alone):
         pipe = load_pipeline(model, decode=False)
         check_sampling(pipe, resolved.config.sampling)
         job = job.on(pipe)
@@ -202,7 +202,7 @@ def follow_search(resolved: Resolved, options: SearchOptions, world: World) -> N
     if not world.hear():
         return  # the file is there
     job, model = _Job.of(resolved, options, []), placed(resolved.config.model, world)
-    with memory_errors(model.offload):
+    with memory_errors(model.offload, together=True):
         pipe = load_pipeline(model, decode=False)
         job = job.on(pipe)
         policy = Recording(job.policy, lambda *_: None)

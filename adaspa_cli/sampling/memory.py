@@ -26,13 +26,19 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 @contextmanager
-def memory_errors(offload: str) -> Iterator[None]:
-    """Turn an out-of-memory error into one line with the knob that helps."""
+def memory_errors(offload: str, *, together: bool = False) -> Iterator[None]:
+    """Turn an out-of-memory error into one line with the knob that helps.
+
+    Args:
+        offload: as the settings have it.
+        together: whether several processes make the video, which goes without offloading.
+    """
     smaller = "--vae-tiling, fewer --frames or a smaller --height and --width"
     try:
         yield
     except torch.OutOfMemoryError as error:
-        more = {"none": "--offload model, ", "model": "--offload group, ", "group": ""}[offload]
+        next_offload = {"none": "--offload model, ", "model": "--offload group, ", "group": ""}[offload]
+        more = "more --gpus, one with --offload model, " if together else next_offload
         raise OutOfMemoryError("the GPU ran out of memory", hint=f"{more}{smaller}") from error
     except (MemoryError, RuntimeError) as error:
         # On a CPU torch raises a plain RuntimeError.

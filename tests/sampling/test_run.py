@@ -39,3 +39,6 @@ def test_the_offload_that_helps_next_is_named() -> None:
     assert "--offload model" in hints["none"]
     assert "--offload group" in hints["model"]
     assert "--offload" not in hints["group"]
+    with pytest.raises(OutOfMemoryError) as caught, memory_errors("none", together=True):
+        raise torch.OutOfMemoryError("x")
+    assert "more --gpus, one with --offload model" in str(caught.value.hint)
