@@ -11,9 +11,11 @@ import pytest
 from adaspa_cli.config import resolve
 from adaspa_cli.errors import ConfigError
 from adaspa_cli.files.typed_json import from_json
+from adaspa_cli.files.videos import read_frames
 from adaspa_cli.jobs.places import page_path, report_path
 from adaspa_cli.jobs.plan import plan
 from adaspa_cli.masks.plan import PLANS
+from adaspa_cli.quality.by_frame import by_frame
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.page import PHASES, page, time_parts
@@ -64,6 +66,29 @@ def test_both_videos_are_inside_as_they_are(made: Made, dense: Path) -> None:
     other = dense.with_name(json.loads(dense.read_text())["video"]["file"])
     contents = [base64.b64decode(source.removeprefix("data:video/mp4;base64,")) for source in inside]
     assert contents == [video.read_bytes(), other.read_bytes()]
+
+
+def test_the_report_says_how_far_its_video_is_from_the_other(made: Made, dense: Path) -> None:
+    video, text, _, report = made
+    other = json.loads(dense.read_text())
+    compared = typed(report).compared
+    assert compared is not None
+    curves = by_frame(read_frames(video), read_frames(dense.with_name(other["video"]["file"])))
+    assert compared.psnr == pytest.approx(curves["psnr"], abs=1e-4)
+    assert compared.ssim == pytest.approx(curves["ssim"], abs=1e-6)
+    assert compared.speed_up == pytest.approx(other["seconds"]["total"] / report["seconds"]["total"])
+    assert (compared.method, compared.dense, compared.lossless) == ("full", True, False)
+    assert f"PSNR {compared.mean('psnr'):.2f} dB, SSIM {compared.mean('ssim'):.4f}" in text
+
+
+def test_frames_that_both_runs_kept_are_compared_before_compression(hunyuan_folder: Path, tmp_path: Path) -> None:
+    first = make(tmp_path / "dense", hunyuan_folder, method="full", lossless=True)
+    beside = (str(report_path(first)),)
+    second = make(tmp_path / "out", hunyuan_folder, method="full", lossless=True, seed=(0,), compare_with=beside)
+    compared = read_report(report_path(second)).compared
+    assert compared is not None
+    assert compared.lossless
+    assert compared.mean("psnr") == 100  # the same frames
 
 
 def test_the_figures_are_the_reports(made: Made, dense: Path) -> None:

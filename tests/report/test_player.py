@@ -121,6 +121,11 @@ def test_slider_and_difference(browser: Browser, compared: str) -> None:
         tab.click("button[data-view=slider]")
         tab.click(".stage", x=0.25)
         shows(tab, 80, 40, 40, within=4)
+        for _ in range(3):
+            tab.press(".")
+        shows(tab, 128, 88, 88, within=4)
+        for _ in range(3):
+            tab.press(",")
         tab.press("End")  # of the slider, which has the focus: the first video alone
         shows(tab, 80, 80, 40, within=4)
         tab.click("button[data-view=difference]")
