@@ -121,7 +121,7 @@ class Page:
     def _stop(self, tab: str) -> None:
         run = self._runs.get(tab)
         if run is not None:
-            run.progress.stop()
+            self._studio.stop(run)
 
     def _generate(self, tab: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Make a video, and tell how far it is."""

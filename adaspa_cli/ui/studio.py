@@ -88,6 +88,12 @@ class Studio:
         self._waiting.put(run)
         return run
 
+    def stop(self, run: Run) -> None:
+        """End a run: at its next step, or at once if its turn has not come."""
+        run.progress.stop()
+        if self.at_work is not run:
+            run.end(StoppedError())
+
     def close(self) -> None:
         """End the run that is at work, if it ends soon."""
         run = self.at_work

@@ -1,6 +1,7 @@
 """What is found on the machine that runs the tests, and on machines with something broken."""
 
 import json
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from adaspa_cli.app import app
-from adaspa_cli.doctor import look, probe
+from adaspa_cli.doctor import look, probe, requirements
 from adaspa_cli.doctor.facts import Folder, Library
 from adaspa_cli.doctor.requirements import extras, installed, libraries
 
@@ -121,3 +122,21 @@ def test_requirements() -> None:
     assert "dev" not in {extra.name for extra in extras()}
     assert installed(Requirement("no-such-package-anywhere")) == Library("no-such-package-anywhere", None)
     assert installed(Requirement("rich<1")).needs == "<1"
+
+
+def test_requirements_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which has no pyproject.toml beside it, but metadata."""
+    lines = [
+        "rich>=13",
+        "peft>=0.17; extra == 'lora'",
+        "torch>=2; sys_platform == 'none'",
+        "adaspa[lora]; extra == 'dev'",
+    ]
+    names = Message()
+    names["Provides-Extra"] = "lora"
+    names["Provides-Extra"] = "dev"
+    monkeypatch.setattr(requirements, "presets_root", lambda: tmp_path / "configs")
+    monkeypatch.setattr(requirements.importlib.metadata, "requires", lambda _name: lines)
+    monkeypatch.setattr(requirements.importlib.metadata, "metadata", lambda _name: names)
+    assert [library.name for library in libraries()] == ["rich"]
+    assert [(extra.name, [library.name for library in extra.libraries]) for extra in extras()] == [("lora", ["peft"])]

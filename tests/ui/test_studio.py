@@ -1,8 +1,10 @@
 """Runs of the page, made one after another on one pipeline."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -123,12 +125,29 @@ def test_what_nobody_expected_is_an_error_too(
     assert len(loads) == 2  # nobody knew what state the first one was in
 
 
-def test_stop(studio: Studio, wanted: Wanted, said: list[AdaspaError], tmp_path: Path) -> None:
-    run = Run(wanted)
-    run.progress.stop()
-    studio._waiting.put(run)
-    for _ in run.follow():
-        pass
-    assert isinstance(run.error, StoppedError)
+def test_stop(
+    studio: Studio, wanted: Wanted, said: list[AdaspaError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that is made, and of one that waits."""
+    load, stopped = loading.load_pipeline, Event()
+
+    def held(config: Any, *, decode: bool) -> Any:
+        stopped.wait(60)
+        return load(config, decode=decode)
+
+    monkeypatch.setattr(loading, "load_pipeline", held)
+    first, second, third = (studio.begin(replace(wanted, seed=seed)) for seed in range(3))
+    studio.stop(second)
+    assert list(second.follow()) == []
+    while studio.at_work is not first:
+        time.sleep(0.01)
+    studio.stop(first)
+    stopped.set()
+    for run in (first, third):
+        for _ in run.follow():
+            pass
+    assert isinstance(first.error, StoppedError)
+    assert isinstance(second.error, StoppedError)
+    assert third.error is None
     assert said == []
-    assert not list(tmp_path.glob("*.mp4"))
+    assert [path.name for path in tmp_path.glob("*.mp4")] == [third.made[0].place.name]
