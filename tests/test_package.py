@@ -96,4 +96,4 @@ def test_the_wheel_generates_with_the_bundled_model(installed: Path, tmp_path: P
     (result,) = json.loads(done.stdout)
     assert result["report"]["model"]["name"] == "tiny"
     assert (tmp_path / result["video"]).exists()
-    assert _run(installed, tmp_path, "gallery", "videos").stdout.startswith("videos/index.html\n1 video;")
+    assert _run(installed, tmp_path, "gallery", "videos").stdout.startswith("videos/index.html\n1 video\n")

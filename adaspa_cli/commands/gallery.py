@@ -15,12 +15,12 @@ from adaspa_cli.errors import AdaspaError
 @command(panels=False, interrupted="interrupted; the gallery is as it was")
 def gallery(
     *,
-    folder: Annotated[Path, typer.Argument(help="Folder of videos; those in its subfolders are shown too.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of videos; subfolders are included.")],
     console: Console,
 ) -> None:
-    """Write FOLDER/index.html: all videos of the folder on one page, with filters and links to their pages.
+    """Write FOLDER/index.html, one page with all videos of the folder, filters, and links to their pages.
 
-    Videos play under the mouse. Filters and sorting use the reports beside the videos, and need no server.
+    Hover over a video to play it. Filters and sorting use the reports next to the videos and need no server.
 
     Example: adaspa gallery videos
     """
@@ -29,12 +29,12 @@ def gallery(
     page, count = write_gallery(folder.expanduser(), console.note)
     console.result(
         {"page": str(page), "videos": count},
-        f"{page}\n{count} {'video' if count == 1 else 'videos'}; open it in a browser",
+        f"{page}\n{count} {'video' if count == 1 else 'videos'}",
     )
 
 
 def renew_gallery(console: Console, out: str) -> None:
-    """Write the gallery of a folder after a batch; what hinders it is noted, because the videos are there."""
+    """Write the gallery of a folder after a batch. A failure is only noted, because the videos are complete."""
     from adaspa_cli.gallery.page import write_gallery
 
     try:

@@ -54,11 +54,11 @@ def collect(folder: Path, note: Callable[[str], None]) -> list[Entry]:
         UsageError: it is no folder, or no video is in it.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder", hint="name a folder of videos, as adaspa gallery videos")
+        raise UsageError(f"{folder} is not a folder", hint="name a folder of videos, for example adaspa gallery videos")
     entries = [_entry(video, note) for video in sorted(_videos(folder))]
     if not entries:
         raise UsageError(
-            f"no video is in {folder}", hint=f"a gallery shows files that end in {', '.join(VIDEOS)}, in subfolders too"
+            f"no videos in {folder}", hint=f"a gallery shows files ending in {', '.join(VIDEOS)}, also in subfolders"
         )
     return _with_dense(entries)
 
@@ -80,7 +80,7 @@ def _entry(video: Path, note: Callable[[str], None]) -> Entry:
         try:
             report = read_report(report_file)
         except ReportError as error:
-            note(f"{error.message}; its video is shown by its file name")
+            note(f"{error.message}; its video is listed by file name")
     entry = Entry(video, page if page.exists() else None, report)
     if report is None:
         return entry

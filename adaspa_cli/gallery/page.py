@@ -43,7 +43,9 @@ def write_gallery(folder: Path, note: Callable[[str], None]) -> tuple[Path, int]
     page = folder / PAGE
     if not folder.is_dir():
         collect(folder, note)  # says what is wrong
-    with hold(folder / ".gallery.claim", lambda: note("another process is writing the gallery; waiting")) as claim:
+    with hold(
+        folder / ".gallery.claim", lambda: note("waiting for another process that is writing the gallery")
+    ) as claim:
         _check_own(page)
         entries = collect(folder, note)
         if claim.exclusive:
@@ -62,7 +64,9 @@ def _check_own(page: Path) -> None:
     except OSError as error:
         raise cannot_write(page, error) from error
     if not own:
-        raise OutputError(f"{page} is there and is no gallery of adaspa", hint="rename it, or choose another folder")
+        raise OutputError(
+            f"{page} exists and was not made by adaspa gallery", hint="rename it, or choose another folder"
+        )
 
 
 def gallery(entries: Sequence[Entry], folder: Path) -> str:

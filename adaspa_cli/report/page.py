@@ -106,7 +106,7 @@ def _difference(compared: ComparedRun | None) -> str | None:
         return None
     psnr, ssim = compared.mean("psnr"), compared.mean("ssim")
     if psnr is None or ssim is None:
-        return f"PSNR and SSIM are not known: {compared.reason}"
+        return f"PSNR and SSIM are not available: {compared.reason}"
     source = "before compression" if compared.lossless else "decoded from the video files"
     return f"PSNR {psnr:.2f} dB, SSIM {ssim:.4f}: means over {len(compared.psnr)} frames {source}"
 

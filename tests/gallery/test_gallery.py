@@ -95,9 +95,9 @@ def test_a_report_that_cannot_be_read_is_said(tmp_path: Path) -> None:
 
 
 def test_what_is_no_folder_of_videos_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         write_gallery(tmp_path / "none", pytest.fail)
-    with pytest.raises(UsageError, match="no video is in"):
+    with pytest.raises(UsageError, match="no videos in"):
         write_gallery(tmp_path, pytest.fail)
     assert list(tmp_path.iterdir()) == []
 
@@ -105,7 +105,7 @@ def test_what_is_no_folder_of_videos_is_refused(tmp_path: Path) -> None:
 def test_a_page_of_others_is_not_replaced(tmp_path: Path) -> None:
     put(tmp_path, "x")
     (tmp_path / "index.html").write_text("my site")
-    with pytest.raises(OutputError, match="is no gallery of adaspa"):
+    with pytest.raises(OutputError, match="was not made by adaspa gallery"):
         write_gallery(tmp_path, pytest.fail)
     assert (tmp_path / "index.html").read_text() == "my site"
 
@@ -125,7 +125,7 @@ def test_the_command(folder: Path) -> None:
     assert json.loads(result.stdout) == {"page": str(folder / "index.html"), "videos": 5}
     refused = CliRunner().invoke(app, ["gallery", str(folder / "none")])
     assert refused.exit_code == 2
-    assert "is no folder" in refused.stderr
+    assert "is not a folder" in refused.stderr
 
 
 def test_nothing_heavy_is_imported(folder: Path) -> None:

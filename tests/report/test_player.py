@@ -141,7 +141,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     found = measure_difference(full_report(), beside, (tmp_path / "a.mp4", tmp_path / "b.mp4"), lossless=False)
     assert (found.psnr, found.mean("psnr")) == ((), None)
     text = page(full_report(compared=found), tmp_path / "a.mp4", beside)
-    assert "PSNR and SSIM are not known: cannot read" in text
+    assert "PSNR and SSIM are not available: cannot read" in text
     write_video(tmp_path / "c.mp4", clip(0)[:4], 8)
     shorter = measure_difference(full_report(), beside, (tmp_path / "a.mp4", tmp_path / "c.mp4"), lossless=False)
     assert shorter.reason == "the videos differ in shape, [8, 48, 64, 3] and [4, 48, 64, 3]"
