@@ -118,5 +118,5 @@ def check_understood(config: GenerateConfig, prompts: Iterable[str]) -> list[str
         raise ConfigError(f"{name} {words or size}", hint=hint)
     return [
         *([f"{name} {words}; knows {vocabulary.known()}"] if words else []),
-        *([f"{name} {size}: expect a worse picture"] if size else []),
+        *([f"{name} {size}: expect lower quality"] if size else []),
     ]

@@ -53,7 +53,7 @@ def test_a_negative_prompt_counts_too() -> None:
 
 def test_sizes_outside_of_the_training_are_said() -> None:
     (line,) = check_understood(config(height=96, frames=9), [KNOWN])
-    assert line == "tiny was not trained on frames 9 (33), height 96 (256): expect a worse picture"
+    assert line == "tiny was not trained on frames 9 (33), height 96 (256): expect lower quality"
 
 
 def test_strict_prompt_refuses() -> None:
