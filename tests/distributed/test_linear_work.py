@@ -17,7 +17,7 @@ from adaspa_cli.sampling.handle import Handle
 from tests.distributed.ranks import together
 from tests.pipelines import hunyuan_video, latents
 
-SETTINGS = {"sparsity": 0.5, "block_size": 16, "search_steps": (1, 3), "attention_backend": "cpu"}
+SETTINGS = {"sparsity": 0.5, "block_size": 16, "search_steps": (1,), "attention_backend": "cpu"}
 
 
 def _compiled(pipe: Any) -> None:
@@ -32,10 +32,10 @@ def _in_fp8(pipe: Any) -> None:
 @pytest.mark.parametrize("change", [_compiled, _in_fp8])
 def test_it_is_that_of_one_process(change: Callable[[Any], None], tmp_path: Path) -> None:
     def run(teams: Teams) -> Tensor:
-        pipe = hunyuan_video(num_attention_heads=3)
+        pipe = hunyuan_video(num_attention_heads=3, num_layers=1, num_single_layers=1)
         change(pipe)
         with Handle(pipe, method_config("adaspa", SETTINGS), teams=teams):
-            return latents(pipe, height=48, width=64)
+            return latents(pipe, height=48, width=64, num_inference_steps=3)
 
     expected = run(Teams())
     together(2, tmp_path, lambda teams: torch.testing.assert_close(run(teams), expected, rtol=0, atol=1e-5))
