@@ -212,7 +212,9 @@ def _fit(facts: Facts, model: Model) -> Iterator[Finding]:
     gpus, name = facts.probed.gpus, model.name
     if facts.probed.device == "cpu":
         if model.checkpoint != "bundled":
-            yield Finding("models", "problem", name, "is meant for a GPU, but the run would use the CPU")
+            yield Finding(
+                "models", "problem", name, "is meant for a GPU, but the run would use the CPU", "use --model tiny here"
+            )
         return
     if model.memory is None or not gpus:
         return

@@ -62,7 +62,7 @@ def look_at_folder(path: str) -> Folder:
     except OutputError as error:
         return Folder(path, problem=error.message)
     there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    return Folder(path, shutil.disk_usage(there).free)
+    return Folder(str(folder.absolute()), shutil.disk_usage(there).free)
 
 
 def look_at_hub() -> Hub:
