@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.light import Light, light_processes
+from tests.forked import ROOT, Forks, forks_of
 
 
 @pytest.fixture(scope="session")
-def light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Light]:
+def light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Runs ``adaspa`` in processes that have nothing heavy loaded."""
-    with light_processes(tmp_path_factory.mktemp("light")) as processes:
-        yield processes
+    with forks_of(str(ROOT / "tests" / "light.py"), tmp_path_factory.mktemp("light")) as forks:
+        yield forks

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from adaspa_cli.app import app
 from tests.bench.benches import PROMPTS, bench_file
-from tests.light import Light
+from tests.forked import Forks
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -174,7 +174,7 @@ def test_times_are_left_out_where_they_mean_nothing(run: Any, tmp_path: Path) ->
         (["--shard", "1/2", "--tables-only"], {}, "--shard makes no tables"),
         (["--layers", "2"], {}, "layers needs random_weights"),
         (["--set", "steps_per_phase=2"], {}, "steps_per_phase skips steps, so it makes no video"),
-        ([], {"rows": [{"method": "diffusers", "cache": "pab"}]}, "'diffusers' runs the pipeline as it comes"),
+        ([], {"rows": [{"method": "diffusers", "cache": "pab"}]}, "'diffusers' runs the pipeline unchanged"),
         (["--model", "hunyuann"], {}, "unknown model 'hunyuann'; did you mean 'hunyuan'"),
         ([], {"rows": [{"method": "adspa"}]}, "unknown method 'adspa'; did you mean 'adaspa'"),
         ([], {"paper": "tabel"}, "unknown table of the paper 'tabel'"),
@@ -199,7 +199,7 @@ def test_a_changed_setting_is_refused(run: Any) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--preset", "x"], ["--preset", "tiny-full", "--rows", "x"]])
-def test_help_and_wrong_arguments_import_nothing_heavy(light: Light, arguments: list[str]) -> None:
+def test_help_and_wrong_arguments_import_nothing_heavy(light: Forks, arguments: list[str]) -> None:
     assert light.run("bench", *arguments).stderr.strip().splitlines()[-1] == "[]"
 
 

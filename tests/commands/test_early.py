@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from adaspa_cli.app import app
 from adaspa_cli.config.architecture import BUNDLED
 from adaspa_cli.files.mask_header import LENGTH_BYTES
-from tests.light import Light
+from tests.forked import Forks
 from tests.mask_files import small_file
 from tests.pipelines import PROMPT, small_run
 
@@ -23,7 +23,7 @@ Refused = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture
-def refused(light: Light) -> Refused:
+def refused(light: Forks) -> Refused:
     """The error and the hint of a real process, which may import nothing heavy and write nothing."""
 
     def run(folder: Path, *arguments: Any) -> tuple[str, str]:
@@ -163,7 +163,7 @@ def test_nothing_heavy_is_imported_for_a_mistake(
     assert refused(folder, *arguments)[0].startswith(error)
 
 
-def test_what_a_mask_file_says_is_shown_without_torch(light: Light, folder: Path) -> None:
+def test_what_a_mask_file_says_is_shown_without_torch(light: Forks, folder: Path) -> None:
     done = light.run("masks", "info", "masks", "--json", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "[]\n")
     assert json.loads(done.stdout)["layers"] == 2

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from adaspa_cli import __version__
 from adaspa_cli.app import app
-from tests.light import Light
+from tests.forked import Forks
 from tests.pipelines import small_run
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
@@ -278,7 +278,7 @@ def test_version_and_help() -> None:
         (["generate"], USAGE),
     ],
 )
-def test_help_and_wrong_arguments_import_nothing_heavy(light: Light, arguments: list[str], code: int) -> None:
+def test_help_and_wrong_arguments_import_nothing_heavy(light: Forks, arguments: list[str], code: int) -> None:
     """torch and diffusers take seconds to import."""
     done = light.run(*arguments)
     assert done.returncode == code, done.stderr

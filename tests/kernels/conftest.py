@@ -1,5 +1,6 @@
 """Fixtures of the kernel tests."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 from adaspa_kernels import launch
+from tests.forked import ROOT, Forks, forks_of
 
 
 def dtypes() -> list[torch.dtype]:
@@ -16,6 +18,13 @@ def dtypes() -> list[torch.dtype]:
     if torch.cuda.is_available():
         return [torch.bfloat16, torch.float16]
     return [torch.float32, torch.float16]
+
+
+@pytest.fixture(scope="session")
+def hopper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Runs test modules where kernels are compiled for Hopper, GPU or not: see sm90.py."""
+    with forks_of(str(ROOT / "tests" / "kernels" / "sm90.py"), tmp_path_factory.mktemp("hopper")) as forks:
+        yield forks
 
 
 @pytest.fixture

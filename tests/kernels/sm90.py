@@ -1,18 +1,22 @@
 """Compiling for compute capability 9.0 on a machine without a GPU, in a process of its own.
 
 The process of the tests may have its kernels built for the interpreter; a child does not. A test module is its own
-child: run as a program it reads cases as JSON from its first argument and prints results as JSON.
+child: run as a program it reads cases as JSON from its first argument and prints results as JSON. Children are forks of
+this file's process, which has imported torch and Triton.
 """
 
+import importlib
 import io
 import json
 import os
-import subprocess
+import runpy
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
+
+from tests.forked import Forks, serve
 
 
 def compile_for_hopper() -> None:
@@ -48,15 +52,24 @@ def compile_and_listen(kernel: Any, *args: Any, **options: Any) -> tuple[Any, st
     return compiled, text
 
 
-def run_child(file: str, cases: Sequence[Any], cache: Path) -> list[dict[str, Any]]:
-    """Run a test module as its own child; ``cache`` is for what Triton compiles, and empty."""
-    root = Path(__file__).resolve().parents[2]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root / "kernels"), str(root), *sys.path])
-    environment["TRITON_CACHE_DIR"] = str(cache)
-    done = subprocess.run(
-        [sys.executable, file, json.dumps(cases)], env=environment, capture_output=True, text=True, check=False
-    )
+def run_child(forks: Forks, file: str, cases: Sequence[Any]) -> list[dict[str, Any]]:
+    """Run a test module as its own child."""
+    done = forks.run(file, json.dumps(cases))
     assert done.returncode == 0, done.stderr
     results: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return results
+
+
+def _run_module(arguments: list[str]) -> int:
+    """A cache of its own, so that the assembler runs, and is heard."""
+    sys.argv = arguments
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        runpy.run_path(arguments[0], run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    for module in ("pytest", "adaspa_kernels", "triton.backends.compiler", "triton.experimental.gluon"):
+        importlib.import_module(module)
+    serve(_run_module)

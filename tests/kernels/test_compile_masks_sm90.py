@@ -5,13 +5,13 @@ As in test_compile_sm90.py: the launchers are called for real, up to the launch 
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from tests.forked import Forks
 from tests.kernels.sm90 import compile_and_listen, compile_for_hopper, run_child
 
 KERNELS = {
@@ -64,15 +64,15 @@ def _compile_all(key_blocks: list[int]) -> list[dict[str, Any]]:
     return found
 
 
-def compile_all(folder: Path, *key_blocks: int) -> list[dict[str, Any]]:
-    results = run_child(__file__, key_blocks, folder)
+def compile_all(hopper: Forks, *key_blocks: int) -> list[dict[str, Any]]:
+    results = run_child(hopper, __file__, key_blocks)
     assert len(results) == 11 * len(key_blocks)
     return results
 
 
-def test_a_row_of_a_video_stays_in_the_registers_of_one_warp(tmp_path: Path) -> None:
+def test_a_row_of_a_video_stays_in_the_registers_of_one_warp(hopper: Forks) -> None:
     """HunyuanVideo at 720p has 1,861 key blocks."""
-    for result in compile_all(tmp_path, 1861):
+    for result in compile_all(hopper, 1861):
         assert NO_SPILLS in result["assembler"], result
         if result["name"] in KERNELS["selection"] + KERNELS["row_counts"]:
             assert result["warps"] == 1
@@ -80,8 +80,8 @@ def test_a_row_of_a_video_stays_in_the_registers_of_one_warp(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_from_one_block_to_the_longest_row(tmp_path: Path) -> None:
-    for result in compile_all(tmp_path, 1, 16_384, 32_768):
+def test_from_one_block_to_the_longest_row(hopper: Forks) -> None:
+    for result in compile_all(hopper, 1, 16_384, 32_768):
         assert "registers" in result["assembler"], result
 
 

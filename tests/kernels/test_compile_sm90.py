@@ -18,6 +18,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from tests.forked import Forks
 from tests.kernels.sm90 import compile_and_listen, compile_for_hopper, run_child
 
 SHARED_MEMORY = 232_448  # of one multiprocessor of an H200
@@ -112,10 +113,10 @@ def _spills_among_products(cubin: bytes, multipliers: int) -> int:
     return spills
 
 
-@pytest.fixture(scope="module")
-def child(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Run all compilations of one kernel in one process: starting it costs as much as a kernel."""
-    return lambda *cases: run_child(__file__, cases, tmp_path_factory.mktemp("triton"))
+@pytest.fixture
+def child(hopper: Forks) -> Any:
+    """Run all compilations of one kernel in one process."""
+    return lambda *cases: run_child(hopper, __file__, cases)
 
 
 @pytest.mark.parametrize("kind", ["block_sparse", "block_sums"])

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 import adaspa_kernels
+from tests.forked import Forks
 from tests.kernels.conftest import dtypes
 from tests.kernels.sm90 import compile_and_listen, compile_for_hopper, run_child
 
@@ -136,8 +136,8 @@ def _compile_all(cases: list[tuple[int, int, str, int]]) -> list[dict[str, Any]]
     return [{"loads": x.count("ld.global.v4"), "stores": x.count("st.global.v4"), "log": said} for x, said in codes]
 
 
-def test_compiles_to_wide_loads_without_spills(tmp_path: Path) -> None:
-    for result in run_child(__file__, [(24, 128, "rms", 0), (48, 64, "layer", 226)], tmp_path):
+def test_compiles_to_wide_loads_without_spills(hopper: Forks) -> None:
+    for result in run_child(hopper, __file__, [(24, 128, "rms", 0), (48, 64, "layer", 226)]):
         assert result["loads"], result
         assert result["stores"], result
         assert "0 bytes spill stores, 0 bytes spill loads" in result["log"], result

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 pytest.importorskip("triton", reason="triton is not installed")
 
 import adaspa_kernels
+from tests.forked import Forks
 from tests.kernels.conftest import dtypes
 from tests.kernels.sm90 import compile_and_listen, compile_for_hopper, run_child
 
@@ -135,8 +135,8 @@ def _compile_all(cases: list[tuple[int, int | None]]) -> list[dict[str, Any]]:
     ]
 
 
-def test_compiles_to_wide_accesses_without_spills(tmp_path: Path) -> None:
-    for result in run_child(__file__, [(3072, None), (12_288, 0), (15_360, 3072)], tmp_path):
+def test_compiles_to_wide_accesses_without_spills(hopper: Forks) -> None:
+    for result in run_child(hopper, __file__, [(3072, None), (12_288, 0), (15_360, 3072)]):
         assert result["loads"], result
         assert result["stores"], result
         assert result["conversions"], result
