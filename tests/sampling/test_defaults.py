@@ -53,7 +53,7 @@ def same(one: tuple[Tensor, list[BlockMask]], other: tuple[Tensor, list[BlockMas
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    return hunyuan_video()
+    return hunyuan_video(num_layers=1, num_single_layers=1)
 
 
 CASES = [("cpu", torch.float32), ("cpu", torch.bfloat16), ("reference", torch.float32)]

@@ -16,7 +16,7 @@ METHODS = ("sparse-videogen", "minference", "frame-region")
 ESTIMATING = ("sparse-videogen", "minference")
 SIZES = {
     "whole blocks": {"height": 64, "width": 96, "frames": 9},
-    "ragged blocks": {"height": 48, "width": 80, "frames": 41, "sparsity": 0.8},
+    "ragged blocks": {"height": 48, "width": 80, "frames": 25, "sparsity": 0.8},
 }
 
 
