@@ -22,11 +22,13 @@ from adaspa_cli.masks.plan import DENSE
 from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.fp8 import Fp8Linears
 from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.models.quantised import quantise_weights
 from adaspa_cli.models.registry import check_sampling, family_of
 from adaspa_cli.sampling import handle as handle_module
 from adaspa_cli.sampling.handle import Handle
 from tests.distributed.ranks import together
 from tests.models.every_family import CASES, Case, picture
+from tests.models.test_lora import check_added, needs_peft, weights, write_lora
 from tests.pipelines import PROMPT, Listener, latents, make_reports, save, small_run
 
 # The same float32 sums in another order: latents of size 8 differed by 2e-5 on one machine, and other machines have
@@ -364,6 +366,36 @@ def test_linear_layers_in_fp8_come_and_go(case: Case, pipe: Any, run: Any, plain
     assert 1e-5 < float((made - truth).norm() / truth.norm()) < 0.2
     assert state(pipe) == before
     assert torch.equal(run(), truth)
+
+
+def test_weights_in_eight_bits_make_the_video_of_diffusers(case: Case, plain: Any) -> None:
+    pipe = case.make()
+    quantise_weights(family_of(pipe), pipe, "fp8", torch.device("cpu"))
+    quantised = latents(pipe, **case.call("unguided"))
+    with apply(pipe, **EXACT):
+        torch.testing.assert_close(latents(pipe, **case.call("unguided")), quantised, **TOLERANCES)
+    truth = plain["unguided"]
+    assert 1e-5 < float((quantised - truth).norm() / truth.norm()) < 0.3
+
+
+def test_a_lora_is_fused_by_its_scale(case: Case, folder: Path, tmp_path: Path) -> None:
+    """Into the first transformer, of the first block and of the last."""
+    needs_peft()
+    settings = {"model": str(folder), "device": "cpu", "dtype": "float32", **case.settings}
+    plain = load_pipeline(resolve(settings).config.model)
+    first, *others = transformers(plain)
+    blocks = [family_of(plain).blocks(first)[place] for place in (0, -1)]
+    wanted = {id(getattr(block, family_of(plain).attention).to_q) for block in blocks}
+    names = tuple(name for name, module in first.named_modules() if id(module) in wanted)
+    added = write_lora(tmp_path / "style.safetensors", first, names)
+    settings["lora_high" if others else "lora"] = [f"{tmp_path / 'style.safetensors'}:0.5"]
+    loaded = load_pipeline(resolve(settings).config.model)
+    check_added(transformers(loaded)[0], weights(first), {key: 0.5 * value for key, value in added.items()})
+    for before, after in zip(others, transformers(loaded)[1:], strict=True):
+        check_added(after, weights(before), {})
+    truth = latents(loaded, **case.call("unguided"))
+    with apply(loaded, **EXACT):
+        torch.testing.assert_close(latents(loaded, **case.call("unguided")), truth, **TOLERANCES)
 
 
 def test_a_saved_pipeline_makes_a_video_and_a_report(case: Case, folder: Path, tmp_path: Path) -> None:
