@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ PHASES = {
     "loaded masks": "#7fae4a",
     "skipped": "#5c5c8a",
 }
+_NO_DIFFERENCE = ("out", "compare_with", "resume", "lossless", "prompt", "prompts", "seed")  # to the video
 _REST = "var(--rest)"
 _OTHER_PARTS = {"text encoding": "#7a6a2f", "decoding": "#8a5c5c", "writing": "var(--writing)", "other": "var(--other)"}
 
@@ -62,7 +63,7 @@ def page(report: Report, video: Path | None, compared: Compared | None = None) -
     """
     runs = [_run(report, video)]
     if compared is not None:
-        runs.append(_run(compared.report, compared.video))
+        runs = _told_apart([*runs, _run(compared.report, compared.video)])
     return render(
         Path(__file__).parent / "report.html.j2",
         report=report,
@@ -125,6 +126,24 @@ def _run(report: Report, video: Path | None) -> Run:
     name = method if report.setting("algorithm") in DENSE else f"{method}, {sparsity:.0%} left out"
     inside = None if video is None else data_uri("video/mp4", video.read_bytes())
     return Run(name, report, time_parts(report), inside, estimated_note(report))
+
+
+def _told_apart(runs: list[Run]) -> list[Run]:
+    """The runs, those of one name with the settings that make the difference, or what each is on the page."""
+    first, second = runs
+    if first.name != second.name:
+        return runs
+    keys = [
+        key
+        for key, setting in first.report.settings.items()
+        if key not in _NO_DIFFERENCE and setting.value != second.report.setting(key, setting.value)
+    ]
+    if not keys:
+        return [replace(first, name=f"{first.name} (this run)"), replace(second, name=f"{second.name} (compared)")]
+    return [
+        replace(run, name=f"{run.name} ({', '.join(f'{key} {_shown(run.report.setting(key))}' for key in keys[:2])})")
+        for run in runs
+    ]
 
 
 def time_parts(report: Report) -> list[Part]:

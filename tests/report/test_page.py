@@ -108,6 +108,16 @@ def test_the_figures_are_the_reports(made: Made, dense: Path) -> None:
     assert bars == expected
 
 
+def test_runs_of_one_method_are_told_apart(made: Made) -> None:
+    report = made[3]
+    other = report | {"settings": report["settings"] | {"block_size": {"value": 128}, "out": {"value": "elsewhere"}}}
+    words = "".join(read(page(typed(report), None, Compared(typed(other), None))).text)
+    assert "adaspa, 50% left out (block_size 16)" in words
+    assert "adaspa, 50% left out (block_size 128)" in words
+    words = "".join(read(page(typed(report), None, Compared(typed(report), None))).text)
+    assert "adaspa, 50% left out (this run)" in words
+
+
 @pytest.mark.parametrize(("own", "which"), [(True, "this run"), (False, "the compared run")])
 def test_it_says_which_run_alone_was_compiled(made: Made, own: bool, which: str) -> None:
     report = made[3]
