@@ -37,6 +37,7 @@ class Server:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
         self.out, self._said = folder / "videos", folder / "said"
+        self.out.mkdir()
         command = [sys.executable, "-m", "adaspa_cli", "ui", "--json", "--port", str(self.port), "--out", str(self.out)]
         with self._said.open("w") as said:
             self.process = subprocess.Popen([*command, *SMALLEST], stdout=subprocess.PIPE, stderr=said, text=True)
@@ -56,11 +57,20 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    one = Server(tmp_path_factory.mktemp("page"))
-    yield one
-    if one.process.poll() is None:
-        one.close()
+def servers() -> Iterator[list[Server]]:
+    """The servers of a process, of which the last may be at work; a start takes seconds."""
+    started: list[Server] = []
+    yield started
+    for one in started:
+        if one.process.poll() is None:
+            one.close()
+
+
+@pytest.fixture
+def server(servers: list[Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
+    if not servers or servers[-1].process.poll() is not None:
+        servers.append(Server(tmp_path_factory.mktemp("page")))
+    return servers[-1]
 
 
 def there(selector: str) -> str:
