@@ -1,4 +1,4 @@
-"""adaspa: faster videos from diffusion transformers, by block-sparse attention searched online.
+"""adaspa: faster videos from diffusion transformers, through block-sparse attention with an online mask search.
 
 ``handle = adaspa_cli.apply(pipe, sparsity=0.8)`` accelerates a pipeline of diffusers; ``handle.remove()`` undoes it.
 """

@@ -1,4 +1,4 @@
-"""The one sink: results on stdout (text for people, JSON for programs), progress and messages on stderr."""
+"""The only place that prints: results on stdout (text or JSON), progress and messages on stderr."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Console:
         return self._err.is_terminal and not self.quiet
 
     def muted(self) -> Console:
-        """One that says what is wrong, and nothing else."""
+        """A console that prints only errors."""
         return Console(as_json=self.as_json, quiet=True, debug=self.debug)
 
     def result(self, data: Any, text: RenderableType) -> None:

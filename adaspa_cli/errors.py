@@ -1,4 +1,4 @@
-"""Errors that a user can do something about, and the exit code that each ends the program with.
+"""Errors that a user can act on, and their exit codes.
 
 Every message says what was wrong, what was given, what is allowed; ``hint`` says what to try next.
 """
@@ -29,7 +29,7 @@ class ConfigError(UsageError):
 
 
 class ReportError(ConfigError):
-    """A file is no report that can be read: damaged, foreign or of another format."""
+    """A file is not a readable report: damaged, foreign or of another format."""
 
 
 class ModelError(UsageError):
@@ -41,7 +41,7 @@ class BackendError(UsageError):
 
 
 class MaskFileError(UsageError):
-    """A mask file is corrupt, foreign or of another run than the one it was given to."""
+    """A mask file is corrupt, foreign, or doesn't fit the run."""
 
 
 class OutputError(UsageError):
@@ -57,7 +57,7 @@ class DiskFullError(RunError):
 
 
 class OutOfMemoryError(RunError):
-    """The memory does not suffice for what was asked. Exit code 2: smaller settings help."""
+    """Not enough memory for the run. Exit code 2: smaller settings help."""
 
     exit_code = 2
 
@@ -69,6 +69,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """A text for a message or a line of progress: one line of at most so many letters."""
+    """A text for a message or a line of progress: one line of at most ``most`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"

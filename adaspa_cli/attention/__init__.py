@@ -1,4 +1,4 @@
-"""Block-sparse attention: the block mask, the operators on it, and what runs them."""
+"""Block-sparse attention: the block mask, the operators on it, and their backends."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The operators, as everybody calls them.
+"""The public operators.
 
 Shapes: B batch, H heads, Lq and Lk query and key tokens (any number: the last block may be ragged), D head
 dimension, Nq and Nk query and key blocks. Tensors may be strided views, such as ``x.transpose(1, 2)`` of

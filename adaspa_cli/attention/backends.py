@@ -1,4 +1,4 @@
-"""Which implementation runs an operator on which device: one table, one rule, nothing silent."""
+"""Which implementation runs an operator on which device: one table and one rule, without silent fall-backs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

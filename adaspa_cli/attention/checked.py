@@ -1,4 +1,4 @@
-"""What the operators check before they run, and what runs them.
+"""Checks of the operators' arguments, and the dispatch to a backend.
 
 Shapes: as in :mod:`adaspa_cli.attention.api`.
 """
@@ -38,7 +38,7 @@ def sums(
 
 
 def check_row_stride(row_stride: int, block_size: BlockSize) -> None:
-    """Raise ValueError for rows that the kernels cannot pick."""
+    """Raise ValueError for a row stride that the kernels don't support."""
     if row_stride not in ROW_STRIDES or block_size[0] % row_stride:
         raise ValueError(
             f"row_stride must be one of {ROW_STRIDES} and divide the {block_size[0]} rows of a query block, "

@@ -1,4 +1,4 @@
-"""Block-sparse attention that makes up for the blocks it leaves out: pooled remainder, then probe repair.
+"""Block-sparse attention with compensation for left-out blocks: pooled remainder, then probe repair.
 
 Each is optional. Without both it is the sparse operator itself.
 
@@ -20,7 +20,7 @@ from adaspa_cli.attention.repair import repair
 
 @dataclass(frozen=True)
 class Compensation:
-    """What makes up for the blocks that a mask leaves out.
+    """How the blocks that a mask leaves out are compensated.
 
     Attributes:
         pooled: attend to a summary of each of them (:mod:`adaspa_cli.attention.remainder`).
@@ -64,7 +64,7 @@ def compensated_attention(
     backend: Backend,
     compensation: Compensation,
 ) -> tuple[Tensor, Tensor, Estimate]:
-    """Attend sparsely, and make up for what is left out.
+    """Attend sparsely, and compensate for left-out blocks.
 
     Args:
         q, k, v: [B, H, L, D].

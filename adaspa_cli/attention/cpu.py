@@ -141,7 +141,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, sca
 def block_sums(
     q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float, row_stride: int = 1
 ) -> Tensor:
-    """Block sums of every ``row_stride``-th row of a query block, which stand for all of its rows.
+    """Block sums of every ``row_stride``-th row of a query block, scaled to all of its rows.
 
     Holds what :func:`_exact_block_sums` does for so many rows.
     """

@@ -1,4 +1,4 @@
-"""A block mask's lists, bools and bits, one from another: by Triton kernels on a GPU, in PyTorch elsewhere.
+"""Conversion between a block mask's lists, bools and bits: by Triton kernels on a GPU, in PyTorch elsewhere.
 
 Bits are int32 words: key block j is bit j % 32, from the lowest, of word j // 32, and the bits past the last key block
 are zero. On a little-endian machine ``words.view(torch.uint8)`` is what numpy's ``packbits(..., bitorder="little")``
@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 
 def allowed(task: str, reason: str | None) -> bool:
-    """Whether kernels do a task of a GPU; where there is a reason why not, it is said once."""
+    """Whether kernels can do a task on a GPU; if not, the reason is logged once."""
     if reason is None:
         return True
     _say_fallback(task, reason)

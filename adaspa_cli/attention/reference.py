@@ -1,4 +1,4 @@
-"""The readable truth: dense matrices, any precision. Slow and memory-hungry on purpose; kernels are held to it.
+"""The readable definition: dense matrices, any precision. Slow and memory-hungry; kernels are tested against it.
 
 Shapes: q, k, v [B, H, L, D]; lse [B, H, Lq]; block sums W [B, H, Nq, Nk].
 """

@@ -1,4 +1,4 @@
-"""The pooled remainder: what a block mask leaves out, seen through one summary for each block.
+"""The pooled remainder: each block that a mask leaves out takes part as one summary.
 
 Maths. A key block j of n_j tokens, with mean key k̄_j and mean value v̄_j, stands for its tokens as one key of logit
 q k̄_j * scale + log n_j. That is what its tokens add up to if their keys are alike. The softmax over the blocks that a

@@ -1,4 +1,4 @@
-"""Probe repair: a few rows attended densely say what the sparse output of all rows lacks.
+"""Probe repair: a few rows that attend densely show how to correct the sparse output of all rows.
 
 Maths. M probe rows are spread evenly over the video tokens. Their sparse outputs o_m, standardised over the probes to
 z_m (mean 0, deviation 1 in each channel), are the features, and t_m = dense_m - o_m the targets, of one affine map for

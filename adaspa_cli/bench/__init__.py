@@ -1,1 +1,1 @@
-"""Methods side by side on one model: which runs make a bench, making them, and tables from their reports."""
+"""Benches: plan and make runs of several methods, and make tables from their reports."""

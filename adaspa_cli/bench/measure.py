@@ -1,4 +1,4 @@
-"""Measures the videos of a bench against the dense ones; each result is a file beside the run that it belongs to."""
+"""Compares the videos of a bench with the dense ones; each result is a file beside its run."""
 
 from __future__ import annotations
 

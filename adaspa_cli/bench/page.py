@@ -1,4 +1,4 @@
-"""The page of a bench: one HTML file that holds its plots and pictures and loads nothing."""
+"""The page of a bench: one offline HTML file with its plots and pictures."""
 
 from __future__ import annotations
 

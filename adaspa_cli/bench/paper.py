@@ -1,4 +1,4 @@
-"""The figures that the AdaSpa paper reports (arXiv 2502.21079), for rows that run what it ran."""
+"""The figures of the AdaSpa paper (arXiv 2502.21079), for rows with the same settings."""
 
 from __future__ import annotations
 

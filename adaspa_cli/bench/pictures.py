@@ -1,4 +1,4 @@
-"""Videos of a bench made small enough to stand in its page: strips of frames, videos that play, and players of two."""
+"""Videos of a bench, scaled down for its page: strips of frames, videos that play, and players of two."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class PlannedRow:
 
     @property
     def untouched(self) -> bool:
-        """Whether it runs as diffusers has it."""
+        """Whether it is unmodified diffusers."""
         return not self.resolved.config.method.algorithm.attached
 
     @property
@@ -46,7 +46,7 @@ class PlannedRow:
 
     @property
     def fp8(self) -> bool:
-        """Whether its linear layers multiply in FP8."""
+        """Whether its linear layers run in FP8."""
         return self.resolved.config.method.linear == "fp8"
 
 
@@ -137,7 +137,7 @@ def reference_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | No
 
 
 def untouched_of(planned: PlannedRow, rows: list[PlannedRow]) -> PlannedRow | None:
-    """The row of the same model and sampling that runs as diffusers has it: the second that times are compared with.
+    """The row of the same model and sampling with unmodified diffusers: the second reference for times.
 
     Its videos are no reference: ``full`` equals them but for rounding, and shares its kernels with the sparse methods.
     """

@@ -1,4 +1,4 @@
-"""A bench's figures as words: the cells of its tables, Markdown and CSV."""
+"""A bench's figures as text: the cells of its tables, Markdown and CSV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the runs of a bench that are not complete, so that a machine whose speed drifts slows all rows alike.
+"""Makes the incomplete runs of a bench, in turns, so that a drift in the machine's speed affects all rows.
 
 A run that fails leaves a file with the reason in its place, and the bench continues. Each run is claimed before it is
 made, so several processes share the work of one bench.

@@ -1,4 +1,4 @@
-"""``bench.json``: the figures of a bench as they lie on disk, their types, their format, and the one way to read them.
+"""``bench.json``: the figures of a bench on disk, their types, their format, and the one way to read them.
 
 Every output of a bench (tables, plots, page, CSV) shows what is here. Which formats can be read: see
 :mod:`adaspa_cli.report.versioned`.

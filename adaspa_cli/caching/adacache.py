@@ -1,4 +1,4 @@
-"""AdaCache (arXiv 2411.02397): a block's residual is reused for a number of steps that follows from its change.
+"""AdaCache (arXiv 2411.02397): a block's residual is reused for a number of steps that depends on its change.
 
 A residual is what a block adds to the tokens. When it is computed again, its relative L1 distance to the one before,
 per step, is looked up in a table: small distance, many reuses. Motion regularisation scales the distance, so that a

@@ -1,4 +1,4 @@
-"""What all caches between steps share: counting what they skip, starting afresh with each run, coming off again."""
+"""What all caches share: they count skipped calls, start fresh in each run, and can be removed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class WorkCounter:
         return (possible - computed) / possible if possible else None
 
     def stop(self) -> None:
-        """Give the modules their own ``forward`` back."""
+        """Restore the modules' own ``forward``."""
         for hook in self._hooks:
             hook.remove()
         for override in self._overrides:
@@ -98,15 +98,15 @@ class StepCache:
         raise NotImplementedError
 
     def release(self) -> None:
-        """Give the memory of reused results back."""
+        """Free the memory of reused results."""
         raise NotImplementedError
 
     def leave(self, transformer: int) -> None:  # noqa: ARG002  what is kept is all of that one
-        """Give back what is kept of a transformer, by its number, that makes no more steps of the run."""
+        """Free what is kept of a transformer, by its number, once it makes no more steps of the run."""
         self.release()
 
     def details(self) -> dict[str, Any]:
-        """What the report says besides the counts."""
+        """What the report has in addition to the counts."""
         return {}
 
     def report(self) -> dict[str, Any]:

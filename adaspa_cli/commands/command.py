@@ -1,4 +1,4 @@
-"""What all commands share: flags from the table, a console, errors that become messages.
+"""What all commands share: flags from the table, a console, and errors turned into messages.
 
 A command's function names what it needs by type: a :class:`Console` stands for ``--json``, ``--quiet`` and ``--debug``,
 a :class:`Given` for the flags of the table that the command takes; other parameters are flags of its own.
@@ -32,7 +32,7 @@ _PATHS = ("model", "weights", "compare_with", "lora", "lora_high", "lora_low")  
 def command(
     *flags: Flag, panels: bool = True, interrupted: str = KEPT
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command: its signature gets the flags, its body gets what they say.
+    """Make a function a command: its signature gets the flags, its body their values.
 
     Args:
         flags: of the table, in the order of the help.

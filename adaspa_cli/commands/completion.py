@@ -21,8 +21,8 @@ def among(values: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def prepare_completion(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Mend what Typer makes of a shell's request, if there is one: its help is wrapped, and a shell reads lines; and
-    bash counts the = of --model=tiny as a word."""
+    """Fix what Typer makes of a shell's completion request, if there is one: its help is wrapped, and a shell reads lines;
+    and bash counts the = of --model=tiny as a word."""
     if _ASKED not in environment:
         return
     environment["COLUMNS"] = _WIDEST

@@ -1,4 +1,4 @@
-"""``adaspa masks``: what is in mask files, whether they are whole, what they have in common, and pictures of them."""
+"""``adaspa masks``: what is in mask files, whether they are intact, what they have in common, and pictures of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``adaspa models``: which models there are, and what each of them takes."""
+"""``adaspa models``: the models, with their sizes and estimated memory."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def rendered(found: Forecast) -> RenderableType:
-    """For people. Everything that is estimated is called so."""
+    """For people. Estimates are marked as such."""
     return Group(_figures(found), Text(""), _steps(found), *(Text(note) for note in found.notes))
 
 

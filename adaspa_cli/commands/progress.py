@@ -1,4 +1,4 @@
-"""How a run looks on the terminal: one bar over all prompts and steps, with the phase and the time left."""
+"""The progress of a run on the terminal: one bar over all prompts and steps, with the phase and the time left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``adaspa search-masks``: masks of a whole model, searched once and kept in a file."""
+"""``adaspa search-masks``: masks of a whole model, searched once and stored in a file."""
 
 from __future__ import annotations
 

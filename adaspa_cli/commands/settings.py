@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """What a command was given.
+    """The settings given to a command.
 
     Attributes:
         flags: value of each flag that was given, by its setting's key.

@@ -1,4 +1,4 @@
-"""A command that several processes run together: one of them speaks, and all of them end together."""
+"""A command run by several processes together: one of them writes output, and all end together."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Member:
 
     @property
     def leads(self) -> bool:
-        """Whether it plans, writes and speaks."""
+        """Whether it plans, writes files and prints."""
         return self.place is None or self.place.leads
 
     def processes(self, parallel: ParallelConfig) -> int:
@@ -53,7 +53,7 @@ class Member:
 
     @contextmanager
     def world(self, device: str, parallel: ParallelConfig) -> Iterator[World]:
-        """Meet the others, if there are any.
+        """Connect to the other processes, if there are any.
 
         Raises:
             BackendError: there is no GPU for this process.

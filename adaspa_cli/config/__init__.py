@@ -1,4 +1,4 @@
-"""Configuration: what can be set, where presets lie, and what wins over what."""
+"""Configuration: all settings, the presets, and which source of a value wins."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""The sizes of a model's parts, without its weights: what random weights are built from. Imports nothing heavy."""
+"""The sizes of a model's parts, without its weights, from which random weights are built. Imports nothing heavy."""
 
 from __future__ import annotations
 

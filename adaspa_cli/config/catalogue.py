@@ -1,4 +1,4 @@
-"""What there is to know of each model preset before anything is downloaded. Imports nothing heavy.
+"""Facts about each model preset that need no download. Imports nothing heavy.
 
 Sizes are computed: parameters times two bytes, and the token grid of the preset's own size of video. What no
 configuration says (licence, parameters) stands on the preset's ``card``.

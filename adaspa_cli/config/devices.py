@@ -1,4 +1,4 @@
-"""Where a run will be, and what cannot run there, as far as that is known without torch."""
+"""The device of a run, and what cannot run on it, as far as that is known without torch."""
 
 from __future__ import annotations
 

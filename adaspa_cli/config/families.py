@@ -55,7 +55,7 @@ class SizeRule:
 
 @dataclass(frozen=True)
 class FamilyFacts:
-    """The light part of a family.
+    """The facts about a family that need no torch.
 
     Attributes:
         module: the heavy part, in ``adaspa_cli/models/families``: it exports one ``FAMILY``.

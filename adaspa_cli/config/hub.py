@@ -1,4 +1,4 @@
-"""The hub: whether it can be asked, and what is said where it cannot."""
+"""The hub: whether it answers, and the error if it doesn't."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From presets, a YAML file and flags to one configuration that knows where each value came from.
+"""Merges presets, a YAML file and flags into one configuration, with the origin of each value.
 
 Later wins: defaults < method preset < model preset < ``--config FILE`` < flags.
 """

@@ -1,4 +1,4 @@
-"""Packages and files that some settings of a model need, and that do not come with adaspa. Free of torch."""
+"""Packages and files that some settings of a model need and adaspa doesn't install. Doesn't import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where presets lie, and their names. Reads none of them, and imports nothing heavy: `--help` lists them."""
+"""The folder of presets, and their names. Reads none of them, and imports nothing heavy: `--help` lists them."""
 
 from __future__ import annotations
 

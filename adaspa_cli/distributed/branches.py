@@ -97,7 +97,7 @@ class BranchCalls:
         return output
 
     def remove(self) -> None:
-        """Give the transformers their own ``forward`` back."""
+        """Restore the transformers' own ``forward``."""
         self._clock.ignore(self._listener)
         for override in self._overrides:
             override.restore()

@@ -1,4 +1,4 @@
-"""How the heads of each attention layer are dealt out in a run, from even parts to parts of equal cost.
+"""How the heads of each attention layer are distributed in a run: first evenly, then by cost.
 
 Costs are known to everybody as soon as a mask is found, so all members deal alike. Heads move at the next call of the
 layer: then nobody waits for the device to learn the costs, and the mask moves with its heads.
@@ -34,12 +34,12 @@ class Deals:
         return ALL_HEADS if self._team.alone else self._heads[key]
 
     def note(self, key: Key, costs: Tensor) -> None:
-        """Take what the heads of this process cost, float32 [h], for the next deal; everybody calls it."""
+        """Take what the heads of this process cost, float32 [h], for the next deal; every process calls it."""
         if self._by_cost and not self._team.alone:
             self._costs[key] = OnItsWay.of(self._heads[key].gather(costs))
 
     def turn(self, key: Key, heads: int) -> tuple[Heads, Heads] | None:
-        """Deal anew if there are new costs; returns the deal before and the new one where they differ.
+        """Redistribute if there are new costs; returns the previous and the new deal if they differ.
 
         Args:
             heads: number of all heads of the layer.

@@ -45,7 +45,7 @@ class Exchange:
         self._share, self._heads_of, self._attend = share, heads_of, attend
 
     def __call__(self, layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend: q, k, v [1, H, l, D] to output [1, H, l, D]; everybody calls it."""
+        """Attend: q, k, v [1, H, l, D] to output [1, H, l, D]; every process calls it."""
         heads = self._heads_of(layer, row, q.shape[1])
         with self._share.team.timed(q.device):
             sent = [self._to_heads(x[0].transpose(0, 1), heads, row.layout) for x in (q, k, v)]

@@ -1,4 +1,4 @@
-"""The end of a process whose team fails: within seconds, whatever it waits for, with one line for all of them.
+"""Ends a process whose team fails: within seconds, whatever it waits for, with one line for all processes.
 
 A signal reaches Python only between two instructions, and an exchange of tensors waits within one. So a thread hears of
 signals too, and ends the process if it has not ended by itself after a moment.
@@ -70,7 +70,7 @@ def end_soon(code: int) -> None:
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Whether an error came of another process being gone: that one's own error says more."""
+    """Whether an error is only the consequence of another process's failure."""
     import torch.distributed as dist
 
     if isinstance(error, LostContactError | dist.DistError):

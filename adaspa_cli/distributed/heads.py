@@ -1,4 +1,4 @@
-"""Which process has which heads of a layer, and what they tell each other about them.
+"""Which process has which heads of a layer, and what the processes exchange about them.
 
 Shapes: H heads of the layer, h of them here.
 """
@@ -26,7 +26,7 @@ def deal_evenly(heads: int, members: int) -> Deal:
 
 
 def deal_by_cost(costs: Sequence[float], members: int) -> Deal:
-    """Spread heads so that everybody's cost is much the same; numbers of heads differ by one at most.
+    """Distribute heads so that the costs of all members are similar; numbers of heads differ by one at most.
 
     Like cards, the costliest first, to and fro: so where heads come in few classes of cost, all members get as many of
     each. Dense steps need equal numbers.
@@ -66,18 +66,18 @@ class Heads:
         return x if self.own is None else pick(x, self.own, 0)
 
     def gather(self, x: Tensor) -> Tensor:
-        """x [h, *] of all heads of the layer in their order, [H, *]; everybody calls it."""
+        """x [h, *] of all heads of the layer in their order, [H, *]; every process calls it."""
         if self.own is None:
             return x
         dealt = tuple(head for hand in self.deal for head in hand)
         return pick(self.team.gather(x, self.sizes), _inverse(dealt), 0)
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of everybody's x; everybody calls it."""
+        """The sum of every member's x; every process calls it."""
         return self.team.sum(x)
 
     def move(self, x: Tensor, to: Heads) -> Tensor:
-        """x [h, *] of these heads to that of the heads that the process has in another deal; everybody calls it."""
+        """x [h, *] of these heads to that of the heads that the process has in another deal; every process calls it."""
         if self.own is None or to.own is None:
             return x
         own, rank, width = self.own, self.team.rank, x[0].numel()

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun says it. Imports nothing heavy."""
+"""Which of several processes this one is, from torchrun's environment. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Place:
 
     @property
     def leads(self) -> bool:
-        """Whether it plans, writes and speaks."""
+        """Whether it plans, writes files and prints."""
         return self.rank == 0
 
 

@@ -1,4 +1,4 @@
-"""The processes of a team, and what they tell each other.
+"""The processes of a team, and their communication.
 
 Every member must make the same calls in the same order: a call that one of them leaves out is waited for until the
 time-out of the process group.
@@ -46,7 +46,7 @@ class Team:
         self.spans = []
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of everybody's x, of one shape."""
+        """The sum of every member's x, of one shape."""
         if self.alone:
             return x
         total = x.clone(memory_format=torch.contiguous_format)
@@ -65,7 +65,7 @@ class Team:
             x.copy_(whole)
 
     def gather(self, x: Tensor, sizes: Sequence[int], dim: int = 0) -> Tensor:
-        """Everybody's x one after another along ``dim``, where member i has ``sizes[i]``; a copy."""
+        """Every member's x, concatenated along ``dim``, where member i has ``sizes[i]``; a copy."""
         if self.alone:
             return x
         own = x.movedim(dim, 0).contiguous()
@@ -77,7 +77,7 @@ class Team:
         return torch.cat([whole[member, :size] for member, size in enumerate(sizes)]).movedim(0, dim)
 
     def all_to_all(self, sent: Tensor, send: Sequence[int], into: Tensor, receive: Sequence[int]) -> Any:
-        """Begin to send everybody a piece of a tensor; ``wait()`` of what is returned ends it.
+        """Begin to send every member a piece of a tensor; ``wait()`` of what is returned ends it.
 
         Args:
             sent: contiguous, the pieces for all members one after another.

@@ -1,4 +1,4 @@
-"""Which process has which of the video's tokens between attention calls. The text's are everybody's.
+"""Which process has which video tokens between attention calls. Every process has all text tokens.
 
 Shapes: N video tokens, n of them here, T text tokens.
 """
@@ -37,5 +37,5 @@ class TokenShare:
         return x.narrow(dim, own.start, len(own)).clone()
 
     def leave(self, x: Tensor, dim: int, layout: TokenLayout) -> Tensor:
-        """The video tokens of all members; everybody calls it."""
+        """The video tokens of all members; every process calls it."""
         return self.team.gather(x, self.sizes(layout), dim)

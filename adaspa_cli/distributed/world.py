@@ -1,4 +1,4 @@
-"""The processes of a run: how they meet, and what they tell one another besides tensors.
+"""The processes of a run: how they connect, and what they exchange besides tensors.
 
 Tensors go by NCCL between GPUs and by gloo between CPUs, with a time-out. Everything else is JSON in the store by which
 the processes met: what waits there, such as for the first of them to write a video, may take as long as it likes, and
@@ -45,22 +45,22 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether it plans, writes and speaks."""
+        """Whether it plans, writes files and prints."""
         return self.place.leads
 
     def tell(self, message: Any) -> None:
-        """Tell everybody else something that JSON can hold; the leader does."""
+        """Send the other processes a value that JSON can hold; called by the leader."""
         if self._store is not None:
             self._told += 1
             self._store.set(f"told/{self._told}", json.dumps(message))
 
     def hear(self) -> Any:
-        """Wait for what the leader tells next."""
+        """Wait for the next value from the leader."""
         self._told += 1
         return self._wait(f"told/{self._told}")
 
     def collect(self, name: str, own: Any) -> list[Any]:
-        """What everybody has to say, by rank, for the leader; nothing for the others. ``name`` is used once."""
+        """The values of all processes, by rank, for the leader; nothing for the others. ``name`` is used once."""
         if self._store is None:
             return [own]
         if not self.leads:
@@ -89,7 +89,7 @@ class World:
 
 @contextmanager
 def join(place: Place, device: str, *, branches: int, timeout: float) -> Iterator[World]:
-    """Meet the other processes, and part from them.
+    """Connect to the other processes, and disconnect at the end.
 
     Args:
         place: of this process, which torchrun started.

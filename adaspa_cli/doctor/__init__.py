@@ -1,1 +1,1 @@
-"""``adaspa doctor``: what this machine and its installation can do, and how to mend what they cannot."""
+"""``adaspa doctor``: what this machine and its installation can do, and how to fix what they cannot."""

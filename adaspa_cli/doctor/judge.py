@@ -1,4 +1,4 @@
-"""From facts to findings: what is well, what is worth knowing, what is wrong and how to mend it."""
+"""From facts to findings: what works, what is worth knowing, what is wrong and how to fix it."""
 
 from __future__ import annotations
 

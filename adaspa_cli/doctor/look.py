@@ -23,7 +23,7 @@ _ENCODERS = ("libx264", "libx264rgb")  # that videos, and frames kept bit by bit
 
 
 def look(out: str, device: str) -> Facts:
-    """Everything that there is to know.
+    """All facts.
 
     Args:
         out: folder of the videos.
@@ -50,7 +50,7 @@ def look(out: str, device: str) -> Facts:
 
 
 def model_facts(entry: Entry) -> Model:
-    """What a model asks of a machine."""
+    """What a model needs from a machine."""
     gated = entry.card is not None and entry.card.gated
     return Model(entry.name, entry.checkpoint, gated, entry.disk, entry.memory, entry.memory_offloaded)
 

@@ -1,4 +1,4 @@
-"""What only the heavy libraries can tell, asked in a process of its own: a library that ends it ends nothing else.
+"""Facts that need the heavy libraries, collected in a separate process, so that a crash there ends nothing else.
 
 The process writes a line of JSON after each thing it found, so that what came before a crash is known.
 """

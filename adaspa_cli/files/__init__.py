@@ -1,1 +1,1 @@
-"""Files and folders that are there whole or not at all; videos among them."""
+"""Files and folders, videos included, that appear only when complete."""

@@ -1,4 +1,4 @@
-"""Names that one process holds while it works on what belongs there.
+"""Claims: names that one process locks while it works on their files.
 
 A claim is a small file that its process keeps locked. The system drops the lock when the process ends, however it ends,
 so the claim of a dead process blocks no other; what it noted can still be read.
@@ -37,7 +37,7 @@ class Claim:
         self._descriptor: int | None = descriptor
 
     def release(self) -> None:
-        """Give the name free. May be called twice."""
+        """Release the name. May be called twice."""
         if self._descriptor is not None:
             self.path.unlink(missing_ok=True)  # while it is locked: nobody else's can be hit
             os.close(self._descriptor)

@@ -12,7 +12,7 @@ _HINT = "choose another folder with --out"
 
 
 def check_folder(out: str) -> Path:
-    """The output folder, after a look whether it could be made and written; makes nothing.
+    """The output folder, checked to be creatable and writable; creates nothing.
 
     Raises:
         OutputError: it could not, or has no name.

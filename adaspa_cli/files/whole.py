@@ -1,4 +1,4 @@
-"""Files that take their name once they are whole."""
+"""Files that are renamed into place once they are complete."""
 
 from __future__ import annotations
 

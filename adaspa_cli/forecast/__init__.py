@@ -1,1 +1,1 @@
-"""What a run will take, before it runs: its steps, its attention work, and estimates of its memory and its time."""
+"""The forecast of a run: its steps, its attention work, and estimates of its memory and time."""

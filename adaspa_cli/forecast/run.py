@@ -30,7 +30,7 @@ Calibrate = Callable[[Sample], Rates]
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take. Times and memory are estimates.
+    """The forecast of a run. Times and memory are estimates.
 
     Attributes:
         model, method: by name.
@@ -123,7 +123,7 @@ class Forecast:
 
 
 def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate | None = None) -> Forecast:
-    """What a run will take on this machine.
+    """The forecast of a run on this machine.
 
     Args:
         config: of the run.

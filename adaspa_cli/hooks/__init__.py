@@ -1,1 +1,1 @@
-"""What attaches to a pipeline and comes off again: the step clock, time spans, and where a run's time goes."""
+"""What attaches to a pipeline and can be removed: the step clock, time spans, and the timeline of a run."""

@@ -14,7 +14,7 @@ from adaspa_cli.hooks.override import Override
 
 
 class Order(IntEnum):
-    """Who hears of a run's start, of a step's end and of the run's end before whom."""
+    """The order in which listeners are notified of a run's start, a step's end and the run's end."""
 
     READERS = 0  # look at what a run leaves, before it is forgotten
     ENGINE = 1
@@ -26,7 +26,7 @@ class Order(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Listener:
-    """What somebody does at a run's start (with its number of steps), at each step's end (with its number, from 0),
+    """What is done at a run's start (with its number of steps), at each step's end (with its number, from 0),
     and at the run's end."""
 
     order: Order
@@ -81,11 +81,11 @@ class StepClock:
         return self._steps
 
     def listen(self, listener: Listener) -> None:
-        """Tell a listener from now on; of one order, those who came first hear first."""
+        """Add a listener; within one order, listeners are notified in the order in which they were added."""
         self._listeners = sorted([*self._listeners, listener], key=lambda known: known.order)
 
     def ignore(self, listener: Listener) -> None:
-        """Tell a listener no more. May be called twice."""
+        """Remove a listener. May be called twice."""
         self._listeners = [known for known in self._listeners if known is not listener]
 
     def watch(self, transformer: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A method of one instance replaced by a wrapper, until it is given back, in any order."""
+"""A method of one instance replaced by a wrapper; wrappers can be removed in any order."""
 
 from __future__ import annotations
 

@@ -60,6 +60,6 @@ class Timeline:
         self._mark = end
 
     def stop(self) -> None:
-        """Give the pipeline its own methods back."""
+        """Restore the pipeline's own methods."""
         for override in self._overrides:
             override.restore()

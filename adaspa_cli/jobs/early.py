@@ -1,4 +1,4 @@
-"""What can be refused before torch is imported: an error must not wait for seconds."""
+"""Checks that need no torch, so that errors appear at once."""
 
 from __future__ import annotations
 

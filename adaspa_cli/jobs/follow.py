@@ -1,4 +1,4 @@
-"""What the processes do that make videos together with the one that plans and writes them."""
+"""The processes that make videos together with the leader, which plans and writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the files of a video lie: names that say what it shows, collide with nothing, and are claimed before use."""
+"""Where the files of a video are: descriptive names without collisions, claimed before use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which videos a run makes, where each of them goes, and which are there already."""
+"""Which videos a run makes, where each goes, and which exist already."""
 
 from __future__ import annotations
 

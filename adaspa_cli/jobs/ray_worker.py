@@ -1,4 +1,4 @@
-"""What a worker of Ray does: it loads a pipeline once, and makes the videos that it is told to."""
+"""A Ray worker: loads a pipeline once, and makes the requested videos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes what a run has made: the video or its latents, the page, and the report as the last."""
+"""Writes the files of a run: the video or its latents, the page, and last the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much two mask files have in common, layer by layer.
+"""The overlap of two mask files, layer by layer.
 
 Masks of tokens in one order are compared block by block. In two orders a block of one file holds other tokens than any
 block of the other, so that positions are mapped back, and pairs of tokens are counted

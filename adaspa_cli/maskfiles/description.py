@@ -1,4 +1,4 @@
-"""What a mask file says of itself: everything but its tensors, as frozen dataclasses, to JSON and back.
+"""The description of a mask file: everything but its tensors, as frozen dataclasses, to JSON and back.
 
 Nothing here needs torch: names, types and shapes of the tensors follow from the description.
 

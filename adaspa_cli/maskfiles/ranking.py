@@ -1,4 +1,4 @@
-"""Blocks in the order of their weight, so that masks searched once serve many sparsities.
+"""Blocks ranked by weight, so that one search serves many sparsities.
 
 The row-wise selection of AdaSpa (method: arXiv 2502.21079) keeps the first blocks of each row's order, and
 head-adaptive sparsity needs each head's recall at three numbers of blocks. So the order of the heaviest K blocks of a

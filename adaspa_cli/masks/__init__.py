@@ -1,4 +1,4 @@
-"""Who attends to whom: one module per method, pure torch."""
+"""The choice of blocks: one module per method, pure torch."""
 
 from adaspa_cli.masks.order import HeadOrder
 from adaspa_cli.masks.plan import CallPlan

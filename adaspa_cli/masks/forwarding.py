@@ -1,4 +1,4 @@
-"""A method in terms of another: for what does as the other does, but for one thing."""
+"""A method that forwards to another one, for subclasses that change one thing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaspa_cli.masks.policy import Call, FoundMask, MaskPolicy
 
 @dataclass(frozen=True)
 class Forwarding(MaskPolicy):
-    """Does in everything what ``method`` does; subclasses change what they must."""
+    """Forwards everything to ``method``; subclasses change what they must."""
 
     method: MaskPolicy
 

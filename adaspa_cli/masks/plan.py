@@ -1,4 +1,4 @@
-"""What one attention call does, and apart from it where its mask comes from."""
+"""What one attention call does, and separately where its mask comes from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method is: a stateless rule that says what each attention call does, and how it finds its mask."""
+"""The interface of a method: a stateless rule that says what each attention call does and how it finds its mask."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -106,7 +106,7 @@ class MaskPolicy(ABC):
 
     @property
     def compensation(self) -> Compensation:
-        """What makes up, in the sparse calls, for the blocks that masks leave out."""
+        """How sparse calls compensate for the blocks that masks leave out."""
         return NO_COMPENSATION
 
     @property
@@ -116,7 +116,7 @@ class MaskPolicy(ABC):
 
     @property
     def search_rows(self) -> int:
-        """A search weighs every Nth row of a block; this is N."""
+        """A search reads every Nth row of a block; this is N."""
         return 1
 
     @property

@@ -1,4 +1,4 @@
-"""How much of the attention a mask keeps."""
+"""The recall of a mask."""
 
 import torch
 from torch import Tensor

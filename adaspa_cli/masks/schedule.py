@@ -1,4 +1,4 @@
-"""When masks are searched, at a few steps with reuse in between; and how sparse they are."""
+"""When masks are searched (at a few steps, with reuse in between), and their sparsity."""
 
 import math
 
@@ -15,7 +15,7 @@ def sparsity_at(sparsity: Sparsity, step: int) -> float:
 
 
 def plan_search(call: Call, last_search: int | None, search_steps: tuple[int, ...], *, lse_cache: bool) -> CallPlan:
-    """Search at the first executed call at or after each search step, so that a skipped call delays it only."""
+    """Search at the first executed call at or after each search step, so that a skipped call only delays it."""
     if not any(step <= call.step for step in search_steps):
         return DENSE
     if last_search is None:

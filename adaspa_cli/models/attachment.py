@@ -1,4 +1,4 @@
-"""Putting a family's processors on the transformers of a pipeline, telling them where they are, taking them off."""
+"""Attaches a family's processors to the transformers of a pipeline, gives them their context, and removes them."""
 
 from __future__ import annotations
 

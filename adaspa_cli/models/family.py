@@ -1,4 +1,4 @@
-"""One model family: all that a run needs to know of it besides :mod:`adaspa_cli.config.families`.
+"""One model family: what a run needs to know of it, in addition to :mod:`adaspa_cli.config.families`.
 
 To add a family, write
 

@@ -1,4 +1,4 @@
-"""A linear layer in FP8: weights and input as e4m3 numbers, each of their rows with a scale of its own.
+"""A linear layer in FP8: weights and input as e4m3 numbers, each row with its own scale.
 
 Weights are quantised once, by output channel; inputs in each call, by token. The product is accumulated in float32,
 scaled by both, and rounded once. On a GPU our kernel quantises and ``torch._scaled_mm`` multiplies. The *emulation*

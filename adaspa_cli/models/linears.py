@@ -1,4 +1,4 @@
-"""Where a family's blocks have the linear layers that may multiply in FP8. Free of torch."""
+"""Where a family's blocks have the linear layers that may multiply in FP8. Doesn't import torch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How good a video is: compared with another one, or judged on its own."""
+"""The quality of a video: compared with another one, or on its own."""

@@ -1,4 +1,4 @@
-"""What is known of a metric of a video; imports nothing heavy."""
+"""A metric of a video; imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a run took and what it left out."""
+"""Reports: the times of a run, and the work it left out."""

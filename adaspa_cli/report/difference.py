@@ -1,4 +1,4 @@
-"""How far a video is from the one that it is compared with, and how much faster it was made."""
+"""The difference between a video and the one it is compared with, and the speed-up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaspa_cli.report.schema import ComparedRun, Report
 def measure_difference(
     report: Report, compared: Compared, files: tuple[Path, Path] | None, *, lossless: bool
 ) -> ComparedRun:
-    """Compare a run with the one that stands beside it.
+    """Compare a run with the one shown beside it.
 
     A video that cannot be compared is no reason to lose it: what hinders it is noted instead.
 

@@ -1,4 +1,4 @@
-"""The latency report of one video: what ran, how long each part took, what attention left out."""
+"""The latency report of one video: what ran, the time of each part, and the attention left out."""
 
 from __future__ import annotations
 

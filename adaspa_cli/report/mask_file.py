@@ -1,4 +1,4 @@
-"""What a report says of a mask file: which one, and how well its masks fitted where that was measured."""
+"""The mask file in a report: which one, and the measured recall of its masks."""
 
 from __future__ import annotations
 

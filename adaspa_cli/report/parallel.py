@@ -1,4 +1,4 @@
-"""What a report says of several processes that made a video together."""
+"""The processes that made a video together, in a report."""
 
 from __future__ import annotations
 

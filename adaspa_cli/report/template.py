@@ -1,4 +1,4 @@
-"""Pages from templates, all in one look: whole in themselves, so that they can be moved, sent and read offline."""
+"""Pages from templates, in one style; self-contained, so that they can be moved, sent and read offline."""
 
 from __future__ import annotations
 

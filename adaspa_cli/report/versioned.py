@@ -1,4 +1,4 @@
-"""Reads JSON files that say what they are: a dataclass with its ``kind`` and its ``format``, whatever it holds else.
+"""Reads JSON files with a ``kind`` and a ``format`` into dataclasses.
 
 A format grows: a file may lack what later versions added, and then reads as the field's default. A key that is not
 known here is passed over. A change that an old reader would misunderstand raises the format, and a file of another

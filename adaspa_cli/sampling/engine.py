@@ -84,13 +84,13 @@ class AttentionEngine:
             self.forget_masks()
 
     def forget_masks(self) -> None:
-        """Give the memory of masks and LSE back; the records stay."""
+        """Free the memory of masks and LSE; the records stay."""
         self.memory.forget()
         if self._lending is not None:
             self._lending.forget()
 
     def heads(self, layer: int, row: Row, total: int) -> Heads:
-        """Those of this process in the coming call, of ``total``; they may be others than before. Everybody calls it.
+        """Those of this process in the coming call, of ``total``; they may change. Every process calls it.
 
         The masks of the run move with their heads.
         """

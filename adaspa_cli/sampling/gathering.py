@@ -46,7 +46,7 @@ class Shared:
 def gather_records(
     world: World, name: str, records: Records, peak: dict[str, int], exchanges: Exchanges
 ) -> tuple[Records, Shared] | None:
-    """Whole records for the leader; None for the others. Everybody calls it after each video; waits for the device.
+    """Whole records for the leader; None for the others. Every process calls it after each video; waits for the device.
 
     Args:
         name: of the video among those of the run.

@@ -1,4 +1,4 @@
-"""``apply``: a method on one pipeline instance, and the handle that takes it off again."""
+"""``apply``: a method on one pipeline instance, and the handle that removes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of the conditional branch for the other one, which searches nothing (``share_cfg_masks``)."""
+"""The conditional branch's masks for the unconditional branch, which searches none (``share_cfg_masks``)."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ class Lending:
             self._fitted.pop(fitted, None)
 
     def forget(self) -> None:
-        """Give everything back."""
+        """Free everything."""
         self._fitted.clear()

@@ -65,7 +65,7 @@ class KnownMask:
         return dataclasses.replace(self.found, mask=lists)
 
     def moved(self, before: Heads, now: Heads) -> KnownMask:
-        """The mask of the heads that this process has in another deal; everybody calls it.
+        """The mask of the heads that this process has in another deal; every process calls it.
 
         Bits are what moves: less than lists, and alike whatever each process keeps.
         """
@@ -116,7 +116,7 @@ class MaskMemory:
         self._known[call.layer, call.branch, call.sample] = known
 
     def move(self, key: Key, before: Heads, now: Heads) -> None:
-        """Give every process the mask of the heads that it has from now on; everybody calls it."""
+        """Give every process the mask of the heads that it has from now on; every process calls it."""
         if key in self._known:
             self._known[key] = self._known[key].moved(before, now)
 
@@ -133,5 +133,5 @@ class MaskMemory:
         return list(self._known.values())
 
     def forget(self) -> None:
-        """Give everything back."""
+        """Free everything."""
         self._known.clear()

@@ -1,4 +1,4 @@
-"""Memory of a run: its peak, and what to say when it does not suffice."""
+"""Memory of a run: its peak, and the error if there is too little."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is noted of a run's attention, for its report. Tensors stay on the device until then."""
+"""Records of a run's attention, for its report. Tensors stay on the device until then."""
 
 from __future__ import annotations
 

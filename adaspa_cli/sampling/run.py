@@ -131,7 +131,7 @@ class Session:
         return shared
 
     def stop(self) -> None:
-        """Give the pipeline its own methods back."""
+        """Restore the pipeline's own methods."""
         self.timeline.stop()
         if self.chosen is not None:
             self.chosen.stop()
@@ -139,7 +139,7 @@ class Session:
 
 @contextmanager
 def session(pipe: Any, resolved: Resolved, observer: Observer, world: World | None = None) -> Iterator[Session]:
-    """Apply a run's method to a loaded pipeline, and take it off again.
+    """Apply a run's method to a loaded pipeline, and remove it afterwards.
 
     Args:
         world: the processes that make each video together; None makes it alone.

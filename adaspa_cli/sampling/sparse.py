@@ -44,7 +44,7 @@ def attend_sparsely(
     backend: Backend,
     compensation: Compensation,
 ) -> Attended:
-    """Attend in the order of tokens that a mask is made for, and make up for what it leaves out.
+    """Attend in the order of tokens that a mask is made for, and compensate for left-out blocks.
 
     Args:
         q, k, v: [1, H, L, D].

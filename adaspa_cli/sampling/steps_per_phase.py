@@ -88,7 +88,7 @@ class StepsPerPhase:
         return forward
 
     def stop(self) -> None:
-        """Give the transformer its own ``forward`` back. May be called twice."""
+        """Restore the transformer's own ``forward``. May be called twice."""
         for override in self._overrides:
             override.restore()
         self._overrides = []

@@ -98,7 +98,7 @@ class Start:
         return list(dict.fromkeys([self.model, *preset_names("models")]))
 
     def methods(self) -> list[str]:
-        """What can be chosen: those that are asked for most come first."""
+        """What can be chosen: the most used come first."""
         return [name for name in dict.fromkeys([*_FIRST, *preset_names("methods")]) if name not in _NO_CHOICE]
 
     def offer(self, model: str, method: str) -> Offer:

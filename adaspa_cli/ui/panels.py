@@ -39,7 +39,7 @@ def idle() -> str:
 
 
 def words_panel(words: Mapping[str, Sequence[str]]) -> str:
-    """What a small model can be asked for."""
+    """What a small model knows."""
     return render(_HERE / "words.html.j2", words=words)
 
 

@@ -1,4 +1,4 @@
-"""What makes up for left-out blocks, held against dense attention of the same call.
+"""Compensation for left-out blocks, compared with dense attention of the same call.
 
 Mass. Of the attention weights of a query row, the kept blocks hold a share exactly; another is what the summaries of
 the left-out blocks stand for. The exponential of a mean is no larger than the mean of exponentials, so a summary stands

@@ -1,4 +1,4 @@
-"""Figures of what makes up for left-out blocks: mass that is seen, and the error of the output, by step."""
+"""Figures of the compensation for left-out blocks: the mass that is seen, and the error of the output, by step."""
 
 from __future__ import annotations
 

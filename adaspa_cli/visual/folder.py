@@ -1,4 +1,4 @@
-"""A new folder of pictures, which appears when all of it is there."""
+"""A new folder of pictures, renamed into place once it is complete."""
 
 from __future__ import annotations
 

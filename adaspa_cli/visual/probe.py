@@ -1,4 +1,4 @@
-"""Looking at a running model: dense attention that records at chosen steps what a mask would keep of its weights.
+"""Probe of a running model: dense attention that records at chosen steps what a mask would keep of its weights.
 
 Shapes: H heads, Nq and Nk query and key blocks, P cells along a side of a picture.
 """
@@ -114,7 +114,7 @@ class AttentionProbe:
 
     @property
     def compensated(self) -> dict[tuple[int, int], Compensated]:
-        """What makes up for left-out blocks, by (layer, step); empty of a method that drops them."""
+        """Compensation for left-out blocks, by (layer, step); empty of a method that drops them."""
         return {at: record.compensated for at, record in self.records.items() if record.compensated is not None}
 
     def __call__(self, layer: int, row: Row, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The folder of a look: PNG files, the data behind them as JSON, and one page that holds them all."""
+"""The folder of ``visualize``: PNG files, their data as JSON, and one page with all of them."""
 
 from __future__ import annotations
 

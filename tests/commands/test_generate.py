@@ -295,7 +295,7 @@ def test_help_and_wrong_arguments_import_nothing_heavy(light: Forks, arguments: 
         ({"block_size": 0}, "block_size must be at least 1"),
         ({"search_steps": (1, 4)}, "search step 4 is beyond the last step, which is 3"),
         ({"search_steps": ("x",)}, "comma-separated whole numbers, got 'x'"),
-        ({"search_steps": (-1,)}, "search_steps must be one or more steps from 0 on"),
+        ({"search_steps": (-1,)}, "search_steps must be one or more steps, 0 or higher"),
         ({"frames": 6}, r"4k \+ 1 frames, got 6"),
         ({"height": 40}, "height must be a multiple of 16, got 40"),
         ({"width": 50}, "width must be a multiple of 16, got 50"),

@@ -189,8 +189,8 @@ def test_what_does_not_go_together_is_refused_by_name(
         return capsys.readouterr().err
 
     assert "offload 'model' can't be combined with several GPUs" in refused(offload="model", device="cuda")
-    assert "method 'diffusers' does not go" in refused(method="diffusers", attention_backend="auto")
-    assert "merge 'tomesd' does not go" in refused(method="tomesd", attention_backend="auto")
+    assert "method 'diffusers' can't be combined" in refused(method="diffusers", attention_backend="auto")
+    assert "merge 'tomesd' can't be combined" in refused(method="tomesd", attention_backend="auto")
     assert "3 processes cannot share 2 heads" in refused(gpus=3)
     assert "'cuda:1' is one GPU" in refused(device="cuda:1")
     assert "a process with --shard makes each video" in refused(shard="1/2")

@@ -121,7 +121,7 @@ def test_the_bundled_model_runs_with_it(tmp_path: Path) -> None:
     [
         ({"cache": "pab"}, "'diffusers' runs the pipeline unchanged, without the cache 'pab'"),
         ({"merge": "tomesd"}, "'diffusers' runs the pipeline unchanged, without the merge 'tomesd'"),
-        ({"attention_backend": "cpu"}, "as it comes, without the attention_backend 'cpu'"),
+        ({"attention_backend": "cpu"}, "unchanged, without the attention_backend 'cpu'"),
         ({"masks": "masks.safetensors"}, "masks can't be used with 'diffusers'"),
         ({"share_cfg_masks": True}, "'diffusers' attends densely and has no masks"),
     ],

@@ -1,4 +1,4 @@
-"""Settings of AdaSpa (arXiv 2502.21079), and of what goes beyond it: adaspa-plus."""
+"""Settings of AdaSpa (arXiv 2502.21079) and of adaspa-plus, which extends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of dense attention by our best dense path."""
+"""Settings of dense attention, the baseline."""
 
 from __future__ import annotations
 
