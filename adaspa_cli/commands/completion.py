@@ -21,7 +21,7 @@ def among(values: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def prepare_completion(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Fix what Typer makes of a shell's completion request, if there is one: its help is wrapped, and a shell reads lines;
+    """Fix what Typer makes of a completion request, if there is one: its help is wrapped, and a shell reads lines;
     and bash counts the = of --model=tiny as a word."""
     if _ASKED not in environment:
         return
