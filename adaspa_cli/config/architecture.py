@@ -221,4 +221,4 @@ def random_weights_note(model: ModelConfig) -> str | None:
     built = architecture_of(model).layers
     whole = architecture_of(dataclasses.replace(model, layers=None)).layers
     cut = "" if built == whole else f", {built} of {whole} layers"
-    return f"random weights{cut}: only the times mean something"
+    return f"random weights{cut}: only the times are meaningful"

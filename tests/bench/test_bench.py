@@ -289,7 +289,7 @@ def test_random_weights_are_said_everywhere_and_have_no_quality(hunyuan_folder: 
     out = tmp_path / "out"
     run = settings(hunyuan_folder, random_weights=True, layers=2)
     bench = make(small_bench(tmp_path, hunyuan_folder, run=run), out)
-    note = "random weights, 2 of 4 layers: only the times mean something"
+    note = "random weights, 2 of 4 layers: only the times are meaningful"
     assert bench["random_weights"] == note
     assert all(row["random_weights"] == note for row in bench["rows"])
     for name in ("bench.json", "bench.md", "bench.html", "rows.csv"):

@@ -142,7 +142,7 @@ def test_tables_alone_need_no_model(run: Any, monkeypatch: pytest.MonkeyPatch) -
 def test_random_weights_are_said_first(run: Any, tmp_path: Path) -> None:
     result = run("--limit", "1", "--random-weights", "--layers", "2")
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("random weights, 2 of 4 layers: only the times mean something")
+    assert result.stdout.startswith("random weights, 2 of 4 layers: only the times are meaningful")
     assert not list(tmp_path.rglob("*.mp4"))
 
 

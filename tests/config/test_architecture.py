@@ -49,7 +49,7 @@ def test_more_layers_than_there_are_is_refused() -> None:
 
 
 def test_the_note_says_how_much_of_the_model_was_built() -> None:
-    assert random_weights_note(model("hunyuan")) == "random weights: only the times mean something"
+    assert random_weights_note(model("hunyuan")) == "random weights: only the times are meaningful"
     assert "6 of 60 layers" in str(random_weights_note(model("hunyuan", layers=6)))
     assert random_weights_note(resolve({"model": "hunyuan"}).config.model) is None
 

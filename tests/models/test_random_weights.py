@@ -138,7 +138,7 @@ def test_a_run_ends_in_latents_and_says_that_its_weights_are_random(
 ) -> None:
     settings = small_run(request.getfixturevalue(folder), tmp_path, frames=9, random_weights=True)
     (report,) = make_reports(resolve(settings), Listener())
-    assert report["random_weights"] == "random weights: only the times mean something"
+    assert report["random_weights"] == "random weights: only the times are meaningful"
     assert report["video"]["file"] is None
     assert [step["phase"] for step in report["steps"]] == ["dense", "search", "sparse", "cached search"]
     assert report["seconds"]["decoding"] == 0
