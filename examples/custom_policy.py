@@ -1,4 +1,4 @@
-"""A method of one's own: a row keeps the fewest blocks that hold a share of its attention ("top p").
+"""A method of your own: a row keeps the fewest blocks that hold a share of its attention ("top p").
 
 Runs on a CPU in seconds, on the bundled model at a small size: python examples/custom_policy.py
 What a policy is and what its plans mean: docs/own-method.md.

@@ -1,4 +1,4 @@
-"""The operators alone: search block sums, keep the heaviest blocks, attend to those.
+"""Only the operators: compute block sums, keep the heaviest blocks, attend to those.
 
 Runs on a CPU in a second, and on a GPU as it is: python examples/raw_operator.py
 """
