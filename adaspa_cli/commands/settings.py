@@ -90,7 +90,7 @@ def parse_settings(given: Iterable[str]) -> dict[str, Any]:
     for text in given:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--set takes KEY=VALUE, got '{text}'", hint="as --set steps=20")
+            raise ConfigError(f"--set takes KEY=VALUE, got '{text}'", hint="--set steps=20")
         try:
             found[key.strip().replace("-", "_")] = parse_yaml(value, "it")
         except ConfigError:

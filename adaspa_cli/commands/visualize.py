@@ -126,9 +126,7 @@ def _check_method(resolved: Resolved) -> None:
     """Refuse methods whose masks are not those that are drawn, and what leaves calls or steps out."""
     method = resolved.config.method
     if method.algorithm.name != "adaspa":
-        raise ConfigError(
-            f"visualize draws the masks of adaspa, not of {method.method}", hint="as --method adaspa-plus"
-        )
+        raise ConfigError(f"visualize draws the masks of adaspa, not of {method.method}", hint="--method adaspa-plus")
     for key, name in (("cache", method.cache.name), ("merge", method.merge.name)):
         if name != "none":
             raise ConfigError(f"visualize looks at dense attention, without {key} '{name}'")
@@ -150,7 +148,7 @@ def parse_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ConfigError(f"{flag} takes comma-separated whole numbers from 0, got '{text}'", hint="as 0,4,7")
+        raise ConfigError(f"{flag} takes comma-separated whole numbers from 0, got '{text}'", hint=f"{flag} 0,4,7")
     return tuple(sorted({int(part) for part in parts}))
 
 
@@ -182,6 +180,6 @@ def parse_query(text: str | None) -> tuple[int, int, int] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise ConfigError(f"--query takes FRAME,Y,X in tokens from 0, got '{text}'", hint="as --query 4,8,8")
+        raise ConfigError(f"--query takes FRAME,Y,X in tokens from 0, got '{text}'", hint="--query 4,8,8")
     frame, row, column = map(int, parts)
     return frame, row, column

@@ -163,7 +163,7 @@ def parse_steps(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(
-            f"search steps must be comma-separated whole numbers, got {shown(text)}", hint="as 10,30"
+            f"search steps must be comma-separated whole numbers, got {shown(text)}", hint="--search-steps 10,30"
         ) from None
 
 

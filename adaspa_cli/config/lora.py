@@ -51,7 +51,7 @@ class LoraSource:
         if not colon:
             name, scale = text, 1.0
         if not name.strip():
-            raise ConfigError(f"{key} '{text}' names no file", hint="as style.safetensors:0.8")
+            raise ConfigError(f"{key} '{text}' names no file", hint="--lora style.safetensors:0.8")
         if not math.isfinite(scale) or scale == 0 or abs(scale) > MOST_SCALE:
             raise ConfigError(f"the scale of {key} must be a number up to {MOST_SCALE:g} and not 0, got {tail}")
         return cls(name, scale)

@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from adaspa_cli.errors import ConfigError
 
-_HINT = "as 0.95, or {0: 0.5, 8%: 0.7, 20%: 0.95}, or as a flag 0:0.5,8%:0.7,20%:0.95"
+_HINT = "0.95, or {0: 0.5, 8%: 0.7, 20%: 0.95}; as a flag: 0:0.5,8%:0.7,20%:0.95"
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,10 @@ class SearchOptions:
         if self.keep_ranking is not None:
             self._check_ranking(self.keep_ranking, searching)
         if self.out.is_dir():
-            raise OutputError(f"{self.out} is a folder", hint="name a file, as --out masks.safetensors")
+            raise OutputError(f"{self.out} is a folder", hint="name a file: --out masks.safetensors")
         if self.out.suffix != ".safetensors":
             raise OutputError(
-                f"the name of a mask file ends in .safetensors, got {self.out.name}", hint="as masks.safetensors"
+                f"the name of a mask file ends in .safetensors, got {self.out.name}", hint="--out masks.safetensors"
             )
         if self.out.exists() and not self.resume:
             raise OutputError(f"{self.out} already exists", hint="choose another --out, or remove it")

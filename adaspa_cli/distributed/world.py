@@ -104,7 +104,7 @@ def join(place: Place, device: str, *, branches: int, timeout: float) -> Iterato
     if on_gpu and place.local >= torch.cuda.device_count():
         raise BackendError(
             f"{place.size} processes for one video need a GPU each, and this machine has {torch.cuda.device_count()}",
-            hint="fewer processes, or --device cpu",
+            hint="start fewer processes, or use --device cpu",
         )
     if on_gpu:
         torch.cuda.set_device(place.local)

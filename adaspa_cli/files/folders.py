@@ -18,7 +18,7 @@ def check_folder(out: str) -> Path:
         OutputError: it could not, or has no name.
     """
     if not out.strip():
-        raise OutputError("the output folder has no name", hint="name one, as --out videos; --out . is this folder")
+        raise OutputError("the output folder has no name", hint="name one: --out videos; --out . is this folder")
     folder = Path(out).expanduser()
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -344,7 +344,7 @@ def _check_disk(job: _Job, facts: Description, observer: SearchObserver) -> None
     if not facts.video_blocks:
         raise ConfigError(
             f"{facts.layout.video_tokens} video tokens fill no block of {facts.block_size}",
-            hint="a larger video, or a smaller --block-size",
+            hint="make a larger video, or use a smaller --block-size",
         )
     masks = facts.masks
     sums = 0 if len(job.videos) == 1 and job.shard is None else masks * facts.heads * facts.video_blocks**2 * 4
@@ -357,5 +357,5 @@ def _check_disk(job: _Job, facts: Description, observer: SearchObserver) -> None
     if free < needed:
         raise OutputError(
             f"{folder} has {free / 1e9:.1f} GB left, and the search needs about {needed / 1e9:.1f} GB",
-            hint="another --out, a smaller --keep-ranking, or a single prompt and seed, which need no sums on disk",
+            hint="use another --out, a smaller --keep-ranking, or one prompt and seed, which need no sums on disk",
         )

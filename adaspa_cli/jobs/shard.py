@@ -54,7 +54,7 @@ def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:
     number, of = (_whole(part) for part in (text + "/").split("/")[:2])
     if text != f"{number}/{of}" or not 1 <= number <= of:
         raise ConfigError(
-            f"--shard takes I/N, I from 1 to N, or {AUTO}, got '{text}'", hint="as --shard 1/4 to --shard 4/4"
+            f"--shard takes I/N, I from 1 to N, or {AUTO}, got '{text}'", hint="--shard 1/4 to --shard 4/4"
         )
     return Shard(number, of)
 

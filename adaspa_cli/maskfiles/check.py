@@ -81,7 +81,7 @@ def check_method(masks: Described, method: SearchingConfig) -> None:
             raise MaskFileError(
                 f"{masks.path} does not fit the run: sparsity {method.sparsity} needs the {needed} heaviest blocks of "
                 f"a row, and the file ranks {facts.ranked}",
-                hint=f"a higher --sparsity, or --keep-ranking {needed / facts.video_blocks:.3f} when the masks are "
+                hint=f"use a higher --sparsity, or --keep-ranking {needed / facts.video_blocks:.3f} when the masks are "
                 "searched",
             )
     else:

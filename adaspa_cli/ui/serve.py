@@ -64,7 +64,7 @@ def serve(page: Page, *, port: int | None, share: bool) -> tuple[str, str | None
             )
     except OSError as error:
         taken = "no port from 7860 on is free" if port is None else f"port {port} is taken"
-        raise UsageError(taken, hint="another --port") from error
+        raise UsageError(taken, hint="choose another --port") from error
     _serve_files(app, page)
     return url, shared
 

@@ -81,7 +81,7 @@ def check_grid(layout: TokenLayout, choice: Choice, block_size: int) -> None:
     if views * blocks**2 > _VIEW_BYTES:
         raise ConfigError(
             f"{views} views of {blocks} x {blocks} blocks are too many for a page",
-            hint=f"at most {_VIEW_BYTES // blocks**2} here: fewer --at-layers, --at-heads or --at-steps",
+            hint=f"choose at most {_VIEW_BYTES // blocks**2} views: fewer --at-layers, --at-heads or --at-steps",
         )
 
 
