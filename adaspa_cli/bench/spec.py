@@ -205,9 +205,7 @@ def _prompts(content: Any, path: Path) -> tuple[str, ...]:
     if isinstance(content, str):
         return tuple(collect_prompts(PromptConfig(prompts=str(path.parent / Path(content).expanduser()))))
     if not isinstance(content, list) or not content:
-        raise ConfigError(
-            f"{path} must hold prompts", hint="give a list of texts, or the name of a file with one per line"
-        )
+        raise ConfigError(f"{path} must hold prompts", hint="a list of texts, or the name of a file with one per line")
     return tuple(collect_prompts(PromptConfig(prompt=check_value("prompt", content, str(path)))))
 
 
