@@ -76,9 +76,10 @@ _BY_TRUE_SCALE: dict[str, Any] = {
 _SHIFT = {"flow_shift": 3.0}
 # Their text encoders are stand-ins, which only a pipeline with random weights has.
 _NO_ENCODERS = {"random_weights": True, "decode": True}
+_ONE_OF_A_KIND = {"num_layers": 1, "num_single_layers": 1}  # the longest texts of all
 _HUNYUAN_FROM_IMAGE: dict[str, Any] = {
     **_BY_TRUE_SCALE,
-    "linears": 34,
+    "linears": 17,
     "size": {"height": 32, "width": 96},
     "settings": _NO_ENCODERS,
     "pictures": ("image",),
@@ -95,16 +96,19 @@ _FROM_BOTH = _FROM_IMAGE | {"pictures": ("image", "last_image")}
 
 CASES = {
     "hunyuan": Case(
-        hunyuan_video,
-        4,
+        partial(hunyuan_video, **_ONE_OF_A_KIND),
+        2,
         **_BY_TRUE_SCALE,
-        linears=34,
+        linears=17,
         size={"height": 32, "width": 96},
     ),
     "hunyuan-i2v": Case(
-        partial(hunyuan_video_image, "token_replace"), 4, **_HUNYUAN_FROM_IMAGE, refuses={"tokens": "can't be split"}
+        partial(hunyuan_video_image, "token_replace", **_ONE_OF_A_KIND),
+        2,
+        **_HUNYUAN_FROM_IMAGE,
+        refuses={"tokens": "can't be split"},
     ),
-    "hunyuan-i2v-33ch": Case(partial(hunyuan_video_image, "latent_concat"), 4, **_HUNYUAN_FROM_IMAGE),
+    "hunyuan-i2v-33ch": Case(partial(hunyuan_video_image, "latent_concat", **_ONE_OF_A_KIND), 2, **_HUNYUAN_FROM_IMAGE),
     "hunyuan1.5": Case(hunyuan_video15, 3, **_HUNYUAN15),
     "hunyuan1.5-i2v": Case(partial(hunyuan_video15, image=True), 3, **_HUNYUAN15, pictures=("image",)),
     "cogvideox-1.0": Case(partial(cogvideox, "1.0"), 2, **_BY_SCALE, linears=12),
