@@ -58,7 +58,9 @@ def check_heads(heads: int, size: int) -> None:
         ConfigError: there are more.
     """
     if heads < size:
-        raise ConfigError(f"{size} processes cannot share {heads} heads", hint=f"use {heads}, or --cfg-parallel")
+        raise ConfigError(
+            f"{size} processes cannot share {heads} heads", hint=f"use at most {heads} processes, or --cfg-parallel"
+        )
 
 
 def check_search(config: GenerateConfig, size: int, *, shared: bool) -> None:
