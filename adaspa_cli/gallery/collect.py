@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adaspa_cli.bench.records import Quality, read_record
 from adaspa_cli.config.methods import DENSE
-from adaspa_cli.errors import ReportError, UsageError
+from adaspa_cli.errors import OutputError, ReportError, UsageError
 from adaspa_cli.files.whole import PARTIAL
 from adaspa_cli.report.schema import Report, read_report
 
@@ -48,14 +48,15 @@ def collect(folder: Path, note: Callable[[str], None]) -> list[Entry]:
     """All videos in a folder and below it, by path; hidden folders and files, and lossless copies, are passed over.
 
     Args:
-        note: is told of reports that cannot be read.
+        note: is told of reports and subfolders that cannot be read.
 
     Raises:
         UsageError: it is no folder, or no video is in it.
+        OutputError: it cannot be read.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", hint="name a folder of videos, for example adaspa gallery videos")
-    entries = [_entry(video, note) for video in sorted(_videos(folder))]
+    entries = [_entry(video, note) for video in sorted(_videos(folder, note))]
     if not entries:
         raise UsageError(
             f"no videos in {folder}", hint=f"a gallery shows files ending in {', '.join(VIDEOS)}, also in subfolders"
@@ -63,8 +64,13 @@ def collect(folder: Path, note: Callable[[str], None]) -> list[Entry]:
     return _with_dense(entries)
 
 
-def _videos(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
+def _videos(folder: Path, note: Callable[[str], None]) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise OutputError(f"cannot read the folder {folder}: {error.strerror}") from error
+        note(f"cannot read the folder {error.filename}: {error.strerror}; its videos are left out")
+
+    for parent, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if name.lower().endswith(VIDEOS) and not name.startswith(".") and PARTIAL not in name:
@@ -98,7 +104,11 @@ def _with_dense(entries: Sequence[Entry]) -> list[Entry]:
     dense = {_same(one.report): one.report.seconds.total for one in entries if one.report and one.report.dense}
     return [
         dataclasses.replace(one, speed_up=dense[_same(one.report)] / one.report.seconds.total)
-        if one.report and not one.report.dense and one.speed_up is None and _same(one.report) in dense
+        if one.report
+        and not one.report.dense
+        and one.speed_up is None
+        and _same(one.report) in dense
+        and one.report.seconds.total
         else one
         for one in entries
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def gallery(entries: Sequence[Entry], folder: Path) -> str:
         generator=_GENERATOR,
         title=folder.resolve().name or "Videos",
         entries=entries,
-        link=lambda path: quote(path.relative_to(folder).as_posix()),
+        link=lambda path: quote(os.fsencode(path.relative_to(folder).as_posix())),
         place=lambda path: path.relative_to(folder).as_posix(),
         filters=[choice for choice in choices if len(choice.values) > 1],
         sorts=sorts,

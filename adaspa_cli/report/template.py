@@ -12,8 +12,12 @@ SHARED = Path(__file__).parent  # the folder of style.css
 
 
 def render(template: Path, **data: Any) -> str:
-    """Fill a template; text is escaped, and a name that has no value is an error."""
-    return _environment(template.parent).get_template(template.name).render(**data)
+    """Fill a template; text is escaped, and a name that has no value is an error.
+
+    What no page can hold, such as a byte of a file's name that is not UTF-8, becomes a question mark.
+    """
+    filled = _environment(template.parent).get_template(template.name).render(**data)
+    return filled.encode(errors="replace").decode()
 
 
 @cache

@@ -44,7 +44,7 @@ def read_versioned(kind: type[V], path: Path) -> V:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ReportError(f"cannot read the {name.split()[-1]} {path}: {reason}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("kind") != kind.kind:
         raise ReportError(f"{path} is not a {name}")

@@ -1,6 +1,8 @@
 """``adaspa gallery``: what it shows of a folder, and the page in a browser."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -92,6 +94,42 @@ def test_a_report_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     (entry,) = collect(tmp_path, notes.append)
     assert entry.report is None
     assert "format 99" in notes[0]
+
+
+def test_broken_reports_and_odd_names(tmp_path: Path) -> None:
+    """A report that never ends in brackets, one of no time at all, and letters that UTF-8 has not."""
+    put(tmp_path, "deep", small_report())
+    (tmp_path / "deep.report.json").write_text("[" * 100_000)
+    put(tmp_path, "dense", small_report(**DENSE))
+    put(tmp_path, "none", small_report(**SPARSE, seconds=FASTER | {"total": 0.0}, prompt="a circle"))
+    put(tmp_path, "half", small_report(prompt="half a letter: \ud83d"))
+    (tmp_path / os.fsdecode(b"\xff#.mp4")).touch()
+    notes: list[str] = []
+    page, count = write_gallery(tmp_path, notes.append)
+    assert count == 5
+    assert ["deep.report.json is not JSON" in note for note in notes] == [True]
+    text = page.read_text(encoding="utf-8")
+    assert 'href="%FF%23.mp4">?#.mp4<' in text
+    assert "half a letter: ?" in text
+
+
+def test_folders_that_cannot_be_read_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "x")
+    put(tmp_path / "closed", "y")
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    closed, notes = tmp_path / "closed", []
+    assert [entry.video.name for entry in collect(tmp_path, notes.append)] == ["x.mp4"]
+    assert "closed: Permission denied" in notes[0]
+    closed = tmp_path
+    with pytest.raises(OutputError, match="Permission denied"):
+        collect(tmp_path, pytest.fail)
 
 
 def test_what_is_no_folder_of_videos_is_refused(tmp_path: Path) -> None:
