@@ -15,7 +15,7 @@ from adaspa_cli.models.attachment import Attachment
 class DiffusersCache(StepCache):
     """``enable_cache`` of every transformer, with a configuration that is made for each run.
 
-    Switching on anew is how a run starts without results of one that an exception ended: diffusers itself forgets
+    Switching it on again drops the results of a run that an exception ended: diffusers itself forgets
     them only when a pipeline's call returns.
     """
 

@@ -32,7 +32,7 @@ def ui(
     port: Annotated[
         int | None,
         typer.Option(
-            "--port", min=1, max=65_535, rich_help_panel=options.OUTPUT, help="(default: the first free from 7860 on)"
+            "--port", min=1, max=65_535, rich_help_panel=options.OUTPUT, help="Port. (default: first free from 7860)"
         ),
     ] = None,
     share: Annotated[
@@ -40,14 +40,14 @@ def ui(
         typer.Option(
             "--share",
             rich_help_panel=options.OUTPUT,
-            help="Also a public address, through a server of gradio: whoever knows it uses this machine.",
+            help="Also create a public address at Gradio's server: anyone who knows it can use this machine.",
         ),
     ] = False,
     console: Console,
 ) -> None:
     """Open a page on this machine that makes videos; Ctrl-C closes it.
 
-    Flags are what the form begins with. It is served to this machine alone, and the pipeline stays loaded.
+    Flags preset the form. The page is served only to this machine, and the pipeline stays loaded.
 
     Example: adaspa ui --model tiny --out videos
     """

@@ -1,6 +1,6 @@
 """How the heads of each attention layer are distributed in a run: first evenly, then by cost.
 
-Costs are known to everybody as soon as a mask is found, so all members deal alike. Heads move at the next call of the
+Every process knows the costs once a mask is found, so all compute the same deal. Heads move at the next call of the
 layer: then nobody waits for the device to learn the costs, and the mask moves with its heads.
 """
 

@@ -1,7 +1,7 @@
 """Attention of one row: from all heads of some tokens to all tokens of some heads, and back.
 
-The video's q, k and v go round by one all-to-all each; the text's heads are taken where they are, for everybody has
-them. Outputs come back by a single one, the text's to everybody.
+The video's q, k and v are exchanged by one all-to-all each; the text's heads are taken locally, because every process
+has them. Outputs return in a single all-to-all, those of the text to every process.
 
 Shapes: H heads of the layer, h of them here, L tokens of the row, l of them here (its part of the video, and the text),
 N and n those of the video, D head dimension.

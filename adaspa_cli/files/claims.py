@@ -66,7 +66,7 @@ def take(path: Path, note: str = "") -> Claim | None:
 
     Args:
         path: of the claim's file; its folder is there.
-        note: a line that :func:`noted` tells other processes while it is held, and whoever takes it over if this
+        note: a line that :func:`noted` tells other processes while it is held, and whoever takes over if this
             process dies.
 
     Raises:

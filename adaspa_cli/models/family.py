@@ -2,35 +2,35 @@
 
 To add a family, write
 
-* an entry in :data:`adaspa_cli.config.families.FAMILIES`, which holds what is known without torch;
+* an entry in :data:`adaspa_cli.config.families.FAMILIES`, with the facts that need no torch;
 * a module that the entry names. It exports ``FAMILY``, an instance of a subclass of :class:`Family`, and has a
-  processor and a subclass of :class:`~adaspa_cli.models.attachment.Attachment` that reads off a forward pass what the
+  processor and a subclass of :class:`~adaspa_cli.models.attachment.Attachment` that reads from a forward pass what the
   rows of the batch are. ``hunyuan_video.py`` is an example;
 * a preset in ``configs/models``.
 
-Nothing else names a family. What the models of diffusers 0.42 do differently, and where it goes:
+No other module names a family. How the models of diffusers 0.42 differ, and where the difference goes:
 
-* Wan's attention, ``WanAttention``, is no ``Attention``: it calls processors by position, and with keyword arguments
-  that nobody filtered. Give the processor exactly the original's parameters. Its query and key norms are over all heads
-  at once: call them before the heads are split, and :func:`~adaspa_cli.models.qk.prepare` without a norm for the
-  rotation.
-* Video and text attend apart (Wan, LTX): only the video's self-attention is ours. Its layout has ``text_tokens=0``, and
-  cross-attention is left alone.
-* Blocks that return only the video's tokens: override :meth:`Family.block_input`, :meth:`Family.block_output` and
+* **Wan's attention**, ``WanAttention``, is not an ``Attention``: it calls processors by position, with unfiltered keyword
+  arguments. Give the processor exactly the original's parameters. Its query and key norms are over all heads at once:
+  call them before the heads are split, and :func:`~adaspa_cli.models.qk.prepare` without a norm for the rotation.
+* **Separate attention for video and text** (Wan, LTX): replace only the video's self-attention. Its layout has
+  ``text_tokens=0``, and cross-attention is left alone.
+* **Blocks that return only the video's tokens**: override :meth:`Family.block_input`, :meth:`Family.block_output` and
   :meth:`Family.joined`.
-* Guidance in two passes announces its branches by ``cache_context``, which every attachment follows; names other than
-  ``cond`` and ``uncond`` go to :attr:`Family.branch_names`. Guidance as one batch is up to the attachment (CogVideoX).
-* Linear layers by other paths, or another activation between them: :attr:`Family.linears` says what ``--linear fp8``
+* **Guidance in two passes** announces its branches by ``cache_context``, which every attachment follows; names other
+  than ``cond`` and ``uncond`` go to :attr:`Family.branch_names`. Guidance as one batch is the attachment's task
+  (CogVideoX).
+* **Linear layers** by other paths, or another activation between them: :attr:`Family.linears` says what ``--linear fp8``
   replaces. Without it that is refused.
-* Several processes for one video (``--gpus``), and the Hilbert order of tokens: :meth:`Family.ends` names the module
+* **Several processes for one video** (``--gpus``), and the Hilbert order of tokens: :meth:`Family.ends` names the module
   that gives the blocks their video tokens, the one that takes them after the last block, and the one that makes the
-  rotary tables. What the pipeline hands over for each token, such as CogVideoX's tables or a timestep [B, N], the
-  attachment cuts in ``rearrange_inputs``, by :meth:`Rearrangement.rotary` or :meth:`Rearrangement.tokens`. Layouts in
-  :meth:`Attachment.describe` are those of whole sequences always. Inside of a block, count tokens by the tensors'
-  shapes: they are those that are here.
-* Two transformers of which each does a part of the steps (Wan 2.2): name both in the light entry. Layers of the second
-  are numbered on from the first's, and :meth:`Family.stages` says at which step it takes over: masks are searched
-  anew there, and those of the first are given back.
+  rotary tables. Inputs with one entry per token, such as CogVideoX's tables or a timestep [B, N], are cut by the
+  attachment in ``rearrange_inputs``, with :meth:`Rearrangement.rotary` or :meth:`Rearrangement.tokens`. Layouts in
+  :meth:`Attachment.describe` always describe whole sequences. Inside a block, count tokens by the shapes of the tensors,
+  which hold only the tokens of this process.
+* **Two transformers**, each for a part of the steps (Wan 2.2): name both in the entry. Layers of the second continue the
+  numbering of the first, and :meth:`Family.stages` gives the step at which it takes over: there masks are searched
+  again, and those of the first are freed.
 
 ``tests/models/every_family.py`` has an entry for each family: one test suite serves them all.
 """

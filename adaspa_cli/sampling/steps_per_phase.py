@@ -2,7 +2,7 @@
 
 Steps of one phase that are as sparse take the same time, whatever they compute. So a run with random weights, whose
 video is of no use, needs each phase a few times only. For the other steps the transformer answers zeros, and the
-schedule goes on; the report estimates what they would have taken (:mod:`adaspa_cli.report.steps`).
+schedule continues; the report estimates what they would have taken (:mod:`adaspa_cli.report.steps`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _SHOW_RESULT = "() => document.querySelector('#result').scrollIntoView({behavior
 
 
 class Page:
-    """The page, and the files that it shows. A run goes on without it, and is there when it is opened again.
+    """The page, and the files that it shows. A run continues without it, and is shown when it is opened again.
 
     Attributes:
         blocks: for gradio.

@@ -12,7 +12,7 @@ from adaspa_cli.errors import AdaspaError
 
 
 class StoppedError(AdaspaError):
-    """Somebody pressed *Stop*, closed the page or ended the program."""
+    """The user pressed *Stop*, closed the page or ended the program."""
 
     def __init__(self) -> None:
         super().__init__("stopped")

@@ -192,6 +192,6 @@ def _add_diagonals(diagonals: Tensor, start: int, rows: Tensor) -> None:
 
 
 def _on_diagonals(kept: Tensor, start: int, rows: Tensor) -> Tensor:
-    """Flags [n, L] of what lies on the kept diagonals, bool [2L - 1]."""
+    """Flags [n, L] of what is on the kept diagonals, bool [2L - 1]."""
     count, length = rows.shape
     return kept.unfold(0, length, 1)[length - start - count : length - start].flip(0)

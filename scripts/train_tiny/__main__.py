@@ -1,6 +1,6 @@
 """Command line of the training: ``python -m scripts.train_tiny vae|small|full|bundle|export|evaluate|all``.
 
-All stages share one folder, ``--work``, and go on where its checkpoints end.
+All stages share one folder, ``--work``, and continue from its last checkpoint.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def _common_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--learning-rate", type=float, help="peak of AdamW's; Muon keeps its own")
     command.add_argument("--max-minutes", type=float, help="stop then, with a checkpoint")
     command.add_argument("--fit-minutes", type=float, help="choose --steps so that it takes so long")
-    command.add_argument("--bundle", type=Path, metavar="DIR", help="then pack what is needed to go on elsewhere")
+    command.add_argument("--bundle", type=Path, metavar="DIR", help="then pack what is needed to continue elsewhere")
     command.add_argument("--bundle-ema-only", action="store_true", help="leave out what only training needs")
     command.add_argument("--from-bundle", type=Path, metavar="DIR", help="first unpack a bundle into --work")
 

@@ -103,7 +103,7 @@ def export(
 
 
 def bundle(work: Path, stage: str, out: Path, *, raw: bool = True) -> None:
-    """Write what another machine needs to go on: VAE, averaged weights and, to go on training, the raw ones."""
+    """Write what another machine needs to continue: VAE, averaged weights and, to continue training, the raw ones."""
     tensors: Tensors = {}
     state: dict[str, Any] = {"stage": stage}
     vae_folder = work / "vae" / "model"
@@ -127,7 +127,7 @@ def bundle(work: Path, stage: str, out: Path, *, raw: bool = True) -> None:
 
 
 def unbundle(folder: Path, work: Path) -> None:
-    """Turn a bundle back into the checkpoints of ``work``; the optimiser starts anew, with a warm-up."""
+    """Turn a bundle back into the checkpoints of ``work``; the optimiser restarts, with a warm-up."""
     tensors, state = read_bundle(folder)
     if "vae_config" in state:
         vae = in_one_piece(AutoencoderKLHunyuanVideo.from_config(state["vae_config"]))

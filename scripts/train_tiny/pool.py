@@ -1,4 +1,4 @@
-"""A pool of encoded clips with captions on the training device, part of which is drawn anew all the time.
+"""A pool of encoded clips with captions on the training device, part of which is redrawn all the time.
 
 Drawing and encoding a clip costs far less than a training step on it, but it is not free: each clip is used a few
 times with other noise before it is replaced. What the pool holds at a step is a function of (seed, step), so resuming

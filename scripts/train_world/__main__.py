@@ -1,6 +1,6 @@
 """Command line of the training: ``python -m scripts.train_world vae|small|full|all|evaluate|export|bundle|speed``.
 
-All stages share one folder, ``--work``, and go on where its checkpoints end. On several GPUs:
+All stages share one folder, ``--work``, and continue from its last checkpoint. On several GPUs:
 ``torchrun --nproc-per-node 4 -m scripts.train_world all --compile``.
 """
 

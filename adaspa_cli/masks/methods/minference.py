@@ -98,7 +98,7 @@ class Lines:
         return self.columns[:, None] | near[:, (place - place[:, None]).abs()]
 
     def mass(self, weights: Tensor, rows: Tensor, layout: TokenLayout) -> Tensor:
-        """Mass [h] of ``weights`` [h, n, L] of ``rows`` [n] that lies on lines, in video blocks."""
+        """Mass [h] of ``weights`` [h, n, L] of ``rows`` [n] that is on lines, in video blocks."""
         video = _video_columns(weights, layout, self.block)  # [h, n, Nv * B]
         start = layout.video_blocks(self.block).start * self.block
         keys = torch.arange(start, start + video.shape[-1], device=rows.device)
@@ -183,6 +183,6 @@ def spread_rows(layout: TokenLayout, block: int, count: int, device: torch.devic
 
 
 def block_mass(weights: Tensor, kept: Tensor, rows: Tensor, layout: TokenLayout, block: int) -> Tensor:
-    """Mass [h] of ``weights`` [h, n, L] of ``rows`` [n] that lies in ``kept`` video blocks [h, Nv, Nv]."""
+    """Mass [h] of ``weights`` [h, n, L] of ``rows`` [n] that is in ``kept`` video blocks [h, Nv, Nv]."""
     row_blocks = rows // block - layout.video_blocks(block).start
     return (_per_block(weights, layout, block) * kept[:, row_blocks]).sum((-1, -2))

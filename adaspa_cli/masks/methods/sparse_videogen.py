@@ -62,7 +62,7 @@ class SparseVideoGen(Estimating):
         return FoundMask(mask, None, HeadOrder(moved, forward, backward))
 
     def sample(self, call: Call) -> Tensor:
-        """Places [n] of the query rows, video tokens, drawn anew for each step and layer; on the CPU, to be alike on
+        """Places [n] of the query rows, video tokens, redrawn for each step and layer; on the CPU, to be the same on
         all devices."""
         # The generator reads 32 bits of its seed: no place for step and layer above them.
         random = torch.Generator("cpu").manual_seed(((self.seed * 1009 + call.step) * 1009 + call.layer) % 2**32)
