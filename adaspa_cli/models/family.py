@@ -10,9 +10,10 @@ To add a family, write
 
 No other module names a family. How the models of diffusers 0.42 differ, and where the difference goes:
 
-* **Wan's attention**, ``WanAttention``, is not an ``Attention``: it calls processors by position, with unfiltered keyword
-  arguments. Give the processor exactly the original's parameters. Its query and key norms are over all heads at once:
-  call them before the heads are split, and :func:`~adaspa_cli.models.qk.prepare` without a norm for the rotation.
+* **Wan's attention**, ``WanAttention``, is not an ``Attention``: it calls processors by position, with unfiltered
+  keyword arguments. Give the processor exactly the original's parameters. Its query and key norms are over all heads
+  at once: call them before the heads are split, and :func:`~adaspa_cli.models.qk.prepare` without a norm for the
+  rotation.
 * **Separate attention for video and text** (Wan, LTX): replace only the video's self-attention. Its layout has
   ``text_tokens=0``, and cross-attention is left alone.
 * **Blocks that return only the video's tokens**: override :meth:`Family.block_input`, :meth:`Family.block_output` and
@@ -20,17 +21,17 @@ No other module names a family. How the models of diffusers 0.42 differ, and whe
 * **Guidance in two passes** announces its branches by ``cache_context``, which every attachment follows; names other
   than ``cond`` and ``uncond`` go to :attr:`Family.branch_names`. Guidance as one batch is the attachment's task
   (CogVideoX).
-* **Linear layers** by other paths, or another activation between them: :attr:`Family.linears` says what ``--linear fp8``
-  replaces. Without it that is refused.
-* **Several processes for one video** (``--gpus``), and the Hilbert order of tokens: :meth:`Family.ends` names the module
-  that gives the blocks their video tokens, the one that takes them after the last block, and the one that makes the
-  rotary tables. Inputs with one entry per token, such as CogVideoX's tables or a timestep [B, N], are cut by the
-  attachment in ``rearrange_inputs``, with :meth:`Rearrangement.rotary` or :meth:`Rearrangement.tokens`. Layouts in
-  :meth:`Attachment.describe` always describe whole sequences. Inside a block, count tokens by the shapes of the tensors,
-  which hold only the tokens of this process.
-* **Two transformers**, each for a part of the steps (Wan 2.2): name both in the entry. Layers of the second continue the
-  numbering of the first, and :meth:`Family.stages` gives the step at which it takes over: there masks are searched
-  again, and those of the first are freed.
+* **Linear layers** by other paths, or another activation between them: :attr:`Family.linears` says what ``--linear
+  fp8`` replaces. Without it that is refused.
+* **Several processes for one video** (``--gpus``), and the Hilbert order of tokens: :meth:`Family.ends` names the
+  module that gives the blocks their video tokens, the one that takes them after the last block, and the one that
+  makes the rotary tables. Inputs with one entry per token, such as CogVideoX's tables or a timestep [B, N], are cut
+  by the attachment in ``rearrange_inputs``, with :meth:`Rearrangement.rotary` or :meth:`Rearrangement.tokens`.
+  Layouts in :meth:`Attachment.describe` always describe whole sequences. Inside a block, count tokens by the shapes
+  of the tensors, which hold only the tokens of this process.
+* **Two transformers**, each for a part of the steps (Wan 2.2): name both in the entry. Layers of the second continue
+  the numbering of the first, and :meth:`Family.stages` gives the step at which it takes over: there masks are
+  searched again, and those of the first are freed.
 
 ``tests/models/every_family.py`` has an entry for each family: one test suite serves them all.
 """
