@@ -370,7 +370,7 @@ def test_a_second_look_gets_a_folder_of_its_own(hunyuan_folder: Path, tmp_path: 
         (ProbeRequest((4,), None, (0,), 0, 8, None), "no layer 4"),
         (ProbeRequest(None, (0, 2), (0,), 0, 8, None), "no head 2"),
         (ProbeRequest(None, None, (0,), 0, 8, (2, 0, 0)), "query 2,0,0 is outside the video of 2 x 4 x 6"),
-        (ProbeRequest(None, None, (0,), 0, 8, (0, 4, 0)), "query 0,4,0 lies outside"),
+        (ProbeRequest(None, None, (0,), 0, 8, (0, 4, 0)), "query 0,4,0 is outside"),
     ],
 )
 def test_what_is_not_there_is_refused_and_leaves_nothing(
