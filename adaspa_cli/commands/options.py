@@ -143,7 +143,7 @@ RAY = typer.Option(
     "--ray",
     metavar="ADDRESS",
     rich_help_panel=MACHINE,
-    help="Make videos on Ray workers (adaspa[ray]): local starts Ray here, auto or an address joins a cluster.",
+    help="Make videos on Ray workers (extra: ray): local starts Ray here, auto or an address joins a cluster.",
 )
 RAY_WORKERS = typer.Option(
     "--ray-workers",
@@ -242,12 +242,12 @@ MASKS_FALLBACK = _flag(
     "--masks-fallback",
     str,
     METHOD,
-    "Below --masks-min-recall: search a new mask, or warn and use the loaded one.",
+    "Below --masks-min-recall: search for a new mask, or warn and use the loaded one.",
     default="search",
     values=FALLBACKS,
 )
 CACHE = _flag(
-    "--cache", str, METHOD, ", ".join(CACHES) + ": reuse results of earlier steps.", default="none", values=CACHES
+    "--cache", str, METHOD, "Reuse results of earlier steps: " + ", ".join(CACHES) + ".", default="none", values=CACHES
 )
 
 # --- sampling
@@ -388,5 +388,5 @@ GENERATE = (
     *(MODEL, WEIGHTS, DTYPE, DEVICE, ATTENTION_BACKEND, LINEAR, RANDOM_WEIGHTS, LAYERS, COMPILE, OFFLOAD),
     *(LORA, LORA_HIGH, LORA_LOW, WEIGHTS_DTYPE, TRANSFORMER, VAE_TILING, VAE_FRAMEWISE, GPUS, CFG_PARALLEL),
     *(OUT, DECODE, LOSSLESS, COMPARE_WITH, RESUME, CONFIG),
-    SET.but(text="Any other setting, as magcache_ratios=[1.0]. Repeatable."),
+    SET.but(text="Any other setting, for example block_size=64. Repeatable."),
 )
