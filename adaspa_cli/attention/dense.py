@@ -60,10 +60,12 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tens
         return cpu.dense_attention(q, k, v, scale)
     if q.dtype not in (torch.bfloat16, torch.float16):
         return _efficient(q, k, v, scale)
-    if "adaspa" in candidates(q.shape[-1]) and (parts := split_keys.parts_of(q, k)) > 1:
-        return split_keys.split_attention(q, k, v, scale, parts)
     with torch.cuda.device(q.device):  # flash-attn-4 runs, and events are recorded, on the current device's stream
-        return candidates(q.shape[-1])[_choice(q, k).kernel](q, k, v, scale)
+        choice = _choice(q, k)
+        parts = split_keys.parts_of(q, k) if "adaspa" in choice.milliseconds else 1  # our kernel may be wrong here
+        if parts > 1:
+            return split_keys.split_attention(q, k, v, scale, parts)
+        return candidates(q.shape[-1])[choice.kernel](q, k, v, scale)
 
 
 def describe(q: Tensor, k: Tensor) -> dict[str, Any] | None:

@@ -3,13 +3,14 @@
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from adaspa_cli.attention import dense, reference
+from adaspa_cli.attention import dense, reference, split_keys
 from adaspa_cli.attention.block_mask import BlockMask
 from adaspa_cli.attention.dense import candidates
 
@@ -117,6 +118,21 @@ def test_our_own_kernel_keeps_every_block(device: torch.device) -> None:
     choice = dense.fastest({"adaspa": own, "cut": cut, "efficient": exact}, q, k, v, times(1.0, 2.0))
     assert choice.kernel == "adaspa"
     assert choice.problems == {"cut": "wrong result"}
+
+
+@pytest.mark.parametrize(("right", "taken"), [(True, "split"), (False, "efficient")], ids=["right", "wrong"])
+def test_keys_are_split_only_where_our_kernel_is_right(
+    monkeypatch: pytest.MonkeyPatch, right: bool, taken: str
+) -> None:
+    milliseconds = {"adaspa": 1.0} if right else {}
+    choice = dense.Choice("efficient", (1, 1, 8, 64), milliseconds | {"efficient": 0.5})
+    monkeypatch.setattr(dense, "choose", lambda *_: choice)
+    monkeypatch.setattr(dense, "candidates", lambda _: {"adaspa": refuses, "efficient": lambda *_: "efficient"})
+    monkeypatch.setattr(split_keys, "parts_of", lambda *_: 3)
+    monkeypatch.setattr(split_keys, "split_attention", lambda *_: "split")
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    x = torch.zeros(1, 1, 8, 64, dtype=torch.half, device="meta")
+    assert dense.dense_attention(x, x, x, 0.1) == taken
 
 
 def test_nothing_is_chosen_on_a_cpu_or_in_float32() -> None:
