@@ -216,9 +216,10 @@ def _fit(facts: Facts, model: Model) -> Iterator[Finding]:
                 "models", "problem", name, "is meant for a GPU, but the run would use the CPU", "use --model tiny here"
             )
         return
-    if model.memory is None or not gpus:
+    number = int((facts.probed.device or "").partition(":")[2] or 0)  # "cuda" is the first GPU
+    if model.memory is None or number >= len(gpus):
         return
-    free = max(gpu.free for gpu in gpus)
+    free = gpus[number].free
     need = f"about {size(model.memory)} of GPU memory at its own size, and {size(free)} are free"
     if model.memory <= free:
         yield Finding("models", "ok", name, f"takes {need}")

@@ -63,7 +63,10 @@ def read(lines: str, died: str | None) -> Probed:
     found: dict[str, Any] = {}
     at_work = ""
     for line in lines.splitlines():
-        content = json.loads(line)
+        try:
+            content = json.loads(line)
+        except ValueError:
+            break  # the line that it wrote when it died
         at_work = content.pop("begins", at_work)
         found |= content
     if died is not None:

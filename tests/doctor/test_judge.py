@@ -136,6 +136,13 @@ def test_a_model_fits_or_does_not() -> None:
     assert [found.name for found in problems(LAPTOP, model=HUNYUAN)] == ["hunyuan"]
 
 
+@pytest.mark.parametrize(("device", "fits"), [("cuda", False), ("cuda:0", False), ("cuda:1", True)])
+def test_a_model_fits_the_gpu_that_a_run_would_take(device: str, fits: bool) -> None:
+    full = dataclasses.replace(H100, free=8_000_000_000)
+    facts = changed(SERVER, probed_gpus=(full, H100), probed_device=device)
+    assert (problems(facts, model=HUNYUAN) == []) == fits
+
+
 @pytest.mark.parametrize(
     ("hub", "gated", "text"),
     [

@@ -140,3 +140,9 @@ def test_requirements_of_an_installed_package(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(requirements.importlib.metadata, "metadata", lambda _name: names)
     assert [library.name for library in libraries()] == ["rich"]
     assert [(extra.name, [library.name for library in extra.libraries]) for extra in extras()] == [("lora", ["peft"])]
+
+
+def test_a_line_that_is_broken_off_is_passed_over() -> None:
+    found = probe.read('{"begins": "import torch"}\n{"cuda": "12.8"}\n{"gpus": [{"na', "it was killed by signal 9")
+    assert found.cuda == "12.8"
+    assert found.died == "it was killed by signal 9, at import torch"
