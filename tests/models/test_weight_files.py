@@ -32,9 +32,9 @@ def test_a_variant_is_loaded_where_there_are_no_plain_weights(files: list[str], 
 
 
 def test_several_variants_of_another_dtype_are_named() -> None:
-    with pytest.raises(ModelError, match="model holds no plain weights, but the variants bf16, fp16") as caught:
+    with pytest.raises(ModelError, match="model has only the weight variants bf16, fp16") as caught:
         variant_of(FP16 + BF16, torch.float32, "model")
     assert caught.value.hint == "use --dtype float16"
-    with pytest.raises(ModelError, match="the variants bf16, fp16") as caught:
+    with pytest.raises(ModelError, match="the weight variants bf16, fp16") as caught:
         variant_of(FP16[:1] + BF16[1:], torch.bfloat16, "model")
     assert caught.value.hint == "keep the files of one variant"

@@ -174,7 +174,7 @@ def test_settings_of_a_profile() -> None:
     [
         (["--device", "cpu"], "needs a GPU"),
         (["--model", "nothing"], "nothing"),
-        (["--steps", "3"], "search step 4 lies beyond"),
+        (["--steps", "3"], "search step 4 is beyond"),
         (["--set", "steps"], "KEY=VALUE"),
     ],
 )

@@ -389,4 +389,4 @@ def test_more_views_than_a_page_can_hold_are_refused() -> None:
     many = Choice(tuple(range(60)), (0, 12), (0, 10, 49), 10, 256)
     with pytest.raises(ConfigError, match="360 views of 1861 x 1861 blocks are too many") as caught:
         check_grid(layout, many, 64)
-    assert "at most 19 here" in str(caught.value.hint)
+    assert "at most 19 views" in str(caught.value.hint)
