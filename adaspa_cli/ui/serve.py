@@ -13,6 +13,7 @@ from typing import Any
 
 from adaspa_cli.errors import UsageError
 from adaspa_cli.ui import panels
+from adaspa_cli.ui.guard import Guard
 from adaspa_cli.ui.page import Page
 
 HOST = "127.0.0.1"
@@ -44,6 +45,8 @@ def serve(page: Page, *, port: int | None, share: bool) -> tuple[str, str | None
     Raises:
         UsageError: the port is taken.
     """
+    from starlette.middleware import Middleware
+
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where gradio says what it could not do
             app, url, shared = page.blocks.queue(default_concurrency_limit=None, api_open=False).launch(
@@ -61,6 +64,7 @@ def serve(page: Page, *, port: int | None, share: bool) -> tuple[str, str | None
                 mcp_server=False,
                 run_history=False,
                 enable_monitoring=False,
+                app_kwargs=None if share else {"middleware": [Middleware(Guard)]},  # a public page has another name
             )
     except OSError as error:
         taken = "no port from 7860 on is free" if port is None else f"port {port} is taken"
