@@ -30,12 +30,12 @@ class Page:
 
     def content(self, name: str) -> Any:
         """What is served under a name: the path of a video, or the text of a page; None where there is none."""
-        for run in reversed(self._studio.done):
+        for run in reversed(tuple(self._studio.done)):  # the studio goes on meanwhile
             if run.page is not None and name == panels.page_name(run):
                 return run.page
             for made in run.made:
                 if made.video is not None and name == made.video.name:
-                    return made.video
+                    return made.video if made.video.is_file() else None  # it may have been removed
         return None
 
     def _build(self) -> Any:
@@ -45,7 +45,7 @@ class Page:
         offer = self._start.offer(model, method)
         seed = self._start.settings.get("seed") or [0]
         with gr.Blocks(title="adaspa", analytics_enabled=False) as blocks:
-            tab = gr.State(lambda: uuid.uuid4().hex)
+            tab = gr.State()  # its name, by which Stop finds the run that it shows
             gr.HTML(f"<div class='adaspa-head'><h1>adaspa</h1><p>{_TITLE}</p></div>")
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
@@ -83,9 +83,10 @@ class Page:
                     with gr.Accordion("Report", open=True, visible=False, elem_id="report") as folded:
                         report = gr.HTML("")
             fields = [models, methods, prompt, chosen_seed, steps, height, width, frames, sparsity, image, compare]
-            shown, follow = [result, report, folded, go, stop], {"show_progress": "hidden", "concurrency_limit": None}
+            shown = [tab, result, report, folded, go, stop]
+            follow = {"show_progress": "hidden", "concurrency_limit": None}
             gr.on([go.click, prompt.submit], self._generate, [tab, *fields], shown, **follow)
-            blocks.load(self._rejoin, [tab], shown, **follow)
+            blocks.load(self._rejoin, None, shown, **follow)
             go.click(None, js=_SHOW_RESULT)
             stop.click(self._stop, [tab], None, queue=False)
             changed = [steps, height, width, frames, sparsity, image, models, words]
@@ -123,36 +124,44 @@ class Page:
         if run is not None:
             self._studio.stop(run)
 
-    def _generate(self, tab: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def _generate(self, tab: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Make a video, and tell how far it is."""
         try:
             run = self._studio.begin(self._wanted(*values))
         except AdaspaError as error:
             run = Run(None, error=error)
-        yield from self._follow(tab, run)
+        yield from self._follow(tab or uuid.uuid4().hex, run)
 
-    def _rejoin(self, tab: str) -> Iterator[tuple[Any, ...]]:
-        """Show the run that is at work, or else the last one."""
+    def _rejoin(self) -> Iterator[tuple[Any, ...]]:
+        """Name a tab, and show the run that is at work, or else the last one."""
+        import gradio as gr
+
+        tab = uuid.uuid4().hex
         run = self._studio.at_work or next(reversed(self._studio.done), None)
-        if run is not None:
+        if run is None:
+            yield tab, *[gr.skip()] * 5
+        else:
             yield from self._follow(tab, run)
 
     def _follow(self, tab: str, run: Run) -> Iterator[tuple[Any, ...]]:
-        """What the right side shows, and the buttons: while a run is made, and of what it has made."""
+        """The tab's name, what its right side shows, and the buttons: while a run is made, and of what it has made."""
         import gradio as gr
 
         hidden, visible = gr.update(visible=False), gr.update(visible=True)
         self._runs[tab], last = run, None
         try:
             for progress in run.follow():
+                if self._runs.get(tab) is not run:
+                    return  # the tab shows a later one
                 shown = panels.progress_panel(progress)
                 if shown != last:
                     last = shown
-                    yield shown, "", hidden, gr.update(interactive=False), visible
+                    yield tab, shown, "", hidden, gr.update(interactive=False), visible
         finally:
-            self._runs.pop(tab, None)
+            if self._runs.get(tab) is run:
+                del self._runs[tab]
         ready = gr.update(interactive=True), hidden
-        yield panels.result_panel(run), panels.report_panel(run), visible if run.page else hidden, *ready
+        yield tab, panels.result_panel(run), panels.report_panel(run), visible if run.page else hidden, *ready
 
     def _wanted(
         self, model: str, method: str, prompt: str, seed: Any, steps: Any, height: Any, width: Any, frames: Any,

@@ -69,11 +69,11 @@ class Progress:
 
     def left(self) -> float | None:
         """Seconds until the last step is done, by the steps so far; None before the first."""
-        if self._begun is None or self._last is None:
+        begun, last, done = self._begun, self._last, len(self.phases)  # the run may go on to another video meanwhile
+        if begun is None or last is None or not done:
             return None
-        done = len(self.phases)
-        at_last = (self._last - self._begun) / done * (self.steps - done)
-        return max(0.0, at_last - (self.clock() - self._last))
+        at_last = (last - begun) / done * (self.steps - done)
+        return max(0.0, at_last - (self.clock() - last))
 
     def loading(self, model: str) -> None:
         self.check()

@@ -18,11 +18,16 @@ from typer.testing import CliRunner
 
 from adaspa_cli.app import app
 from adaspa_cli.commands import ui
+from adaspa_cli.files.typed_json import from_json
 from adaspa_cli.files.videos import read_frames
-from adaspa_cli.ui.form import Start
+from adaspa_cli.jobs.write import Made
+from adaspa_cli.report.schema import Report
+from adaspa_cli.ui.form import Start, Wanted
 from adaspa_cli.ui.page import Page
-from adaspa_cli.ui.studio import Studio
+from adaspa_cli.ui.progress import StoppedError
+from adaspa_cli.ui.studio import Run, Studio
 from tests.browser import Browser, Tab
+from tests.reports import small_report
 
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="needs adaspa[ui]")
 SMALLEST = ("--height", "96", "--width", "96", "--frames", "9", "--steps", "4")
@@ -140,6 +145,37 @@ def test_it_serves_this_machine_and_what_it_made(server: Server) -> None:
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{server.url}made/{name}", timeout=SECONDS)
         assert refused.value.code == 404
+    for header in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(server.url, headers=header), timeout=SECONDS)
+        assert refused.value.code == 403
+
+
+@needs_gradio
+def test_runs_of_one_tab_and_videos_that_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    page = Page(Start({}), Studio(Start({}), lambda _error: None))
+    first, second = (Run(Wanted("tiny", "full", "a circle", 0, 4, 96, 96, 9)) for _ in range(2))
+    older = page._follow("tab", first)
+    next(older)
+    newer = page._follow("tab", second)
+    assert next(newer)[0] == "tab"
+    assert list(older) == []  # the tab shows the later run
+    page._stop("tab")
+    assert isinstance(second.error, StoppedError)
+    assert first.error is None
+    third = Run(second.wanted)
+    page._studio.at_work = third
+    again = page._rejoin()  # the page is opened again, and Stop of that tab is for the run that it shows
+    page._stop(next(again)[0])
+    with pytest.raises(StoppedError):
+        third.progress.check()
+    made = tmp_path / "a.mp4"
+    report = from_json(Report, small_report())
+    page._studio.done.append(Run(None, made=[Made(report, made)]))
+    assert page.content("a.mp4") is None
+    made.touch()
+    assert page.content("a.mp4") == made
 
 
 @needs_gradio

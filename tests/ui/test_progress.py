@@ -27,6 +27,8 @@ def test_the_time_left_counts_down_within_a_step() -> None:
     assert progress.left() == 4.5
     clock.now = 20.0
     assert progress.left() == 0.0
+    progress.phases = []  # another video begins while the page is drawn
+    assert progress.left() is None
 
 
 def test_the_panel_has_a_cell_for_each_step() -> None:
