@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaspa_cli.bench.records import Quality, read_record
+from adaspa_cli.config.flat import keys_of
 from adaspa_cli.config.methods import DENSE
+from adaspa_cli.config.parallel import ParallelConfig
+from adaspa_cli.config.schema import ModelConfig, SamplingConfig
 from adaspa_cli.errors import OutputError, ReportError, UsageError
 from adaspa_cli.files.whole import PARTIAL
 from adaspa_cli.report.schema import Report, read_report
 
+_NO_METHOD = (ModelConfig, SamplingConfig, ParallelConfig)
+_OF_EXCHANGES = {"head_deal", "collective_timeout"}  # a dense run has no use for them
 VIDEOS = (".mp4", ".webm", ".m4v", ".mov")
 
 
@@ -115,9 +120,11 @@ def _with_dense(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _same(report: Report) -> tuple[object, ...]:
-    """What two runs must share for their times to be compared."""
+    """What two runs must share for their times to be compared: all but the method."""
     video = report.video
+    keys = sorted({key for section in _NO_METHOD for key in keys_of(section)} - _OF_EXCHANGES | {"linear"})
     return (
         *(report.model.name, report.prompt, report.seed, len(report.steps), report.machine.line()),
         *(video.frames, video.height, video.width),
+        *(repr(report.setting(key)) for key in keys if key != "seed"),
     )

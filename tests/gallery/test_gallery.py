@@ -88,6 +88,17 @@ def test_a_run_with_a_cache_is_no_dense_run(tmp_path: Path) -> None:
     assert [entry.speed_up for entry in collect(tmp_path, pytest.fail)] == [None, None]
 
 
+@pytest.mark.parametrize(
+    "other", [{"gpus": 4}, {"linear": "fp8"}, {"compile": True}, {"guidance_scale": 1.0}, {"offload": "model"}], ids=str
+)
+def test_a_speed_up_is_of_the_method_alone(tmp_path: Path, other: dict[str, Any]) -> None:
+    sparse = {"method": "adaspa", "algorithm": "adaspa", "sparsity": 0.8}
+    put(tmp_path, "dense", small_report(**DENSE))
+    put(tmp_path, "other", small_report(**settings(**sparse, **other)))
+    put(tmp_path, "same", small_report(**settings(**sparse, head_deal="even")))
+    assert [entry.speed_up for entry in collect(tmp_path, pytest.fail)] == [None, None, 1.0]
+
+
 def test_a_report_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     put(tmp_path, "old", small_report(format=99))
     notes: list[str] = []
