@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adaspa_cli.errors import shortened
+
 _PACKAGE = "stlpips_pytorch"
 _WEIGHTS = "weights/vST0.0/alex_shift_tolerant.pth"
 _PIXELS_AT_ONCE = 2**19  # the first layer has 64 channels at full size: 128 MiB, a few times over
@@ -43,7 +45,10 @@ class ShiftTolerantLpips:
             picture = torch.zeros(1, 3, 32, 32, device=device, dtype=torch.float32)
             self(picture, picture)
         except Exception as error:
-            raise UnavailableError(f"stlpips-pytorch has no weights of ST-LPIPS that can be read in {path}") from error
+            why = shortened(" ".join(str(error).split()) or type(error).__name__, 200)  # may be the device's memory
+            raise UnavailableError(
+                f"stlpips-pytorch has no weights of ST-LPIPS that can be read in {path}: {why}"
+            ) from error
 
     @torch.inference_mode()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:

@@ -96,3 +96,15 @@ def test_without_the_package_the_reason_says_what_to_install(monkeypatch: pytest
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(UnavailableError, match=r"pip install 'adaspa\[perceptual\]'"):
         ShiftTolerantLpips(CPU)
+
+
+def test_the_reason_says_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    (tmp_path / "stlpips_pytorch").mkdir()
+    (tmp_path / "stlpips_pytorch" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(UnavailableError, match="CUDA out of memory"):
+        ShiftTolerantLpips(CPU)
