@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import re
 import time
 from pathlib import Path
@@ -155,3 +156,14 @@ def test_maps_of_one_figure_share_their_colours() -> None:
         ("Recall", 0.6, 0.9, 2),
     }
     assert [heat.strength(heat.rows[0][1][0]) for heat in found if heat.name == "Density"] == [0, 1]
+
+
+def test_a_name_cannot_end_the_data_of_the_script(tmp_path: Path) -> None:
+    """``<!--<script>`` would keep the element open up to the end of the page."""
+    (video := tmp_path / "a.mp4").touch()
+    report, name = full_report(), "<!--<script></script>"
+    named = dataclasses.replace(report, settings={**report.settings, "method": Setting(name, "flag")})
+    text = page(named, video, Compared(report, video))
+    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
+    assert "<" not in data
+    assert name in json.loads(data)["names"][0]
