@@ -88,7 +88,7 @@ def check_alone(config: GenerateConfig, what: str) -> None:
     if config.parallel.gpus > 1 or config.parallel.cfg_parallel:
         raise ConfigError(
             f"{what} makes each video in one process, and gpus is {config.parallel.gpus}",
-            hint="drop gpus and cfg_parallel, which are for adaspa generate",
+            hint="drop gpus and cfg_parallel",
         )
 
 
