@@ -15,6 +15,7 @@ from adaspa_cli.config.parallel import ParallelConfig
 from adaspa_cli.config.schema import ModelConfig, SamplingConfig
 from adaspa_cli.errors import OutputError, ReportError, UsageError
 from adaspa_cli.files.whole import PARTIAL
+from adaspa_cli.jobs.places import page_path, report_path
 from adaspa_cli.report.schema import Report, read_report
 
 _NO_METHOD = (ModelConfig, SamplingConfig, ParallelConfig)
@@ -83,9 +84,8 @@ def _videos(folder: Path, note: Callable[[str], None]) -> Iterator[Path]:
 
 
 def _entry(video: Path, note: Callable[[str], None]) -> Entry:
-    report_file, page, quality_file = (
-        video.with_name(f"{video.stem}.{end}") for end in ("report.json", "report.html", "quality.json")
-    )
+    report_file, page = report_path(video), page_path(video)
+    quality_file = video.with_name(f"{video.stem}.quality.json")
     report = None
     if report_file.exists():
         try:

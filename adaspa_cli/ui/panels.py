@@ -78,7 +78,9 @@ def report_panel(run: Run) -> str:
 
 def page_name(run: Run) -> str:
     """Under which the page of a run is served."""
-    return f"{run.made[-1].place.stem}.report.html"
+    from adaspa_cli.jobs.places import page_path
+
+    return page_path(run.made[-1].place).name
 
 
 def _shown(made: Made, dense: Made | None) -> Shown:
