@@ -78,6 +78,13 @@ def server(servers: list[Server], tmp_path_factory: pytest.TempPathFactory) -> S
     return servers[-1]
 
 
+# The stream of answers has ended, and what it said is drawn.
+ANSWERED = """
+performance.getEntriesByType("resource").some((one) => one.name.includes("/queue/data") && one.responseEnd > 0) &&
+new Promise((drawn) => requestAnimationFrame(() => setTimeout(() => drawn(true), 100)))
+"""
+
+
 def there(selector: str) -> str:
     return f"!!document.querySelector({json.dumps(selector)})"
 
@@ -85,6 +92,17 @@ def there(selector: str) -> str:
 def opened(tab: Tab) -> None:
     tab.wait(there("#go"), SECONDS)
     tab.wait(there("#prompt textarea"), SECONDS)
+
+
+@needs_gradio
+def test_the_page_before_the_first_video(browser: Browser, server: Server) -> None:
+    """The answer to the event of loading leaves the buttons and the right side as they are."""
+    with browser.tab(server.url) as tab:
+        opened(tab)
+        tab.wait(ANSWERED, SECONDS)
+        assert tab.evaluate("document.querySelector('#go').innerText") == "Make the video"
+        assert tab.evaluate("document.querySelector('#result').innerText") == "The video appears here."
+        assert tab.errors == []
 
 
 @needs_gradio
