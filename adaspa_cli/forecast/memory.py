@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.attention.layout import INT16_BLOCKS
-from adaspa_cli.config import GenerateConfig
-from adaspa_cli.config.architecture import BUNDLED, Architecture
-from adaspa_cli.config.catalogue import DENSE_STATES, catalogue
+from adaspa_cli.config.catalogue import DENSE_STATES
 from adaspa_cli.config.devices import machine_memory
 from adaspa_cli.config.kept_blocks import kept_blocks
 from adaspa_cli.forecast.steps import PlannedStep
 from adaspa_cli.masks import MaskPolicy
-
-_WEIGHTS = (".safetensors", ".bin")
-_KEPT_BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.56}  # of a weight; nf4 with its scales
 
 
 @dataclass(frozen=True)
@@ -51,73 +45,6 @@ class MemoryForecast:
     def fits(self) -> bool | None:
         """Whether that is less than what is free."""
         return None if self.total is None or self.available is None else self.total <= self.available
-
-
-def part_bytes(config: GenerateConfig, architecture: Architecture, dtype: torch.dtype) -> dict[str, int] | None:
-    """Bytes of the weights of each part of the pipeline as the run has them; None where nothing tells.
-
-    A preset's card says how many parameters there are; of another local checkpoint the size of its files counts.
-    """
-    model = config.model
-    billions = _card_of(model.weights)
-    if billions is not None:
-        found = {part: round(number * 1e9) * dtype.itemsize for part, number in billions.items()}
-    else:
-        folder = BUNDLED if model.is_bundled else Path(model.weights).expanduser()
-        if not folder.is_dir():
-            return None
-        sizes = {path.name: _file_bytes(path) for path in folder.iterdir() if path.is_dir()}
-        found = {part: size for part, size in sizes.items() if size}
-    if model.transformer is not None:
-        file = Path(model.transformer).expanduser()
-        if file.is_file():
-            found["transformer"] = file.stat().st_size
-    if model.random_weights:
-        found = _built(found, config, architecture)
-    kept = _KEPT_BYTES.get(model.weights_dtype)
-    if kept is not None:
-        names = architecture.facts.transformers
-        found |= {name: round(size / dtype.itemsize * kept) for name, size in found.items() if name in names}
-    return found
-
-
-def _card_of(weights: str) -> Mapping[str, float] | None:
-    """Billions of parameters by part, of the preset that names these weights."""
-    cards = (entry.card for entry in catalogue() if entry.checkpoint.lower() == weights.lower())
-    return next((card.billions for card in cards if card is not None), None)
-
-
-def _file_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in _WEIGHTS)
-
-
-def _built(parts: dict[str, int], config: GenerateConfig, architecture: Architecture) -> dict[str, int]:
-    """Of those what a run with random weights builds: no text encoders, a VAE where it is needed, some layers."""
-    facts, present = architecture.facts, architecture.transformers
-    needs_vae = config.decodes or facts.images or facts.asks_vae
-    wanted = {*present, *(["vae"] if needs_vae else [])}
-    whole = {name: entry.layers for entry in catalogue() for name in [entry.checkpoint.lower()]}
-    share = 1.0
-    if config.model.layers is not None:
-        share = architecture.layers / whole.get(config.model.weights.lower(), architecture.layers)
-    return {part: round(size * share) if part in present else size for part, size in parts.items() if part in wanted}
-
-
-def held_weights(parts: Mapping[str, int], offload: str, architecture: Architecture) -> int:
-    """Bytes of weights that are on the device at once while the transformer runs."""
-    if offload == "none":
-        return sum(parts.values())
-    transformers = [parts.get(name, 0) for name in architecture.transformers]
-    if offload == "model":
-        return max(transformers, default=0)
-    layers = max(1, architecture.layers // max(1, len(transformers)))
-    return 2 * max(transformers, default=0) // layers  # about a block at work, and the next one on its way
-
-
-def largest_alone(parts: Mapping[str, int], offload: str, architecture: Architecture) -> int:
-    """Bytes of the largest other part, where whole parts take turns on the device."""
-    others = [size for part, size in parts.items() if part not in architecture.transformers]
-    return max(others, default=0) if offload == "model" else 0
 
 
 def activation_bytes(layout: TokenLayout, channels: int, rows: int, dtype: torch.dtype) -> int:

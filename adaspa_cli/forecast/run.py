@@ -12,6 +12,7 @@ from adaspa_cli.attention import TokenLayout, resolve
 from adaspa_cli.config import GenerateConfig
 from adaspa_cli.config.architecture import Architecture, architecture_of
 from adaspa_cli.config.devices import check_offload
+from adaspa_cli.config.weights import held_weights, largest_alone, part_bytes
 from adaspa_cli.forecast import memory
 from adaspa_cli.forecast.calibration import Rates, Sample, calibrate
 from adaspa_cli.forecast.duration import ModelWork, StepTime, step_times
@@ -235,15 +236,16 @@ def _memory(
     device: torch.device,
     dtype: torch.dtype,
 ) -> memory.MemoryForecast:
-    parts, offload = memory.part_bytes(config, architecture, dtype), config.model.offload
+    offload = config.model.offload
+    parts = part_bytes(config.model, architecture, dtype.itemsize, decodes=config.decodes)
     rows = work.branches if architecture.facts.joins_branches else 1
     branches = 1 if work.shares_masks else work.branches
     available, total = memory.device_memory(device)
     return memory.MemoryForecast(
-        weights=None if parts is None else memory.held_weights(parts, offload, architecture),
+        weights=None if parts is None else held_weights(parts, offload, architecture),
         activations=memory.activation_bytes(work.layout, work.heads * work.head_dim, rows, dtype),
         masks=memory.mask_bytes(steps, policy, work.layout, work.heads, max(work.layers), branches),
-        alone=memory.largest_alone(parts or {}, offload, architecture),
+        alone=largest_alone(parts or {}, offload, architecture),
         available=available,
         device_total=total,
     )

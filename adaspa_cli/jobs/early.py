@@ -28,11 +28,13 @@ def check_early(
 
     Raises:
         AdaspaError: the size, the folder, the prompts, a picture, a LoRA, the mask file, the device or the checkpoint
-            is of no use; with ``strict_prompt`` also a word or a size that the model was not trained on.
+            is of no use, or the memory too small for it; with ``strict_prompt`` also a word or a size that the model
+            was not trained on.
     """
     from adaspa_cli.config import architecture
-    from adaspa_cli.config.devices import check_device
+    from adaspa_cli.config.devices import check_device, known_kind, machine_memory
     from adaspa_cli.config.packages import check_packages, check_transformer_file
+    from adaspa_cli.config.weights import check_weights_fit
     from adaspa_cli.files.folders import check_folder
     from adaspa_cli.files.pictures import read_pictures
     from adaspa_cli.jobs.prompts import read_prompts
@@ -53,6 +55,8 @@ def check_early(
                 lora.file()
     if not may_be_complete:
         check_device(config.model, config.method)
+        if download and known_kind(config.model.device) == "cpu":
+            check_weights_fit(config.model, "cpu", machine_memory()[1])
         _check_weights(config.model, download=download)
     note_repeated(note, "prompt", prompts)
     return list(dict.fromkeys(prompts))

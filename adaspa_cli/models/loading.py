@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from adaspa_cli.config.architecture import BUNDLED, architecture_of, check_complete
-from adaspa_cli.config.devices import check_offload, no_device
+from adaspa_cli.config.devices import check_offload, machine_memory, no_device
 from adaspa_cli.config.families import facts_of
 from adaspa_cli.config.hub import hub_answers, hub_error
 from adaspa_cli.config.model_source import fetch_model_index, read_model_index
 from adaspa_cli.config.packages import check_packages, check_transformer_file
 from adaspa_cli.config.schema import ModelConfig
+from adaspa_cli.config.weights import check_weights_fit
 from adaspa_cli.errors import ConfigError, ModelError
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.compiled import check_compiler, compile_blocks
@@ -65,10 +66,12 @@ def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
         ModelError: missing, gated, incomplete or of an unknown family, or a LoRA of no use to it.
         BackendError: the device or a package is not there, offloading was requested without a GPU, or blocks cannot be
             compiled.
+        OutOfMemoryError: the weights need more memory than the device has.
     """
     check_packages(config)
     device = choose_device(config.device)
     check_offload(config.offload, device.type)
+    check_weights_fit(config, device.type, _memory_of(device))
     if config.compile:
         check_compiler(device)
     dtype = choose_dtype(config.dtype, device)
@@ -83,6 +86,10 @@ def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
         for transformer in family.transformers(pipe):
             compile_blocks(family.blocks(transformer), device)
     return pipe
+
+
+def _memory_of(device: torch.device) -> int | None:
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else machine_memory()[1]
 
 
 def _random(config: ModelConfig, dtype: torch.dtype, device: torch.device, decode: bool) -> Any:

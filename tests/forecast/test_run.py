@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from adaspa_cli.config import GenerateConfig, resolve
+from adaspa_cli.config.weights import held_weights, largest_alone, part_bytes
 from adaspa_cli.forecast import memory
 from adaspa_cli.forecast.calibration import Rates, Sample
 from adaspa_cli.forecast.run import Forecast, forecast
@@ -55,9 +56,9 @@ def test_offloading_leaves_the_transformer_or_a_part_of_it() -> None:
 
     model = config(model="hunyuan")
     architecture = architecture_of(model.model)
-    parts = memory.part_bytes(model, architecture, torch.bfloat16)
+    parts = part_bytes(model.model, architecture)
     assert parts is not None
-    held = [memory.held_weights(parts, offload, architecture) for offload in ("none", "model", "group")]
+    held = [held_weights(parts, offload, architecture) for offload in ("none", "model", "group")]
     assert held[0] == sum(parts.values())
     assert held[1] == parts["transformer"]
     assert 0 < held[2] < held[1] / 20
@@ -68,11 +69,11 @@ def test_a_text_encoder_that_is_larger_than_the_rest_is_the_peak() -> None:
 
     model = config(model="wan2.1-1.3b")
     architecture = architecture_of(model.model)
-    parts = memory.part_bytes(model, architecture, torch.bfloat16)
+    parts = part_bytes(model.model, architecture)
     assert parts is not None
-    alone = [memory.largest_alone(parts, offload, architecture) for offload in ("none", "model", "group")]
+    alone = [largest_alone(parts, offload, architecture) for offload in ("none", "model", "group")]
     assert alone == [0, parts["text_encoder"], 0]
-    held = memory.held_weights(parts, "model", architecture)
+    held = held_weights(parts, "model", architecture)
     assert memory.MemoryForecast(held, 1000, 0, alone[1], None, None).total == parts["text_encoder"]
 
 
@@ -82,7 +83,7 @@ def test_kept_weights_are_smaller() -> None:
     whole = config(model="hunyuan")
     architecture = architecture_of(whole.model)
     fp8 = dataclasses.replace(whole, model=dataclasses.replace(whole.model, weights_dtype="fp8"))
-    sizes = [memory.part_bytes(one, architecture, torch.bfloat16) for one in (whole, fp8)]
+    sizes = [part_bytes(one.model, architecture) for one in (whole, fp8)]
     assert sizes[0] is not None
     assert sizes[1] is not None
     assert sizes[1]["transformer"] * 2 == sizes[0]["transformer"]

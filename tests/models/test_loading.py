@@ -254,7 +254,7 @@ def without_network(home: Path, *command: str) -> subprocess.CompletedProcess[st
 
 def test_the_hub_is_asked_once_where_it_does_not_answer(tmp_path: Path) -> None:
     """Its client would try six times, and print each."""
-    for model in ("nobody/no-such-model", "hunyuan"):
+    for model in ("nobody/no-such-model", "cogvideox-2b"):
         made = without_network(tmp_path, "-m", "adaspa_cli", "generate", "--model", model, "--prompt", "x")
         assert made.returncode == 2
         said = [line for line in made.stderr.splitlines() if not line.startswith("search steps")]
