@@ -10,13 +10,13 @@ from pathlib import Path
 
 from adaspa_cli.bench.records import Quality, read_record
 from adaspa_cli.config.flat import keys_of
-from adaspa_cli.config.methods import DENSE
 from adaspa_cli.config.parallel import ParallelConfig
 from adaspa_cli.config.schema import ModelConfig, SamplingConfig
 from adaspa_cli.errors import OutputError, ReportError, UsageError
 from adaspa_cli.files.whole import PARTIAL
 from adaspa_cli.jobs.places import page_path, report_path
 from adaspa_cli.report.schema import Report, read_report
+from adaspa_cli.report.words import sparsity_words
 
 _NO_METHOD = (ModelConfig, SamplingConfig, ParallelConfig)
 _OF_EXCHANGES = {"head_deal", "collective_timeout"}  # a dense run has no use for them
@@ -43,11 +43,8 @@ class Entry:
 
     @property
     def sparsity(self) -> str | None:
-        """Share of the video's blocks that was to be left out; None where nothing says so."""
-        if self.report is None or self.report.setting("algorithm") in DENSE:
-            return None
-        found = self.report.setting("sparsity")
-        return f"{found:g}" if isinstance(found, int | float) else None
+        """Share of the video's blocks that was to be left out, as a text; None where nothing says so."""
+        return None if self.report is None else sparsity_words(self.report, "{:g}".format)
 
 
 def collect(folder: Path, note: Callable[[str], None]) -> list[Entry]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adaspa_cli.config.methods import DENSE
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.compensation import error_note
 from adaspa_cli.report.heat import error_heats, heats
@@ -16,6 +15,7 @@ from adaspa_cli.report.player import Clip, Player
 from adaspa_cli.report.schema import ComparedRun, Report
 from adaspa_cli.report.steps import estimated_note
 from adaspa_cli.report.template import render
+from adaspa_cli.report.words import pace, run_name, why_slower
 
 PHASES = {
     "dense": "#3b6ea5",
@@ -68,6 +68,8 @@ def page(report: Report, video: Path | None, compared: Compared | None = None) -
         Path(__file__).parent / "report.html.j2",
         report=report,
         runs=runs,
+        pace=pace,
+        why_slower=None if compared is None else why_slower(report, compared.report),
         player=_player(report, runs),
         difference=_difference(report.compared),
         notes=_notes(report, compared),
@@ -122,10 +124,8 @@ def _shown(value: Any) -> str:
 
 
 def _run(report: Report, video: Path | None) -> Run:
-    method, sparsity = (report.setting(key) for key in ("method", "sparsity"))
-    name = method if report.setting("algorithm") in DENSE else f"{method}, {sparsity:.0%} left out"
     inside = None if video is None else data_uri("video/mp4", video.read_bytes())
-    return Run(name, report, time_parts(report), inside, estimated_note(report))
+    return Run(run_name(report), report, time_parts(report), inside, estimated_note(report))
 
 
 def _told_apart(runs: list[Run]) -> list[Run]:

@@ -88,6 +88,15 @@ def test_a_run_with_a_cache_is_no_dense_run(tmp_path: Path) -> None:
     assert [entry.speed_up for entry in collect(tmp_path, pytest.fail)] == [None, None]
 
 
+def test_a_ramp_is_named_from_its_beginning_to_its_end(tmp_path: Path) -> None:
+    step = {"phase": "sparse", "seconds": 1.5, "attention": 0.5, "density": 0.2}
+    steps = [{**step, "step": number, "sparsity": value} for number, value in enumerate((0.4, 0.95))]
+    put(tmp_path, "ramp", small_report(**SPARSE, steps=steps))
+    assert [entry.sparsity for entry in collect(tmp_path, pytest.fail)] == ["0.4 rising to 0.95"]
+    page, _ = write_gallery(tmp_path, pytest.fail)
+    assert "0.4 rising to 0.95" in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "other", [{"gpus": 4}, {"linear": "fp8"}, {"compile": True}, {"guidance_scale": 1.0}, {"offload": "model"}], ids=str
 )

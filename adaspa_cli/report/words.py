@@ -1,0 +1,49 @@
+"""A run in words, for pages: how much it left out, and how its time compares with that of another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from adaspa_cli.config.methods import DENSE
+from adaspa_cli.report.schema import Report
+
+
+def sparsity_words(report: Report, form: Callable[[float], str]) -> str | None:
+    """γ, or of a ramp where it begins and ends, as ``0.4 rising to 0.95``; None of a run without one.
+
+    Args:
+        form: writes a γ.
+    """
+    if report.setting("algorithm") in DENSE:
+        return None
+    values = [step.sparsity for step in report.steps if step.sparsity is not None]
+    values = values or [value for value in (report.setting("sparsity"),) if isinstance(value, int | float)]
+    if not values:
+        return None
+    if len(set(values)) == 1:
+        return form(values[0])
+    if values == sorted(values):
+        return f"{form(values[0])} rising to {form(values[-1])}"
+    if values == sorted(values, reverse=True):
+        return f"{form(values[0])} falling to {form(values[-1])}"
+    return f"{form(min(values))} to {form(max(values))}"
+
+
+def run_name(report: Report) -> str:
+    """The method, and the share of the video blocks that it was to leave out."""
+    method, share = report.setting("method"), sparsity_words(report, "{:.0%}".format)
+    return str(method) if share is None else f"{method}, {share} left out"
+
+
+def pace(seconds: float, other: float) -> str:
+    """How fast something was beside another."""
+    return f"{other / seconds:.2f} times as fast" if seconds <= other else f"{seconds / other:.2f} times as slow"
+
+
+def why_slower(report: Report, other: Report) -> str | None:
+    """Why a sparse run can be slower than the dense one; None where it was not, or where that is not the reason."""
+    if report.seconds.denoising <= other.seconds.denoising or not other.dense or not report.searches:
+        return None
+    repaired = report.compensation is not None and report.compensation.after is not None
+    extra = "the search and the repair cost" if repaired else "the search costs"
+    return f"at small sizes {extra} more than {'they save' if repaired else 'it saves'}"
