@@ -9,6 +9,7 @@ from typing import Any
 
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.compensation import error_note
+from adaspa_cli.report.dense_run import dense_commands
 from adaspa_cli.report.heat import error_heats, heats
 from adaspa_cli.report.media import data_uri
 from adaspa_cli.report.player import Clip, Player
@@ -72,6 +73,7 @@ def page(report: Report, video: Path | None, compared: Compared | None = None) -
         why_slower=None if compared is None else why_slower(report, compared.report),
         player=_player(report, runs),
         difference=_difference(report.compared),
+        dense_commands=None if compared is not None else dense_commands(report),
         notes=_notes(report, compared),
         longest=max(run.report.seconds.total for run in runs),
         slowest=max(step.seconds for run in runs for step in run.report.steps),
