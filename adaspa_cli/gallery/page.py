@@ -12,6 +12,7 @@ from adaspa_cli.errors import OutputError
 from adaspa_cli.files.claims import hold
 from adaspa_cli.files.whole import cannot_write, clear_partial, write_text
 from adaspa_cli.gallery.collect import Entry, collect
+from adaspa_cli.gallery.poster import poster
 from adaspa_cli.report.template import render
 
 PAGE = "index.html"
@@ -88,11 +89,21 @@ def gallery(entries: Sequence[Entry], folder: Path) -> str:
         generator=_GENERATOR,
         title=folder.resolve().name or "Videos",
         entries=entries,
+        poster=_middle,
+        missing=any(
+            one.report and not one.report.dense and (one.speed_up is None or one.psnr is None) for one in entries
+        ),
         link=lambda path: quote(os.fsencode(path.relative_to(folder).as_posix())),
         place=lambda path: path.relative_to(folder).as_posix(),
         filters=[choice for choice in choices if len(choice.values) > 1],
         sorts=sorts,
     )
+
+
+def _middle(entry: Entry) -> str | None:
+    """The frame in the middle of a video, or the first one where nothing says how long it is."""
+    shown = None if entry.report is None else entry.report.video
+    return poster(entry.video, shown.frames / 2 / shown.fps if shown and shown.fps else 0.0)
 
 
 def _values(found: Iterable[str | None]) -> list[str]:

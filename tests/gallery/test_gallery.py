@@ -1,6 +1,8 @@
 """``adaspa gallery``: what it shows of a folder, and the page in a browser."""
 
+import base64
 import errno
+import io
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from adaspa_cli.app import app
@@ -18,6 +21,7 @@ from adaspa_cli.errors import OutputError, UsageError
 from adaspa_cli.files.videos import write_video
 from adaspa_cli.gallery.collect import collect
 from adaspa_cli.gallery.page import write_gallery
+from adaspa_cli.gallery.poster import poster
 from tests.browser import Browser, Tab, check_readable
 from tests.pages import read
 from tests.processes import at_once
@@ -158,6 +162,24 @@ def test_what_is_no_folder_of_videos_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no videos in"):
         write_gallery(tmp_path, pytest.fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tiles_have_pictures_before_their_videos_are_loaded(folder: Path, tmp_path: Path) -> None:
+    parsed = read(write_gallery(folder, pytest.fail)[0].read_text(encoding="utf-8"))
+    posters = [str(attributes["poster"]) for tag, attributes in parsed.tags if tag == "video"]
+    assert len(posters) == 5
+    for found in posters:
+        picture = Image.open(io.BytesIO(base64.b64decode(found.removeprefix("data:image/jpeg;base64,"))))
+        assert picture.size == (48, 32)
+        assert np.asarray(picture.convert("L")) == pytest.approx(90, abs=4)
+    (tmp_path / "x.mp4").write_bytes(b"no video")
+    assert poster(tmp_path / "x.mp4") is None
+
+
+def test_it_says_how_to_get_speed_up_and_psnr_where_they_are_missing(folder: Path, tmp_path: Path) -> None:
+    put(tmp_path, "dense", small_report(**DENSE))
+    assert "--compare-with" not in write_gallery(tmp_path, pytest.fail)[0].read_text(encoding="utf-8")
+    assert "--compare-with" in write_gallery(folder, pytest.fail)[0].read_text(encoding="utf-8")
 
 
 def test_a_page_of_others_is_not_replaced(tmp_path: Path) -> None:
