@@ -103,8 +103,9 @@
     }
 
     function step(by) {
+      const from = runs ? frameOf(first) : frame; // which a seek on its way has not reached yet
       pause();
-      return show(frameOf(first) + by);
+      return show(from + by);
     }
 
     // --- controls
@@ -115,6 +116,7 @@
       pause();
       show(Number(scrub.value));
     });
+    for (const video of [first, second]) video.addEventListener("seeked", subtract); // of seeks that overlap, the last too
     views.forEach((button) => button.addEventListener("click", () => look(button.dataset.view)));
     gain.addEventListener("change", () => stage.style.setProperty("--gain", gain.value));
     wipe.addEventListener("input", () => stage.style.setProperty("--wipe", wipe.value / 1000));
