@@ -13,14 +13,16 @@ from adaspa_cli.config.catalogue import Entry, entry_of
 from adaspa_cli.config.flat import keys_of
 from adaspa_cli.config.hub import cached
 from adaspa_cli.config.presets import preset_names
+from adaspa_cli.config.ramp import SparsityRamp
 from adaspa_cli.config.schema import MethodConfig, SamplingConfig
-from adaspa_cli.config.vocabulary import vocabulary_of
+from adaspa_cli.config.vocabulary import Vocabulary, vocabulary_of
 from adaspa_cli.errors import AdaspaError
 
 DENSE = "full"
 METHOD = "adaspa-plus"
 _FIRST = (METHOD, "adaspa", DENSE)  # of the methods, as the form lists them
 _NO_CHOICE = ("magcache-calibration",)  # makes a file for other runs
+_EXAMPLES = ("A cat walks on the grass, realistic style.", "a red circle moves left on a blue background")
 # What the command line says of its own model, and what means nothing for another one.
 _OF_A_MODEL = {"model", "weights", "pipeline", "transformer", "lora", "lora_high", "lora_low", "layers", "masks"}
 _OF_A_MODEL |= keys_of(SamplingConfig).keys() - {"seed"}
@@ -32,7 +34,7 @@ class Wanted:
     """What the form holds.
 
     Attributes:
-        sparsity: None is the method's own for this model.
+        sparsity: of all steps; None is the method's own for this model.
         image: file of a picture; None for models from text.
         compare: whether the dense video is made too.
     """
@@ -55,10 +57,12 @@ class Offer:
     """What the form starts from for a model and a method.
 
     Attributes:
-        sparsity: the method's for this model; None for a method without one.
+        sparsity: the method's for this model, of a schedule the last; None for a method without one.
+        schedule: from where to where the sparsity changes by step; None for one sparsity.
         takes_image: whether the video begins with a picture.
         about: the model in a line.
         words: what a small model knows, by kind; empty for one that takes any prompt.
+        example: a prompt that the model understands; empty if none is known.
     """
 
     steps: int
@@ -66,9 +70,11 @@ class Offer:
     width: int
     frames: int
     sparsity: float | None
+    schedule: str | None
     takes_image: bool
     about: str
     words: Mapping[str, Sequence[str]]
+    example: str
 
 
 @dataclass(frozen=True)
@@ -110,14 +116,17 @@ class Start:
         config = self._resolved(self._for_model(model) | {"model": model, "method": method}).config
         architecture = known_architecture(config.model)
         vocabulary = vocabulary_of(config.model)
-        has_sparsity = not config.method.ignored(["sparsity"]) and hasattr(config.method.algorithm, "sparsity")
+        sparsity = None if config.method.ignored(["sparsity"]) else getattr(config.method.algorithm, "sparsity", None)
+        ramp = None if sparsity is None else getattr(config.method.algorithm, "sparsity_ramp", None)
         sampling = config.sampling
         return Offer(
             *(sampling.steps, sampling.height, sampling.width, sampling.frames),
-            sparsity=getattr(config.method.algorithm, "sparsity", None) if has_sparsity else None,
+            sparsity=sparsity,
+            schedule=None if ramp is None else SparsityRamp.parse(ramp).span,
             takes_image=architecture is not None and bool(architecture.facts.images),
             about=_about(model),
             words={} if vocabulary is None else vocabulary.knows,
+            example=_example(vocabulary),
         )
 
     def run(self, wanted: Wanted, *, dense: bool = False, compare_with: str | None = None) -> Resolved:
@@ -145,6 +154,7 @@ class Start:
             "resume": True,
         }
         if wanted.sparsity is not None and not dense:
+            given.pop("sparsity_ramp", None)
             chosen["sparsity"] = wanted.sparsity
         if wanted.image is not None:
             chosen["image"] = wanted.image
@@ -158,6 +168,10 @@ class Start:
 
     def _resolved(self, settings: Mapping[str, Any]) -> Resolved:
         return resolve(settings, self.file, default_method=METHOD)
+
+
+def _example(vocabulary: Vocabulary | None) -> str:
+    return next((text for text in _EXAMPLES if vocabulary is None or not vocabulary.unknown([text])), "")
 
 
 def _about(model: str) -> str:

@@ -49,7 +49,7 @@ class Page:
             gr.HTML(f"<div class='adaspa-head'><h1>adaspa</h1><p>{_TITLE}</p></div>")
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
-                    prompt = gr.Textbox(label="Prompt", lines=3, elem_id="prompt", placeholder="What the video shows")
+                    prompt = gr.Textbox(label="Prompt", lines=3, elem_id="prompt", placeholder=_placeholder(offer))
                     words = gr.HTML(_words(offer), visible=bool(offer.words), elem_id="words")
                     image = gr.Image(
                         label="Picture that the video begins with", type="filepath", format="png",
@@ -62,9 +62,15 @@ class Page:
                         self._start.methods(), value=method, label="Method", elem_id="method",
                         info="Which blocks of attention are computed; full is the dense baseline",
                     )  # fmt: skip
+                    own = gr.Checkbox(
+                        label="The method's own sparsity schedule", info=_schedule(offer), elem_id="own",
+                        value=offer.schedule is not None, visible=offer.schedule is not None,
+                    )  # fmt: skip
                     sparsity = gr.Slider(
-                        0, 0.99, step=_STEP, label="Sparsity γ", info="Share of the video blocks left out",
+                        0, 0.99, step=_STEP, label="Sparsity γ",
+                        info="Share of the video blocks left out at every step",
                         value=offer.sparsity or 0, visible=offer.sparsity is not None, elem_id="sparsity",
+                        interactive=offer.schedule is None,
                     )  # fmt: skip
                     with gr.Accordion("Size, steps and seed", open=False):
                         with gr.Row():
@@ -82,16 +88,18 @@ class Page:
                     result = gr.HTML(panels.idle(), elem_id="result")
                     with gr.Accordion("Report", open=True, visible=False, elem_id="report") as folded:
                         report = gr.HTML("")
-            fields = [models, methods, prompt, chosen_seed, steps, height, width, frames, sparsity, image, compare]
+            sizes = [steps, height, width, frames]
+            fields = [models, methods, prompt, chosen_seed, *sizes, own, sparsity, image, compare]
             shown = [tab, result, report, folded, go, stop]
             follow = {"show_progress": "hidden", "concurrency_limit": None}
             gr.on([go.click, prompt.submit], self._generate, [tab, *fields], shown, **follow)
             blocks.load(self._rejoin, None, shown, **follow)
             go.click(None, js=_SHOW_RESULT)
             stop.click(self._stop, [tab], None, queue=False)
-            changed = [steps, height, width, frames, sparsity, image, models, words]
+            changed = [*sizes, own, sparsity, image, models, words, prompt]
             models.change(self._offer, [models, methods], changed, show_progress="hidden")
-            methods.change(self._offer_method, [models, methods], [sparsity], show_progress="hidden")
+            methods.change(self._offer_method, [models, methods], [own, sparsity], show_progress="hidden")
+            own.input(lambda on: gr.update(interactive=not on), [own], [sparsity], show_progress="hidden")
         return blocks
 
     def _offer(self, model: str, method: str) -> list[Any]:
@@ -101,13 +109,14 @@ class Page:
         offer = self._offered(model, method)
         return [
             *(offer.steps, offer.height, offer.width, offer.frames),
-            _sparsity(offer),
+            *_sparsity(offer),
             gr.update(value=None, visible=offer.takes_image),
             gr.update(info=offer.about),
             gr.update(value=_words(offer), visible=bool(offer.words)),
+            gr.update(placeholder=_placeholder(offer)),
         ]
 
-    def _offer_method(self, model: str, method: str) -> Any:
+    def _offer_method(self, model: str, method: str) -> tuple[Any, Any]:
         """The form for another method."""
         return _sparsity(self._offered(model, method))
 
@@ -165,7 +174,7 @@ class Page:
 
     def _wanted(
         self, model: str, method: str, prompt: str, seed: Any, steps: Any, height: Any, width: Any, frames: Any,
-        sparsity: float, image: str | None, compare: bool,
+        own: bool, sparsity: float, image: str | None, compare: bool,
     ) -> Wanted:  # fmt: skip
         """What the form holds; raises AdaspaError where it is of no use."""
         numbers = {"seed": seed, "steps": steps, "height": height, "width": width, "frames": frames}
@@ -175,7 +184,8 @@ class Page:
         if not prompt.strip():
             raise ConfigError("the prompt is empty", hint="say what the video shows")
         offer = self._start.offer(model, method)
-        own = offer.sparsity is None or abs(sparsity - offer.sparsity) < _STEP / 2
+        if offer.schedule is None:
+            own = offer.sparsity is None or abs(sparsity - offer.sparsity) < _STEP / 2
         return Wanted(
             model=model,
             method=method,
@@ -193,10 +203,22 @@ def _number(label: str, value: int, name: str) -> Any:
     return gr.Number(label=label, value=value, precision=0, minimum=0, min_width=80, elem_id=name)
 
 
-def _sparsity(offer: Offer) -> Any:
+def _sparsity(offer: Offer) -> tuple[Any, Any]:
+    """The choice of the method's own schedule, and the sparsity of a run without it."""
     import gradio as gr
 
-    return gr.update(value=offer.sparsity or 0, visible=offer.sparsity is not None)
+    scheduled = offer.schedule is not None
+    return gr.update(value=scheduled, visible=scheduled, info=_schedule(offer)), gr.update(
+        value=offer.sparsity or 0, visible=offer.sparsity is not None, interactive=not scheduled
+    )
+
+
+def _schedule(offer: Offer) -> str:
+    return f"γ {offer.schedule} over the steps; without it, the value below holds at every step"
+
+
+def _placeholder(offer: Offer) -> str:
+    return f"For example: {offer.example}" if offer.example else "What the video shows"
 
 
 def _words(offer: Offer) -> str:

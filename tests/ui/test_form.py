@@ -25,6 +25,8 @@ def test_a_model_brings_its_sizes() -> None:
 def test_fields_that_mean_nothing_are_not_offered() -> None:
     start = Start({})
     assert start.offer("tiny", "adaspa").sparsity == 0.8
+    assert start.offer("tiny", "adaspa").schedule is None
+    assert start.offer("tiny", "adaspa-plus").schedule == "0.4 to 0.95"
     assert start.offer("tiny", "full").sparsity is None
     assert not start.offer("wan2.1-1.3b", "adaspa").takes_image
     assert start.offer("hunyuan-i2v", "adaspa").takes_image
@@ -49,6 +51,23 @@ def test_the_method_keeps_its_own_sparsity() -> None:
     """For adaspa-plus it changes from step to step, which one number would replace."""
     settings = Start({}).run(replace(WANTED, method="adaspa-plus")).settings
     assert settings["sparsity_ramp"].value
+
+
+def test_one_sparsity_takes_the_place_of_the_schedule() -> None:
+    """Also where it is the last one of the schedule, and where the command line gave a schedule."""
+    wanted = replace(WANTED, method="adaspa-plus", sparsity=0.95)
+    for given in ({}, {"sparsity": "0:0.2,50%:0.9"}, {"sparsity": 0.9, "sparsity_ramp": "0:0.2,50%:0.9"}):
+        start = Start(given)
+        searching = start.run(wanted).config.method.searching
+        assert (searching.sparsity, searching.sparsity_ramp) == (0.95, None)
+        assert start.run(replace(wanted, sparsity=None)).config.method.searching.sparsity_ramp
+
+
+def test_the_example_is_one_that_the_model_knows() -> None:
+    start = Start({})
+    tiny = start.offer("tiny", "adaspa")
+    assert set(tiny.example.split()) >= {"red", "circle", "moves"}
+    assert start.offer("hunyuan", "adaspa").example.startswith("A cat")
 
 
 def test_the_dense_baseline_is_of_the_same_video() -> None:

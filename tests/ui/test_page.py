@@ -102,6 +102,11 @@ def test_the_page_before_the_first_video(browser: Browser, server: Server) -> No
         tab.wait(ANSWERED, SECONDS)
         assert tab.evaluate("document.querySelector('#go').innerText") == "Make the video"
         assert tab.evaluate("document.querySelector('#result').innerText") == "The video appears here."
+        assert "a red circle" in tab.evaluate("document.querySelector('#prompt textarea').placeholder")
+        assert "triangle" in tab.evaluate("document.querySelector('#words').innerText")  # which is not folded
+        assert tab.evaluate(there("#sparsity input:disabled"))  # the method has a schedule of its own
+        tab.click("#own input")
+        tab.wait(there("#sparsity input:enabled"), SECONDS)
         assert tab.errors == []
 
 
@@ -115,7 +120,7 @@ def test_a_prompt_becomes_a_video(browser: Browser, server: Server) -> None:
         assert "was not trained on frames 9" in tab.evaluate("document.querySelector('#result').innerText")
         tab.wait(there("#result video"), SECONDS)
         assert tab.wait("document.querySelector('#result video').videoWidth", SECONDS) == 96
-        assert "adaspa-plus" in tab.evaluate("document.querySelector('figcaption').innerText")
+        assert "adaspa-plus, γ 0.4 to 0.95" in tab.evaluate("document.querySelector('figcaption').innerText")
         tab.wait("document.querySelector('iframe')?.contentDocument?.title.includes('red circle')", SECONDS)
         (video,) = server.out.glob("*.mp4")
         assert read_frames(video).shape == (9, 96, 96, 3)
@@ -143,13 +148,35 @@ def test_it_is_readable(browser: Browser, server: Server, width: int, dark: bool
 def test_another_model_changes_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     page = Page(Start({}), Studio(Start({}), lambda _error: None))
-    *sizes, sparsity, image, model, words = page._offer("hunyuan-i2v", "adaspa")
+    *sizes, own, sparsity, image, model, words, prompt = page._offer("hunyuan-i2v", "adaspa")
     assert sizes == [50, 720, 1280, 129]
-    assert (sparsity["value"], sparsity["visible"]) == (0.8, True)
+    assert (own["value"], own["visible"]) == (False, False)
+    assert (sparsity["value"], sparsity["visible"], sparsity["interactive"]) == (0.8, True, True)
     assert image["visible"]
     assert "hunyuanvideo-community/HunyuanVideo-I2V" in model["info"]
     assert not words["visible"]
-    assert not page._offer_method("tiny", "full")["visible"]
+    assert "A cat" in prompt["placeholder"]
+    assert not any(field["visible"] for field in page._offer_method("tiny", "full"))
+
+
+@needs_gradio
+def test_the_schedule_or_one_sparsity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slider counts where the schedule is off, also at the value that it begins with."""
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    page = Page(Start({}), Studio(Start({}), lambda _error: None))
+    own, sparsity = page._offer_method("tiny", "adaspa-plus")
+    assert (own["value"], own["visible"], sparsity["interactive"]) == (True, True, False)
+    assert "γ 0.4 to 0.95" in own["info"]
+
+    def sparsity_of(method: str, own: bool, value: float) -> float | None:
+        return page._wanted("tiny", method, "a circle", 0, 4, 96, 96, 9, own, value, None, False).sparsity
+
+    assert sparsity_of("adaspa-plus", True, 0.95) is None
+    assert sparsity_of("adaspa-plus", False, 0.95) == 0.95
+    assert sparsity_of("adaspa-plus", False, 0.94) == 0.94
+    assert sparsity_of("adaspa", False, 0.8) is None
+    assert sparsity_of("adaspa", False, 0.7) == 0.7
+    assert sparsity_of("full", False, 0.0) is None
 
 
 @needs_gradio

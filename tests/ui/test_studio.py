@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 
 from adaspa_cli.errors import AdaspaError
+from adaspa_cli.files.typed_json import from_json
+from adaspa_cli.jobs.write import Made
 from adaspa_cli.models import loading
+from adaspa_cli.report.schema import Report
 from adaspa_cli.ui.form import Start, Wanted
 from adaspa_cli.ui.panels import report_panel, result_panel
 from adaspa_cli.ui.progress import StoppedError
 from adaspa_cli.ui.studio import Run, Studio
 from tests.pipelines import PROMPT, cogvideox_image, save, small_run
+from tests.reports import small_report
 
 Make = Callable[..., Run]
 
@@ -83,6 +87,17 @@ def test_the_dense_video_beside_it(studio: Studio, wanted: Wanted, loads: list[A
     assert again.page is not None
     assert again.page.count("data:video/mp4") == 2  # though both were there already
     assert len(loads) == 1
+
+
+def test_a_run_that_took_longer_than_dense() -> None:
+    report = from_json(Report, small_report())
+    seconds = replace(report.seconds, denoising=report.seconds.denoising / 1.1)
+    dense = replace(report, seconds=seconds)
+    made = [Made(dense, Path("dense.mp4")), Made(report, Path("a.mp4"))]
+    shown = result_panel(Run(None, made=made))
+    assert "1.10 times as long as dense" in shown
+    assert "speed-up" not in shown
+    assert "speed-up over dense <b>1.10 x" in result_panel(Run(None, made=made[::-1]))
 
 
 def test_a_video_from_a_picture(tmp_path: Path, said: list[AdaspaError]) -> None:
