@@ -79,12 +79,6 @@ class SparsityRamp:
         """Whether it is one number for the whole run."""
         return len({start.sparsity for start in self.starts}) == 1
 
-    @property
-    def span(self) -> str:
-        """From the first sparsity to the last, for people: 0.4 to 0.95."""
-        last = f"{self.starts[-1].sparsity:g}"
-        return last if self.constant else f"{self.at(0, 1):g} to {last}"
-
     def __str__(self) -> str:
         """As a flag has it; :meth:`parse` reads it."""
         if self.constant:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from adaspa_cli.config.methods import DENSE
 from adaspa_cli.report.schema import Report
@@ -18,8 +18,12 @@ def sparsity_words(report: Report, form: Callable[[float], str]) -> str | None:
         return None
     values = [step.sparsity for step in report.steps if step.sparsity is not None]
     values = values or [value for value in (report.setting("sparsity"),) if isinstance(value, int | float)]
-    if not values:
-        return None
+    return span(values, form) if values else None
+
+
+def span(values: Sequence[float], form: Callable[[float], str]) -> str:
+    """The γ of the steps in words; the arguments are those of :func:`sparsity_words`."""
+    values = list(values)
     if len(set(values)) == 1:
         return form(values[0])
     if values == sorted(values):

@@ -17,6 +17,7 @@ from adaspa_cli.config.ramp import SparsityRamp
 from adaspa_cli.config.schema import MethodConfig, SamplingConfig
 from adaspa_cli.config.vocabulary import Vocabulary, vocabulary_of
 from adaspa_cli.errors import AdaspaError
+from adaspa_cli.report.words import span
 
 DENSE = "full"
 METHOD = "adaspa-plus"
@@ -117,12 +118,12 @@ class Start:
         architecture = known_architecture(config.model)
         vocabulary = vocabulary_of(config.model)
         sparsity = None if config.method.ignored(["sparsity"]) else getattr(config.method.algorithm, "sparsity", None)
-        ramp = None if sparsity is None else getattr(config.method.algorithm, "sparsity_ramp", None)
         sampling = config.sampling
+        ramp = None if sparsity is None else getattr(config.method.algorithm, "sparsity_ramp", None)
         return Offer(
             *(sampling.steps, sampling.height, sampling.width, sampling.frames),
             sparsity=sparsity,
-            schedule=None if ramp is None else SparsityRamp.parse(ramp).span,
+            schedule=None if ramp is None else _schedule(ramp),
             takes_image=architecture is not None and bool(architecture.facts.images),
             about=_about(model),
             words={} if vocabulary is None else vocabulary.knows,
@@ -168,6 +169,10 @@ class Start:
 
     def _resolved(self, settings: Mapping[str, Any]) -> Resolved:
         return resolve(settings, self.file, default_method=METHOD)
+
+
+def _schedule(ramp: str) -> str:
+    return span([start.sparsity for start in SparsityRamp.parse(ramp).starts], "{:g}".format)
 
 
 def _example(vocabulary: Vocabulary | None) -> str:

@@ -214,7 +214,7 @@ def _sparsity(offer: Offer) -> tuple[Any, Any]:
 
 
 def _schedule(offer: Offer) -> str:
-    return f"γ {offer.schedule} over the steps; without it, the value below holds at every step"
+    return f"γ {offer.schedule}; without it, the value below holds at every step"
 
 
 def _placeholder(offer: Offer) -> str:

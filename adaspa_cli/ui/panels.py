@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaspa_cli.config.ramp import SparsityRamp
 from adaspa_cli.report.template import render
+from adaspa_cli.report.words import pace, sparsity_words, why_slower
 from adaspa_cli.ui.progress import Progress
 
 if TYPE_CHECKING:
@@ -90,18 +90,13 @@ def _shown(made: Made, dense: Made | None) -> Shown:
     if report.density is not None:
         figures["density"] = f"{report.density:.1%}"
     if dense is not None and seconds.denoising:
-        figures |= _beside(dense.report.seconds.denoising, seconds.denoising)
-    method, sparsity = report.setting("method"), report.setting("sparsity_ramp", report.setting("sparsity"))
-    masked = report.density not in (None, 1.0) and sparsity
-    label = f"{method}, γ {SparsityRamp.parse(sparsity).span}" if masked else str(method)
+        why = why_slower(report, dense.report)
+        figures["compared with dense"] = pace(seconds.denoising, dense.report.seconds.denoising) + f" ({why})" * bool(
+            why
+        )
+    method, sparsity = report.setting("method"), sparsity_words(report, "{:g}".format)
+    label = str(method) if sparsity is None else f"{method}, γ {sparsity}"
     return Shown(label, f"{FILES}/{made.place.name}", made.place.name, figures)
-
-
-def _beside(dense: float, own: float) -> dict[str, str]:
-    """Two denoising times in words."""
-    if round(own / dense, 2) > 1:
-        return {"denoising takes": f"{own / dense:.2f} times as long as dense here; larger videos gain"}
-    return {"speed-up over dense": f"{dense / own:.2f} x"}
 
 
 def duration(seconds: float) -> str:

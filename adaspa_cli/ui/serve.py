@@ -77,10 +77,13 @@ def _theme() -> Any:
     """Readable in light and in dark, with fonts of this machine."""
     import gradio as gr
 
-    plain = {"block_title_background_fill": "transparent", "block_title_padding": "0"}
+    plain = {"block_title_background_fill": "transparent", "block_title_padding": "0", "input_border_width": "1px"}
     light = {
         "body_text_color_subdued": "#55606e",
         "block_info_text_color": "#55606e",
+        "input_border_color": "#b4bcc6",
+        "input_placeholder_color": "#66717f",
+        "checkbox_border_color": "#7b8591",
         "block_title_text_color": "#1d2530",
         "block_label_text_color": "#1d2530",
         "block_label_background_fill": "transparent",
@@ -92,6 +95,9 @@ def _theme() -> Any:
     dark = {
         "body_text_color_subdued": "#aab4c0",
         "block_info_text_color": "#aab4c0",
+        "input_border_color": "#5b6673",
+        "input_placeholder_color": "#a9b3bf",
+        "checkbox_border_color": "#8d98a5",
         "block_title_text_color": "#e3e7ec",
         "block_label_text_color": "#e3e7ec",
         "block_label_background_fill": "transparent",

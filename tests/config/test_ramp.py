@@ -38,12 +38,6 @@ def test_a_ramp_in_steps() -> None:
     assert ramp.changes(4) == (2,)
 
 
-def test_its_span_is_from_the_first_to_the_last() -> None:
-    assert SparsityRamp.parse("0:0.4,7%:0.5,50%:0.95").span == "0.4 to 0.95"
-    assert SparsityRamp.parse("50%:0.95,0:0.4,60%:0.8").span == "0.4 to 0.8"
-    assert SparsityRamp.parse(0.9).span == "0.9"
-
-
 def test_steps_and_shares_together_hold_from_when_they_begin() -> None:
     ramp = SparsityRamp.parse({50: 0.9, "0%": 0.3, 3: 0.5})
     assert by_step(ramp, 5) == [0.3, 0.3, 0.3, 0.5, 0.5]

@@ -26,7 +26,7 @@ def test_fields_that_mean_nothing_are_not_offered() -> None:
     start = Start({})
     assert start.offer("tiny", "adaspa").sparsity == 0.8
     assert start.offer("tiny", "adaspa").schedule is None
-    assert start.offer("tiny", "adaspa-plus").schedule == "0.4 to 0.95"
+    assert start.offer("tiny", "adaspa-plus").schedule == "0.4 rising to 0.95"
     assert start.offer("tiny", "full").sparsity is None
     assert not start.offer("wan2.1-1.3b", "adaspa").takes_image
     assert start.offer("hunyuan-i2v", "adaspa").takes_image
