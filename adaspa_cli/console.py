@@ -71,10 +71,14 @@ class Console:
             _discard(sys.stdout)
             raise RunError(f"cannot write the result to stdout: {error.strerror}") from error
 
-    def note(self, message: str) -> None:
-        """Something worth knowing; not shown with --quiet."""
+    def note(self, message: str, *, wrap: bool = False) -> None:
+        """Something worth knowing; not shown with --quiet.
+
+        Args:
+            wrap: between words, to the width of a terminal; else the line stays whole, as a path must.
+        """
         if not self.quiet:
-            self._say(message)
+            self._say(message, wrap=wrap and self._err.is_terminal)
 
     def error(self, error: AdaspaError) -> None:
         """One line that says what was wrong, and one with what to try next; with --debug after the traceback."""
@@ -92,9 +96,9 @@ class Console:
         if not self._as_json("interrupted", message):
             self.note(message)
 
-    def _say(self, message: str, style: str | None = None) -> None:
+    def _say(self, message: str, style: str | None = None, *, wrap: bool = False) -> None:
         with contextlib.suppress(OSError):  # as a full disk behind stderr: no reason to give up a run
-            self._err.print(message, markup=False, soft_wrap=True, style=style)
+            self._err.print(message, markup=False, soft_wrap=not wrap, style=style)
 
     def _as_json(self, error: str, hint: str | None) -> bool:
         """With --json, put an error on stdout, unless a result is there: a second value would make both unreadable."""

@@ -24,7 +24,7 @@ def say_early(console: Console, given: Given, resolved: Resolved, prompts: Seque
         console.note(f"no effect with method {method.method}: {', '.join(idle)}")
     note_repeated(console.note, "seed", given.seeds())
     for line in check_understood(resolved.config, prompts):
-        console.note(line)
+        console.note(line, wrap=True)
     note = random_weights_note(resolved.config.model)
     if note:
         console.note(note)

@@ -89,7 +89,7 @@ def generate(
             _run_on_ray(console, resolved, prompts, ray, ray_workers)
         else:
             _run(own, resolved, prompts, share)
-        if resolved.config.prompts.prompts is not None and resolved.config.decodes:
+        if (len(prompts) > 1 or resolved.config.prompts.prompts is not None) and resolved.config.decodes:
             renew_gallery(console, resolved.config.output.out)
 
 
@@ -156,13 +156,14 @@ def _say_schedule(console: Console, resolved: Resolved) -> None:
     if method.mask_file.masks is None and isinstance(method.algorithm, SparseConfig):
         asked, planned = list(method.algorithm.search_steps), list(method.algorithm.schedule(steps))
         if planned != asked:
-            ramp = method.algorithm.sparsity_ramp
-            why = (
-                f"scaled to {planned}, for {steps} steps"
-                if ramp is None
-                else f"become {planned}, for the sparsity ramp"
-            )
-            console.note(f"search steps {asked} {why}")
+            sparsity = method.algorithm.sparsity_by_step(steps)
+            if isinstance(sparsity, tuple):
+                shown = ", ".join(map(str, planned))
+                goes = "rises" if list(sparsity) == sorted(sparsity) else "changes"
+                ramp = f"its sparsity {goes} from {sparsity[0]:g} to {sparsity[-1]:g}"
+                console.note(f"{method.method} searches at steps {shown}: {ramp}")
+            else:
+                console.note(f"search steps {asked} scaled to {planned}, for {steps} steps")
 
 
 def _run(own: Member, resolved: Resolved, prompts: list[str], shard: Shard | None) -> None:
@@ -214,6 +215,7 @@ def _end_share(console: Console, resolved: Resolved, prompts: list[str], shard: 
 
 
 def _show(console: Console, made: list[Made]) -> None:
+    from adaspa_cli.jobs.places import page_path
     from adaspa_cli.report.compensation import error_note
     from adaspa_cli.report.parallel import parallel_note
     from adaspa_cli.report.steps import estimated_note
@@ -223,13 +225,14 @@ def _show(console: Console, made: list[Made]) -> None:
         {"result": str(one.result), "video": one.video and str(one.video), "report": one.report.as_json()}
         for one in made
     ]
-    lines = [Text(str(one.result), no_wrap=True, overflow="ignore") for one in made]
+    paths = [text for one in made for text in (str(one.result), f"page: {page_path(one.place)}")]
+    lines = [Text(path, no_wrap=True, overflow="ignore") for path in paths]
     said = [note for report in reports for note in (report.random_weights, estimated_note(report))]
     lines += [Text(note) for note in dict.fromkeys(said) if note]
     lines += [Text(note) for note in map(_mask_note, reports) if note]
     lines += [Text(note) for note in map(error_note, reports) if note]
     lines += [Text(note) for report in reports if (note := parallel_note(report.parallel))]
-    console.result(data, Group(*lines, _table(reports)))
+    console.result(data, Group(*lines, _table(made)))
 
 
 def _mask_note(report: Report) -> str | None:
@@ -244,18 +247,21 @@ def _mask_note(report: Report) -> str | None:
     )
 
 
-def _table(reports: list[Report]) -> Table:
+def _table(made: list[Made]) -> Table:
     """One line of figures per video; what a cache skipped and what was merged only where there is such a thing."""
-    table = Table(box=None, pad_edge=False)
+    table, reports = Table(box=None, pad_edge=False), [one.report for one in made]
+    if len(made) > 1:
+        table.add_column("video", overflow="fold")
     extras = [key for key in ("cache", "merging") if any(getattr(report, key) for report in reports)]
     for title in ("denoising", "attention", "decoding", "total", "density", *extras):
         table.add_column(title, justify="right")
-    for report in reports:
+    for one, report in zip(made, reports, strict=True):
         seconds = report.seconds
         shown = (seconds.denoising, seconds.attention, seconds.decoding, seconds.total)
         times = ("n/a" if value is None else f"{value:.1f} s" for value in shown)
         density = "n/a" if report.density is None else f"{report.density:.1%}"
-        table.add_row(*times, density, *(_saved(report, key) for key in extras))
+        name = [Text(one.place.stem)] if len(made) > 1 else []
+        table.add_row(*name, *times, density, *(_saved(report, key) for key in extras))
     return table
 
 

@@ -67,13 +67,14 @@ _short.maxlong = 40
 
 def limits(low: str, allowed: str, passes: Callable[[Any], bool], most: float) -> Rule:
     """Values that pass, up to ``most``; ``low`` says what those that do not pass must be."""
+    hint = f"{allowed}, or leave it out for the preset's own value"
 
     @rule(allowed)
     def check(key: str, value: Any) -> None:
         if not passes(value):  # not a number passes nothing
-            raise ConfigError(f"{key} must be {low}, got {shown(value)}")
+            raise ConfigError(f"{key} must be {low}, got {shown(value)}", hint=hint)
         if value > most:
-            raise ConfigError(f"{key} must be at most {most:g}, got {shown(value)}")
+            raise ConfigError(f"{key} must be at most {most:g}, got {shown(value)}", hint=hint)
 
     return check
 

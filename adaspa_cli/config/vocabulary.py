@@ -8,6 +8,7 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from adaspa_cli.config.architecture import BUNDLED
+from adaspa_cli.config.architecture import BUNDLED, known_architecture
+from adaspa_cli.config.methods import SparseConfig
 from adaspa_cli.config.schema import GenerateConfig, ModelConfig, SamplingConfig
 from adaspa_cli.errors import ConfigError, ModelError, shortened
 
@@ -25,6 +27,8 @@ SIZES = ("frames", "height", "width")
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _MOST_WORDS = 8  # unknown words that are named
+_NOT_SHOWN = "it can't show them (--strict-prompt refuses such words)"
+_FEW_TOKENS = 4_000  # of a video: below that a gain of sparse attention was never measured
 _CLOSE = 0.75  # similarity from which a word counts as a slip of the pen
 _LEAST_LETTERS = 4  # of such a word: shorter ones are near to many
 
@@ -99,6 +103,15 @@ def _read(content: Any) -> Vocabulary:
     return Vocabulary(knows, frozenset(map(str, content["words"])), trained)
 
 
+def _few_tokens(config: GenerateConfig) -> str:
+    """What a small video means for sparse attention, which gains the more the longer attention takes; or nothing."""
+    found = known_architecture(config.model)
+    if found is None or not isinstance(config.method.algorithm, SparseConfig):
+        return ""
+    few = math.prod(found.video_grid(config.sampling)) < _FEW_TOKENS
+    return ", and sparse attention may not be faster than --method full" if few else ""
+
+
 def check_understood(config: GenerateConfig, prompts: Iterable[str]) -> list[str]:
     """What a model that knows its limits will not understand of a run, one line for words and one for sizes.
 
@@ -117,6 +130,6 @@ def check_understood(config: GenerateConfig, prompts: Iterable[str]) -> list[str
         hint = f"it knows {vocabulary.known()}" if words else "choose a size within, or drop --strict-prompt"
         raise ConfigError(f"{name} {words or size}", hint=hint)
     return [
-        *([f"{name} {words}; knows {vocabulary.known()}"] if words else []),
-        *([f"{name} {size}: expect lower quality"] if size else []),
+        *([f"{name} {words}; {_NOT_SHOWN}. It knows {vocabulary.known()}"] if words else []),
+        *([f"{name} {size}: expect lower quality{_few_tokens(config)}"] if size else []),
     ]

@@ -66,6 +66,6 @@ def error_note(report: Report) -> str | None:
         return None
     densified = f"; {found.densified} calls were dense for it" if found.densified else ""
     return (
-        f"attention error about {found.after:.1%} (before repair {found.before:.1%}), "
-        f"estimated on the probe rows of every sparse call{densified}"
+        f"estimated attention error {found.after:.1%} ({found.before:.1%} without repair), of the dense output's norm"
+        f"{densified}; see docs/adaspa-plus.md"
     )

@@ -207,7 +207,8 @@ def test_words_that_the_model_does_not_know_are_said(tmp_path: Path) -> None:
     arguments += ["--steps", "1", "--method", "full", "--out", str(tmp_path), "--json"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "tiny doesn't know: cirle (circle?); knows shapes circle, square, triangle, star; colors" in result.stderr
+    assert "tiny doesn't know: cirle (circle?); it can't show them (--strict-prompt " in result.stderr
+    assert "It knows shapes circle, square, triangle, star; colors" in result.stderr
     assert "tiny was not trained on frames 5 (33), height 32 (256), width 32 (256)" in result.stderr
     quiet = CliRunner().invoke(app, [*arguments, "--quiet", "--no-decode"])
     assert quiet.exit_code == 0, quiet.output

@@ -428,3 +428,10 @@ def test_a_seed_that_a_file_gives_twice_is_there_once(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("seed: [3, 1, 3]\n")
     assert resolve({}, file).config.sampling.seed == (3, 1)
+
+
+@pytest.mark.parametrize("value", [0, 100_000])
+def test_a_number_out_of_bounds_is_told_its_bounds(value: int) -> None:
+    with pytest.raises(ConfigError) as refused:
+        resolve({"height": value})
+    assert refused.value.hint == "1 to 16,384, or leave it out for the preset's own value"

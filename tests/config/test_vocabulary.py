@@ -25,7 +25,8 @@ def test_every_caption_of_the_training_is_understood() -> None:
 
 def test_unknown_words_are_named_once_with_what_is_known() -> None:
     (line,) = check_understood(config(), ["a cat walks on the grass", "A Cat; a red circle", KNOWN])
-    assert line.startswith("tiny doesn't know: cat, walks, grass; knows shapes circle, square, triangle, star; colors")
+    assert line.startswith("tiny doesn't know: cat, walks, grass; it can't show them (--strict-prompt refuses such")
+    assert "It knows shapes circle, square, triangle, star; colors" in line
     assert "backgrounds black, gray" in line
     assert "motions moves left" in line
 
@@ -53,7 +54,12 @@ def test_a_negative_prompt_counts_too() -> None:
 
 def test_sizes_outside_of_the_training_are_said() -> None:
     (line,) = check_understood(config(height=96, frames=9), [KNOWN])
-    assert line == "tiny was not trained on frames 9 (33), height 96 (256): expect lower quality"
+    assert line == (
+        "tiny was not trained on frames 9 (33), height 96 (256): expect lower quality, "
+        "and sparse attention may not be faster than --method full"
+    )
+    for fewer in ({"method": "full", "height": 96}, {"height": 512}):
+        assert check_understood(config(**fewer), [KNOWN])[0].endswith(": expect lower quality")
 
 
 def test_strict_prompt_refuses() -> None:

@@ -90,7 +90,8 @@ def test_a_run_estimates_its_own_error(run: tuple[dict[str, Any], Path]) -> None
     assert 0 < found["work"] < 0.5
     note = error_note(from_json(Report, report))
     assert note is not None
-    assert note.startswith("attention error about ")
+    assert note.startswith("estimated attention error ")
+    assert "% without repair)" in note
 
 
 def test_each_step_has_its_sparsity(hunyuan_folder: Path, tmp_path: Path) -> None:
@@ -102,6 +103,6 @@ def test_each_step_has_its_sparsity(hunyuan_folder: Path, tmp_path: Path) -> Non
 
 def test_the_page_shows_it_by_layer_and_step(run: tuple[dict[str, Any], Path]) -> None:
     text = run[1].read_text()
-    assert "Attention error about" in text
+    assert "Estimated attention error" in text
     assert "Error after repair, steps 2 to 3" in text
     assert 'title="layer 3, step 2: ' in text
