@@ -72,14 +72,7 @@ class Page:
                         value=offer.sparsity or 0, visible=offer.sparsity is not None, elem_id="sparsity",
                         interactive=offer.schedule is None,
                     )  # fmt: skip
-                    with gr.Accordion("Size, steps and seed", open=False):
-                        with gr.Row():
-                            height = _number("Height", offer.height, "height")
-                            width = _number("Width", offer.width, "width")
-                            frames = _number("Frames", offer.frames, "frames")
-                        with gr.Row():
-                            steps = _number("Steps", offer.steps, "steps")
-                            chosen_seed = _number("Seed", int(seed[0]), "seed")
+                    *sizes, chosen_seed = _sizes(offer, int(seed[0]))
                     compare = gr.Checkbox(label="Compare with dense attention", elem_id="compare")
                     with gr.Row():
                         go = gr.Button("Make the video", variant="primary", elem_id="go")
@@ -88,7 +81,6 @@ class Page:
                     result = gr.HTML(panels.idle(), elem_id="result")
                     with gr.Accordion("Report", open=True, visible=False, elem_id="report") as folded:
                         report = gr.HTML("")
-            sizes = [steps, height, width, frames]
             fields = [models, methods, prompt, chosen_seed, *sizes, own, sparsity, image, compare]
             shown = [tab, result, report, folded, go, stop]
             follow = {"show_progress": "hidden", "concurrency_limit": None}
@@ -195,6 +187,21 @@ class Page:
             compare=compare,
             **{name: int(value) for name, value in numbers.items()},
         )
+
+
+def _sizes(offer: Offer, seed: int) -> tuple[Any, ...]:
+    """Fields for steps, height, width, frames and seed."""
+    import gradio as gr
+
+    with gr.Accordion("Size, steps and seed", open=False):
+        with gr.Row():
+            height = _number("Height", offer.height, "height")
+            width = _number("Width", offer.width, "width")
+            frames = _number("Frames", offer.frames, "frames")
+        with gr.Row():
+            steps = _number("Steps", offer.steps, "steps")
+            chosen = _number("Seed", seed, "seed")
+    return steps, height, width, frames, chosen
 
 
 def _number(label: str, value: int, name: str) -> Any:
