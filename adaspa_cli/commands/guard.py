@@ -9,6 +9,7 @@ import typer
 
 from adaspa_cli import interrupts
 from adaspa_cli.console import Console
+from adaspa_cli.distributed.failure import Ended
 from adaspa_cli.errors import AdaspaError, RunError
 
 KEPT = "interrupted; complete videos are kept, and --resume continues from there"
@@ -26,6 +27,8 @@ def guard(console: Console, interrupted: str = KEPT) -> Iterator[None]:
         interrupts.check()
     except (typer.Exit, typer.Abort):
         raise
+    except Ended:  # on the way into or out of `member`
+        raise typer.Exit(RunError.exit_code) from None
     except (Exception, KeyboardInterrupt) as error:
         raise typer.Exit(_told(console, error, interrupted)) from None
     finally:

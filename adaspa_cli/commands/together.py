@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from adaspa_cli import interrupts
 from adaspa_cli.commands.guard import KEPT
 from adaspa_cli.console import Console
-from adaspa_cli.distributed.failure import GRACE, Ended, LostContactError, end_soon, is_lost_contact, watch_signals
+from adaspa_cli.distributed.failure import (
+    GRACE,
+    Ended,
+    Ending,
+    LostContactError,
+    end_soon,
+    is_lost_contact,
+    watch_signals,
+)
 from adaspa_cli.distributed.place import Place
 from adaspa_cli.errors import AdaspaError, RunError
 
@@ -68,15 +75,15 @@ class Member:
             self._world = world
             yield world
 
-    def speaks(self, error: Exception) -> bool:
-        """Whether this process says what went wrong; those that need not wait until the launcher ends them."""
+    def patience(self, error: Exception) -> float:
+        """Seconds the launcher has to end this process, where another one is likelier to say what went wrong."""
         if self._world is None:
-            if not self.leads:
-                time.sleep(_FIRST)
-            return True
-        if is_lost_contact(error):
-            time.sleep(GRACE)
-        return self._world.first_to_fail()
+            return 0.0 if self.leads else _FIRST
+        return GRACE if is_lost_contact(error) else 0.0
+
+    def speaks(self) -> bool:
+        """Whether this process says what went wrong: it is the first to ask."""
+        return self._world is None or self._world.first_to_fail()
 
 
 @contextmanager
@@ -89,27 +96,34 @@ def member(console: Console, place: Place | None, interrupted: str = KEPT) -> It
     if place is None:
         yield Member(None, console)
         return
-    watch_signals(f"{interrupted}\n" if place.leads else "")
-    own = Member(place, console if place.leads else console.muted())
+    own, ending, code = Member(place, console if place.leads else console.muted()), Ending(), RunError.exit_code
     try:
-        yield own
-    except (typer.Exit, typer.Abort):
-        raise
-    except Ended:
-        raise typer.Exit(1) from None
-    except (Exception, KeyboardInterrupt) as error:
-        code = _code(error)
-        end_soon(code)
-        if code == interrupts.EXIT_CODE and own.leads:
-            raise
+        watch_signals(ending, f"{interrupted}\n" if place.leads else "")
         try:
-            if code == interrupts.EXIT_CODE or not own.speaks(error):  # type: ignore[arg-type]
-                raise typer.Exit(code) from None
-        except Ended:
-            raise typer.Exit(code) from None
-        if is_lost_contact(error):
-            raise LostContactError from error
-        raise
+            yield own
+        except (typer.Exit, typer.Abort):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            ending.begin()
+            code = _code(error)
+            end_soon(code)
+            _say_once(own, ending, error, code)
+        finally:
+            ending.begin()
+    except Ended:  # also from one of the clauses above, before its first line
+        raise typer.Exit(code) from None
+
+
+def _say_once(own: Member, ending: Ending, error: Exception | KeyboardInterrupt, code: int) -> NoReturn:
+    """Raise the error in the process that says it, and typer.Exit in the others."""
+    if code == interrupts.EXIT_CODE or isinstance(error, KeyboardInterrupt):
+        raise error if own.leads else typer.Exit(code)
+    # It has been told already where a library made this error of Ended. The first to ask must say its error.
+    if ending.told(own.patience(error)) or not own.speaks():
+        raise typer.Exit(code)
+    if is_lost_contact(error):
+        raise LostContactError from error
+    raise error
 
 
 def _code(error: BaseException) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from types import FrameType
@@ -17,11 +18,40 @@ from adaspa_cli import interrupts
 from adaspa_cli.errors import RunError
 
 GRACE = 3.0  # seconds
+_EVERY = 0.02  # seconds between looks whether SIGTERM came
 _CODES = {signal.SIGTERM: 1, signal.SIGINT: 130}
 
 
 class Ended(BaseException):
     """The launcher ends this process, because another one failed: there is nothing more to say."""
+
+
+class Ending:
+    """Handles SIGTERM: raises :class:`Ended` once at most, and nothing once this process ends by itself.
+
+    A handler runs between any two instructions, also while an error is handled or said.
+    """
+
+    def __init__(self) -> None:
+        self._told = self._begun = False
+
+    def begin(self) -> None:
+        """From now on this process ends by itself, and may have something to say: SIGTERM raises nothing."""
+        self._begun = True
+
+    def told(self, patience: float) -> bool:
+        """Whether SIGTERM came, or comes within so many seconds."""
+        until = time.monotonic() + patience
+        while not self._told and time.monotonic() < until:
+            time.sleep(_EVERY)
+        return self._told
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        raises = not self._begun and not interrupts.pressed()  # after Ctrl-C it is ending already
+        self._told = self._begun = True
+        if raises:
+            sys.unraisablehook = _without_ended
+            raise Ended
 
 
 class LostContactError(RunError):
@@ -33,23 +63,24 @@ class LostContactError(RunError):
         )
 
 
-def watch_signals(interrupted: str) -> None:
-    """From now on SIGTERM raises :class:`Ended`, and it as well as SIGINT ends the process after a moment.
+def watch_signals(ending: Ending, interrupted: str) -> None:
+    """From now on SIGTERM calls ``ending``, and it as well as SIGINT ends the process after a moment.
 
     Args:
+        ending: raises :class:`Ended`.
         interrupted: what SIGINT then says, for the process could not.
     """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, ending)
     threading.Thread(target=_listen, args=(ours, interrupted), daemon=True).start()
 
 
-def _end(_number: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if not interrupts.pressed():  # it is ending already, and may have something to say
-        raise Ended
+def _without_ended(unraisable: sys.UnraisableHookArgs) -> None:
+    """Say nothing of the end in a destructor: the thread that listens ends the process."""
+    if not issubclass(unraisable.exc_type, Ended):
+        sys.__unraisablehook__(unraisable)
 
 
 def _listen(signals: socket.socket, interrupted: str) -> None:
