@@ -1,9 +1,14 @@
-"""What pages and docstrings name is there: files, scripts, the library's modules and names, and what links lead to."""
+"""What pages and docstrings name is there: files, scripts, modules, names, what links lead to, and commands' flags."""
 
 import re
 from pathlib import Path
 
 import pytest
+
+from adaspa_cli.config.flat import keys_of
+from adaspa_cli.config.presets import preset_names
+from adaspa_cli.config.schema import GenerateConfig
+from scripts.references.commands import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("adaspa_cli", "kernels", "scripts", "tests")
@@ -70,4 +75,27 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in _anchors(target)):
             lost.append(f"{path}#{anchor}")
+    assert lost == []
+
+
+COMMANDS = {command.name: command for command in commands()}
+# A command and what follows it, up to the end of the line or of the code.
+TYPED = re.compile(rf"(?<![\w./-])({'|'.join(sorted(COMMANDS, key=len, reverse=True))})(?![\w-])([^\n`|]*)")
+NAMES = {"--method": "methods", "--preset": "bench"}
+SETTINGS = keys_of(GenerateConfig).keys()
+
+
+def _unknown(command: str, words: str) -> list[str]:
+    """What a command, as a page has it, does not take: options, names of presets, and settings."""
+    known = {"--help", *(name for option in COMMANDS[command].options for name in option.names)}
+    unknown = [flag for flag in re.findall(r"(?<![\w-])--?[a-z][\w-]*", words) if flag not in known]
+    for flag, kind in NAMES.items():
+        unknown += [name for name in re.findall(rf"{flag} ([a-z][\w.-]*)", words) if name not in preset_names(kind)]
+    return unknown + [key for key in re.findall(r"--set (\w+)=", words) if key not in SETTINGS]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_take_what_pages_give_them(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lost = [f"{command}: {flag}" for command, words in TYPED.findall(text) for flag in _unknown(command, words)]
     assert lost == []

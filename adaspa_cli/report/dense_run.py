@@ -20,6 +20,7 @@ FLAGS = (
     *("sparsity", "search_steps", "block_size", "cache", "masks"),
 )
 SWITCHES = ("random_weights",)
+_DENSE_FOLDER = "videos/dense"
 _OWN = {"method", "algorithm", "sparsity_ramp", "search_steps_for", "seed"}  # written in another way
 
 
@@ -32,11 +33,12 @@ def dense_commands(report: Report) -> tuple[str, str] | None:
         return None
     sections = (ModelConfig, SamplingConfig, ParallelConfig)
     shared = [*_flags(report, set().union(*map(keys_of, sections)))]
-    begin = ["adaspa", "generate", "--prompt", report.prompt, "--seed", str(report.seed), *shared]
+    begin = ["adaspa", "generate", *_spelled("prompt", report.prompt), "--seed", str(report.seed), *shared]
     name = re.sub(r"(-seed-?\d+)-\d+$", r"\1", report.video.file.rpartition(".")[0])  # the first one of its folder
     own = [*_flags(report, keys_of(MethodConfig))]
-    dense = [*begin, "--method", "full", "--out", "dense"]
-    this = [*begin, "--method", str(report.setting("method")), *own, "--compare-with", f"dense/{name}.report.json"]
+    dense = [*begin, "--method", "full", "--out", _DENSE_FOLDER]
+    this = [*begin, "--method", str(report.setting("method")), *own]
+    this += ["--compare-with", f"{_DENSE_FOLDER}/{name}.report.json"]
     return shlex.join(dense), shlex.join(this)
 
 
@@ -50,8 +52,13 @@ def _flags(report: Report, keys: Collection[str]) -> Iterator[str]:
         if key in SWITCHES:
             yield from [f"--{key.replace('_', '-')}"] if value else []
         elif key in FLAGS:
-            yield f"--{key.replace('_', '-')}"
-            yield ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield from _spelled(key, ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
         else:
             yield "--set"
             yield f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _spelled(key: str, value: str) -> list[str]:
+    """A flag with its value; one that begins with a dash is joined to it, lest it be taken for a flag itself."""
+    flag = f"--{key.replace('_', '-')}"
+    return [f"{flag}={value}"] if value.startswith("-") else [flag, value]

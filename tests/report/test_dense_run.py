@@ -1,6 +1,7 @@
 """A page without a dense run beside it says how to get one; the commands run and are taken by each other."""
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,21 @@ def test_the_commands_have_what_was_given() -> None:
     commands = dense_commands(report_of("it's red", **given, search_steps=[2, 4], out="videos"))
     assert commands is not None
     begin = """adaspa generate --prompt 'it'"'"'s red' --seed 0 --steps 6 --set flow_shift=7.0 --set vae_tiling=true """
-    assert commands[0] == f"{begin}--method full --out dense"
-    own = "--method adaspa-plus --sparsity 0:0.4,50%:0.95 --search-steps 2,4 --compare-with dense/x.report.json"
+    assert commands[0] == f"{begin}--method full --out videos/dense"
+    own = "--method adaspa-plus --sparsity 0:0.4,50%:0.95 --search-steps 2,4 --compare-with videos/dense/x.report.json"
     assert commands[1] == begin + own
+
+
+def test_a_text_that_begins_with_a_dash_is_no_flag() -> None:
+    commands = dense_commands(report_of("--json", negative_prompt="-dark ones"))
+    assert commands is not None
+    assert commands[0].startswith("adaspa generate --prompt=--json --seed 0 '--negative-prompt=-dark ones' --method")
+    for command in commands:
+        result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--json", "--print-config"])
+        assert result.exit_code == 0, result.output
+        settings = json.loads(result.stdout)
+        assert settings["prompt"]["value"] == ["--json"]
+        assert settings["negative_prompt"]["value"] == "-dark ones"
 
 
 def test_they_stand_on_pages_without_a_dense_run_only() -> None:
