@@ -8,6 +8,7 @@ from adaspa_cli.bench.pictures import pictures, players
 from adaspa_cli.bench.plots import plots
 from adaspa_cli.bench.render import machine_lines, tables, warnings
 from adaspa_cli.bench.schema import Bench
+from adaspa_cli.report.meanings import PSNR
 from adaspa_cli.report.template import render
 
 
@@ -23,4 +24,5 @@ def page(bench: Bench, out: Path) -> str:
         plots=plots(bench),
         pictures=shown,
         players=players(shown),
+        psnr=PSNR,
     )

@@ -42,6 +42,16 @@ def dense_commands(report: Report) -> tuple[str, str] | None:
     return shlex.join(dense), shlex.join(this)
 
 
+def command_parts(command: str) -> list[str]:
+    """A command split before each of its options, so that a line may break there and nowhere else."""
+    parts: list[list[str]] = [[]]
+    for word in shlex.split(command):
+        if word.startswith("--") and parts[-1]:
+            parts.append([])
+        parts[-1].append(word)
+    return [shlex.join(part) for part in parts]
+
+
 def _flags(report: Report, keys: Collection[str]) -> Iterator[str]:
     """What was given of these settings, and not by a preset or a default."""
     for key, setting in report.settings.items():

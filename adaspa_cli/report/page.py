@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adaspa_cli.report import meanings
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.compensation import error_note
-from adaspa_cli.report.dense_run import dense_commands
+from adaspa_cli.report.dense_run import command_parts, dense_commands
 from adaspa_cli.report.heat import error_heats, heats
 from adaspa_cli.report.media import data_uri
 from adaspa_cli.report.player import Clip, Player
@@ -73,7 +74,11 @@ def page(report: Report, video: Path | None, compared: Compared | None = None) -
         why_slower=None if compared is None else why_slower(report, compared.report),
         player=_player(report, runs),
         difference=_difference(report.compared),
+        meanings=meanings,
+        density=next(filter(None, (meanings.density(run.report) for run in runs)), None),
+        phase_meanings=meanings.phases([run.report for run in runs]),
         dense_commands=None if compared is not None else dense_commands(report),
+        command_parts=command_parts,
         notes=_notes(report, compared),
         longest=max(run.report.seconds.total for run in runs),
         slowest=max(step.seconds for run in runs for step in run.report.steps),

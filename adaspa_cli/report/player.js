@@ -45,12 +45,17 @@
         const curve = curves[chart.dataset.name];
         chart.hidden = !curve;
         if (!curve) continue;
-        const [low, high] = [Math.min(...curve.values), Math.max(...curve.values)];
-        const up = (value) => (high > low ? 96 - (92 * (value - low)) / (high - low) : 50);
+        const [least, most] = [Math.min(...curve.values), Math.max(...curve.values)];
+        const [from, to, line] = curve.axis; // longer, by whole lines, where a value lies outside
+        const low = Math.min(from, line * Math.floor(least / line));
+        const high = Math.max(to, line * Math.ceil(most / line));
+        const up = (value) => (100 * (high - value)) / (high - low);
         const points = curve.values.map((value, at) => `${last ? (100 * at) / last : 50},${up(value).toFixed(2)}`);
         chart.querySelector("polyline").setAttribute("points", points.join(" "));
-        chart.querySelector(".high").textContent = high.toFixed(curve.digits);
-        chart.querySelector(".low").textContent = high > low ? low.toFixed(curve.digits) : "";
+        chart.querySelector(".high").textContent = high.toFixed(line < 1 ? 1 : 0);
+        chart.querySelector(".low").textContent = low.toFixed(line < 1 ? 1 : 0);
+        chart.querySelector(".range").textContent = `: ${least.toFixed(curve.digits)} to ${most.toFixed(curve.digits)}`;
+        chart.style.setProperty("--lines", Math.round((high - low) / line));
       }
     }
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-_CURVES = {"psnr": ("PSNR", 2, " dB"), "ssim": ("SSIM", 4, "")}
+# Name, digits, unit, and the axis: from, to, and the distance of its lines. It is longer where a value lies outside.
+_CURVES = {"psnr": ("PSNR", 2, " dB", (20, 50, 10)), "ssim": ("SSIM", 4, "", (0.8, 1, 0.1))}
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Player:
                 "ids": self.ids,
                 "curves": [
                     {
-                        title: {"values": list(clip.curves[name]), "digits": digits, "unit": unit}
-                        for name, (title, digits, unit) in _CURVES.items()
+                        title: {"values": list(clip.curves[name]), "digits": digits, "unit": unit, "axis": axis}
+                        for name, (title, digits, unit, axis) in _CURVES.items()
                         if clip.curves.get(name)
                     }
                     for clip in self.clips

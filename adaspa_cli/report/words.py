@@ -34,9 +34,11 @@ def span(values: Sequence[float], form: Callable[[float], str]) -> str:
 
 
 def run_name(report: Report) -> str:
-    """The method, and the share of the video blocks that it was to leave out."""
+    """The method, and the share of the video blocks that it was to leave out, or that it was dense."""
     method, share = report.setting("method"), sparsity_words(report, "{:.0%}".format)
-    return str(method) if share is None else f"{method}, {share} left out"
+    if share is None:
+        return f"{method}, dense" if report.dense else str(method)
+    return f"{method}, {share} left out"
 
 
 def pace(seconds: float, other: float) -> str:

@@ -1,7 +1,9 @@
 """A page without a dense run beside it says how to get one; the commands run and are taken by each other."""
 
 import dataclasses
+import html
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typer.testing import CliRunner
 from adaspa_cli.app import app
 from adaspa_cli.commands.options import GENERATE
 from adaspa_cli.files.typed_json import from_json
-from adaspa_cli.report.dense_run import FLAGS, SWITCHES, dense_commands
+from adaspa_cli.report.dense_run import FLAGS, SWITCHES, command_parts, dense_commands
 from adaspa_cli.report.page import page
 from adaspa_cli.report.schema import Report, read_report
 from tests.reports import small_report
@@ -54,13 +56,21 @@ def test_a_text_that_begins_with_a_dash_is_no_flag() -> None:
 
 def test_they_stand_on_pages_without_a_dense_run_only() -> None:
     sparse = report_of(steps=6)
-    assert "No dense run to compare with" in page(sparse, None)
+    assert "There is no dense run to compare with" in page(sparse, None)
     assert dense_commands(from_json(Report, small_report())) is None
     video = dataclasses.replace(sparse.video, file=None)
     assert dense_commands(dataclasses.replace(sparse, video=video)) is None
     beside = {"method": "full", "dense": True, "speed_up": 3.0, "lossless": False, "psnr": [30], "ssim": [1]}
     compared = from_json(Report, small_report(compared=beside))
     assert dense_commands(dataclasses.replace(sparse, compared=compared.compared)) is None
+
+
+def test_a_page_breaks_them_between_options_only() -> None:
+    parts = command_parts("adaspa generate --prompt 'it, --all of it' --seed 0 --random-weights --out dense")
+    assert parts == ["adaspa generate", "--prompt 'it, --all of it'", "--seed 0", "--random-weights", "--out dense"]
+    report = report_of("<b>it's red", steps=6)
+    found = re.findall(r'<pre class="command"><code>(.*?)</code></pre>', page(report, None))
+    assert tuple(html.unescape(re.sub("</?span>", "", command)) for command in found) == dense_commands(report)
 
 
 def test_every_flag_is_one_of_generate() -> None:

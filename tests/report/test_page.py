@@ -99,7 +99,7 @@ def test_the_figures_are_the_reports(made: Made, dense: Path) -> None:
     for key in ("total", "denoising", "attention"):
         assert f"{report['seconds'][key]:.1f} s" in words
     how = pace(report["seconds"]["denoising"], other["seconds"]["denoising"])
-    assert f"Denoising with adaspa, 50% left out was {how} as with full, and the whole run " in words
+    assert f"Denoising with adaspa, 50% left out was {how} as with full, dense, and the whole run " in words
     for search in report["searches"]:
         for head, (density, recall) in enumerate(zip(search["density"], search["recall"], strict=True)):
             for value in (density, recall):

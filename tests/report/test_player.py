@@ -19,7 +19,7 @@ from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.difference import measure_difference
 from adaspa_cli.report.heat import heats
 from adaspa_cli.report.page import page
-from adaspa_cli.report.schema import CompensationUse, LayerCompensation, Report, Search, Setting, Step
+from adaspa_cli.report.schema import ComparedRun, CompensationUse, LayerCompensation, Report, Search, Setting, Step
 from tests.browser import SECONDS, Browser, Tab, check_readable
 from tests.reports import small_report
 
@@ -113,6 +113,36 @@ def test_two_videos_play_in_step(browser: Browser, compared: str) -> None:
         tab.click(".chart .plot", x=0.999)
         tab.wait(DONE)
         assert tab.evaluate(WHERE) == [FRAMES - 1] * 2
+        assert tab.errors == []
+
+
+@pytest.mark.parametrize(
+    ("psnr", "ssim", "axes"),
+    [
+        ([45.1, 45.3], [0.99, 0.98], ["50", "20", "1.0", "0.8"]),  # a flat line stays flat
+        ([100.0, 12.5], [1.0, 0.63], ["100", "10", "1.0", "0.6"]),
+        ([20.0, 50.0], [-0.05, 0.8], ["50", "20", "1.0", "-0.1"]),
+    ],
+)
+def test_axes_are_the_same_on_all_pages_unless_a_value_lies_outside(
+    browser: Browser, tmp_path: Path, psnr: list[float], ssim: list[float], axes: list[str]
+) -> None:
+    write_video(tmp_path / "a.mp4", clip(0)[:2], 8)
+    video = dataclasses.replace(full_report().video, frames=2)
+    run = ComparedRun("full", 1.0, False, tuple(psnr), tuple(ssim), dense=True)
+    report = dataclasses.replace(full_report(compared=run), video=video)
+    path = tmp_path / "a.report.html"
+    path.write_text(page(report, tmp_path / "a.mp4", Compared(report, tmp_path / "a.mp4")), encoding="utf-8")
+    with browser.tab(path.as_uri()) as tab:
+        said = tab.evaluate("[...document.querySelectorAll('.high, .low')].map((part) => part.textContent)")
+        assert said == axes
+        lines = tab.evaluate("[...document.querySelectorAll('polyline')].map((line) => line.getAttribute('points'))")
+        for line, values, (high, low) in zip(lines, (psnr, ssim), (axes[:2], axes[2:]), strict=True):
+            ups = [float(point.split(",")[1]) for point in line.split()]
+            top, bottom = float(high), float(low)
+            assert ups == pytest.approx([100 * (top - value) / (top - bottom) for value in values], abs=0.01)
+        ranges = tab.evaluate("[...document.querySelectorAll('.range')].map((part) => part.textContent)")
+        assert ranges[0] == f": {min(psnr):.2f} to {max(psnr):.2f}"
         assert tab.errors == []
 
 

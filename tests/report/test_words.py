@@ -44,7 +44,7 @@ def test_a_ramp_is_named_from_its_beginning_to_its_end(sparsities: tuple[float, 
 
 def test_reports_without_sparsities_of_steps() -> None:
     dense = from_json(Report, small_report())
-    assert (run_name(dense), sparsity_words(dense, str)) == ("full", None)
+    assert (run_name(dense), sparsity_words(dense, str)) == ("full, dense", None)
     settings = {"method": {"value": "adaspa"}, "algorithm": {"value": "adaspa"}, "sparsity": {"value": 0.8}}
     assert sparsity_words(from_json(Report, small_report(settings=settings)), "{:g}".format) == "0.8"
 
@@ -56,7 +56,7 @@ def test_a_slower_run_is_said_to_be_slower_and_why() -> None:
     assert why_slower(sparse_report(0.8, seconds=2.0), dense) is None
     assert why_slower(slow, sparse_report(0.8)) is None
     text = page(slow, None, Compared(dense, None))
-    assert "<b>adaspa-plus, 40% rising to 95% left out</b> was 2.00 times as slow as with <b>full</b>" in text
+    assert "<b>adaspa-plus, 40% rising to 95% left out</b> was 2.00 times as slow as with <b>full, dense</b>" in text
     use = {"work": 0.1, "pooled": 0.1, "before": 0.2, "after": 0.1}
     repaired = sparse_report(0.8, seconds=6.0, compensation=use)
     assert why_slower(repaired, dense) == "at small sizes the search and the repair cost more than they save"
