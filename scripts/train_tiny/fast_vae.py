@@ -1,6 +1,8 @@
-"""Two operations of the VAE that are slow on a GPU, written so that they are not. In float32 results stay what they
-are; under autocast they are rounded to bfloat16, sums apart.
+"""The VAE's operations that are slow on a GPU, written so that they are not. In float32 results stay what they are;
+under autocast they are rounded to bfloat16, sums apart.
 
+- What passes from layer to layer has its channels last in memory. cuDNN's convolutions in bfloat16 want that, and
+  otherwise reorder what they read and write; a fifth of a step went there.
 - A GroupNorm of one group is computed by one thread block per clip, and a batch has few clips: it took longer than any
   other kernel. Here the sums over a clip are reductions that fill the machine. What comes out has the dtype of what
   goes in, where autocast would make it float32 and every operation after it twice as large.
@@ -10,13 +12,19 @@ Shapes: N clips, C channels, F frames, H height, W width.
 """
 
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVideoCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import (
+    HunyuanVideoCausalConv3d,
+    HunyuanVideoResnetBlockCausal3D,
+    HunyuanVideoUpsampleCausal3D,
+)
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+_CLIP = (2, 3, 4)  # the dimensions of a clip's frames
 
 
 def speed_up(vae: nn.Module) -> None:
@@ -24,8 +32,12 @@ def speed_up(vae: nn.Module) -> None:
     for module in vae.modules():
         if isinstance(module, nn.GroupNorm) and module.num_groups == 1:
             module.forward = types.MethodType(_norm_forward, module)  # type: ignore[method-assign]
-        elif isinstance(module, HunyuanVideoCausalConv3d) and module.conv.kernel_size == (3, 3, 3):
+        elif isinstance(module, HunyuanVideoCausalConv3d):
             module.forward = types.MethodType(_conv_forward, module)
+        elif isinstance(module, HunyuanVideoResnetBlockCausal3D):
+            module.forward = types.MethodType(_block_forward, module)
+        elif isinstance(module, HunyuanVideoUpsampleCausal3D):
+            module.forward = types.MethodType(_upsample_forward, module)
 
 
 def _norm_forward(self: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -33,7 +45,30 @@ def _norm_forward(self: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 def _conv_forward(self: HunyuanVideoCausalConv3d, hidden_states: Tensor) -> Tensor:
+    if self.conv.kernel_size == (1, 1, 1):
+        return self.conv(hidden_states)
     return self.conv(ReplicateBorders.apply(hidden_states))
+
+
+def _block_forward(self: HunyuanVideoResnetBlockCausal3D, hidden_states: Tensor) -> Tensor:
+    """diffusers' begins by putting the width last in memory."""
+    residual = hidden_states if self.conv_shortcut is None else self.conv_shortcut(hidden_states)
+    hidden_states = self.conv1(self.nonlinearity(self.norm1(hidden_states)))
+    return self.conv2(self.nonlinearity(self.norm2(hidden_states))) + residual
+
+
+def _upsample_forward(self: HunyuanVideoUpsampleCausal3D, hidden_states: Tensor) -> Tensor:
+    return self.conv(_repeated(hidden_states, self.upsample_factor))
+
+
+def _repeated(x: Tensor, factor: Sequence[int]) -> Tensor:
+    """Every element so many times in time, height and width; the first frame once in time."""
+    time, height, width = map(int, factor)
+    x = x.permute(0, 2, 3, 4, 1)  # [N, F, H, W, C]
+    if time > 1 and x.shape[1] > 1:
+        x = torch.cat([x[:, :1], x[:, 1:, None].expand(-1, -1, time, -1, -1, -1).flatten(1, 2)], dim=1)
+    x = x[:, :, :, None, :, None].expand(-1, -1, -1, height, -1, width, -1)
+    return x.flatten(4, 5).flatten(2, 3).permute(0, 4, 1, 2, 3)
 
 
 class OneGroupNorm(torch.autograd.Function):
@@ -41,10 +76,9 @@ class OneGroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        flat = x.flatten(2)  # [N, C, F H W]
-        sums = flat.sum(2, dtype=torch.float32)  # [N, C]
-        squares = torch.linalg.vector_norm(flat, dim=2, dtype=torch.float32).square()
-        count = flat[0].numel()
+        sums = x.sum(_CLIP, dtype=torch.float32)  # [N, C]
+        squares = torch.linalg.vector_norm(x, dim=_CLIP, dtype=torch.float32).square()
+        count = x[0].numel()
         mean = sums.sum(1, keepdim=True) / count  # [N, 1]
         rstd = (squares.sum(1, keepdim=True) / count - mean.square()).clamp(min=0.0).add(eps).rsqrt()
         ctx.save_for_backward(x, weight, mean, rstd)
@@ -55,11 +89,10 @@ class OneGroupNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, rstd = ctx.saved_tensors
-        flat, flat_grad = x.flatten(2), grad.flatten(2)
-        count = flat[0].numel()
-        grad_sum = flat_grad.sum(2, dtype=torch.float32)  # [N, C]
+        count = x[0].numel()
+        grad_sum = grad.sum(_CLIP, dtype=torch.float32)  # [N, C]
         grad_x = (
-            (flat_grad * flat).sum(2, dtype=torch.float32) - mean * grad_sum
+            (grad * x).sum(_CLIP, dtype=torch.float32) - mean * grad_sum
         ) * rstd  # sum of grad times normalised x [N, C]
         # dx = rstd * (w grad - mean(w grad) - x^ mean(w grad x^)), x^ the normalised x
         first = (weight * grad_sum).sum(1, keepdim=True) / count
@@ -71,23 +104,46 @@ class OneGroupNorm(torch.autograd.Function):
 
 
 class ReplicateBorders(torch.autograd.Function):
-    """[N, C, F, H, W] to [N, C, 2 + F, 1 + H + 1, 1 + W + 1]; time is padded in front only."""
+    """[N, C, F, H, W] to [N, C, 2 + F, 1 + H + 1, 1 + W + 1], channels last; time is padded in front only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
-        return F.pad(x, (1, 1, 1, 1, 2, 0), mode="replicate")
+        count, channels, frames, height, width = x.shape
+        padded = torch.empty(
+            (count, channels, frames + 2, height + 2, width + 2),
+            dtype=x.dtype,
+            device=x.device,
+            memory_format=torch.channels_last_3d,
+        )
+        inner = padded[:, :, 2:]
+        inner[:, :, :, 1:-1, 1:-1] = x
+        for dim, size in ((3, height), (4, width)):
+            inner.select(dim, 0).copy_(inner.select(dim, 1))
+            inner.select(dim, size + 1).copy_(inner.select(dim, size))
+        padded[:, :, :2] = padded[:, :, 2:3]
+        return padded
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
-        inner = grad[:, :, 2:].clone()
-        inner[:, :, 0] += grad[:, :, 0] + grad[:, :, 1]
-        for dim in (3, 4):
-            size = inner.shape[dim]
-            inner.select(dim, 1).add_(inner.select(dim, 0))
-            inner.select(dim, size - 2).add_(inner.select(dim, size - 1))
-            inner = inner.narrow(dim, 1, size - 2)
-        return inner.contiguous()
+        # Sums of the borders alone, so that the inner part is read and written once.
+        height, width = grad.shape[3:]
+        first = grad[:, :, :3].sum(2)  # [N, C, 1 + H + 1, 1 + W + 1]
+        rows = {row: grad[:, :, 2:, row].clone() for row in (0, height - 1)}  # [N, C, F, 1 + W + 1]
+        for row, values in rows.items():
+            values[:, :, 0] = first[:, :, row]
+        inner = grad[:, :, 2:, 1:-1, 1:-1].clone(memory_format=torch.channels_last_3d)
+        inner[:, :, 0] = first[:, :, 1:-1, 1:-1]
+        columns = {column: grad[:, :, 2:, 1:-1, column].clone() for column in (0, width - 1)}  # [N, C, F, H]
+        for column, values in columns.items():
+            values[:, :, 0] = first[:, :, 1:-1, column]
+        for row, at in ((0, 0), (height - 1, height - 3)):
+            inner[:, :, :, at] += rows[row][..., 1:-1]
+            for column in columns:
+                columns[column][..., at] += rows[row][..., column]
+        for column, at in ((0, 0), (width - 1, width - 3)):
+            inner[..., at] += columns[column]
+        return inner
 
 
 def _affine(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.backends.cudnn.benchmark = not options.no_benchmark
         torch.backends.cudnn.allow_tf32 = True
         torch._dynamo.config.recompile_limit = 32
+        # It fails on an assertion where sizes are symbols, and is of no use there.
+        torch._inductor.config.triton.coalesce_tiling_analysis = False
     try:
         return 0 if _COMMANDS[options.command](options, device) else 3
     finally:
@@ -104,6 +106,7 @@ def _all(options: argparse.Namespace, device: torch.device) -> bool:
             spent = (time.monotonic() - began) / 60.0
             left = max(0.5, options.deadline_minutes - spent - EVALUATION_MINUTES)
             part.scale = left / MINUTES["full"]
+        torch._dynamo.reset()  # or it would compile the next stage's blocks for any batch
         if not _COMMANDS[command](part, device):
             return False
     return True
