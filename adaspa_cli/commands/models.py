@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
@@ -16,11 +17,12 @@ from adaspa_cli.console import Console
 
 if TYPE_CHECKING:
     from adaspa_cli.config.catalogue import Entry
+    from adaspa_cli.models.memory import Memory
 
 _UNKNOWN = "not stated"
 _NOTE = (
-    "disk: parameters x 2 bytes; memory: an estimate of denoising with AdaSpa, without decoding, all parts on the GPU "
-    "and with --offload model"
+    "disk: parameters x 2 bytes; memory: estimated peak of denoising with the default method, without decoding, for "
+    "--offload none, model and group; of other settings: generate --plan"
 )
 
 
@@ -40,34 +42,44 @@ def models(
     Example: adaspa models hunyuan
     """
     from adaspa_cli.config.catalogue import catalogue, entry_of
+    from adaspa_cli.models.memory import memory_by_offload
 
     if name is not None:
-        _show_one(console, entry_of(name))
+        entry = entry_of(name)
+        _show_one(console, entry, memory_by_offload(name))
         return
-    entries = catalogue()
-    console.result([entry.as_json() for entry in entries], Group(_table(entries), Text(_NOTE)))
+    entries = [(entry, memory_by_offload(entry.name)) for entry in catalogue()]
+    data = [_as_json(entry, memory) for entry, memory in entries]
+    console.result(data, Group(_table(entries), Text(_NOTE)))
 
 
-def _table(entries: list[Entry]) -> Table:
+def _as_json(entry: Entry, memory: Mapping[str, Memory]) -> dict[str, Any]:
+    suffix = {offload: "" if offload == "none" else f"_offload_{offload}" for offload in memory}
+    return entry.as_json() | {
+        f"estimated_memory_bytes{suffix[offload]}": held.total for offload, held in memory.items()
+    }
+
+
+def _table(entries: Sequence[tuple[Entry, Mapping[str, Memory]]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("model", "pipeline", "checkpoint"):
         table.add_column(title, overflow="fold")
-    for title in ("disk", "tokens", "layers x heads", "memory", "offloaded"):
+    for title in ("disk", "tokens", "layers x heads", "memory: none", "model", "group"):
         table.add_column(title, justify="right")
     for title in ("licence", "gated"):
         table.add_column(title, overflow="fold")
-    for entry in entries:
+    for entry, memory in entries:
         card = entry.card
         table.add_row(
             *(entry.name, entry.pipeline.removesuffix("Pipeline"), entry.checkpoint),
             *(shown_bytes(entry.disk), f"{entry.tokens:,}", f"{entry.layers} x {entry.heads}"),
-            *(shown_bytes(entry.memory), shown_bytes(entry.memory_offloaded)),
+            *(shown_bytes(held.total) for held in memory.values()),
             *(_UNKNOWN if card is None else card.licence, _gated(entry)),
         )
     return table
 
 
-def _show_one(console: Console, entry: Entry) -> None:
+def _show_one(console: Console, entry: Entry, memory: Mapping[str, Memory]) -> None:
     from adaspa_cli.config.catalogue import vocabulary
 
     height, width, frames = entry.size
@@ -84,10 +96,11 @@ def _show_one(console: Console, entry: Entry) -> None:
         "attention": f"{entry.layers} layers of {entry.heads} heads of {entry.head_dim}",
         "parameters": ", ".join(f"{part} {_count(number * 1e9)}" for part, number in parts.items()) or _UNKNOWN,
         "size on disk": shown_bytes(entry.disk),
-        "GPU memory, estimated": shown_bytes(entry.memory),
-        "with --offload model": shown_bytes(entry.memory_offloaded),
+        "GPU memory, estimated": shown_bytes(memory["none"].total),
+        "with --offload model": shown_bytes(memory["model"].total),
+        "with --offload group": shown_bytes(memory["group"].total),
     }
-    data, known = entry.as_json(), vocabulary(entry)
+    data, known = _as_json(entry, memory), vocabulary(entry)
     if known is not None:
         data |= {"knows": known.knows, "trained": known.trained}
         lines |= {f"knows {kind}": ", ".join(words) for kind, words in known.knows.items()}

@@ -66,6 +66,11 @@ class Architecture:
         return heads if isinstance(heads, int) else None
 
     @property
+    def channels(self) -> int:
+        """Of a token between the layers; 0 where the configuration leaves them to diffusers."""
+        return (self.heads or 0) * int(self._transformer.get("attention_head_dim") or 0)
+
+    @property
     def size_rule(self) -> SizeRule:
         """The sizes of video that the model makes."""
         return self.facts.size_rule(self._transformer, self._vae)

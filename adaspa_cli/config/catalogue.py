@@ -20,11 +20,6 @@ from adaspa_cli.config.vocabulary import Vocabulary, vocabulary_of
 from adaspa_cli.errors import ConfigError, ModelError, nearest
 
 BYTES = 2  # of a parameter in bfloat16 or float16
-# Peak memory of denoising beside the weights, in tensors of the size of the hidden states: measured peaks of AdaSpa at
-# γ 0.8 (docs/performance.md) are 17.7 (HunyuanVideo) and 13.7 (CogVideoX1.5) of them.
-HIDDEN_STATES = 16
-# The same without masks and the LSE for a later search: dense peaks are 13.4 (HunyuanVideo) and 8.4 (CogVideoX1.5).
-DENSE_STATES = 11
 
 
 @dataclass(frozen=True)
@@ -56,9 +51,7 @@ class Entry:
         steps: denoising steps.
         grid: token grid of such a video: frames, rows, columns.
         layers: attention layers of all transformers.
-        transformers: how many.
         heads, head_dim: of a layer.
-        rows: videos in one call of the transformer: two where both branches of guidance go together.
     """
 
     name: str
@@ -70,10 +63,8 @@ class Entry:
     steps: int
     grid: tuple[int, int, int]
     layers: int
-    transformers: tuple[str, ...]
     heads: int
     head_dim: int
-    rows: int
 
     @property
     def tokens(self) -> int:
@@ -85,29 +76,7 @@ class Entry:
         """Bytes of the checkpoint: of the files that are here, else of its parameters."""
         if self.checkpoint == "bundled":
             return sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file())
-        return None if self.card is None else sum(self._weights().values())
-
-    @property
-    def working(self) -> int:
-        """Bytes that denoising takes beside the weights; an estimate."""
-        return HIDDEN_STATES * self.rows * self.tokens * self.heads * self.head_dim * BYTES
-
-    @property
-    def memory(self) -> int | None:
-        """Bytes of GPU memory with all parts on the GPU; an estimate of denoising, without decoding."""
-        return None if self.card is None else sum(self._weights().values()) + self.working
-
-    @property
-    def memory_offloaded(self) -> int | None:
-        """The same with ``--offload model``, which keeps one part at a time on the GPU."""
-        if self.card is None:
-            return None
-        weights = self._weights()
-        return max(size + (self.working if part in self.transformers else 0) for part, size in weights.items())
-
-    def _weights(self) -> dict[str, int]:
-        assert self.card is not None
-        return {part: round(billions * 1e9) * BYTES for part, billions in self.card.billions.items()}
+        return None if self.card is None else round(sum(self.card.billions.values()) * 1e9) * BYTES
 
     def as_json(self) -> dict[str, Any]:
         """Plain types; bytes as numbers."""
@@ -130,8 +99,6 @@ class Entry:
             "head_dim": self.head_dim,
             "billions": None if self.card is None else dict(self.card.billions),
             "disk_bytes": self.disk,
-            "estimated_memory_bytes": self.memory,
-            "estimated_memory_bytes_offload_model": self.memory_offloaded,
         }
 
 
@@ -169,10 +136,8 @@ def entry_of(name: str) -> Entry:
         steps=sampling.steps,
         grid=facts.video_grid(first, architecture.parts.get("vae", {}), sampling),
         layers=architecture.layers,
-        transformers=tuple(transformers),
         heads=int(first["num_attention_heads"]),
         head_dim=int(first["attention_head_dim"]),
-        rows=2 if facts.joins_branches and facts.guided(sampling) else 1,
     )
 
 

@@ -72,6 +72,9 @@ class FamilyFacts:
         call_arguments: the arguments of the pipeline's call that not every family has; raises ConfigError for
             settings that the family does not have.
         guided: whether a run has an unconditional branch beside the conditional one.
+        pass_states: peak memory of a pass beside weights and masks, in tensors of the size of the hidden states,
+            measured on a GPU with dense attention (docs/performance.md).
+        word_table: parameters of the text encoder's table of words.
         transformers: parts of the pipeline that are transformers, in the order in which a run uses them. All but the
             first may be absent. Layers are numbered on from one to the next.
         takes_last_image: whether a model takes the picture that a video ends with, of a family of which some do.
@@ -96,6 +99,8 @@ class FamilyFacts:
     token_grid: Callable[[Config, int, int, int], Grid]
     call_arguments: Callable[[SamplingConfig], dict[str, Any]]
     guided: Callable[[SamplingConfig], bool]
+    pass_states: float
+    word_table: int
     transformers: tuple[str, ...] = ("transformer",)
     joins_branches: bool = False
     joint_text: Callable[[str], int] = lambda _prompt: 0
@@ -307,6 +312,8 @@ def _hunyuan_video15(module: str, pipeline: str, preset: str, image_tokens: int 
         token_grid=_hunyuan_video15_grid,
         call_arguments=_hunyuan_video15_arguments,
         guided=lambda sampling: sampling.guidance_scale != 1,
+        pass_states=7.8,
+        word_table=152_064 * 3584,  # Qwen2.5-VL 7B
         asks_vae=True,
         joint_text=lambda prompt: image_tokens + text_tokens(prompt, 1000),
         **own,
@@ -325,6 +332,8 @@ _HUNYUAN_VIDEO = FamilyFacts(
     joint_text=lambda prompt: text_tokens(prompt, 256),
     call_arguments=_hunyuan_video_arguments,
     guided=lambda sampling: sampling.true_cfg_scale > 1,
+    pass_states=13.3,
+    word_table=128_320 * 4096,  # Llama 3 8B
 )
 _COGVIDEOX = FamilyFacts(
     module="adaspa_cli.models.families.cogvideox",
@@ -337,6 +346,8 @@ _COGVIDEOX = FamilyFacts(
     joint_text=lambda _prompt: 226,
     call_arguments=_cogvideox_arguments,
     guided=lambda sampling: sampling.guidance_scale > 1,
+    pass_states=8.4,
+    word_table=32_128 * 4096,  # T5 XXL
     joins_branches=True,
     variants=("CogVideoXVideoToVideoPipeline",),
 )
@@ -352,6 +363,8 @@ _WAN = FamilyFacts(
     token_grid=_wan_grid,
     call_arguments=_wan_arguments,
     guided=lambda sampling: sampling.guidance_scale > 1,
+    pass_states=7.4,
+    word_table=256_384 * 4096,  # UMT5 XXL
     transformers=("transformer", "transformer_2"),
 )
 

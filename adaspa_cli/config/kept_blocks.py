@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+LEAST_SHARE, MOST_TIMES = 4, 4  # of the base count, in a layer's budget
 Candidates = tuple[int, ...]  # kept video blocks of a row: base, or fewest, base, most
 
 
@@ -17,6 +18,19 @@ def candidate_counts(sparsity: float, video_blocks: int, *, head_adaptive: bool)
         return (base,)
     fewest = kept_blocks((1 + sparsity) / 2, video_blocks)
     return fewest, base, kept_blocks(max(0.0, (3 * sparsity - 1) / 2), video_blocks)
+
+
+def row_bounds(base: int, video_blocks: int, budget: str) -> tuple[int, int]:
+    """The fewest and the most video blocks that a row may keep, where ``base`` is their mean."""
+    if budget != "layer":
+        return base, base
+    return -(-base // LEAST_SHARE), min(video_blocks, MOST_TIMES * base)
+
+
+def longest_row(sparsity: float, video_blocks: int, budget: str) -> int:
+    """The most video blocks that a row of a mask may keep."""
+    candidates = candidate_counts(sparsity, video_blocks, head_adaptive=budget == "head-adaptive")
+    return max(candidates[-1], row_bounds(kept_blocks(sparsity, video_blocks), video_blocks, budget)[1])
 
 
 def most_needed(sparsity: float, blocks: int, head_adaptive: bool) -> int:

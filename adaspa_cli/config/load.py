@@ -5,6 +5,8 @@ Later wins: defaults < method preset < model preset < ``--config FILE`` < flags.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,12 +108,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"cannot read {path}: {reason}") from error
-    content = parse_yaml(text, str(path))
+    content = copy.deepcopy(_parsed(text, str(path)))
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, not a {type(content).__name__}")
     return {str(key): value for key, value in content.items()}
+
+
+_parsed = functools.lru_cache(maxsize=64)(parse_yaml)  # each preset once in a process that asks for all of them
 
 
 def check_values(values: Mapping[str, Any], origin: str) -> dict[str, Any]:

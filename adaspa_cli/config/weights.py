@@ -80,10 +80,18 @@ def held_weights(parts: Mapping[str, int], offload: str, architecture: Architect
     return 2 * max(transformers, default=0) // layers  # about a block at work, and the next one on its way
 
 
-def largest_alone(parts: Mapping[str, int], offload: str, architecture: Architecture) -> int:
-    """Bytes of the largest other part, where whole parts take turns on the device."""
-    others = [size for part, size in parts.items() if part not in architecture.transformers]
-    return max(others, default=0) if offload == "model" else 0
+def largest_alone(parts: Mapping[str, int], offload: str, architecture: Architecture, itemsize: int = BYTES) -> int:
+    """Bytes of what is largest on the device while no transformer is: of the other parts, where whole parts take
+    turns; where layers do, the text encoder's table of words, which is the largest of them all."""
+    others = {part: size for part, size in parts.items() if part not in architecture.transformers}
+    if offload == "group":
+        return min(architecture.facts.word_table * itemsize, others.get("text_encoder", 0))
+    return max(others.values(), default=0) if offload == "model" else 0
+
+
+def fp8_copies(parts: Mapping[str, int], architecture: Architecture, itemsize: int) -> int:
+    """Bytes that ``--linear fp8`` adds: a byte a weight, where nearly all weights of the transformers are linear."""
+    return sum(parts.get(name, 0) for name in architecture.transformers) // itemsize
 
 
 def check_weights_fit(model: ModelConfig, kind: str, memory: int | None) -> None:

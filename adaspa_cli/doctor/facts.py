@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -125,14 +126,13 @@ class Ffmpeg:
 
 @dataclass(frozen=True)
 class Model:
-    """The requested model; bytes are estimates, None where nothing tells."""
+    """The requested model; bytes are estimates, those of memory by ``--offload``; None where nothing tells."""
 
     name: str
     checkpoint: str
     gated: bool
     disk: int | None
-    memory: int | None
-    memory_offloaded: int | None
+    memory: Mapping[str, int | None]
 
 
 @dataclass(frozen=True)

@@ -217,16 +217,18 @@ def _fit(facts: Facts, model: Model) -> Iterator[Finding]:
             )
         return
     number = int((facts.probed.device or "").partition(":")[2] or 0)  # "cuda" is the first GPU
-    if model.memory is None or number >= len(gpus):
+    whole = model.memory["none"]
+    if whole is None or number >= len(gpus):
         return
     free = gpus[number].free
-    need = f"about {size(model.memory)} of GPU memory at its own size, and {size(free)} are free"
-    if model.memory <= free:
+    need = f"about {size(whole)} of GPU memory at its own size, and {size(free)} are free"
+    fitting = next((offload for offload, held in model.memory.items() if held is not None and held <= free), None)
+    if fitting == "none":
         yield Finding("models", "ok", name, f"takes {need}")
-    elif model.memory_offloaded is not None and model.memory_offloaded <= free:
-        yield Finding("models", "note", name, f"takes {need}", "--offload model")
+    elif fitting is not None:
+        yield Finding("models", "note", name, f"takes {need}", f"--offload {fitting}")
     else:
-        mend = "--offload group, a smaller video, or --weights-dtype: docs/low-memory.md"
+        mend = "--offload group with a smaller video, or --weights-dtype: docs/low-memory.md"
         yield Finding("models", "problem", name, f"takes {need}", mend)
 
 

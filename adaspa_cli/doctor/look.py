@@ -18,6 +18,7 @@ from adaspa_cli.doctor.probe import probe
 from adaspa_cli.doctor.requirements import extras, libraries
 from adaspa_cli.errors import OutputError, shortened
 from adaspa_cli.files.folders import check_folder
+from adaspa_cli.models.memory import memory_by_offload
 
 _ENCODERS = ("libx264", "libx264rgb")  # that videos, and frames kept bit by bit, are written with
 
@@ -52,7 +53,8 @@ def look(out: str, device: str) -> Facts:
 def model_facts(entry: Entry) -> Model:
     """What a model needs from a machine."""
     gated = entry.card is not None and entry.card.gated
-    return Model(entry.name, entry.checkpoint, gated, entry.disk, entry.memory, entry.memory_offloaded)
+    memory = {offload: held.total for offload, held in memory_by_offload(entry.name).items()}
+    return Model(entry.name, entry.checkpoint, gated, entry.disk, memory)
 
 
 def look_at_folder(path: str) -> Folder:

@@ -12,7 +12,6 @@ from adaspa_cli.attention import TokenLayout, resolve
 from adaspa_cli.config import GenerateConfig
 from adaspa_cli.config.architecture import Architecture, architecture_of
 from adaspa_cli.config.devices import check_offload
-from adaspa_cli.config.weights import held_weights, largest_alone, part_bytes
 from adaspa_cli.forecast import memory
 from adaspa_cli.forecast.calibration import Rates, Sample, calibrate
 from adaspa_cli.forecast.duration import ModelWork, StepTime, step_times
@@ -24,6 +23,7 @@ from adaspa_cli.masks import MaskPolicy
 from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.masks.plan import Attention, MaskSource
 from adaspa_cli.models.loading import choose_device, choose_dtype
+from adaspa_cli.models.memory import estimate_memory, token_layout
 from adaspa_cli.models.registry import heavy
 
 Calibrate = Callable[[Sample], Rates]
@@ -140,7 +140,10 @@ def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate 
     device = choose_device(config.model.device)
     check_offload(config.model.offload, device.type)
     dtype = choose_dtype(config.model.dtype, device)
-    layout = token_layout(config, architecture, prompts[0] if prompts else "")
+    prompt = prompts[0] if prompts else ""
+    layout = token_layout(config, architecture, prompt)
+    held = estimate_memory(config, architecture, prompt, dtype.itemsize)
+    available, total = memory.device_memory(device)
     steps, policy = _plan(config, architecture, layout)
     work = _work(config, architecture, layout)
     unknown = _unpredicted(config)
@@ -157,17 +160,10 @@ def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate 
         steps=steps,
         rates=rates,
         times=[] if rates is None else step_times(steps, work, rates),
-        memory=_memory(config, architecture, work, steps, policy, device, dtype),
+        memory=memory.MemoryForecast(held.weights, held.activations, held.masks, held.alone, available, total),
         videos=max(1, len(prompts)) * len(config.sampling.seed),
         notes=[*([f"time not predicted: {unknown}"] if unknown else []), *_notes(config)],
     )
-
-
-def token_layout(config: GenerateConfig, architecture: Architecture, prompt: str) -> TokenLayout:
-    """The token sequence of a video; the number of text tokens is about that of a prompt with so many words."""
-    facts, order = architecture.facts, config.method.order
-    grid = architecture.video_grid(config.sampling)
-    return TokenLayout(*grid, facts.joint_text(prompt), "first" if facts.joins_branches else "last", order)
 
 
 def _plan(
@@ -224,30 +220,6 @@ def _sample(
         sparse_step=middle,
         searches=bool(sources & searches),
         estimates=MaskSource.ESTIMATE in sources,
-    )
-
-
-def _memory(
-    config: GenerateConfig,
-    architecture: Architecture,
-    work: ModelWork,
-    steps: Sequence[PlannedStep],
-    policy: MaskPolicy,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> memory.MemoryForecast:
-    offload = config.model.offload
-    parts = part_bytes(config.model, architecture, dtype.itemsize, decodes=config.decodes)
-    rows = work.branches if architecture.facts.joins_branches else 1
-    branches = 1 if work.shares_masks else work.branches
-    available, total = memory.device_memory(device)
-    return memory.MemoryForecast(
-        weights=None if parts is None else held_weights(parts, offload, architecture),
-        activations=memory.activation_bytes(work.layout, work.heads * work.head_dim, rows, dtype),
-        masks=memory.mask_bytes(steps, policy, work.layout, work.heads, max(work.layers), branches),
-        alone=largest_alone(parts or {}, offload, architecture),
-        available=available,
-        device_total=total,
     )
 
 

@@ -24,14 +24,12 @@ from torch import Tensor
 from adaspa_cli.attention import BlockMask, TokenLayout
 from adaspa_cli.attention.block_mask import index_dtype
 from adaspa_cli.attention.layout import ceil_div
-from adaspa_cli.config.kept_blocks import candidate_counts, kept_blocks
+from adaspa_cli.config.kept_blocks import candidate_counts, kept_blocks, longest_row, row_bounds
 from adaspa_cli.config.names import BUDGETS
 from adaspa_cli.distributed.heads import ALL_HEADS, Heads
 from adaspa_cli.masks.packing import full_mask, pack_lists
 from adaspa_cli.masks.policy import FoundMask
 from adaspa_cli.masks.selection import adapt_counts, heaviest, kernels_take
-
-LEAST_SHARE, MOST_TIMES = 4, 4  # of the base count, in a layer's budget
 
 _INFINITY_BITS = 0x7F800000  # of float32
 _KERNEL_TRIES = 15  # eight looks at all scores instead of 31
@@ -76,11 +74,6 @@ def select_by_score(
     return _by_kernels(block_sums, scores, layout, block_size, base, budget, among)
 
 
-def _bounds(base: int, columns: int, budget: str) -> tuple[int, int]:
-    """The fewest and the most video blocks that a row may keep."""
-    return (ceil_div(base, LEAST_SHARE), min(columns, MOST_TIMES * base)) if budget == "layer" else (base, base)
-
-
 def _by_sorting(
     block_sums: Tensor,
     scores: Tensor,
@@ -95,8 +88,8 @@ def _by_sorting(
     video, video_scores = (x[:, rows.start : rows.stop, columns.start : columns.stop] for x in (block_sums, scores))
     base = kept_blocks(sparsity, len(columns))
     candidates = candidate_counts(sparsity, len(columns), head_adaptive=budget == "head-adaptive")
-    least, most = _bounds(base, len(columns), budget)
-    most = max(most, candidates[-1])
+    least, _ = row_bounds(base, len(columns), budget)
+    most = longest_row(sparsity, len(columns), budget)
     score, position = heaviest(video_scores, most)  # [H, R, K]
     mass = video.gather(-1, position)
     total = block_sums.sum((-1, -2))
@@ -132,7 +125,7 @@ def _by_kernels(
     from adaspa_kernels.selection import WeighedRows
 
     rows, columns = layout.video_blocks(block_size[0]), layout.video_blocks(block_size[1])
-    least, most = _bounds(base, len(columns), budget)
+    least, most = row_bounds(base, len(columns), budget)
     by_row = adaspa_kernels.weigh_rows(scores[None], rows, columns, (least, base, most))
     threshold, ties = by_row.threshold[-1], by_row.ties[-1]  # [1, H, Nq]
     video = slice(rows.start, rows.stop)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adaspa_cli.attention import BlockMask, TokenLayout
-from adaspa_cli.attention.layout import WORD_BITS, ceil_div
+from adaspa_cli.attention.mask_size import packs
 from adaspa_cli.distributed.heads import Heads
 from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.transfer import OnItsWay
@@ -16,9 +16,6 @@ from adaspa_cli.masks import Call, FoundMask
 from adaspa_cli.masks.plan import MaskSource
 
 Key = tuple[int, str, int]  # layer, branch, sample
-
-LEAST_PACKED = 16_000_000  # bytes of a mask's lists
-PACKED_TIMES = 4  # lists of 16 bits over one bit a block: where a row may keep a quarter of the blocks and more
 
 
 @dataclass
@@ -47,10 +44,9 @@ class KnownMask:
     width: int = 0
 
     def pack(self) -> None:
-        """Keep a large mask as bits, if its lists take more than ``PACKED_TIMES`` their memory."""
+        """Keep a large mask as bits, where they take so much less memory (:mod:`adaspa_cli.attention.mask_size`)."""
         mask = self.found.mask
-        words = mask.counts.numel() * ceil_div(mask.key_blocks, WORD_BITS) * 4
-        if mask.nbytes < LEAST_PACKED or mask.nbytes <= PACKED_TIMES * words:
+        if not packs(mask.counts.numel(), mask.indices.shape[-1], mask.key_blocks):
             return
         self.bits, self.width = mask.to_bits(), mask.indices.shape[-1]
         empty = BlockMask(mask.counts, mask.indices.new_zeros(*mask.counts.shape, 0), mask.key_blocks, mask.block_size)

@@ -17,6 +17,7 @@ from adaspa_cli.config.ramp import SparsityRamp
 from adaspa_cli.config.schema import MethodConfig, SamplingConfig
 from adaspa_cli.config.vocabulary import Vocabulary, vocabulary_of
 from adaspa_cli.errors import AdaspaError
+from adaspa_cli.models.memory import memory_by_offload
 from adaspa_cli.report.words import span
 
 DENSE = "full"
@@ -190,7 +191,8 @@ def _about(model: str) -> str:
 
 
 def _costs(entry: Entry) -> list[str]:
-    costs = [f"needs about {entry.memory / 1e9:.0f} GB of GPU memory"] if entry.memory is not None else []
+    memory = memory_by_offload(entry.name)["none"].total
+    costs = [f"needs about {memory / 1e9:.0f} GB of GPU memory"] if memory is not None else []
     return [entry.card.licence, *costs] if entry.card is not None else costs
 
 

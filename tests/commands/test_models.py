@@ -26,6 +26,15 @@ def test_the_table_has_every_preset() -> None:
     assert [entry["name"] for entry in json.loads(call("--json"))] == preset_names("models")
 
 
+def test_memory_is_shown_for_every_offload_mode() -> None:
+    entry = json.loads(call("hunyuan", "--json"))
+    sizes = [entry[f"estimated_memory_bytes{suffix}"] for suffix in ("", "_offload_model", "_offload_group")]
+    assert sizes == sorted(sizes, reverse=True)
+    shown = " ".join(call("hunyuan").split())
+    for offload, size in zip(("model", "group"), sizes[1:], strict=True):
+        assert f"with --offload {offload} {size / 1e9:.1f} GB" in shown
+
+
 def test_one_model_in_detail() -> None:
     shown = " ".join(call("wan2.2-a14b").split())
     assert "tokens 75,600 (21 x 45 x 80)" in shown

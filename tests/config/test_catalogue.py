@@ -41,7 +41,6 @@ def test_a_preset_has_all_facts(name: str) -> None:
     facts = entry_of(name).as_json()
     assert [key for key, value in facts.items() if value is None] == []
     assert facts["disk_bytes"] > 0
-    assert facts["estimated_memory_bytes"] > facts["estimated_memory_bytes_offload_model"] > 0
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names("models") if name != "tiny"])
@@ -115,6 +114,10 @@ def test_parameters_are_those_of_the_encoders() -> None:
         counted[name] = pytest.approx(count / 1e9, rel=0.02)
     for preset, names in ENCODERS.items():
         assert on_card(preset) == tuple(counted[name] for name in names), preset
+        config: Any = encoders()[str(names[0])][1]
+        of_text = config.text_config if isinstance(config, LlavaConfig) else config
+        table = of_text.vocab_size * of_text.hidden_size
+        assert architecture_of(resolve({"model": preset}).config.model).facts.word_table == table, preset
     known = {on_card(preset) for preset in ENCODERS}
     assert {on_card(preset) for preset in preset_names("models") if preset != "tiny"} == known
 
@@ -131,25 +134,17 @@ def test_parameters_of_the_bundled_model_are_those_of_its_files() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens", "layers", "heads", "measured"),
+    ("name", "tokens", "layers", "heads"),
     [
-        ("hunyuan", 118_800, 60, 24, 39.0),
-        ("cogvideox", 85_680, 42, 48, 26.0),
-        ("wan2.2-a14b", 75_600, 80, 40, None),
-        ("wan2.1-1.3b", 32_760, 30, 12, None),
+        ("hunyuan", 118_800, 60, 24),
+        ("cogvideox", 85_680, 42, 48),
+        ("wan2.2-a14b", 75_600, 80, 40),
+        ("wan2.1-1.3b", 32_760, 30, 12),
     ],
 )
-def test_figures_are_those_of_known_runs(
-    name: str, tokens: int, layers: int, heads: int, measured: float | None
-) -> None:
-    """``measured``: GB of AdaSpa's peak without text encoders, docs/performance.md."""
+def test_figures_are_those_of_known_runs(name: str, tokens: int, layers: int, heads: int) -> None:
     entry = entry_of(name)
     assert (entry.tokens, entry.layers, entry.heads) == (tokens, layers, heads)
-    if measured is not None:
-        assert entry.card is not None
-        assert entry.memory is not None
-        encoders = sum(number for part, number in entry.card.billions.items() if part.startswith("text")) * 2
-        assert entry.memory / 1e9 - encoders == pytest.approx(measured, rel=0.1)
 
 
 def test_an_unknown_model_is_refused() -> None:

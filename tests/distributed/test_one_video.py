@@ -147,10 +147,10 @@ def test_heads_move_to_where_they_cost_the_same(tmp_path: Path) -> None:
 
 
 def test_masks_are_kept_as_bits_where_that_is_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adaspa_cli.sampling import mask_memory
+    from adaspa_cli.attention import mask_size
 
-    monkeypatch.setattr(mask_memory, "LEAST_PACKED", 0)
-    monkeypatch.setattr(mask_memory, "PACKED_TIMES", 0)
+    monkeypatch.setattr(mask_size, "LEAST_PACKED", 0)
+    monkeypatch.setattr(mask_size, "PACKED_TIMES", 0)
     test_it_is_that_of_one_process(*CASES["uneven tokens, four heads on three"], tmp_path)
 
 

@@ -41,7 +41,8 @@ SERVER = dataclasses.replace(
         kernels=(Kernels("triton", "hopper"), Kernels("cpu", problem="cannot run on cuda", unusable=True)),
     ),
 )
-HUNYUAN = Model("hunyuan", "org/HunyuanVideo", False, 42_000_000_000, 54_000_000_000, 40_000_000_000)
+MEMORY = {"none": 54_000_000_000, "model": 40_000_000_000, "group": 13_000_000_000}
+HUNYUAN = Model("hunyuan", "org/HunyuanVideo", False, 42_000_000_000, MEMORY)
 
 
 def changed(facts: Facts, **values: Any) -> Facts:
@@ -129,8 +130,9 @@ def test_disk_and_ffmpeg() -> None:
 
 def test_a_model_fits_or_does_not() -> None:
     assert problems(SERVER, model=HUNYUAN) == []
-    small = changed(SERVER, probed_gpus=(dataclasses.replace(H100, free=45_000_000_000),))
-    assert [one.mend for one in judge(small, Asked(model=HUNYUAN)) if one.name == "hunyuan"][-1] == "--offload model"
+    for free, mend in ((45_000_000_000, "--offload model"), (24_000_000_000, "--offload group")):
+        small = changed(SERVER, probed_gpus=(dataclasses.replace(H100, free=free),))
+        assert [one.mend for one in judge(small, Asked(model=HUNYUAN)) if one.name == "hunyuan"][-1] == mend
     tiny = changed(SERVER, probed_gpus=(dataclasses.replace(H100, free=8_000_000_000),))
     assert [found.name for found in problems(tiny, model=HUNYUAN)] == ["hunyuan"]
     assert [found.name for found in problems(LAPTOP, model=HUNYUAN)] == ["hunyuan"]

@@ -35,22 +35,6 @@ def test_hunyuan_at_its_full_size() -> None:
     assert found["estimated_seconds"]["denoising"] == pytest.approx(sum(times))
 
 
-@pytest.mark.parametrize(
-    ("flags", "measured"),
-    [
-        ({"model": "hunyuan", "method": "full"}, 35.4),
-        ({"model": "hunyuan", "method": "adaspa", "sparsity": 0.8}, 39.0),
-        ({"model": "cogvideox", "method": "full"}, 19.9),
-        ({"model": "cogvideox", "method": "adaspa", "sparsity": 0.8}, 26.0),
-    ],
-)
-def test_memory_is_near_what_was_measured(flags: dict[str, Any], measured: float) -> None:
-    """Gigabytes of docs/performance.md, with random weights: no text encoders, no VAE."""
-    held = run(random_weights=True, **flags).memory
-    assert held.total is not None
-    assert held.total / 1e9 == pytest.approx(measured, rel=0.15)
-
-
 def test_offloading_leaves_the_transformer_or_a_part_of_it() -> None:
     from adaspa_cli.config.architecture import architecture_of
 
@@ -72,7 +56,7 @@ def test_a_text_encoder_that_is_larger_than_the_rest_is_the_peak() -> None:
     parts = part_bytes(model.model, architecture)
     assert parts is not None
     alone = [largest_alone(parts, offload, architecture) for offload in ("none", "model", "group")]
-    assert alone == [0, parts["text_encoder"], 0]
+    assert alone == [0, parts["text_encoder"], 256_384 * 4096 * 2]
     held = held_weights(parts, "model", architecture)
     assert memory.MemoryForecast(held, 1000, 0, alone[1], None, None).total == parts["text_encoder"]
 

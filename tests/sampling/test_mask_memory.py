@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from adaspa_cli.attention import BlockMask, TokenLayout
+from adaspa_cli.attention import BlockMask, TokenLayout, mask_size
 from adaspa_cli.masks import Call, FoundMask
 from adaspa_cli.masks.plan import MaskSource
-from adaspa_cli.sampling import mask_memory
 from adaspa_cli.sampling.mask_memory import KnownMask, MaskMemory
 from tests.sampling.test_compensation import plus
 from tests.sampling.test_engine import Run
@@ -25,7 +24,7 @@ def test_the_lists_come_back() -> None:
     memory, entry = MaskMemory(), known(0.5)
     before = entry.found.mask
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mask_memory, "LEAST_PACKED", 0)
+        patch.setattr(mask_size, "LEAST_PACKED", 0)
         memory.keep(Call(0, 0, "cond", 0, LAYOUT), entry)
     assert entry.bits is not None
     assert entry.found.mask.indices.numel() == 0
@@ -46,8 +45,8 @@ def test_small_masks_and_short_lists_are_kept_as_they_are() -> None:
 def test_a_run_is_the_same(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = []
     for least in (1 << 40, 0):
-        monkeypatch.setattr(mask_memory, "LEAST_PACKED", least)
-        monkeypatch.setattr(mask_memory, "PACKED_TIMES", 0)
+        monkeypatch.setattr(mask_size, "LEAST_PACKED", least)
+        monkeypatch.setattr(mask_size, "PACKED_TIMES", 0)
         run = Run(plus(0, 2, fresh_lse=False), share_cfg_masks=shared)
         outputs.append(run.steps(4))
         if least == 0:
