@@ -161,9 +161,9 @@ def _say_schedule(console: Console, resolved: Resolved) -> None:
                 shown = ", ".join(map(str, planned))
                 goes = "rises" if list(sparsity) == sorted(sparsity) else "changes"
                 ramp = f"its sparsity {goes} from {sparsity[0]:g} to {sparsity[-1]:g}"
-                console.note(f"{method.method} searches at steps {shown}: {ramp}")
+                console.note(f"{method.method} searches at steps {shown} (of 0 to {steps - 1}): {ramp}")
             else:
-                console.note(f"search steps {asked} scaled to {planned}, for {steps} steps")
+                console.note(f"search steps {asked} scaled to {planned}, of steps 0 to {steps - 1}")
 
 
 def _run(own: Member, resolved: Resolved, prompts: list[str], shard: Shard | None) -> None:

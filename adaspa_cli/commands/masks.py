@@ -202,7 +202,7 @@ def _facts(data: dict[str, Any]) -> Table:
         "method": f"{method['algorithm']}, sparsity {method['sparsity']:g}, blocks of {data['block_size']}, "
         f"head-adaptive: {'yes' if method['head_adaptive'] else 'no'}",
         "chosen by": method["selection"] + (", one budget for a layer" if method["layer_budget"] else ""),
-        "searched": f"at steps {', '.join(map(str, data['search_steps']))} of {data['steps']}, "
+        "searched": f"at steps {', '.join(map(str, data['search_steps']))} (of 0 to {data['steps'] - 1}), "
         f"prompts: {len(data['prompts'])}, seeds: {', '.join(map(str, data['seeds']))}",
         "ranking": ranked,
         "block sums": "kept" if data["keeps_sums"] else "not kept",

@@ -190,7 +190,11 @@ SPARSITY = _flag(
     metavar="SPARSITY",
 )
 SEARCH_STEPS = _flag(
-    "--search-steps", str, METHOD, "Denoising steps at which masks are searched, for example 10,30.", metavar="STEPS"
+    "--search-steps",
+    str,
+    METHOD,
+    "Denoising steps at which masks are searched, numbered from 0, for example 10,30.",
+    metavar="STEPS",
 )  # read by Given
 BLOCK_SIZE = _flag("--block-size", int, METHOD, "Tokens per block.")
 HEAD_ADAPTIVE = _flag(

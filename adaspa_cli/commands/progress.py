@@ -58,7 +58,7 @@ class ProgressObserver:
         if self._clock() - self._said >= _EVERY:
             (task,) = self._progress.tasks
             left = "" if task.time_remaining is None else f", {timedelta(seconds=int(task.time_remaining))} left"
-            self._line(f"{self._place}step {int(task.completed)} of {int(task.total or 0)}{left}")
+            self._line(f"{self._place}{int(task.completed)} of {int(task.total or 0)} steps{left}")
 
     def decoding(self) -> None:
         interrupts.check()

@@ -159,7 +159,7 @@ def _run(own: Member, resolved: Resolved, searched: SearchOptions, prompts: list
     }
     line = (
         f"{data['bytes'] / 1e6:.2f} MB: {facts.layers} layers, {facts.heads} heads, steps "
-        f"{', '.join(map(str, facts.search_steps))} of {facts.steps}, density {data['density']:.1%}, "
+        f"{', '.join(map(str, facts.search_steps))} (of 0 to {facts.steps - 1}), density {data['density']:.1%}, "
         f"mean recall {data['recall']:.1%}"
     )
     console.result(data, Group(Text(str(searched.out), no_wrap=True, overflow="ignore"), Text(line)))

@@ -53,7 +53,7 @@ def visualize(
             "--at-steps",
             rich_help_panel=_LOOK,
             metavar="STEPS",
-            help="Denoising steps, for example 0,2,13, or all. (default: first, search steps, last)",
+            help="Denoising steps, numbered from 0, for example 0,2,13, or all. (default: first, search steps, last)",
         ),
     ] = None,
     query: Annotated[
@@ -160,7 +160,7 @@ def _steps(text: str | None, resolved: Resolved) -> tuple[int, ...]:
     if chosen is None:
         return tuple(sorted({0, *resolved.config.method.searching.schedule(count), count - 1}))
     if chosen[-1] >= count:
-        raise ConfigError(f"there is no step {chosen[-1]} of {count}", hint=f"steps are 0 to {count - 1}")
+        raise ConfigError(f"there is no step {chosen[-1]}", hint=f"steps are 0 to {count - 1}")
     return chosen
 
 

@@ -166,7 +166,7 @@ class StepClock:
         self._called = True
         if self.first + self.step not in places:
             raise RunError(
-                f"the transformer was called outside step {self.step + 1} of {steps}, which the run that adaspa "
+                f"the transformer was called outside step {self.step} (of 0 to {steps - 1}), which the run that adaspa "
                 "follows is at: by another pipeline, or by hand",
                 hint="call that pipeline, or remove() the handle before others use its transformer",
             )

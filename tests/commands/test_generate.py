@@ -240,7 +240,7 @@ def test_the_method_is_adaspa_plus_unless_masks_or_a_method_are_named(tmp_path: 
 
 def test_a_scaled_schedule_is_told(run: Any) -> None:
     result = run(search_steps=None)
-    assert "search steps [10, 30] scaled to [0, 2], for 4 steps" in result.stderr
+    assert "search steps [10, 30] scaled to [0, 2], of steps 0 to 3" in result.stderr
 
 
 def test_search_steps_do_not_matter_to_dense_attention(run: Any) -> None:

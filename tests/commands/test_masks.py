@@ -74,7 +74,7 @@ def test_search_then_generate(search: Any, generate: Any, tmp_path: Path) -> Non
     result = search()
     assert result.exit_code == 0, result.output
     assert str(file) in result.stdout
-    assert "4 layers, 2 heads, steps 1, 3 of 4" in result.stdout
+    assert "4 layers, 2 heads, steps 1, 3 (of 0 to 3)" in result.stdout
     assert "the masks will take about" in result.stderr
     made = generate("--masks", str(file), "--masks-from-start", "--json")
     assert made.exit_code == 0, made.output

@@ -36,9 +36,9 @@ def test_without_a_terminal_there_is_a_line_a_video_and_one_now_and_then(capsys:
     assert lines[:2] == ["loading tiny", "attention backend: cpu"]
     assert [line.partition(",")[0].partition(" x")[0] for line in lines[2:]] == [
         "[1/2] a red circle moves left",
-        "[1/2] step 2 of 6",
+        "[1/2] 2 of 6 steps",
         "[2/2] a red circle moves left",
-        "[2/2] step 5 of 6",
+        "[2/2] 5 of 6 steps",
     ]
     assert all(line.endswith(" left") for line in lines if "step" in line)
     assert max(map(len, lines)) < 110

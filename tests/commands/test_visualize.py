@@ -75,7 +75,7 @@ def test_json_names_the_files(run: Any) -> None:
     [
         (("--at-layers", "4"), "no layer 4"),
         (("--at-heads", "7"), "no head 7"),
-        (("--at-steps", "4"), "there is no step 4 of 4"),
+        (("--at-steps", "4"), "there is no step 4"),
         (("--at-steps", "1,x"), "--at-steps takes comma-separated whole numbers .*, got '1,x'"),
         (("--at-layers", ""), "--at-layers takes comma-separated whole numbers"),
         (("--at-heads", "-1"), "--at-heads takes comma-separated whole numbers"),

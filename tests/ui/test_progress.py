@@ -44,7 +44,7 @@ def test_the_panel_has_a_cell_for_each_step() -> None:
     progress.phase("sparse")
     progress.note("tiny doesn't know: <zebra>")
     shown = progress_panel(progress)
-    assert "step 3 of 4</b> sparse" in shown
+    assert "<b>2 of 4 steps</b>, now sparse" in shown
     assert shown.count("<i") == 4 + 2  # of the steps, and of the legend
     assert 'title="step 1: search"' in shown
     assert "&lt;zebra&gt;" in shown
