@@ -64,6 +64,13 @@ class ProgressObserver:
         interrupts.check()
         self._progress.update(self._task, phase="decoding")
 
+    def comparing(self, done: int, frames: int) -> None:
+        interrupts.check()
+        share = f"{done / frames:.0%}" if frames else ""
+        self._progress.update(self._task, phase=f"compared {share}")
+        if self._clock() - self._said >= _EVERY:
+            self._line(f"{self._place}compared {share} of the frames with the other video")
+
     def skipped(self, video: Path) -> None:
         self._console.note(f"already complete: {video}")
 

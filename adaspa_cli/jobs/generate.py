@@ -24,6 +24,7 @@ from adaspa_cli.jobs.write import Made, write_result
 from adaspa_cli.maskfiles.check import check_name, open_masks
 from adaspa_cli.models.fp8_linear import check_fp8
 from adaspa_cli.models.loading import choose_device, load_pipeline
+from adaspa_cli.quality.by_frame import Comparing, silent
 from adaspa_cli.report.schema import read_report
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, Session, session
@@ -42,6 +43,7 @@ class JobObserver(Observer, Protocol):
 
     def skipped(self, video: Path) -> None: ...
     def elsewhere(self, video: Path) -> None: ...
+    def comparing(self, done: int, frames: int) -> None: ...
 
 
 def generate(
@@ -95,7 +97,7 @@ def generate(
                     job = jobs[number]
                     observer.video(len(made), job.prompt, job.seed)
                     made.add(number)
-                    yield make(at_work, job, claimed)
+                    yield make(at_work, job, claimed, observer.comparing)
             world.tell(None)
     if len(made) < len(todo):
         now = _own(plan(resolved, prompts), shard)
@@ -161,8 +163,11 @@ def in_turn(
         left = passed
 
 
-def make(at_work: Session, job: Job, claimed: ClaimedPlace) -> Made:
+def make(at_work: Session, job: Job, claimed: ClaimedPlace, comparing: Comparing = silent) -> Made:
     """Make one video, and write it and its report.
+
+    Args:
+        comparing: see :func:`~adaspa_cli.jobs.write.write_result`.
 
     Raises:
         AdaspaError: see :meth:`~adaspa_cli.sampling.run.Session.run`.
@@ -171,8 +176,8 @@ def make(at_work: Session, job: Job, claimed: ClaimedPlace) -> Made:
     """
     result = at_work.run(job.prompt, job.seed)
     if claimed.is_free():
-        return write_result(result, job, claimed)
+        return write_result(result, job, claimed, comparing)
     other = claim(job, resume=False)  # a program that heeds no claims took the name: what was computed is not lost
     assert other is not None
     with other:
-        return write_result(result, job, other)
+        return write_result(result, job, other, comparing)

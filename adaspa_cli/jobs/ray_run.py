@@ -200,7 +200,7 @@ def _dispatch(pool: _Pool, todo: Sequence[Job], resolved: Resolved, observer: Ra
                     again.append(task)
                     continue
                 pool.idle.append(worker)
-                yield write_files(sent.report, sent.files, task.job, task.claimed)
+                yield write_files(sent.report, sent.files, task.job, task.claimed, observer.comparing)
                 task.claimed.give_back()
                 for step in range(resolved.config.sampling.steps):
                     observer.step_done(step)

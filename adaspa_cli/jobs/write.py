@@ -17,6 +17,7 @@ from adaspa_cli.files.videos import write_lossless, write_video
 from adaspa_cli.files.whole import cannot_write, whole_file, write_json, write_text
 from adaspa_cli.jobs.places import ClaimedPlace, latents_path, lossless_path, page_path, report_path
 from adaspa_cli.jobs.plan import Job
+from adaspa_cli.quality.by_frame import Comparing, silent
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.difference import measure_difference
 from adaspa_cli.report.latency import latency_report
@@ -50,23 +51,29 @@ class Made:
         return latents_path(self.place) if self.report.latents else report_path(self.place)
 
 
-def write_result(result: RunResult, job: Job, claimed: ClaimedPlace) -> Made:
+def write_result(result: RunResult, job: Job, claimed: ClaimedPlace, comparing: Comparing = silent) -> Made:
     """Write the files of a video; after an error none of them is left.
+
+    Args:
+        comparing: what it raises ends the writing.
 
     Raises:
         OutputError: a file cannot be written.
         DiskFullError: the disk is full.
     """
     with _all_or_none(claimed) as written:
-        return Made(_write(result, job, claimed.video, written), claimed.video)
+        return Made(_write(result, job, claimed.video, written, comparing), claimed.video)
 
 
-def write_files(report: Report, files: Mapping[str, bytes], job: Job, claimed: ClaimedPlace) -> Made:
+def write_files(
+    report: Report, files: Mapping[str, bytes], job: Job, claimed: ClaimedPlace, comparing: Comparing = silent
+) -> Made:
     """Write what was made elsewhere under the same name; after an error none of it is left.
 
     Args:
         report: of the video.
         files: its other files, by name.
+        comparing: what it raises ends the writing.
 
     Raises:
         OutputError: a file cannot be written.
@@ -82,7 +89,7 @@ def write_files(report: Report, files: Mapping[str, bytes], job: Job, claimed: C
             except OSError as error:
                 raise cannot_write(path, error) from error
             written.append(path)
-        return Made(_finish(report, job, claimed.video, made.video, written), claimed.video)
+        return Made(_finish(report, job, claimed.video, made.video, written, comparing), claimed.video)
 
 
 @contextmanager
@@ -98,10 +105,12 @@ def _all_or_none(claimed: ClaimedPlace) -> Iterator[list[Path]]:
         raise
 
 
-def _finish(report: Report, job: Job, place: Path, video: Path | None, written: list[Path]) -> Report:
+def _finish(
+    report: Report, job: Job, place: Path, video: Path | None, written: list[Path], comparing: Comparing
+) -> Report:
     """Compare the video if it is to be compared, write the page and, as the last, the report; returns the report."""
     if job.compared is not None:
-        report = dataclasses.replace(report, compared=_difference(report, job.compared, video))
+        report = dataclasses.replace(report, compared=_difference(report, job.compared, video, comparing))
     # A page that was left without its report is of no complete video, and gives way.
     write_text(page_path(place), page(report, video, job.compared), replace=True)
     written.append(page_path(place))
@@ -109,16 +118,17 @@ def _finish(report: Report, job: Job, place: Path, video: Path | None, written: 
     return report
 
 
-def _difference(report: Report, compared: Compared, video: Path | None) -> ComparedRun:
+def _difference(report: Report, compared: Compared, video: Path | None, comparing: Comparing) -> ComparedRun:
     """Of the frames before compression if both runs have kept them, else of the videos."""
     if video is None or compared.video is None:
         return measure_difference(report, compared, None, lossless=False)
     kept = lossless_path(video), lossless_path(compared.video)
     lossless = all(path.is_file() for path in kept)
-    return measure_difference(report, compared, kept if lossless else (video, compared.video), lossless=lossless)
+    files = kept if lossless else (video, compared.video)
+    return measure_difference(report, compared, files, lossless=lossless, comparing=comparing)
 
 
-def _write(result: RunResult, job: Job, place: Path, written: list[Path]) -> Report:
+def _write(result: RunResult, job: Job, place: Path, written: list[Path], comparing: Comparing) -> Report:
     """Write the files; ``written`` grows by each that is there."""
     config = result.session.resolved.config
     begin = time.perf_counter()
@@ -136,7 +146,7 @@ def _write(result: RunResult, job: Job, place: Path, written: list[Path]) -> Rep
         written.append(latents)
     writing = time.perf_counter() - begin
     report = latency_report(result, video=video, latents=latents, fingerprint=job.fingerprint, writing=writing)
-    return _finish(report, job, place, video, written)
+    return _finish(report, job, place, video, written, comparing)
 
 
 def write_latents(path: Path, result: RunResult, fingerprint: str) -> None:

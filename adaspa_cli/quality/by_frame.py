@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from adaspa_cli.errors import BackendError
-from adaspa_cli.quality.video_metrics import pieces, psnr, ssim
+from adaspa_cli.quality.ssim import ssim
+from adaspa_cli.quality.video_metrics import pieces, psnr
+
+Comparing = Callable[[int, int], None]
+"""Is told now and then how many frames were compared, and of how many; first of 0."""
 
 
-def by_frame(video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, tuple[float, ...]]:
+def silent(done: int, frames: int) -> None:
+    """Shows nothing."""
+
+
+def by_frame(
+    video: NDArray[np.uint8], reference: NDArray[np.uint8], comparing: Comparing = silent
+) -> dict[str, tuple[float, ...]]:
     """PSNR (in dB, pixels in [0, 1]) and SSIM of frames [F, H, W, 3] against reference frames of the same shape.
 
     On the CPU: the GPU may be full.
@@ -22,10 +34,12 @@ def by_frame(video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str
     if video.shape != reference.shape:
         raise ValueError(f"the videos differ in shape, {list(video.shape)} and {list(reference.shape)}")
     found: dict[str, list[float]] = {"psnr": [], "ssim": []}
+    comparing(0, len(video))
     try:
         for a, b in pieces(video, reference, torch.device("cpu")):
             found["psnr"] += psnr(a, b).double().tolist()
-            found["ssim"] += ssim(a, b).double().tolist()
+            found["ssim"] += ssim(a, b).tolist()
+            comparing(len(found["ssim"]), len(video))
     except BackendError as error:
         raise ValueError(error.message) from error
     return {name: tuple(values) for name, values in found.items()}

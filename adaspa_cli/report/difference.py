@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaspa_cli.errors import AdaspaError
+from adaspa_cli.errors import OutputError
 from adaspa_cli.files.videos import read_frames
-from adaspa_cli.quality.by_frame import by_frame
+from adaspa_cli.quality.by_frame import Comparing, by_frame, silent
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.schema import ComparedRun, Report
 
 
 def measure_difference(
-    report: Report, compared: Compared, files: tuple[Path, Path] | None, *, lossless: bool
+    report: Report,
+    compared: Compared,
+    files: tuple[Path, Path] | None,
+    *,
+    lossless: bool,
+    comparing: Comparing = silent,
 ) -> ComparedRun:
     """Compare a run with the one shown beside it.
 
@@ -22,15 +27,16 @@ def measure_difference(
     Args:
         files: of the frames of both; None if one of them ended in latents.
         lossless: whether these hold the frames as they were before compression.
+        comparing: what it raises is not held back.
     """
     psnr: Sequence[float] = ()
     ssim: Sequence[float] = ()
     reason = None if files else "a run ended in latents"
     if files is not None:
         try:
-            curves = by_frame(read_frames(files[0]), read_frames(files[1]))
+            curves = by_frame(read_frames(files[0]), read_frames(files[1]), comparing)
             psnr, ssim = curves["psnr"], curves["ssim"]
-        except (AdaspaError, RuntimeError, ValueError) as error:
+        except (OutputError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
     return ComparedRun(
         method=compared.report.setting("method"),

@@ -99,6 +99,10 @@ class Progress:
         self.doing = "decoding"
         self.check()
 
+    def comparing(self, done: int, frames: int) -> None:
+        self.check()
+        self.doing = f"comparing with the dense video, {done} of {frames} frames"
+
     def skipped(self, video: Path) -> None:  # noqa: ARG002
         self.again = True
 

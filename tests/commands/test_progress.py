@@ -47,3 +47,18 @@ def test_without_a_terminal_there_is_a_line_a_video_and_one_now_and_then(capsys:
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     told(quiet=True)
     assert capsys.readouterr().err == ""
+
+
+def test_a_comparison_says_now_and_then_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    console, clock = Console(), Clock()
+    with console.progress() as progress:
+        observer = ProgressObserver(console, progress, clock)
+        for done in range(0, 129, 8):
+            clock.now += 4
+            observer.comparing(done, 128)
+        (task,) = progress.tasks
+    assert task.fields["phase"] == "compared 100%"
+    assert len(task.fields["phase"]) <= 13  # the width of its column
+    assert capsys.readouterr().err.splitlines() == [
+        f"compared {share}% of the frames with the other video" for share in (44, 94)
+    ]

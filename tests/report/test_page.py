@@ -82,6 +82,24 @@ def test_the_report_says_how_far_its_video_is_from_the_other(made: Made, dense: 
     assert f"PSNR {compared.mean('psnr'):.2f} dB, SSIM {compared.mean('ssim'):.4f}" in text
 
 
+def test_a_comparison_is_told_to_the_observer_and_can_be_interrupted(
+    dense: Path, hunyuan_folder: Path, tmp_path: Path
+) -> None:
+    class Interrupts(Listener):
+        def comparing(self, done: int, frames: int) -> None:
+            self.heard.append(("comparing", done, frames))
+            if done:
+                raise KeyboardInterrupt
+
+    listener = Interrupts()
+    resolved = resolve(small_run(hunyuan_folder, tmp_path, compare_with=(str(dense),)))
+    with pytest.raises(KeyboardInterrupt):
+        make_reports(resolved, listener)
+    frames = resolved.config.sampling.frames
+    assert listener.heard[-2:] == [("comparing", 0, frames), ("comparing", frames, frames)]
+    assert not list(tmp_path.glob("*seed*"))
+
+
 def test_frames_that_both_runs_kept_are_compared_before_compression(hunyuan_folder: Path, tmp_path: Path) -> None:
     first = make(tmp_path / "dense", hunyuan_folder, method="full", lossless=True)
     beside = (str(report_path(first)),)

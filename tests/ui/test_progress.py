@@ -58,3 +58,13 @@ def test_a_run_that_is_stopped_ends_at_its_next_step() -> None:
         progress.step_done(0)
     with pytest.raises(StoppedError):
         Progress.begin(progress)
+
+
+def test_a_comparison_can_be_stopped() -> None:
+    progress = Progress()
+    progress.begin()
+    progress.comparing(8, 33)
+    assert "8 of 33 frames" in progress_panel(progress)
+    progress.stop()
+    with pytest.raises(StoppedError):
+        progress.comparing(16, 33)
