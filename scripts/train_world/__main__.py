@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--compile", action="store_true", help="compile the repeated blocks")
         command.add_argument("--no-benchmark", action="store_true", help="don't let cuDNN try out its convolutions")
         command.add_argument("--deadline-minutes", type=float, help="all: end then; the last stage takes what is left")
-        command.add_argument("--attention", choices=("auto", "flash", "cudnn"), default="auto")
+        command.add_argument("--attention", choices=("auto", "flash", "cudnn"), default="flash")
         command.add_argument("--eval-every-minutes", type=float, help="sample and judge 16 clips now and then")
         command.add_argument("--stage", choices=list(STAGES), default="full", help="whose averaged weights")
         command.add_argument("--out", type=Path, required=name in ("export", "bundle"), help="folder to write")
