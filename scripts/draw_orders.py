@@ -35,7 +35,7 @@ def coloured(order: Tensor) -> Tensor:
 
 def draw(path: Path) -> None:
     """Write the picture."""
-    figure = Figure(figsize=(8.4, 2.7), dpi=100)
+    figure = Figure(figsize=(8.4, 2.7), dpi=150)
     FigureCanvasAgg(figure)
     orders = {"raster": torch.arange(LAYOUT.video_tokens), "hilbert": video_order(LAYOUT).forward}
     for row, (name, order) in enumerate(orders.items()):
@@ -45,9 +45,9 @@ def draw(path: Path) -> None:
             axes.set_xticks([])
             axes.set_yticks([])
             if not row:
-                axes.set_title(f"frame {frame}", fontsize=8)
+                axes.set_title(f"frame {frame}", fontsize=10)
             if not frame:
-                axes.set_ylabel(name, fontsize=9)
+                axes.set_ylabel(name, fontsize=11)
     figure.tight_layout(pad=0.4)
     figure.savefig(path, metadata={"Software": None})
 

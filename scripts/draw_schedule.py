@@ -43,7 +43,7 @@ def bars(method: str, steps: int = STEPS) -> Iterator[Bar]:
 
 def draw(path: Path) -> None:
     """Write the picture."""
-    figure = Figure(figsize=(8.4, 3.6), dpi=100)
+    figure = Figure(figsize=(8.4, 4.0), dpi=150)
     FigureCanvasAgg(figure)
     for row, method in enumerate(METHODS):
         axes = figure.add_subplot(len(METHODS), 1, row + 1)
@@ -54,12 +54,12 @@ def draw(path: Path) -> None:
         axes.set_ylim(0, 1.05)
         axes.set_yticks([0, 0.5, 1])
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(method, fontsize=9, loc="left")
-        axes.set_ylabel("density", fontsize=8)
-        axes.tick_params(labelsize=8)
-    axes.set_xlabel("denoising step", fontsize=8)
+        axes.set_title(method, fontsize=11, loc="left")
+        axes.set_ylabel("density", fontsize=10)
+        axes.tick_params(labelsize=10)
+    axes.set_xlabel("denoising step", fontsize=10)
     patches = [Patch(color=colour, label=phase) for phase, colour in COLOURS.items()]
-    figure.legend(handles=patches, ncols=len(patches), fontsize=8, frameon=False, loc="upper right")
+    figure.legend(handles=patches, ncols=len(patches), fontsize=10, frameon=False, loc="upper right")
     figure.tight_layout(pad=0.6)
     figure.savefig(path, metadata={"Software": None})
 

@@ -15,6 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lists, tables, links and emphasis that Python-Markdown did not take for such, though GitHub does.
 LEFT_OVER = re.compile(r"^\s*\|.*\||^\s*[-*] |^\d+\. |\*\*|\]\(|```|^#+ ", re.MULTILINE)
 LOADED_BY = {"script": "src", "img": "src", "iframe": "src", "source": "srcset", "video": "src", "link": "href"}
+_CUT = """
+[...document.querySelectorAll(".language-sh code")].filter((code) => code.scrollWidth > code.clientWidth)
+  .concat([...document.querySelectorAll("code .flag")].filter((flag) => flag.getClientRects().length > 1))
+  .map((cut) => cut.textContent.slice(0, 60))
+"""
 
 
 class Read(HTMLParser):
@@ -72,13 +77,20 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
 
 
 def _look(browser: Browser, site: Path) -> None:
-    """A phone shows whole pages, whose tables scroll in themselves, in the colours that the system asks for."""
-    for page in ("index.html", "reference/configuration.html", "figures.html"):
+    """A phone shows whole pages, whose tables scroll in themselves, in the colours that the system asks for.
+
+    Commands are seen whole on it, and no line ends within the name of a flag.
+    """
+    flags = 0
+    for page in ("index.html", "reference/configuration.html", "figures.html", "mask-files.html"):
         with browser.tab((site / page).as_uri(), width=390, dark=True) as tab:
             assert tab.too_wide() == []
             assert tab.evaluate("document.body.dataset.mdColorScheme") == "slate"
+            assert tab.evaluate(_CUT) == []
+            flags += tab.evaluate("document.querySelectorAll('.language-sh code .flag').length")
             assert [address for address in tab.requests if not address.startswith(("file:", "data:"))] == []
             assert tab.errors == []
+    assert flags > 50
     with browser.tab((site / "reference" / "python.html").as_uri()) as tab:  # from a folder, without a server
         tab.write(".md-search__input", "remainder")
         tab.wait("document.querySelector('.md-search-result__meta').textContent.includes('matching documents')")

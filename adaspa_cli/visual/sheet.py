@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-# In pixels.
-_SIDE, _GAP, _LINE, _CAPTION, _LABEL = 256, 12, 18, 15, 64
-_FONT = 13
+# In pixels. Letters are a tenth of a tile high, so that they can be read where a page shows a sheet at half its size.
+_SIDE, _GAP, _LINE, _CAPTION = 256, 12, 32, 28
+_FONT = 24
 _INK, _FRAME = "#282828", "#a8a8a8"
 
 
@@ -37,18 +37,19 @@ def draw_sheet(mode: str, titles: Sequence[str], rows: Sequence[tuple[str, Seque
     wide, high = (pixels * max(1, round(_SIDE / size[0])) for pixels in size)
     above = lines * _CAPTION + _GAP // 2
     across = max(wide, *(_width(font, line) for tile in tiles for line in tile.caption)) + _GAP
+    before = max(_width(font, label) for label, _ in rows) + _GAP
     down, top = above + high + _GAP, len(titles) * _LINE + _GAP
     widest = max(len(row) * across for _, row in rows)
-    width = _LABEL + max(widest, *(_width(font, title) + _GAP for title in titles))
+    width = before + max(widest, *(_width(font, title) + _GAP for title in titles))
     sheet = Image.new(mode, (width, top + len(rows) * down), "white")
     pen = ImageDraw.Draw(sheet)
     for number, title in enumerate(titles):
-        pen.text((_LABEL, 4 + number * _LINE), title, fill=_INK, font=font)
+        pen.text((before, 4 + number * _LINE), title, fill=_INK, font=font)
     for number, (label, row) in enumerate(rows):
         upper = top + number * down
-        pen.text((4, upper + above + high // 2), label, fill=_INK, font=font)
+        pen.text((4, upper + above + (high - _FONT) // 2), label, fill=_INK, font=font)
         for column, tile in enumerate(row):
-            left = _LABEL + column * across
+            left = before + column * across
             for line, text in enumerate(tile.caption):
                 pen.text((left, upper + line * _CAPTION), text, fill=_INK, font=font)
             picture = tile.image.resize((wide, high), Image.Resampling.NEAREST)

@@ -20,6 +20,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 _LINK = re.compile(r"(?P<before>\]\(|\b(?:src|href|srcset)=\")(?P<path>[^)#\s\":<>]+)(?P<after>(?:#[^)\"\s]*)?[)\"])")
+_CODE = re.compile(r"<code\b.*?</code>", re.DOTALL)
+_FLAG = re.compile(r"(?<![\w-])--?[a-z][\w-]*(?![^<]*>)")
 _FOLDER_LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>[^)#\s:]+)\)")
 
 
@@ -51,6 +53,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return match["text"] if (ROOT / posixpath.dirname(source) / match["path"]).is_dir() else match[0]
 
     return for_python_markdown(_LINK.sub(place, _FOLDER_LINK.sub(folder, markdown)))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """No line ends within the name of a flag: browsers break after its dashes."""
+    return _CODE.sub(lambda code: _FLAG.sub(r'<span class="flag">\g<0></span>', code[0]), html)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
