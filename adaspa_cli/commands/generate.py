@@ -19,6 +19,7 @@ from adaspa_cli.commands.early import say_early
 from adaspa_cli.commands.gallery import renew_gallery
 from adaspa_cli.commands.settings import Given
 from adaspa_cli.commands.together import Member, member, started_by_torchrun
+from adaspa_cli.config.presets import DEFAULT_METHOD
 from adaspa_cli.console import Console
 from adaspa_cli.distributed.launch import launch
 from adaspa_cli.jobs.early import check_early
@@ -63,7 +64,7 @@ def generate(
 
     share = options.parse_shard(shard)
     with member(console, None if share or ray else started_by_torchrun()) as own:
-        resolved = given.resolve(default_method="adaspa-plus", download=not plan)
+        resolved = given.resolve(default_method=DEFAULT_METHOD, download=not plan)
         if print_config:
             settings = {k: {"value": v, "origin": resolved.origins()[k]} for k, v in resolved.flat().items()}
             if own.leads:

@@ -31,7 +31,7 @@ from adaspa_cli.config.names import (
     TOKEN_ORDERS,
     WEIGHTS_DTYPES,
 )
-from adaspa_cli.config.presets import preset_names
+from adaspa_cli.config.presets import DEFAULT_METHOD, PAPERS_METHOD, preset_names
 from adaspa_cli.errors import shortened
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ METHOD_NAME = _flag(
     str,
     METHOD,
     ", ".join(preset_names("methods")) + ".",
-    default="adaspa",
+    default=PAPERS_METHOD,
     values=preset_names("methods"),
 )
 SPARSITY = _flag(
@@ -383,7 +383,7 @@ SET = _flag(
 
 GENERATE = (
     *(PROMPT, PROMPTS, STRICT_PROMPT, NEGATIVE_PROMPT, IMAGE, LAST_IMAGE, SEED),
-    METHOD_NAME.but(default="adaspa-plus; with --masks adaspa"),
+    METHOD_NAME.but(default=f"{DEFAULT_METHOD}; with --masks {PAPERS_METHOD}"),
     *(SPARSITY, SEARCH_STEPS, BLOCK_SIZE, HEAD_ADAPTIVE, LSE_CACHE, SHARE_CFG_MASKS),
     *(TOKEN_ORDER, SELECTION, BUDGET, REMAINDER, REPAIR, PROBES, MAX_ERROR),
     *(MASKS, MASKS_FROM_START, MASKS_MIN_RECALL, MASKS_FALLBACK, CACHE),

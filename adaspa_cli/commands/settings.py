@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaspa_cli.config.presets import PAPERS_METHOD
 from adaspa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Given:
         seeds: Sequence[int] = (from_file | from_settings | self.flags).get("seed", ())
         return seeds
 
-    def resolve(self, default_method: str = "adaspa", *, download: bool = True, **fixed: Any) -> Resolved:
+    def resolve(self, default_method: str = PAPERS_METHOD, *, download: bool = True, **fixed: Any) -> Resolved:
         """The whole configuration.
 
         Args:

@@ -14,12 +14,13 @@ from adaspa_cli import interrupts
 from adaspa_cli.commands import options
 from adaspa_cli.commands.command import command
 from adaspa_cli.commands.settings import Given
+from adaspa_cli.config.presets import DEFAULT_METHOD
 from adaspa_cli.console import Console
 from adaspa_cli.errors import UsageError
 
 
 @command(
-    *(options.METHOD_NAME.but(default="adaspa-plus"), options.SPARSITY, options.SEED),
+    *(options.METHOD_NAME.but(default=DEFAULT_METHOD), options.SPARSITY, options.SEED),
     *(options.STEPS, options.HEIGHT, options.WIDTH, options.FRAMES, options.FPS, options.GUIDANCE_SCALE),
     *(options.MODEL, options.WEIGHTS, options.DTYPE, options.DEVICE, options.ATTENTION_BACKEND, options.LINEAR),
     *(options.COMPILE, options.OFFLOAD, options.LORA, options.WEIGHTS_DTYPE, options.TRANSFORMER),

@@ -19,13 +19,12 @@ from adaspa_cli.config.fields import fit, shown, wanted
 from adaspa_cli.config.flat import Config, build, keys_of
 from adaspa_cli.config.merging import MERGES
 from adaspa_cli.config.model_source import check_known_architecture, identify
-from adaspa_cli.config.presets import preset_names, presets_root
+from adaspa_cli.config.presets import PAPERS_METHOD, preset_names, presets_root, unnamed_method
 from adaspa_cli.config.ramp import SparsityRamp
 from adaspa_cli.config.schema import GenerateConfig, MethodConfig
 from adaspa_cli.config.yaml_text import parse_yaml
 from adaspa_cli.errors import ConfigError, nearest
 
-PAPERS_METHOD = "adaspa"
 # Of a model preset, and no settings: what random weights are built from, and what is known of the checkpoint.
 ARCHITECTURE, CARD = "architecture", "card"
 
@@ -210,7 +209,7 @@ def resolve(
         key: check_value(key, value, f"flag --{key.replace('_', '-')}")
         for key, value in expand_ramp(flags or {}, "sparsity").items()
     }
-    unnamed = PAPERS_METHOD if (from_file | from_flags).get("masks") else default_method
+    unnamed = unnamed_method(from_file | from_flags, default_method)
     named = {"method": unnamed, "model": "tiny"} | from_file | from_flags
     _check_own_choice(named["method"], load_preset("methods", named["method"]), from_file | from_flags)
     presets = preset_names("models")

@@ -12,6 +12,7 @@ from adaspa_cli.config.flat import keys_of
 from adaspa_cli.config.mask_file import MaskFileConfig
 from adaspa_cli.config.merging import Merging
 from adaspa_cli.config.methods import Algorithm, SparseConfig
+from adaspa_cli.config.presets import PAPERS_METHOD, unnamed_method
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.distributed.branches import BranchCalls
 from adaspa_cli.distributed.deals import Deals
@@ -222,7 +223,7 @@ def _backend_name(backend: str, attached: bool, merging: TokenMerging | None) ->
 
 def apply(
     pipe: Any,
-    method: str = "adaspa",
+    method: str | None = None,
     *,
     policy: MaskPolicy | Callable[[int], MaskPolicy] | None = None,
     **settings: Any,
@@ -233,9 +234,10 @@ def apply(
 
     Args:
         pipe: a pipeline of a family that adaspa knows, on its device.
-        method: a method preset, such as ``adaspa``, ``adaspa-plus``, ``sparse-videogen``, ``full`` or ``pab``.
+        method: a method preset, such as ``adaspa``, ``sparse-videogen``, ``full`` or ``pab``. None is the default of
+            ``adaspa generate``: ``adaspa-plus``, or with ``masks`` ``adaspa``.
         policy: a method of your own instead of a preset, or a function that builds one from the number of denoising
-            steps; docs/own-method.md has an example.
+            steps; docs/own-method.md has an example. It excludes ``method``.
         settings: any field of :class:`~adaspa_cli.config.schema.MethodConfig`, such as ``sparsity=0.8``,
             ``search_steps=(10, 30)`` or ``attention_backend="auto"``; with a policy only
             those that belong to no method.
@@ -249,17 +251,18 @@ def apply(
     from adaspa_cli.config.load import method_config
 
     if policy is None:
-        return Handle(pipe, method_config(method, settings))
+        named = unnamed_method(settings) if method is None else method
+        return Handle(pipe, method_config(named, settings))
     _check_own_method(method, policy, settings)
     make = (lambda _steps: policy) if isinstance(policy, MaskPolicy) else policy
-    return Handle(pipe, method_config(method, settings), policy=make)
+    return Handle(pipe, method_config(PAPERS_METHOD, settings), policy=make)
 
 
-def _check_own_method(method: str, policy: object, settings: dict[str, Any]) -> None:
+def _check_own_method(method: str | None, policy: object, settings: dict[str, Any]) -> None:
     """Refuse settings that a policy ignores; raises ConfigError."""
     if not callable(policy) and not isinstance(policy, MaskPolicy):
         raise ConfigError(f"policy must be a MaskPolicy, or a function that makes one, not {type(policy).__name__}")
-    if method != "adaspa":
+    if method is not None:
         raise ConfigError(f"method '{method}' and a policy exclude each other", hint="drop one of them")
     own = {key for part in (*get_args(Algorithm), *get_args(Merging), MaskFileConfig) for key in keys_of(part)}
     for key in settings:

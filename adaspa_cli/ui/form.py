@@ -12,7 +12,7 @@ from adaspa_cli.config.architecture import known_architecture
 from adaspa_cli.config.catalogue import Entry, entry_of
 from adaspa_cli.config.flat import keys_of
 from adaspa_cli.config.hub import cached
-from adaspa_cli.config.presets import preset_names
+from adaspa_cli.config.presets import DEFAULT_METHOD, PAPERS_METHOD, preset_names
 from adaspa_cli.config.ramp import SparsityRamp
 from adaspa_cli.config.schema import MethodConfig, SamplingConfig
 from adaspa_cli.config.vocabulary import Vocabulary, vocabulary_of
@@ -21,8 +21,7 @@ from adaspa_cli.models.memory import memory_by_offload
 from adaspa_cli.report.words import span
 
 DENSE = "full"
-METHOD = "adaspa-plus"
-_FIRST = (METHOD, "adaspa", DENSE)  # of the methods, as the form lists them
+_FIRST = (DEFAULT_METHOD, PAPERS_METHOD, DENSE)  # of the methods, as the form lists them
 _NO_CHOICE = ("magcache-calibration",)  # makes a file for other runs
 _EXAMPLES = ("A cat walks on the grass, realistic style.", "a red circle moves left on a blue background")
 # What the command line says of its own model, and what means nothing for another one.
@@ -169,7 +168,7 @@ class Start:
         return {key: value for key, value in self.settings.items() if own or key not in _OF_A_MODEL}
 
     def _resolved(self, settings: Mapping[str, Any]) -> Resolved:
-        return resolve(settings, self.file, default_method=METHOD)
+        return resolve(settings, self.file, default_method=DEFAULT_METHOD)
 
 
 def _schedule(ramp: str) -> str:

@@ -17,7 +17,13 @@ from tests.pipelines import cogvideox, hunyuan_video, latents
 
 STEPS = 8
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}  # the same float32 sums in another order, as in tests/models
-SPARSE = {"sparsity": 0.6, "block_size": 16, "search_steps": (2, 5), "attention_backend": "reference"}
+SPARSE = {
+    "method": "adaspa",
+    "sparsity": 0.6,
+    "block_size": 16,
+    "search_steps": (2, 5),
+    "attention_backend": "reference",
+}
 EVERY_TIMESTEP = {"pab_timesteps": (-1, 2000)}
 
 # Settings with which each cache skips at these sizes, and with which it may skip nothing.

@@ -57,7 +57,7 @@ def test_the_masks_are_those_of_a_run(hunyuan_folder: Path, tmp_path: Path) -> N
     assert list(file.verify()) == [(layer, "cond", step) for layer in range(4) for step in (1, 3)]
     pipe = hunyuan_video()
     settings = {"block_size": 16, "sparsity": 0.5, "attention_backend": "reference"}
-    with adaspa_cli.apply(pipe, search_steps=(1, 3), **settings) as handle:
+    with adaspa_cli.apply(pipe, "adaspa", search_steps=(1, 3), **settings) as handle:
         masks = masks_at_end(handle)
         latents(pipe)
         for (layer, branch, _), found in masks.items():

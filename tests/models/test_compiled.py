@@ -21,7 +21,9 @@ from adaspa_cli.models.registry import family_of
 from tests.pipelines import cogvideox, hunyuan_video, latents, save
 
 CPU = torch.device("cpu")
-METHOD: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "attention_backend": "reference", "search_steps": (1, 2)}
+METHOD: dict[str, Any] = {
+    "method": "adaspa", "sparsity": 0.5, "block_size": 16, "attention_backend": "reference", "search_steps": (1, 2),
+}  # fmt: skip
 # The part before attention and the part after it, of dual and single blocks. The first single block and the first of
 # CogVideoX's blocks get tokens in another memory layout than those behind them, which splits a joint sequence.
 GRAPHS = {"hunyuan": 5, "cogvideox": 4}

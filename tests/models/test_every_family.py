@@ -35,7 +35,7 @@ from tests.pipelines import PROMPT, Listener, latents, make_reports, save, small
 # other orders. A fifth of the blocks left out changes them by more than 2e-3.
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}
 SPARSE: dict[str, Any] = {
-    "sparsity": 0.6, "block_size": 8, "search_steps": (1, 3), "attention_backend": "reference",
+    "method": "adaspa", "sparsity": 0.6, "block_size": 8, "search_steps": (1, 3), "attention_backend": "reference",
 }  # fmt: skip
 EXACT = SPARSE | {"sparsity": 0.0}
 DENSELY: dict[str, Any] = {"method": "full", "attention_backend": "reference"}
@@ -152,7 +152,7 @@ def test_two_processes_make_the_same_video(case: Case, pipe: Any, run: Any, tmp_
 def test_a_method_that_leaves_nothing_out_makes_the_same_video(
     case: Case, pipe: Any, run: Any, plain: Any, method: str, guidance: str
 ) -> None:
-    with apply(pipe, method, **EXACT) as handle:
+    with apply(pipe, **EXACT | {"method": method}) as handle:
         made = run(guidance)
     torch.testing.assert_close(made, plain[guidance], **TOLERANCES)
     places = {(search.layer, search.branch) for search in handle.engine.searches}
@@ -163,7 +163,7 @@ def test_a_method_that_leaves_nothing_out_makes_the_same_video(
 def test_a_method_leaves_something_out(pipe: Any, run: Any, plain: Any, method: str) -> None:
     """Guards the tests above: where blocks are dropped, the video does change. And no chance is in it."""
     few = {"probes": 2} if method == "adaspa-plus" else {}  # of 72 rows the default would repair every one
-    with apply(pipe, method, **(SPARSE | {"search_steps": (0,)}), **few) as handle:
+    with apply(pipe, **(SPARSE | {"method": method, "search_steps": (0,)} | few)) as handle:
         made = run("guided")
         assert torch.equal(run("guided"), made)
     assert torch.isfinite(made).all()

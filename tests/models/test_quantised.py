@@ -21,7 +21,7 @@ from tests.pipelines import Listener, cogvideox, hunyuan_video, latents, make_re
 PACKAGES = {"fp8": "torch", "int8": "torchao", "nf4": "bitsandbytes"}
 MAKERS: dict[str, Callable[[], Any]] = {"hunyuan": hunyuan_video, "cogvideox": cogvideox, "wan2.2": lambda: wan("2.2")}
 EXACT: dict[str, Any] = {
-    "sparsity": 0.0, "block_size": 16, "search_steps": (1, 3), "attention_backend": "reference",
+    "method": "adaspa", "sparsity": 0.0, "block_size": 16, "search_steps": (1, 3), "attention_backend": "reference",
 }  # fmt: skip
 
 

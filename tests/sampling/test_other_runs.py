@@ -14,6 +14,7 @@ from adaspa_cli.errors import RunError
 from tests.pipelines import FRAMES, HEIGHT, WIDTH, cogvideox, hunyuan_video, latents, masks_at_end
 
 SPARSE: dict[str, Any] = {
+    "method": "adaspa",
     "sparsity": 0.5,
     "block_size": 16,
     "search_steps": (1, 3),

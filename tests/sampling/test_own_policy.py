@@ -49,7 +49,7 @@ def test_a_policy_may_be_made_for_the_number_of_steps() -> None:
         asked.append(steps)
         return AdaSpa(0.5, (1, 3), (16, 16))
 
-    settings: dict[str, Any] = {"block_size": 16, "sparsity": 0.5, "search_steps": (1, 3)}
+    settings: dict[str, Any] = {"method": "adaspa", "block_size": 16, "sparsity": 0.5, "search_steps": (1, 3)}
     with adaspa_cli.apply(pipe, **settings):
         expected = latents(pipe)
     with adaspa_cli.apply(pipe, policy=make):
@@ -64,6 +64,7 @@ def test_a_policy_may_be_made_for_the_number_of_steps() -> None:
         ({"masks": "file.safetensors"}, "'masks' has no effect on a policy"),
         ({"merge": "tomesd"}, "'merge' has no effect on a policy"),
         ({"method": "minference"}, "method 'minference' and a policy exclude each other"),
+        ({"method": "adaspa"}, "method 'adaspa' and a policy exclude each other"),
         ({"policy": 3}, "policy must be a MaskPolicy, or a function that makes one, not int"),
         ({"attention_backend": "nope"}, "nope"),
     ],

@@ -25,6 +25,16 @@ Make = Callable[..., Any]
 families = pytest.mark.parametrize("make", [hunyuan_video, cogvideox])
 
 
+def test_it_is_what_apply_runs_where_no_method_is_named() -> None:
+    pipe = hunyuan_video()
+    with apply(pipe, **{key: value for key, value in PLUS.items() if key != "method"}):
+        unnamed = latents(pipe)
+    with apply(pipe, **PLUS):
+        assert torch.equal(latents(pipe), unnamed)
+    with apply(pipe, "adaspa", sparsity=PLUS["sparsity"], block_size=PLUS["block_size"]):
+        assert not torch.equal(latents(pipe), unnamed)
+
+
 @families
 @pytest.mark.parametrize("changed", [{"sparsity": 0.0}, {"probes": 4096}], ids=["all blocks", "probes on every row"])
 def test_it_makes_the_dense_video_where_nothing_is_lost(make: Make, changed: dict[str, Any]) -> None:
@@ -58,7 +68,7 @@ def test_a_ramp_is_dense_at_its_first_step_alone(make: Make) -> None:
 def test_what_makes_up_for_left_out_blocks_brings_the_video_nearer(make: Make, piece: dict[str, Any]) -> None:
     pipe = make()
     plain, errors = latents(pipe), []
-    alone = {"head_adaptive": False, "block_size": 16, "sparsity": 0.6, "search_steps": (1, 3)}
+    alone = {"method": "adaspa", "head_adaptive": False, "block_size": 16, "sparsity": 0.6, "search_steps": (1, 3)}
     for settings in (alone, alone | piece):
         with apply(pipe, **settings, attention_backend="reference"):
             errors.append(float((latents(pipe) - plain).norm()))

@@ -21,7 +21,13 @@ from tests.pipelines import PROMPT, hunyuan_video, latents, masks_at_end
 # The same float32 sums in another order: latents of size 1 differed by 5e-7 on one machine, and other machines have
 # other orders. A fifth of the blocks left out changes them by more than 2e-3.
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}
-SPARSE = {"sparsity": 0.6, "block_size": 16, "search_steps": (1, 3), "attention_backend": "reference"}
+SPARSE = {
+    "method": "adaspa",
+    "sparsity": 0.6,
+    "block_size": 16,
+    "search_steps": (1, 3),
+    "attention_backend": "reference",
+}
 
 
 @pytest.fixture
@@ -105,7 +111,7 @@ def test_text_of_one_row_serves_all_videos(pipe: Any, method: str, call: dict[st
         call |= {"prompt": None, "prompt_embeds": embeddings, "pooled_prompt_embeds": pooled[:1]}
         call["prompt_attention_mask"] = mask
     plain = latents(pipe, **call)
-    with apply(pipe, method, **({} if method == "full" else SPARSE | {"sparsity": 0.0})) as handle:
+    with apply(pipe, **({} if method == "full" else SPARSE | {"sparsity": 0.0}) | {"method": method}) as handle:
         masks = masks_at_end(handle)
         torch.testing.assert_close(latents(pipe, **call), plain, **TOLERANCES)
     branches = {"cond", "uncond"} if "true_cfg_scale" in call else {"cond"}
@@ -302,6 +308,6 @@ def test_an_exact_search_step_beyond_the_run_is_an_error(pipe: Any) -> None:
 
 
 def test_the_schedule_of_a_preset_scales_to_the_run(pipe: Any) -> None:
-    with apply(pipe, block_size=16, attention_backend="reference") as handle:
+    with apply(pipe, "adaspa", block_size=16, attention_backend="reference") as handle:
         latents(pipe, num_inference_steps=5)
     assert sorted({search.step for search in handle.engine.searches}) == [1, 3]

@@ -30,7 +30,7 @@ from tests.pipelines import PROMPT, WAN_BOUNDARY, Listener, latents, make_report
 
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}  # as in tests/models/test_every_family.py
 SPARSE: dict[str, Any] = {
-    "sparsity": 0.6, "block_size": 8, "search_steps": (1, 3), "attention_backend": "reference",
+    "method": "adaspa", "sparsity": 0.6, "block_size": 8, "search_steps": (1, 3), "attention_backend": "reference",
 }  # fmt: skip
 GUIDED, UNGUIDED = {"guidance_scale": 5.0, "negative_prompt": "green"}, {"guidance_scale": 1.0}
 
