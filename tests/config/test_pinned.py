@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from adaspa_cli.config import resolve
+from adaspa_cli.config.presets import preset_names
 
 PINNED = json.loads((Path(__file__).parent / "pinned.json").read_text(encoding="utf-8"))
 
@@ -14,3 +15,7 @@ PINNED = json.loads((Path(__file__).parent / "pinned.json").read_text(encoding="
 def test_the_settings_of_a_preset_are_those_of_earlier_versions(preset: str) -> None:
     method, model = preset.split(" on ")
     assert resolve({"method": method, "model": model}).flat() == PINNED[preset]
+
+
+def test_every_method_is_pinned() -> None:
+    assert {preset.split(" on ")[0] for preset in PINNED} == set(preset_names("methods"))

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.config.load import method_config
-from adaspa_cli.config.methods import Algorithm, AlgorithmConfig
+from adaspa_cli.config.methods import Algorithm, AlgorithmConfig, EstimatingConfig, SparseConfig, names_of
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.methods.frame_region import FrameRegion
 from adaspa_cli.masks.methods.minference import MInference
@@ -19,8 +19,7 @@ from adaspa_cli.masks.methods.sparse_videogen import SparseVideoGen
 from adaspa_cli.masks.plan import DENSE, ESTIMATE
 
 BLOCK, HEADS, HEAD_DIM = 16, 3, 32
-ESTIMATING = ("sparse-videogen", "minference")
-METHODS = (*ESTIMATING, "frame-region", "adaspa")
+ESTIMATING, METHODS = names_of(EstimatingConfig), names_of(SparseConfig)
 LAYOUTS = {
     "text last": TokenLayout(8, 4, 8, 32, "last"),
     "text first": TokenLayout(8, 4, 8, 32, "first"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from adaspa_cli import apply
 from adaspa_cli.config import resolve
 from adaspa_cli.config.load import method_config
+from adaspa_cli.config.methods import SparseConfig, names_of
 from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.distributed.teams import Teams
 from adaspa_cli.errors import ConfigError, RunError
@@ -39,7 +40,7 @@ SPARSE: dict[str, Any] = {
 }  # fmt: skip
 EXACT = SPARSE | {"sparsity": 0.0}
 DENSELY: dict[str, Any] = {"method": "full", "attention_backend": "reference"}
-METHODS = ("adaspa", "adaspa-no-lse-cache", "adaspa-plus", "sol-attn", "frame-region", "sparse-videogen", "minference")
+METHODS = ("adaspa-no-lse-cache", "adaspa-plus", *names_of(SparseConfig))
 GUIDANCE = ("guided", "unguided")
 
 

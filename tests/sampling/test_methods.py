@@ -8,12 +8,12 @@ import torch
 
 import adaspa_cli
 from adaspa_cli.config import resolve
-from adaspa_cli.config.methods import SparseConfig
+from adaspa_cli.config.methods import EstimatingConfig, SparseConfig, names_of
 from adaspa_cli.config.presets import preset_names
 from tests.pipelines import Listener, cogvideox, hunyuan_video, latents, make_reports, masks_at_end, small_run
 
-METHODS = ("sparse-videogen", "minference", "frame-region")
-ESTIMATING = ("sparse-videogen", "minference")
+ESTIMATING = names_of(EstimatingConfig)
+METHODS = tuple(name for name in names_of(SparseConfig) if name != "adaspa")
 SIZES = {
     "whole blocks": {"height": 64, "width": 96, "frames": 9},
     "ragged blocks": {"height": 48, "width": 80, "frames": 25, "sparsity": 0.8},
