@@ -2,24 +2,24 @@
 
 Maths, inputs and output are those of ``block_sums.py`` (arXiv 2502.21079), for blocks of 64x64:
 W[p, q] = sum of 2^(Q_p K_q^T * scale * log2(e) - LSE * log2(e)) over block (p, q). With a row stride N, every
-Nth row of a block stands for all of its rows.
+Nth row of a block stands for N of its rows.
 
-Work. One program moves three times 64 query rows over all keys: three neighbouring query blocks, or with a row
-stride three times N of them. Each 64 rows have their own warpgroup; one warp copies tiles of 128 keys, which all
-three read. While one warpgroup multiplies, the others take exponentials.
+Work. One program multiplies 192 query rows with all keys: three warpgroups with 64 rows each, and one warp that copies
+tiles of 128 keys for all three. The rows are those of three neighbouring query blocks; with a row stride they are every
+Nth row of 3 N blocks. While one warpgroup multiplies, the others compute exponentials.
 
-Memory. q and k are [B, H, L, D] views that the copy engine takes; rows past the end are zeros, and get no weight: past
-the last query by an LSE of +inf, past the last key by the mask of the last tile. The boxes and slots are those of
-``hopper_block_sparse.py``.
+Memory. q and k are [B, H, L, D] views that the copy engine takes. It reads rows past the end as zeros; they get no
+weight, because the LSE past the last query is +inf and the last tile masks what is past the last key. The boxes and
+slots are those of ``hopper_block_sparse.py``.
 
-Ring. One ring of ``SLOTS`` tiles. Every warpgroup reads every tile, so that all walk it in step; a slot is empty when
-each of the 384 threads has arrived.
+Ring. Key tiles pass through a ring of ``SLOTS`` slots. Every warpgroup reads every tile; a slot is empty once all 384
+threads have arrived at its barrier.
 
-Sums. A thread adds what it holds of a block, 64 of the 4,096 weights, and puts the result into shared memory. Every
-``GROUP`` tiles the warpgroup adds up the 128 parts of each block: far fewer exchanges than one reduction a tile. Rows
-are stored in shared memory as (warp, half of its 16 rows, row of the half), so that with a row stride a query block is
-two warps (N = 2), one warp (4), half of its rows (8) or a quarter of them (16). From N = 8 on a thread holds rows of
-two query blocks, and stores a part for each.
+Sums. A thread adds up the weights that it holds of a block, 32 of 4,096, and writes this part to shared memory. After
+``GROUP`` tiles the warpgroup adds up the 128 parts of each block, which takes far fewer exchanges between threads than
+a reduction of each tile. A warp holds 16 rows, as two halves of 8. With a row stride, the weighed rows of a query block
+lie in two warps (N = 2), one warp (4), half of its rows (8) or a quarter of them (16). From N = 8 on a thread holds
+rows of two query blocks, and writes a part for each.
 
 Shapes: B batch, H heads, Lq and Lk tokens, D head dimension, Nq and Nk blocks, N row stride.
 """
@@ -49,7 +49,7 @@ def _copy(
     q_source, k_source, q_boxes, q_full, ring, full, empty, tiles, batch, head, first_row,
     SLOTS: gl.constexpr, PANELS: gl.constexpr,
 ):  # fmt: skip
-    """The copying warp: three times 64 queries, then all keys."""
+    """The copying warp: 64 query rows for each warpgroup, then all keys."""
     for warpgroup in gl.static_range(_WARPGROUPS):
         barrier = q_full.index(warpgroup)
         mbarrier.expect(barrier, PANELS * BLOCK * BLOCK * 2)
@@ -75,7 +75,7 @@ def _copy(
 
 @gluon.jit
 def _store_parts(parts, b_p, HALVES: gl.constexpr):
-    """Add up what each thread holds of the two blocks of a tile, and store it: [64, 128] to [2 * HALVES, 128]."""
+    """Reduce the weights [64, 128] of a tile's two blocks to one part per block, half and thread [2 * HALVES, 128]."""
     # Rows are (warp, 2, lane / 4), columns (block, 8, lane % 4, 2), as the product leaves them.
     b_parts = b_p.reshape([4, 2, 8, 2, 8, 4, 2])
     b_parts = gl.sum(gl.sum(b_parts, 6), 4)
@@ -283,7 +283,7 @@ def launch(q: Tensor, k: Tensor, lse: Tensor, *, query_tokens: int, scale: float
 def launch_options(row_stride: int) -> dict[str, int]:
     """Slots of the ring, tiles of a group, and registers: 128 a thread for 512 threads, handed out as 160 and 32.
 
-    From a row stride of 8 on a tile has twice as many parts, so that a group has half as many tiles; with 16 even
-    fewer, because the exchange that ends a sum wants shared memory too.
+    From a row stride of 8 on a tile has twice as many parts, so a group has half as many tiles; with 16 it has a
+    quarter, because the change of layout in ``_fold`` needs shared memory too.
     """
     return {"SLOTS": 4, "GROUP": {8: 8, 16: 4}.get(row_stride, 16), "num_warps": 4, "maxnreg": 128}

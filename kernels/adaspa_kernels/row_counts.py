@@ -1,10 +1,10 @@
 """Counts over rows of block sums or scores: how many values exceed some thresholds, and how much a mask keeps.
 
-Both read each row once and write next to nothing, where PyTorch would write a tensor of the size of all rows at every
-step. A budget over a layer needs the first a few times, to find one threshold for all rows.
+Both read each row once and write a few numbers, where PyTorch would write a tensor of the size of all rows at every
+step. A budget over a layer counts a few times, to find one threshold for all rows.
 
-Memory. Rows are float32 [H, Nq, Nk] of any strides but the last, which is 1, as in ``selection.py``, which says what a
-key is. One program holds one row in registers.
+Memory. Rows are float32 [H, Nq, Nk]; the last stride is 1, the others are any. A *key* is a score's bits as an integer,
+as in ``selection.py``. One program holds one row in registers.
 
 Shapes: H heads, Nq and Nk query and key blocks, R of the former without text, T thresholds, K width of the lists.
 """
@@ -29,17 +29,18 @@ def count_above_kernel(
     N: tl.constexpr,
 ):  # fmt: skip
     """Grid (R, H)."""
-    row, head = tl.program_id(0), tl.program_id(1)
+    row, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     rows, heads = tl.num_programs(0), tl.num_programs(1)
-    p_rows = scores_ptr + head.to(tl.int64) * stride_h + (first_row + row).to(tl.int64) * stride_q
-    _, b_key, _ = load_row(p_rows, key_blocks, first_video, end_video, N)
+    p_row = scores_ptr + head * stride_h + (first_row + row).to(tl.int64) * stride_q
+    # [N]
+    _, b_key, _ = load_row(p_row, key_blocks, first_video, end_video, N)
     b_key = tl.minimum(b_key, _INFINITY_KEY)
-    p_counts = counts_ptr + head * rows + row
+    p_count = counts_ptr + head * rows + row
     for place in tl.range(0, tried):
         threshold = tl.load(thresholds_ptr + place)
         above = tl.sum((b_key > threshold).to(tl.int32), 0)
-        tl.store(p_counts, above)
-        p_counts += heads * rows
+        tl.store(p_count, above)
+        p_count += heads.to(tl.int64) * rows
 
 
 def count_above(scores: Tensor, rows: range, columns: range, thresholds: Tensor) -> Tensor:
@@ -82,13 +83,17 @@ def listed_mass_kernel(
     place = head.to(tl.int64) * tl.num_programs(0) + row
     p_row = sums_ptr + head.to(tl.int64) * stride_h + row.to(tl.int64) * stride_q
     columns = tl.arange(0, N)
-    total = tl.sum(tl.load(p_row + columns, mask=columns < key_blocks, other=0.0), 0)
+    # [N]
+    b_sums = tl.load(p_row + columns, mask=columns < key_blocks, other=0.0)
+    total = tl.sum(b_sums, 0)
     count = tl.load(counts_ptr + place)
-    # [CHUNK]: a full row has no list, and keeps its total.
+    # A full row has no list, and keeps its total.
+    # [CHUNK]
     b_kept = tl.zeros([CHUNK], tl.float32)
     for start in tl.range(0, tl.where(count < key_blocks, count, 0), CHUNK):
         slots = start + tl.arange(0, CHUNK)
         inside = slots < count
+        # [CHUNK]
         b_list = tl.load(indices_ptr + place * width + slots, mask=inside, other=0).to(tl.int32)
         b_kept += tl.load(p_row + b_list, mask=inside, other=0.0)
     tl.store(kept_ptr + place, tl.where(count < key_blocks, tl.sum(b_kept, 0), total))

@@ -32,7 +32,7 @@ class Summaries:
 
     Attributes:
         keys, values: means of each key block, [B, H, Nk, D].
-        words: which of them a row has no use for, int32 [*, H, Nq, W], * as in the mask's counts.
+        words: which summaries a row does not use, int32 [*, H, Nq, W], * as in the mask's counts.
         video: key blocks whose summaries may be used.
         block: tokens of a key block.
     """
@@ -44,11 +44,11 @@ class Summaries:
     block: int
 
     def ragged(self, key_tokens: int) -> bool:
-        """Whether the last summary stands for fewer tokens than the others."""
+        """Whether the last summary may be used and stands for fewer tokens than the others."""
         return key_tokens % self.block != 0 and self.video.stop == self.keys.shape[2]
 
     def ragged_worth(self, key_tokens: int) -> float:
-        """What the last summary's logit lacks for them: log(n / BK)."""
+        """What to add to the logit of the last summary: log(n / BK) for a ragged block of n tokens, else 0."""
         return math.log(key_tokens % self.block / self.block) if self.ragged(key_tokens) else 0.0
 
 
@@ -124,7 +124,7 @@ def summarise(
 
 
 def block_means(k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Means of k and v [B, H, L, D] over key blocks, [B, H, Nk, D] each; the last is that of the tokens there are."""
+    """Means of k and v [B, H, L, D] over key blocks, [B, H, Nk, D] each; a ragged block is divided by its tokens."""
     if block not in {size[1] for size in BLOCK_SIZES}:
         raise ValueError(f"block must be that of one of {BLOCK_SIZES}, got {block}")
     batch, heads, tokens, head_dim = k.shape
@@ -140,7 +140,7 @@ def block_means(k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Tensor]:
 def closed_words(counts: Tensor, indices: Tensor, key_blocks: int, video: range) -> Tensor:
     """Words of the rows of a mask, int32 [.., W] for counts [..] and indices [.., K]: see the module's docstring.
 
-    Those of full rows are not those of all blocks: nothing reads them.
+    Words of full rows are undefined; no kernel reads them.
     """
     if not 0 <= video.start <= video.stop <= key_blocks or video.step != 1:
         raise ValueError(f"video must be some of the {key_blocks} key blocks, got {video}")
