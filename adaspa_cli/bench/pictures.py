@@ -1,4 +1,4 @@
-"""Videos of a bench, scaled down for its page: strips of frames, videos that play, and players of two."""
+"""Videos of a bench, scaled down for its page: strips of frames, videos that play, and players that compare them."""
 
 from __future__ import annotations
 
@@ -82,25 +82,23 @@ def _picture(row: BenchRow, name: str, videos: Mapping[str, Path]) -> Picture:
 
 
 def _frames(path: Path) -> NDArray[np.uint8]:
-    """As they were before compression, where that was kept."""
-    kept = lossless_path(path)
-    return read_frames(kept if kept.is_file() else path)
+    """Frames of a video, from its lossless copy where there is one."""
+    lossless = lossless_path(path)
+    return read_frames(lossless if lossless.is_file() else path)
 
 
 def players(shown: Mapping[str, Sequence[Picture]]) -> dict[str, Player]:
-    """A player for each prompt: the rows that have the first reference, beside it."""
+    """A player for each prompt: its first reference, and the rows of the same size that are compared with it."""
     found = {}
-    for prompt, its in shown.items():
-        by_row = {picture.row: picture for picture in its}
-        reference = next((by_row[p.reference] for p in its if p.reference in by_row and p.reference != p.row), None)
+    for prompt, rows in shown.items():
+        by_name = {row.row: row for row in rows}
+        reference = next((by_name[p.reference] for p in rows if p.reference in by_name and p.reference != p.row), None)
         if reference is None:
             continue
-        compared = [
-            picture for picture in its if picture.reference == reference.row and picture.shape == reference.shape
-        ]
-        both = [reference, *(picture for picture in compared if picture is not reference)]
-        if len(both) > 1:
+        compared = [row for row in rows if row.reference == reference.row and row.shape == reference.shape]
+        played = [reference, *(row for row in compared if row is not reference)]
+        if len(played) > 1:
             frames, height, width = reference.shape
-            clips = [Clip(picture.row, picture.video, picture.fps, picture.curves) for picture in both]
-            found[prompt] = Player(clips, 0, frames, height, width, [picture.id for picture in both])
+            clips = [Clip(row.row, row.video, row.fps, row.curves) for row in played]
+            found[prompt] = Player(clips, 0, frames, height, width, [row.id for row in played])
     return found

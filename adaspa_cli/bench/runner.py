@@ -23,7 +23,7 @@ from adaspa_cli.config import ModelConfig
 from adaspa_cli.errors import AdaspaError, DiskFullError, OutOfMemoryError, UsageError
 from adaspa_cli.files.folders import prepare_folder
 from adaspa_cli.files.whole import write_json
-from adaspa_cli.jobs.generate import claim, in_turn, make
+from adaspa_cli.jobs.generate import claim, claim_each, make
 from adaspa_cli.jobs.places import ClaimedPlace
 from adaspa_cli.jobs.plan import Job
 from adaspa_cli.models.loading import load_pipeline
@@ -73,7 +73,7 @@ def run_bench(rows: Sequence[PlannedRow], observer: BenchObserver, *, warmup_ste
             pipe = load_pipeline(config.model, decode=config.decodes)
         worker = _Worker(pipe, observer, warmup_steps)
         left += len(jobs)
-        with closing(in_turn(jobs, lambda pair: tried.claim(pair[1]))) as claims:
+        with closing(claim_each(jobs, lambda pair: tried.claim(pair[1]))) as claims:
             for (row, job), claimed in claims:
                 observer.video(number, f"{row.row.name}: {job.prompt}", job.seed)
                 worker.attempt(row, job, claimed)

@@ -1,4 +1,4 @@
-"""First Block Cache, by diffusers: where the first block changes little, the others add what they added before."""
+"""First Block Cache of diffusers: where the first block's residual changes little, that of the others is reused."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _HEAD = "fbc_leader_block_hook"  # diffusers' name of the hook on the first bloc
 
 
 class FirstBlockCache(DiffusersCache):
-    """At each step the first block is computed; the rest is skipped if its residual moved by less than the threshold.
+    """Computes the first block at each step, and skips the others if its residual changed by less than the threshold.
 
-    The move is the mean absolute difference to the residual of the last full step, over that residual's mean
+    The change is the mean absolute difference to the residual of the last full step, divided by that residual's mean
     (ParaAttention, "dynamic caching"). Two residuals of the video's and the text's size stay in memory.
 
-    Where processes share the tokens, the means are over the tokens of all: so all skip, or none does.
+    Where processes share the tokens, the means are over the tokens of all processes, so that all skip or none does.
     """
 
     def __init__(self, settings: FirstBlockConfig, attachment: Attachment, clock: StepClock) -> None:
@@ -41,10 +41,10 @@ class FirstBlockCache(DiffusersCache):
             return
         for block in self._attachment.blocks:
             hook = block._diffusers_hook.get_hook(_HEAD)
-            if hook is not None:  # it goes with the cache, and this with it
-                Override(hook, "_should_compute_remaining_blocks", self._by_all(hook))
+            if hook is not None:  # no restore is needed: the hook is removed with the cache
+                Override(hook, "_should_compute_remaining_blocks", self._decide_together(hook))
 
-    def _by_all(self, hook: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def _decide_together(self, hook: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def wrap(_original: Callable[..., Any]) -> Callable[..., Any]:
             def should_compute(residual: Tensor) -> bool:
                 before = hook.state_manager.get_state().head_block_residual

@@ -68,12 +68,12 @@ def collect(folder: Path, note: Callable[[str], None]) -> list[Entry]:
 
 
 def _videos(folder: Path, note: Callable[[str], None]) -> Iterator[Path]:
-    def unreadable(error: OSError) -> None:
+    def refuse_or_note(error: OSError) -> None:
         if Path(error.filename) == folder:
             raise OutputError(f"cannot read the folder {folder}: {error.strerror}") from error
         note(f"cannot read the folder {error.filename}: {error.strerror}; its videos are left out")
 
-    for parent, folders, files in os.walk(folder, onerror=unreadable):
+    for parent, folders, files in os.walk(folder, onerror=refuse_or_note):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if name.lower().endswith(VIDEOS) and not name.startswith(".") and PARTIAL not in name:
@@ -102,18 +102,17 @@ def _entry(video: Path, note: Callable[[str], None]) -> Entry:
 
 
 def _with_dense(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, with speed-ups over dense runs of the same video on the same machine that are among them."""
+    """The entries, with speed-ups over those among them that are dense runs of the same video on the same machine."""
     dense = {_same(one.report): one.report.seconds.total for one in entries if one.report and one.report.dense}
-    return [
-        dataclasses.replace(one, speed_up=dense[_same(one.report)] / one.report.seconds.total)
-        if one.report
-        and not one.report.dense
-        and one.speed_up is None
-        and _same(one.report) in dense
-        and one.report.seconds.total
-        else one
-        for one in entries
-    ]
+
+    def with_speed_up(entry: Entry) -> Entry:
+        report = entry.report
+        if report is None or report.dense or entry.speed_up is not None or not report.seconds.total:
+            return entry
+        seconds = dense.get(_same(report))
+        return entry if seconds is None else dataclasses.replace(entry, speed_up=seconds / report.seconds.total)
+
+    return [with_speed_up(entry) for entry in entries]
 
 
 def _same(report: Report) -> tuple[object, ...]:

@@ -54,9 +54,9 @@ def generate(
     world: World | None = None,
     load: Load = load_pipeline,
 ) -> Iterator[Made]:
-    """Make the videos of a run, and yield each as it is complete (also those skipped).
+    """Make the videos of a run, and yield each once it is complete, also those that were complete before.
 
-    With ``resume`` those that another process is making are left to it.
+    With ``resume``, videos that another process is making are left to it.
 
     Args:
         prompts: what :func:`collect_prompts` gave, if it was called before: a pipe can be read only once.
@@ -77,7 +77,7 @@ def generate(
     prompts = collect_prompts(config.prompts) if prompts is None else prompts
     jobs = _own(plan(resolved, prompts), shard)
     todo = [number for number, job in enumerate(jobs) if not job.complete]
-    yield from already_there(jobs, observer)
+    yield from skip_complete(jobs, observer)
     if not todo:
         world.tell(False)
         return
@@ -90,20 +90,20 @@ def generate(
     made: set[int] = set()
     with memory_errors(config.model.offload, together=not world.teams.all.alone):
         pipe = load(model, decode=config.decodes)
-        with session(pipe, resolved, observer, world) as at_work:
-            observer.started(len(todo), config.sampling.steps, at_work.handle.backend)
-            with closing(in_turn(todo, lambda number: claim(jobs[number], resume=config.output.resume))) as claims:
+        with session(pipe, resolved, observer, world) as running:
+            observer.started(len(todo), config.sampling.steps, running.handle.backend)
+            with closing(claim_each(todo, lambda number: claim(jobs[number], resume=config.output.resume))) as claims:
                 for number, claimed in claims:
                     job = jobs[number]
                     observer.video(len(made), job.prompt, job.seed)
                     made.add(number)
-                    yield make(at_work, job, claimed, observer.comparing)
+                    yield make(running, job, claimed, observer.comparing)
             world.tell(None)
     if len(made) < len(todo):
-        now = _own(plan(resolved, prompts), shard)
-        passed = [now[number] for number in todo if number not in made]
-        yield from already_there(passed, observer)
-        for job in passed:
+        updated = _own(plan(resolved, prompts), shard)
+        left = [updated[number] for number in todo if number not in made]
+        yield from skip_complete(left, observer)
+        for job in left:
             if not job.complete:
                 observer.elsewhere(job.place)
 
@@ -119,8 +119,8 @@ def _own(jobs: list[Job], shard: Shard | None) -> list[Job]:
     return jobs if shard is None else shard.take(jobs)
 
 
-def already_there(jobs: Sequence[Job], observer: JobObserver) -> Iterator[Made]:
-    """Those that are complete."""
+def skip_complete(jobs: Sequence[Job], observer: JobObserver) -> Iterator[Made]:
+    """Yield the videos of the jobs that are complete, and tell the observer that they are skipped."""
     for job in jobs:
         if job.complete:
             observer.skipped(job.place)
@@ -142,28 +142,28 @@ def claim(job: Job, *, resume: bool) -> ClaimedPlace | None:
     return claim_place(job.place, video_name(job.prompt, job.seed), job.fingerprint, resume=resume)
 
 
-def in_turn(
+def claim_each(
     items: Sequence[Item], claim: Callable[[Item], ClaimedPlace | None]
 ) -> Generator[tuple[Item, ClaimedPlace]]:
-    """Claim one item after another; each is held until the next is requested.
+    """Claim one item after another, and hold each until the next is requested.
 
-    What cannot be claimed comes again at the end: the process that was at it may have been interrupted.
+    Items that another process holds are tried again at the end, in case it was interrupted, until none can be claimed.
     """
     left, claimed_any = list(items), True
     while left and claimed_any:
-        passed, claimed_any = [], False
+        held_by_others, claimed_any = [], False
         for item in left:
             place = claim(item)
             if place is None:
-                passed.append(item)
+                held_by_others.append(item)
                 continue
             with place:
                 yield item, place
             claimed_any = True
-        left = passed
+        left = held_by_others
 
 
-def make(at_work: Session, job: Job, claimed: ClaimedPlace, comparing: Comparing = silent) -> Made:
+def make(running: Session, job: Job, claimed: ClaimedPlace, comparing: Comparing = silent) -> Made:
     """Make one video, and write it and its report.
 
     Args:
@@ -174,10 +174,10 @@ def make(at_work: Session, job: Job, claimed: ClaimedPlace, comparing: Comparing
         OutputError: a file cannot be written.
         DiskFullError: the disk is full; nothing of this video is left.
     """
-    result = at_work.run(job.prompt, job.seed)
+    result = running.run(job.prompt, job.seed)
     if claimed.is_free():
         return write_result(result, job, claimed, comparing)
-    other = claim(job, resume=False)  # a program that heeds no claims took the name: what was computed is not lost
+    other = claim(job, resume=False)  # a program that ignores claims took the name: keep the result under another
     assert other is not None
     with other:
         return write_result(result, job, other, comparing)

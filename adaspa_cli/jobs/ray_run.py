@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from adaspa_cli.config import Resolved
 from adaspa_cli.errors import AdaspaError, BackendError, RunError, UsageError
-from adaspa_cli.jobs.generate import JobObserver, already_there, check_masks, claim
+from adaspa_cli.jobs.generate import JobObserver, check_masks, claim, skip_complete
 from adaspa_cli.jobs.places import ClaimedPlace
 from adaspa_cli.jobs.plan import Job, plan
 from adaspa_cli.jobs.ray_worker import Sent, Worker
@@ -53,7 +53,7 @@ class RayObserver(JobObserver, Protocol):
 def generate_on_ray(
     resolved: Resolved, observer: RayObserver, prompts: Sequence[str], cluster: Cluster
 ) -> Iterator[Made]:
-    """Make the videos of a run, and yield each as it is complete (also those skipped); no order is kept.
+    """Make the videos of a run, and yield each once it is complete, also those that were complete before; in no order.
 
     Workers read models, mask files and pictures by the same path as the driver.
 
@@ -67,7 +67,7 @@ def generate_on_ray(
     import ray
 
     jobs = plan(resolved, prompts)
-    yield from already_there(jobs, observer)
+    yield from skip_complete(jobs, observer)
     todo = [job for job in jobs if not job.complete]
     if not todo:
         return

@@ -217,10 +217,10 @@ def _share(pipe: Any, job: _Job, shard: Shard, observer: SearchObserver) -> Mask
     _check_shares(out, {*names, JOINED})
     with _claim(out, f".{names[shard.number - 1]}"):
         search = _search(pipe, job, observer, World())
-    every = dataclasses.replace(job, shard=None).videos
-    wanted = [len(every[number :: shard.of]) for number in range(shard.of)]
-    done = [videos_done(out, name) for name in names]  # each is noted before this: the last to end sees all of them
-    if not out.exists() and done != wanted:
+    videos = dataclasses.replace(job, shard=None).videos
+    planned = [len(videos[number :: shard.of]) for number in range(shard.of)]
+    done = [videos_done(out, name) for name in names]  # each share is noted before this: the last to end sees them all
+    if not out.exists() and done != planned:
         return None
     claim = take(out.with_name(f".{out.name}.claim"))
     if claim is None:

@@ -56,11 +56,11 @@ class FoundMask:
 
 
 class MaskPolicy(ABC):
-    """A method. It holds only settings; the run keeps its masks and LSE.
+    """A method. It holds only settings: the run keeps its masks and LSE.
 
-    A method implements the way of finding masks that its plans ask for: :meth:`search` from exact block sums, for
-    masks that later calls reuse, :meth:`load` without looking at the call's attention at all, or :meth:`estimate` from
-    the call's own q, k and v, for masks of this call only.
+    A method implements what its plans ask for: :meth:`search` finds a mask in exact block sums, and :meth:`load`
+    without the call's attention, both for later calls to reuse; :meth:`estimate` finds one in the call's own q, k and
+    v, for that call alone.
     """
 
     @property
@@ -70,10 +70,10 @@ class MaskPolicy(ABC):
 
     @abstractmethod
     def decide(self, call: Call, last_search: int | None) -> CallPlan:
-        """Say what this call does; ``last_search`` is the step of its layer's, branch's and sample's last search."""
+        """Say what a call does; ``last_search`` is the step at which its layer, branch and sample last got a mask."""
 
     def example(self) -> Call:
-        """A call that the policy could get; of its layout nothing matters but that it is no mistake."""
+        """A call for :meth:`plan` to ask about; override it where :meth:`decide` refuses some branches or layouts."""
         return Call(0, 0, "cond", 0, TokenLayout(1, 1, 1, 0, "last"))
 
     @property
@@ -89,10 +89,9 @@ class MaskPolicy(ABC):
         return max((first for first in self.stages if first <= step), default=0)
 
     def plan(self, steps: Iterable[int], layer: int = 0) -> list[CallPlan]:
-        """What the calls of each of ``steps`` do, as long as none is skipped: of a layer, or of those whose
-        stage it is.
+        """The plans of a layer's calls at ``steps``, if none is skipped; in a later stage, of its transformer's layers.
 
-        A layer whose loaded mask turns out to recall too little searches where others load: only that is not predicted.
+        One thing can't be predicted: a layer whose loaded mask recalls too little searches where others load.
         """
         plans: list[CallPlan] = []
         last_search = None
@@ -111,7 +110,7 @@ class MaskPolicy(ABC):
 
     @property
     def max_error(self) -> float | None:
-        """Attention error of a sparse call above which its layer searches densely at its next one; None is no limit."""
+        """Attention error of a sparse call above which its layer's next call searches densely; None is no limit."""
         return None
 
     @property

@@ -1,9 +1,9 @@
 """The rule of Sol-Attn: blocks whose pooled score stands out from its row, and a summary of each other block.
 
 At every call after warm-up each query block and each key block is pooled to its mean. A row keeps the video blocks
-whose product q̄ k̄ᵀ exceeds the mean of the row by τ standard deviations, at least the largest. There is no search and
-no attention weight is looked at; what is left out comes in through the pooled remainder. τ is the γ-quantile of a
-normal distribution, which keeps 1 - γ of the blocks if scores are distributed so; the achieved density is reported.
+whose product q̄ k̄ᵀ exceeds the mean of the row by τ standard deviations, and always the largest. It searches nothing
+and computes no attention weights; left-out blocks contribute through the pooled remainder. τ is the γ-quantile of the
+normal distribution, which keeps 1 - γ of the blocks if the scores are normal; the report has the density achieved.
 
 Shapes: H heads, R query blocks and C key blocks without text, D head dimension.
 """
@@ -25,10 +25,7 @@ from adaspa_cli.masks.schedule import sparsity_at
 
 @dataclass(frozen=True)
 class SolAttn(Estimating):
-    """The method's settings.
-
-    Attributes:
-    """
+    """Sol-Attn's rule; its settings are those of every method that estimates."""
 
     @property
     def compensation(self) -> Compensation:
