@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adaspa_cli.config.fields import rule
 from adaspa_cli.config.hub import hub_answers, hub_error
+from adaspa_cli.config.tensor_shapes import SUFFIX, Shapes, read_shapes
 from adaspa_cli.errors import ConfigError, ModelError
 
 MOST_SCALE = 100.0
-SUFFIX = ".safetensors"
 _USUAL = "pytorch_lora_weights.safetensors"
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>.+\.safetensors))?")
-_LENGTH_BYTES = 8
-_MOST_HEADER_BYTES = 100_000_000  # of safetensors itself
 
 
 @dataclass(frozen=True)
@@ -89,10 +85,12 @@ class LoraFile:
     Attributes:
         path: of it.
         sha256: of its bytes.
+        shapes: of its tensors.
     """
 
     path: Path
     sha256: str
+    shapes: Shapes
 
 
 @rule(f"PATH_OR_HUB[:SCALE], the scale up to {MOST_SCALE:g} and not 0")
@@ -134,28 +132,15 @@ def _fetch(name: str) -> Path:
 
 
 @functools.lru_cache(maxsize=32)
-def _read(path: Path, size: int, _changed: int) -> LoraFile:
+def _read(path: Path, _size: int, _changed: int) -> LoraFile:
     """Check and hash a file of that size, changed at that time: once, not for each video."""
     try:
+        shapes = read_shapes(path)
+        if shapes is None:
+            raise ModelError(f"LoRA {path} is not a {SUFFIX} file, or is corrupt", hint=f"give a {SUFFIX} file")
+        if not any("lora" in name.lower() for name in shapes):
+            raise ModelError(f"{path} holds no LoRA: none of its {len(shapes)} tensors is named so")
         with path.open("rb") as file:
-            names = _tensor_names(file.read(_LENGTH_BYTES), file.read(min(size, _MOST_HEADER_BYTES)))
-            if names is None:
-                raise ModelError(f"LoRA {path} is not a {SUFFIX} file, or is corrupt", hint=f"give a {SUFFIX} file")
-            if not any("lora" in name.lower() for name in names):
-                raise ModelError(f"{path} holds no LoRA: none of its {len(names)} tensors is named so")
-            file.seek(0)
-            return LoraFile(path, hashlib.file_digest(file, "sha256").hexdigest())
+            return LoraFile(path, hashlib.file_digest(file, "sha256").hexdigest(), shapes)
     except OSError as error:
         raise ModelError(f"cannot read LoRA {path}: {error.strerror}") from error
-
-
-def _tensor_names(length: bytes, rest: bytes) -> list[str] | None:
-    """Names of the tensors in a safetensors file; None if its header is not whole."""
-    end = int.from_bytes(length, "little")
-    if len(length) < _LENGTH_BYTES or end > len(rest):
-        return None
-    try:
-        header: Any = json.loads(rest[:end])
-    except (ValueError, RecursionError):
-        return None
-    return [name for name in header if name != "__metadata__"] if isinstance(header, dict) else None

@@ -22,7 +22,7 @@ from adaspa_cli.maskfiles.stored import stored_policy
 from adaspa_cli.masks import MaskPolicy
 from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.masks.plan import Attention, MaskSource
-from adaspa_cli.models.loading import choose_device, choose_dtype
+from adaspa_cli.models.loading import choose_device, choose_dtype, quiet_libraries
 from adaspa_cli.models.memory import estimate_memory, token_layout
 from adaspa_cli.models.registry import heavy
 
@@ -136,6 +136,7 @@ def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate 
         BackendError: the device or the backend is not there.
         MaskFileError: the mask file is corrupt.
     """
+    quiet_libraries()
     architecture = architecture_of(config.model)
     device = choose_device(config.model.device)
     check_offload(config.model.offload, device.type)

@@ -33,7 +33,7 @@ def check_early(
     """
     from adaspa_cli.config import architecture
     from adaspa_cli.config.devices import check_device, known_kind, machine_memory
-    from adaspa_cli.config.packages import check_packages, check_transformer_file
+    from adaspa_cli.config.packages import check_files, check_packages
     from adaspa_cli.config.weights import check_weights_fit
     from adaspa_cli.files.folders import check_folder
     from adaspa_cli.files.pictures import read_pictures
@@ -47,12 +47,7 @@ def check_early(
     for key, picture in read_pictures(config.sampling.pictures).items():
         note(f"{key.replace('_', ' ')} {picture.note(config.sampling.height, config.sampling.width)}")
     check_packages(config.model)
-    if config.model.transformer is not None:
-        check_transformer_file(config.model)
-    for loras in config.model.loras.values():
-        for lora in loras:
-            if download or lora.is_local():
-                lora.file()
+    check_files(config.model, download=download)
     if not may_be_complete:
         check_device(config.model, config.method)
         if download and known_kind(config.model.device) == "cpu":

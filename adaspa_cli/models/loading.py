@@ -15,7 +15,7 @@ from adaspa_cli.config.devices import check_offload, machine_memory, no_device
 from adaspa_cli.config.families import facts_of
 from adaspa_cli.config.hub import hub_answers, hub_error
 from adaspa_cli.config.model_source import fetch_model_index, read_model_index
-from adaspa_cli.config.packages import check_packages, check_transformer_file
+from adaspa_cli.config.packages import check_files, check_packages, check_transformer_file
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.config.weights import check_weights_fit
 from adaspa_cli.errors import ConfigError, ModelError
@@ -69,6 +69,7 @@ def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
         OutOfMemoryError: the weights need more memory than the device has.
     """
     check_packages(config)
+    check_files(config)
     device = choose_device(config.device)
     check_offload(config.offload, device.type)
     check_weights_fit(config, device.type, _memory_of(device))

@@ -40,7 +40,13 @@ def refused(light: Forks) -> Refused:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with mask files that are no use: ``masks`` fits no model, the others are broken."""
+    """A folder with files that are no use: ``masks`` fits no model, the others are broken.
+
+    ``wan.safetensors`` has weights of another model than HunyuanVideo, of 5120 channels.
+    """
+    header = json.dumps({"blocks.0.attn1.to_q.weight": {"dtype": "BF16", "shape": [5120, 5120]}}).encode()
+    (tmp_path / "wan.safetensors").write_bytes(len(header).to_bytes(LENGTH_BYTES, "little") + header)
+    (tmp_path / "text.safetensors").write_text("no tensors at all")
     (tmp_path / "file").touch()
     whole = small_file(tmp_path / "masks").path.read_bytes()
     (tmp_path / "truncated").write_bytes(whole[:-1])
@@ -93,6 +99,22 @@ def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(
         ((*RUN, "--model", "hunyuan", "--width", 1000, "--random-weights"), "width must be a multiple of 16, got 1000"),
         ((*RUN, "--image", "none.png"), "image: this model, a HunyuanVideoPipeline, makes videos from text only"),
         ((*RUN, "--last-image", "x.png"), "last_image needs the image that the video begins with"),
+        (
+            (*RUN, "--model", "wan2.1-i2v-14b", "--image", "x.png", "--last-image", "x.png"),
+            "last_image: this model, a WanImageToVideoPipeline, takes no last image",
+        ),
+        ((*RUN, "--model", "wan2.2-5b-i2v", "--image", "x.png", "--frames", 1), "frames: a video of one frame would"),
+        ((*RUN, "--model", "wan2.2-5b-i2v"), "this model makes a video from a picture, and none was given"),
+        ((*RUN, "--model", "hunyuan", "--transformer", "none.gguf", "--weights-dtype", "fp8"), "a GGUF file is quant"),
+        ((*RUN, "--model", "hunyuan", "--transformer", "none.safetensors"), "transformer none.safetensors is not a fi"),
+        ((*RUN, "--model", "hunyuan", "--transformer", "text.safetensors"), "transformer text.safetensors is not a .s"),
+        (
+            (*RUN, "--model", "hunyuan", "--transformer", "wan.safetensors"),
+            "transformer wan.safetensors is for another model: none of its tensors has 3072 channels",
+        ),
+        ((*RUN, "--model", "cogvideox", "--transformer", "wan.safetensors"), "transformer: diffusers can't read the"),
+        ((*RUN, "--model", "wan2.2-a14b", "--lora", "wan.safetensors"), "lora does not say which of the model's two"),
+        ((*RUN, "--model", "wan2.1-14b", "--lora-low", "wan.safetensors"), "lora_low is for a model with two trans"),
         ((*RUN, "--negative-prompt", "y"), "a negative prompt has no effect on this model"),
         ((*RUN, "--masks", "none.safetensors"), "cannot read masks from none.safetensors: No such file"),
         ((*RUN, "--masks", "."), "cannot read masks from .: Is a directory"),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
 from adaspa_cli.app import app
@@ -62,3 +63,12 @@ def test_what_a_run_refuses_is_refused(arguments: tuple[str, ...], said: str) ->
     result = call(*arguments)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_transformers_does_not_warn_of_what_is_not_installed() -> None:
+    """It would while it imports the classes of a model that takes pictures."""
+    logging.set_verbosity_warning()
+    result = call("--prompt", PROMPT, "--model", "wan2.1-i2v-14b", "--random-weights", "-q")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert logging.get_verbosity() == logging.ERROR

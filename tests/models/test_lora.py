@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adaspa_cli.config import resolve
 from adaspa_cli.config.lora import LoraSource
+from adaspa_cli.config.packages import check_files
 from adaspa_cli.errors import BackendError, ConfigError, ModelError
 from adaspa_cli.jobs.fingerprint import video_fingerprint
 from adaspa_cli.models.loading import load_pipeline
@@ -133,7 +134,9 @@ def test_a_lora_of_another_model_is_refused_in_one_line(
 ) -> None:
     """Diffusers would print the error besides."""
     needs_peft()
-    shapes = {"transformer.blocks.9.to_x.lora_A.weight": (2, 8), "transformer.blocks.9.to_x.lora_B.weight": (8, 2)}
+    size = hunyuan_video().transformer.x_embedder.proj.out_channels
+    shapes = {"transformer.blocks.9.to_x.lora_A.weight": (2, size)}
+    shapes |= {"transformer.blocks.9.to_x.lora_B.weight": (size, 2)}
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "foreign.safetensors")
     of_diffusers = logging.getLogger("diffusers")
     of_diffusers.addHandler(caplog.handler)
@@ -145,9 +148,23 @@ def test_a_lora_of_another_model_is_refused_in_one_line(
     assert not caplog.records
 
 
+@pytest.mark.parametrize("name", ["diffusion_model.blocks.0.self_attn.q", "lora_unet_blocks_0_self_attn_q"])
+def test_a_lora_of_another_size_of_model_is_refused_before_any_weight_is_read(name: str, tmp_path: Path) -> None:
+    tensors = {f"{name}.lora_down.weight": torch.zeros(4, 5120), f"{name}.lora_up.weight": torch.zeros(5120, 4)}
+    save_file(tensors | {f"{name}.alpha": torch.tensor(4.0)}, tmp_path / "style.safetensors")
+    lora = [str(tmp_path / "style.safetensors")]
+    with pytest.raises(ModelError, match="is for another model: none of its tensors has 1536 channels") as raised:
+        check_files(resolve({"model": "wan2.1-1.3b", "lora": lora}).config.model)
+    assert raised.value.hint == (
+        "its channels are 5120, as those of wan2.1-14b, wan2.1-i2v-14b, wan2.2-a14b, wan2.2-i2v-a14b"
+    )
+    check_files(resolve({"model": "wan2.1-14b", "lora": lora}).config.model)
+
+
 def test_a_lora_of_another_part_touches_nothing(hunyuan_folder: Path, tmp_path: Path) -> None:
     needs_peft()
-    shapes = {"unet.to_q.lora_A.weight": (2, 8), "unet.to_q.lora_B.weight": (8, 2)}
+    size = hunyuan_video().transformer.x_embedder.proj.out_channels
+    shapes = {"unet.to_q.lora_A.weight": (2, size), "unet.to_q.lora_B.weight": (size, 2)}
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "foreign.safetensors")
     with pytest.raises(ModelError, match="changes no layer of this model"):
         load(hunyuan_folder, lora=[str(tmp_path / "foreign.safetensors")])
