@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _UNKNOWN = "not stated"
 _NOTE = (
     "disk: parameters x 2 bytes; memory: estimated peak of denoising with the default method, without decoding, for "
-    "--offload none, model and group; of other settings: generate --plan"
+    "--offload none, model and group; of other settings: generate --plan; gated: not verified"
 )
 
 
@@ -89,6 +89,7 @@ def _show_one(console: Console, entry: Entry, memory: Mapping[str, Memory]) -> N
         "pipeline": entry.pipeline,
         "checkpoint": entry.checkpoint,
         "licence": _UNKNOWN if entry.card is None else entry.card.licence,
+        "licence stated in": _UNKNOWN if entry.card is None else entry.card.licence_note,
         "gated": _gated(entry),
         "makes a video from": entry.takes,
         "default video": f"{height} x {width} pixels, {frames} frames, {entry.steps} steps",

@@ -28,11 +28,13 @@ class Card:
 
     Attributes:
         licence: its name.
+        licence_note: where it is stated, or that this was not verified, and what limits its use.
         gated: whether the hub wants the licence accepted before a download.
         billions: parameters of each part of the pipeline that has weights.
     """
 
     licence: str
+    licence_note: str
     gated: bool
     billions: Mapping[str, float]
 
@@ -86,6 +88,7 @@ class Entry:
             "pipeline": self.pipeline,
             "checkpoint": self.checkpoint,
             "licence": self.card and self.card.licence,
+            "licence_note": self.card and self.card.licence_note,
             "gated": self.card and self.card.gated,
             "takes": self.takes,
             "height": height,
@@ -146,7 +149,8 @@ def _card(content: Any, path: Path) -> Card | None:
         return None
     try:
         billions = {str(part): float(number) for part, number in content["billions"].items()}
-        return Card(str(content["licence"]), bool(content["gated"]), billions)
+        note = str(content.get("licence_note", "not verified"))
+        return Card(str(content["licence"]), note, bool(content["gated"]), billions)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(f"{CARD} in {path} must hold licence, gated and billions: {error!r}") from error
 

@@ -35,6 +35,15 @@ def test_memory_is_shown_for_every_offload_mode() -> None:
         assert f"with --offload {offload} {size / 1e9:.1f} GB" in shown
 
 
+def test_it_is_said_where_a_licence_is_stated_and_which_is_not_verified() -> None:
+    notes = {entry["name"]: entry["licence_note"] for entry in json.loads(call("--json"))}
+    assert "LICENSE.txt of github.com/Tencent-Hunyuan/HunyuanVideo" in notes["hunyuan"]
+    assert notes["hunyuan-i2v"].startswith("not verified")
+    shown = call("hunyuan")
+    assert "does not apply in the EU" in " ".join(shown.split())
+    assert "gated: not verified" in " ".join(shown.split())
+
+
 def test_one_model_in_detail() -> None:
     shown = " ".join(call("wan2.2-a14b").split())
     assert "tokens 75,600 (21 x 45 x 80)" in shown
