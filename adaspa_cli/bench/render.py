@@ -33,6 +33,7 @@ TITLES: dict[str, str] = {
 }
 Middle = Literal["mean", "median"]
 _DIGITS: dict[str, int] = {"psnr": 2, "ssim": 4, "st_lpips": 4, "lpips": 4, "vbench": 2}
+_NAMED = 6  # rows that a note names one by one
 _OF_THE_PAPER: tuple[Metric, ...] = ("psnr", "ssim", "lpips", "vbench")
 
 
@@ -88,11 +89,17 @@ def _reasons(bench: Bench) -> list[str]:
     metrics_of: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (name, reason), rows in rows_of.items():
         metrics_of.setdefault((reason, tuple(rows)), []).append(TITLES[name].split()[0])
-    everywhere = tuple(row.name for row in bench.rows)
     return [
-        f"{', '.join(metrics)} n/a{'' if rows == everywhere else ' (' + ', '.join(rows) + ')'}: {reason}."
-        for (reason, rows), metrics in metrics_of.items()
+        f"{', '.join(metrics)} n/a{_which(bench, rows)}: {reason}." for (reason, rows), metrics in metrics_of.items()
     ]
+
+
+def _which(bench: Bench, rows: Sequence[str]) -> str:
+    """Which rows, in brackets; the number where they are many, and nothing where it is all that are compared."""
+    compared = [row for row in bench.rows if row.quality["psnr"] != Missing(REFERENCE)]
+    if len(rows) >= len(compared):
+        return ""
+    return f" ({', '.join(rows) if len(rows) <= _NAMED else f'{len(rows)} of {len(compared)} rows'})"
 
 
 def _latency_table(bench: Bench) -> Table:

@@ -24,4 +24,11 @@ def render(template: Path, **data: Any) -> str:
 def _environment(folder: Path) -> jinja2.Environment:
     """Keeps its templates compiled: each video has a page, and compiling takes longer than filling."""
     loader = jinja2.FileSystemLoader([folder, SHARED])
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["when"] = when
+    return environment
+
+
+def when(time: str) -> str:
+    """A time of a report, such as ``2026-11-27T17:05:27+00:00``, as people write it."""
+    return time.replace("T", " ").replace("+00:00", " UTC")

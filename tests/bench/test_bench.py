@@ -314,7 +314,7 @@ def test_what_cannot_be_measured_is_n_a_with_the_reason_and_measured_once_it_can
     assert before["vbench"]["missing"]
     text = (out / "bench.md").read_text()
     assert "| method | PSNR dB | SSIM | runs |" in text
-    assert "ST-LPIPS n/a (adaspa): stlpips-pytorch is not installed; pip install 'adaspa[perceptual]'." in text
+    assert "ST-LPIPS n/a: stlpips-pytorch is not installed; pip install 'adaspa[perceptual]'." in text
     if find_spec("stlpips_pytorch"):
         after = rows(make(spec, out))["adaspa"]["quality"]
         assert 0 < after["st_lpips"]["mean"] < 1
