@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from adaspa_cli.bench.figures import REFERENCE
 from adaspa_cli.bench.schema import (
     PARTS,
     QUALITY,
@@ -68,7 +67,7 @@ def _quality_table(bench: Bench) -> Table:
     ]
     lines = []
     for row in bench.rows:
-        cells = [_spread(row.quality[metric], _DIGITS[metric], "mean") for metric in shown]
+        cells = [_cell(row, metric, _spread) for metric in shown]
         lines.append([row.name, *cells, f"{len(row.runs)} of {row.planned}"])
     return Table(
         "Quality against the dense video of the same prompt and seed",
@@ -84,7 +83,7 @@ def _reasons(bench: Bench) -> list[str]:
     for row in bench.rows:
         for metric in QUALITY:
             figure = row.quality[metric]
-            if isinstance(figure, Missing) and figure.missing != REFERENCE:
+            if isinstance(figure, Missing) and not _needs_none(row, metric):
                 rows_of.setdefault((metric, figure.missing), []).append(row.name)
     metrics_of: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (name, reason), rows in rows_of.items():
@@ -96,10 +95,19 @@ def _reasons(bench: Bench) -> list[str]:
 
 def _which(bench: Bench, rows: Sequence[str]) -> str:
     """Which rows, in brackets; the number where they are many, and nothing where it is all that are compared."""
-    compared = [row for row in bench.rows if row.quality["psnr"] != Missing(REFERENCE)]
+    compared = [row for row in bench.rows if not _needs_none(row, "psnr")]
     if len(rows) >= len(compared):
         return ""
     return f" ({', '.join(rows) if len(rows) <= _NAMED else f'{len(rows)} of {len(compared)} rows'})"
+
+
+def _needs_none(row: BenchRow, metric: Metric) -> bool:
+    """Whether the row is the one that the metric compares others with."""
+    return metric != "vbench" and row.reference == row.name
+
+
+def _cell(row: BenchRow, metric: Metric, form: Callable[[Figure, int, Middle], str]) -> str:
+    return "–" if _needs_none(row, metric) else form(row.quality[metric], _DIGITS[metric], "mean")
 
 
 def _latency_table(bench: Bench) -> Table:
@@ -213,7 +221,7 @@ def _paper_table(bench: Bench) -> Table:
 
 
 def _our_cells(row: BenchRow) -> dict[str, str]:
-    quality: dict[str, str] = {metric: _plain(row.quality[metric], _DIGITS[metric], "mean") for metric in QUALITY}
+    quality: dict[str, str] = {metric: _cell(row, metric, _plain) for metric in QUALITY}
     latency = _plain(row.seconds["latency"], 2, "median")
     return {**quality, "latency": latency, "speed_up": _times(row.speed_up["latency"])}
 
@@ -239,7 +247,7 @@ def _number(value: float | None, digits: int, none: str = "–") -> str:
 
 def _plain(figure: Figure, digits: int, middle: Middle) -> str:
     if isinstance(figure, Missing):
-        return "–" if figure.missing == REFERENCE else "n/a"
+        return "n/a"
     return f"{getattr(figure, middle):.{digits}f}"
 
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from adaspa_cli.bench.figures import REFERENCE
 from adaspa_cli.bench.render import tables
 from adaspa_cli.bench.schema import QUALITY, Bench, Missing, Summary
 from adaspa_cli.files.typed_json import from_json
@@ -24,9 +23,11 @@ ROWS = 9
 def test_a_note_names_few_rows_and_counts_many(missing: int, said: str) -> None:
     bench = from_json(Bench, small_bench())
     (dense,) = bench.rows
-    dense = replace(dense, quality=dict.fromkeys(QUALITY, Missing(REFERENCE)))
     figures = dict.fromkeys(QUALITY, Summary(1.0, 1.0, 1.0, 1.0, "range", 1))
+    nothing = dict.fromkeys(("psnr", "ssim", "st_lpips", "lpips"), Missing("the words of an older version"))
+    dense = replace(dense, reference=dense.name, quality=figures | nothing)
     without = figures | {"lpips": Missing("it is not there")}
     rows = [replace(dense, name=f"row {at}", quality=without if at < missing else figures) for at in range(ROWS)]
     quality = tables(replace(bench, rows=(dense, *rows)))[0]
+    assert quality.lines[0][1:3] == ["–", "–"]
     assert [note for note in quality.notes if "n/a" in note] == [said]
