@@ -22,6 +22,10 @@ HEAD = """# Where each figure comes from
 Every figure, table and picture of README and docs: what it shows, the command that makes it, the machine and versions
 of the run that is shown, and the files with its numbers. Commands run in a checkout with `./scripts/setup dev` done and
 `.venv` active; those of full-size models and of kernels need a GPU.
+
+Figures of a GPU were made with torch 2.11.0 (CUDA 13.0) and triton 3.6.0. `./scripts/setup` installs the newer versions of
+`constraints.txt`, which the tests run with; in `.venv`, `pip install torch==2.11.0 triton==3.6.0` changes to those of the
+figures.
 """
 _VERSIONS = ("torch", "triton", "diffusers")
 
@@ -36,6 +40,7 @@ class Figure:
     images: tuple[str, ...] = ()
     pages: tuple[str, ...] = ()
     machine: str = ""
+    duration: str = ""
     note: str = ""
 
 
@@ -69,6 +74,7 @@ def _section(figure: Figure, texts: dict[Path, str]) -> Iterator[str]:
     files = [f"[{name}](results/{name})" for name in figure.results]
     files += [f"[{name}](images/{name})" for name in figure.images]
     lines += [f"Files: {', '.join(files)}"] * bool(files)
+    lines += [f"Takes: {figure.duration}"] * bool(figure.duration)
     lines += [figure.note] * bool(figure.note)
     yield "\n".join(f"- {line}" for line in lines)
 
