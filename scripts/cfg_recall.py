@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count, product
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from adaspa_cli.attention import TokenLayout
 from adaspa_cli.commands.settings import parse_settings
 from adaspa_cli.config import Resolved, resolve
 from adaspa_cli.errors import AdaspaError, ConfigError
+from adaspa_cli.hooks.clock import Listener, Order
 from adaspa_cli.maskfiles.search import Recording
 from adaspa_cli.masks import Call, FoundMask, MaskPolicy
 from adaspa_cli.masks.methods.registry import make_policy
@@ -70,8 +72,8 @@ class Comparison:
         return rows
 
 
-def compare(resolved: Resolved) -> Comparison:
-    """Run every prompt with every seed, and compare the branches' masks.
+def compare(resolved: Resolved, note: Callable[[str], None] = lambda _text: None) -> Comparison:
+    """Run every prompt with every seed, and compare the branches' masks; ``note`` is told of each step.
 
     Raises:
         AdaspaError: as a run does.
@@ -85,10 +87,12 @@ def compare(resolved: Resolved) -> Comparison:
         method = make_policy(config.method.algorithm, steps)
         return Recording(method, comparison.listener(method))
 
-    with Handle(pipe, config.method, policy=policy):
-        for prompt in config.prompts.prompt:
-            for seed in config.sampling.seed:
-                sample(pipe, resolved, prompt, seed)
+    videos = list(product(config.prompts.prompt, config.sampling.seed))
+    done, steps = count(1), len(videos) * config.sampling.steps
+    with Handle(pipe, config.method, policy=policy) as handle:
+        handle.clock.listen(Listener(Order.OBSERVERS, step_end=lambda _: note(f"{next(done)} of {steps} steps done")))
+        for prompt, seed in videos:
+            sample(pipe, resolved, prompt, seed)
     return comparison
 
 
@@ -99,7 +103,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         settings: dict[str, Any] = {"prompt": options.prompt, **parse_settings(options.set), "decode": False}
-        rows = compare(resolve(settings)).rows()
+        rows = compare(resolve(settings), lambda text: print(text, file=sys.stderr, flush=True)).rows()
     except AdaspaError as error:
         print(f"cfg_recall: {error}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
         return 1

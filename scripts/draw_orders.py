@@ -5,8 +5,6 @@ python -m scripts.draw_orders docs/images/token-orders.png
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from adaspa_cli.attention import TokenLayout
 from adaspa_cli.masks.token_order import video_order
+from scripts.draw_to_file import draw_to_file
 
 LAYOUT = TokenLayout(8, 16, 16, 0, "last")
 BLOCK = 64
@@ -52,12 +51,5 @@ def draw(path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def main(arguments: list[str]) -> None:
-    """Draw to the named file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("out", type=Path)
-    draw(parser.parse_args(arguments).out)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    draw_to_file(draw, __doc__)

@@ -5,8 +5,6 @@ python -m scripts.draw_schedule docs/images/schedule.png
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from matplotlib.patches import Patch
 from adaspa_cli.config.load import method_config
 from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.masks.plan import Attention
+from scripts.draw_to_file import draw_to_file
 
 STEPS = 50
 METHODS = ("adaspa", "adaspa-plus")
@@ -64,12 +63,5 @@ def draw(path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def main(arguments: list[str]) -> None:
-    """Draw to the named file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("out", type=Path)
-    draw(parser.parse_args(arguments).out)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    draw_to_file(draw, __doc__)

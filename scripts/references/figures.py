@@ -23,8 +23,8 @@ Every figure, table and picture of README and docs: what it shows, the command t
 of the run that is shown, and the files with its numbers. Commands run in a checkout with `./scripts/setup dev` done and
 `.venv` active; those of full-size models and of kernels need a GPU.
 
-Figures of a GPU were made with torch 2.11.0 (CUDA 13.0) and triton 3.6.0. `./scripts/setup` installs the newer versions of
-`constraints.txt`, which the tests run with; in `.venv`, `pip install torch==2.11.0 triton==3.6.0` changes to those of the
+Figures of a GPU were made with torch 2.11.0 (CUDA 13.0) and triton 3.6.0. `./scripts/setup` installs newer versions,
+those of the tests (`constraints.txt`). `pip install torch==2.11.0 triton==3.6.0` in `.venv` changes to those of the
 figures.
 """
 _VERSIONS = ("torch", "triton", "diffusers")

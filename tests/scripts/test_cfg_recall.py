@@ -15,7 +15,9 @@ GUIDED = {"true_cfg_scale": 3.0, "negative_prompt": "green squares everywhere, a
 def test_own_masks_recall_at_least_as_much_as_shared_ones(hunyuan_folder: Path, tmp_path: Path) -> None:
     """Without head adaption an own mask is the best of its size; head by head, layer by layer."""
     settings = small_run(hunyuan_folder, tmp_path, head_adaptive=False, seed=[0, 1], **GUIDED)
-    found = cfg_recall.compare(resolve(settings))
+    notes: list[str] = []
+    found = cfg_recall.compare(resolve(settings), notes.append)
+    assert notes == [f"{done} of 8 steps done" for done in range(1, 9)]
     assert sorted(found.own) == sorted(found.shared) == [1, 3]
     for step in (1, 3):
         assert len(found.own[step]) == 4 * 2  # layers, seeds
