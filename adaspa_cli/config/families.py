@@ -86,6 +86,8 @@ class FamilyFacts:
         dropped_frames: frames that the pipeline makes before the video and drops, from the transformer's configuration.
         joins_branches: whether both branches of guidance go through the transformer in one call.
         joint_text: about how many text tokens of a prompt attend together with the video's; 0 where text is separate.
+        text_rows: text tokens that go through the linear layers of the blocks together with the video's, padding
+            included, which attention leaves out.
         images: arguments of the pipeline's call that take a picture, which are settings too: ``image``, which it must
             have, and ``last_image``. Empty where videos are made from text only.
     """
@@ -104,6 +106,7 @@ class FamilyFacts:
     transformers: tuple[str, ...] = ("transformer",)
     joins_branches: bool = False
     joint_text: Callable[[str], int] = lambda _prompt: 0
+    text_rows: int = 0
     images: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     single_file: bool = False
@@ -316,6 +319,7 @@ def _hunyuan_video15(module: str, pipeline: str, preset: str, image_tokens: int 
         word_table=152_064 * 3584,  # Qwen2.5-VL 7B
         asks_vae=True,
         joint_text=lambda prompt: image_tokens + text_tokens(prompt, 1000),
+        text_rows=1985,
         **own,
     )
 
@@ -330,6 +334,7 @@ _HUNYUAN_VIDEO = FamilyFacts(
     vae_scale=_hunyuan_video_scale,
     token_grid=_hunyuan_video_grid,
     joint_text=lambda prompt: text_tokens(prompt, 256),
+    text_rows=256,
     call_arguments=_hunyuan_video_arguments,
     guided=lambda sampling: sampling.true_cfg_scale > 1,
     pass_states=13.3,
@@ -344,6 +349,7 @@ _COGVIDEOX = FamilyFacts(
     vae_scale=_cogvideox_scale,
     token_grid=_cogvideox_grid,
     joint_text=lambda _prompt: 226,
+    text_rows=226,
     call_arguments=_cogvideox_arguments,
     guided=lambda sampling: sampling.guidance_scale > 1,
     pass_states=8.4,
@@ -377,6 +383,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         pipeline="HunyuanVideoImageToVideoPipeline",
         preset="hunyuan-i2v",
         joint_text=lambda prompt: 288 + text_tokens(prompt, 252),
+        text_rows=288 + 256,
         images=("image",),
         dropped_frames=lambda transformer: 4 if transformer.get("image_condition_type") == "latent_concat" else 0,
     ),

@@ -19,6 +19,7 @@ class ModelWork:
         layout: of the token sequence.
         heads, head_dim: of a layer.
         layers: attention layers of each transformer.
+        rows: tokens that go through the linear layers, padding of the text included.
         linear_flops: floating-point operations of the linear layers of each transformer.
         branches: passes of a step: two with guidance, in one call or in two.
         shares_masks: whether the second branch borrows the masks of the first.
@@ -28,6 +29,7 @@ class ModelWork:
     heads: int
     head_dim: int
     layers: tuple[int, ...]
+    rows: int
     linear_flops: tuple[float, ...]
     branches: int = 1
     shares_masks: bool = False
@@ -66,7 +68,7 @@ def _step_time(step: PlannedStep, work: ModelWork, rates: Rates) -> StepTime:
         if work.shares_masks and step.plan.gives_mask:
             calls[1:] = [SPARSE] * (branches - 1)
         attention = layers * sum(_call_time(plan, step.kept, work, rates) for plan in calls)
-    channels = work.layout.tokens * work.heads * work.head_dim
+    channels = work.rows * work.heads * work.head_dim
     rest = work.linear_flops[step.stage] * rates.flop + layers * channels * rates.channel
     return StepTime(branches * rest + attention, attention)
 

@@ -184,13 +184,14 @@ def _plan(
 def _work(config: GenerateConfig, architecture: Architecture, layout: TokenLayout) -> ModelWork:
     facts, family = architecture.facts, heavy(architecture.facts)
     transformers = list(architecture.transformers.values())
-    weights = weights_per_token(family, architecture)
+    weights, rows = weights_per_token(family, architecture), layout.video_tokens + facts.text_rows
     return ModelWork(
         layout=layout,
         heads=int(transformers[0]["num_attention_heads"]),
         head_dim=int(transformers[0]["attention_head_dim"]),
         layers=tuple(sum(int(one[key]) for key in facts.layer_keys) for one in transformers),
-        linear_flops=tuple(2.0 * count * layout.tokens for count in weights),
+        rows=rows,
+        linear_flops=tuple(2.0 * count * rows for count in weights),
         branches=2 if facts.guided(config.sampling) else 1,
         shares_masks=config.method.share_cfg_masks,
     )

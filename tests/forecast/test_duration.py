@@ -14,7 +14,7 @@ from adaspa_cli.forecast.steps import plan_steps
 from adaspa_cli.masks.methods.registry import make_policy
 
 LAYOUT = TokenLayout(4, 16, 16, 0, "last")
-WORK = ModelWork(LAYOUT, heads=2, head_dim=16, layers=(3,), linear_flops=(1000.0,))
+WORK = ModelWork(LAYOUT, heads=2, head_dim=16, layers=(3,), rows=LAYOUT.tokens, linear_flops=(1000.0,))
 RATES = Rates(flop=1.0, channel=0.0, dense=1.0, sparse=2.0, search=0.5, pooled=0.125, repair=1.0)
 
 

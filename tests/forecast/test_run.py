@@ -84,9 +84,11 @@ def test_two_transformers_make_two_stages() -> None:
 
 
 def test_linear_work_is_that_of_the_layers_that_every_token_passes() -> None:
-    """12 squares of 3072 channels in each of HunyuanVideo's 60 blocks; modulation and text's own don't count."""
+    """12 squares of 3072 channels in each of HunyuanVideo's 60 blocks, of the video's tokens and of all text positions,
+    padding too; modulation doesn't count."""
     work = run(model="hunyuan", method="full").work
-    assert work.linear_flops[0] == 2 * 60 * 12 * 3072**2 * work.layout.tokens
+    assert work.rows == 118_800 + 256
+    assert work.linear_flops[0] == 2 * 60 * 12 * 3072**2 * work.rows
 
 
 def test_the_bundled_model_is_planned_by_what_the_run_needs() -> None:
