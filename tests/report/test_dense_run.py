@@ -17,6 +17,7 @@ from adaspa_cli.files.typed_json import from_json
 from adaspa_cli.report.dense_run import FLAGS, SWITCHES, command_parts, dense_commands
 from adaspa_cli.report.page import page
 from adaspa_cli.report.schema import Report, read_report
+from tests.browser import Browser, check_readable
 from tests.reports import small_report
 
 SMALL = ("--height", "32", "--width", "32", "--frames", "5", "--steps", "3", "--device", "cpu")
@@ -71,6 +72,18 @@ def test_a_page_breaks_them_between_options_only() -> None:
     report = report_of("<b>it's red", steps=6)
     found = re.findall(r'<pre class="command"><code>(.*?)</code></pre>', page(report, None))
     assert tuple(html.unescape(re.sub("</?span>", "", command)) for command in found) == dense_commands(report)
+
+
+def test_a_command_is_copied_as_one_line(browser: Browser, tmp_path: Path) -> None:
+    report = report_of("a very long prompt, with words enough for several lines of a phone " * 3, steps=6)
+    (path := tmp_path / "x.report.html").write_text(page(report, None), encoding="utf-8")
+    check_readable(browser, path.as_uri())
+    copied = (
+        "[...document.querySelectorAll('.command')].map((one) => {"
+        "getSelection().selectAllChildren(one); return getSelection().toString(); })"
+    )
+    with browser.tab(path.as_uri(), width=390) as tab:
+        assert tuple(tab.evaluate(copied)) == dense_commands(report)
 
 
 def test_every_flag_is_one_of_generate() -> None:
