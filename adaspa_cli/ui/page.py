@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from adaspa_cli.errors import AdaspaError, ConfigError
@@ -26,6 +26,7 @@ class Page:
     def __init__(self, start: Start, studio: Studio) -> None:
         self._start, self._studio = start, studio
         self._runs: dict[str, Run] = {}  # by the tab that shows them
+        self._asked: set[str] = set()  # tabs that have asked for a run of their own
         self.blocks = self._build()
 
     def content(self, name: str) -> Any:
@@ -45,16 +46,19 @@ class Page:
         offer = self._start.offer(model, method)
         seed = self._start.settings.get("seed") or [0]
         with gr.Blocks(title="adaspa", analytics_enabled=False) as blocks:
-            tab = gr.State()  # its name, by which Stop finds the run that it shows
             gr.HTML(f"<div class='adaspa-head'><h1>adaspa</h1><p>{_TITLE}</p></div>")
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
                     prompt = gr.Textbox(label="Prompt", lines=3, elem_id="prompt", placeholder=_placeholder(offer))
-                    words = gr.HTML(_words(offer), visible=bool(offer.words), elem_id="words")
                     image = gr.Image(
                         label="Picture that the video begins with", type="filepath", format="png",
-                        sources=["upload", "clipboard"], visible=offer.takes_image, elem_id="image",
+                        sources=["upload", "clipboard"], visible=offer.takes_image, elem_id="image", height=240,
                     )  # fmt: skip
+                    with gr.Row():  # above what most leave as it is: it is seen without scrolling
+                        go = gr.Button("Make the video", variant="primary", elem_id="go")
+                        stop = gr.Button("Stop", visible=False, elem_id="stop")
+                    compare = gr.Checkbox(label="Compare with dense attention", elem_id="compare")
+                    words = gr.HTML(_words(offer), visible=bool(offer.words), elem_id="words")
                     models = gr.Dropdown(
                         self._start.models(), value=model, label="Model", info=offer.about, elem_id="model"
                     )
@@ -73,21 +77,17 @@ class Page:
                         interactive=offer.schedule is None,
                     )  # fmt: skip
                     *sizes, chosen_seed = _sizes(offer, int(seed[0]))
-                    compare = gr.Checkbox(label="Compare with dense attention", elem_id="compare")
-                    with gr.Row():
-                        go = gr.Button("Make the video", variant="primary", elem_id="go")
-                        stop = gr.Button("Stop", visible=False, elem_id="stop")
                 with gr.Column(scale=3, min_width=300):
                     result = gr.HTML(panels.idle(), elem_id="result")
                     with gr.Accordion("Report", open=True, visible=False, elem_id="report") as folded:
                         report = gr.HTML("")
             fields = [models, methods, prompt, chosen_seed, *sizes, own, sparsity, image, compare]
-            shown = [tab, result, report, folded, go, stop]
+            shown = [result, report, folded, go, stop]
             follow = {"show_progress": "hidden", "concurrency_limit": None}
-            gr.on([go.click, prompt.submit], self._generate, [tab, *fields], shown, **follow)
-            blocks.load(self._rejoin, None, shown, **follow)
+            gr.on([go.click, prompt.submit], _with_tab(self._generate), fields, shown, **follow)
+            blocks.load(_with_tab(self._rejoin), None, shown, **follow)
             go.click(None, js=_SHOW_RESULT)
-            stop.click(self._stop, [tab], None, queue=False)
+            stop.click(_with_tab(self._stop), None, None, queue=False)
             changed = [*sizes, own, sparsity, image, models, words, prompt]
             models.change(self._offer, [models, methods], changed, show_progress="hidden")
             methods.change(self._offer_method, [models, methods], [own, sparsity], show_progress="hidden")
@@ -125,27 +125,27 @@ class Page:
         if run is not None:
             self._studio.stop(run)
 
-    def _generate(self, tab: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def _generate(self, tab: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Make a video, and tell how far it is."""
+        self._asked.add(tab)
         try:
             run = self._studio.begin(self._wanted(*values))
         except AdaspaError as error:
             run = Run(None, error=error)
-        yield from self._follow(tab or uuid.uuid4().hex, run)
+        yield from self._follow(tab, run)
 
-    def _rejoin(self) -> Iterator[tuple[Any, ...]]:
-        """Name a tab, and show the run that is at work, or else the last one."""
+    def _rejoin(self, tab: str) -> Iterator[tuple[Any, ...]]:
+        """Show the run that is at work, or else the last one, unless a click was faster than this page's loading."""
         import gradio as gr
 
-        tab = uuid.uuid4().hex
         run = self._studio.at_work or next(reversed(self._studio.done), None)
-        if run is None:
-            yield tab, *[gr.skip()] * 5
+        if run is None or tab in self._asked:
+            yield (gr.skip(),) * 5
         else:
             yield from self._follow(tab, run)
 
     def _follow(self, tab: str, run: Run) -> Iterator[tuple[Any, ...]]:
-        """The tab's name, what its right side shows, and the buttons: while a run is made, and of what it has made."""
+        """What the tab's right side shows, and the buttons: while a run is made, and of what it has made."""
         import gradio as gr
 
         hidden, visible = gr.update(visible=False), gr.update(visible=True)
@@ -157,12 +157,12 @@ class Page:
                 shown = panels.progress_panel(progress)
                 if shown != last:
                     last = shown
-                    yield tab, shown, "", hidden, gr.update(interactive=False), visible
+                    yield shown, "", hidden, gr.update(interactive=False), visible
         finally:
             if self._runs.get(tab) is run:
                 del self._runs[tab]
         ready = gr.update(interactive=True), hidden
-        yield tab, panels.result_panel(run), panels.report_panel(run), visible if run.page else hidden, *ready
+        yield panels.result_panel(run), panels.report_panel(run), visible if run.page else hidden, *ready
 
     def _wanted(
         self, model: str, method: str, prompt: str, seed: Any, steps: Any, height: Any, width: Any, frames: Any,
@@ -187,6 +187,21 @@ class Page:
             compare=compare,
             **{name: int(value) for name, value in numbers.items()},
         )
+
+
+def _with_tab(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler for gradio, which tells it by an annotation that it wants the request, and with it the tab's name."""
+    import gradio as gr
+
+    def answers(request: Any, *values: Any) -> Iterator[Any]:
+        yield from handler(request.session_hash, *values)
+
+    def answer(request: Any, *values: Any) -> Any:
+        return handler(request.session_hash, *values)
+
+    chosen = answers if inspect.isgeneratorfunction(handler) else answer
+    chosen.__annotations__["request"] = gr.Request
+    return chosen
 
 
 def _sizes(offer: Offer, seed: int) -> tuple[Any, ...]:

@@ -83,6 +83,13 @@ new Promise((drawn) => requestAnimationFrame(() => setTimeout(() => drawn(true),
 """
 
 
+def gradio_skip() -> object:
+    """What leaves a part of the page as it is."""
+    from gradio import skip
+
+    return skip()
+
+
 def there(selector: str) -> str:
     return f"!!document.querySelector({json.dumps(selector)})"
 
@@ -140,6 +147,30 @@ def test_it_is_readable(browser: Browser, server: Server, width: int, dark: bool
         assert tab.too_wide() == []
         assert tab.faint() == []
         assert tab.errors == []
+
+
+@needs_gradio
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)], ids=["laptop", "phone"])
+def test_the_button_is_seen_without_scrolling(browser: Browser, server: Server, width: int, height: int) -> None:
+    with browser.tab(server.url, width=width, height=height) as tab:
+        opened(tab)
+        low = "document.querySelector('#go').getBoundingClientRect().bottom"
+        assert 0 < tab.evaluate(low) < height
+        assert tab.evaluate("document.querySelector('#words').getBoundingClientRect().bottom") < height
+
+
+@needs_gradio
+def test_a_click_that_is_faster_than_the_loading_of_the_page_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its error nor its run gives way to the last video, which a page shows when it is opened."""
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    page = Page(Start({}), Studio(Start({}), lambda _error: None))
+    last = Run(Wanted("tiny", "full", "a circle", 0, 4, 96, 96, 9))
+    last.end(StoppedError())
+    page._studio.done.append(last)
+    shown, *_ = list(page._generate("tab", "tiny", "full", "", 0, 4, 96, 96, 9, False, 0.0, None, False))[-1]
+    assert "the prompt is empty" in shown
+    assert list(page._rejoin("tab")) == [(gradio_skip(),) * 5]
+    assert "stopped" in list(page._rejoin("another"))[-1][0]
 
 
 @needs_gradio
@@ -202,15 +233,16 @@ def test_runs_of_one_tab_and_videos_that_vanish(tmp_path: Path, monkeypatch: pyt
     older = page._follow("tab", first)
     next(older)
     newer = page._follow("tab", second)
-    assert next(newer)[0] == "tab"
+    assert "adaspa-progress" in next(newer)[0]
     assert list(older) == []  # the tab shows the later run
     page._stop("tab")
     assert isinstance(second.error, StoppedError)
     assert first.error is None
     third = Run(second.wanted)
     page._studio.at_work = third
-    again = page._rejoin()  # the page is opened again, and Stop of that tab is for the run that it shows
-    page._stop(next(again)[0])
+    again = page._rejoin("again")  # the page is opened again, and Stop of that tab is for the run that it shows
+    next(again)
+    page._stop("again")
     with pytest.raises(StoppedError):
         third.progress.check()
     made = tmp_path / "a.mp4"
