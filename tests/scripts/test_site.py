@@ -7,7 +7,8 @@ import pytest
 from scripts.site.github_markdown import for_python_markdown
 
 CASES = {
-    "a paragraph under an item": ("- one\n\n  more\n- two", "- one\n\n    more\n- two"),
+    "a paragraph under an item": ("- one\n\n  more\n- two", "- one\n\n    more\n\n- two"),
+    "a paragraph of two lines": ("1. one\n\n   more\n   still\n2. two", "1. one\n\n    more\n    still\n\n2. two"),
     "a table under an item": ("- one\n\n  | a |\n  |---|\n  | b |\n", "- one\n\n    | a |\n    |---|\n    | b |\n"),
     "code under an item": ("- one:\n\n      run it\n\n  more", "- one:\n\n        run it\n\n    more"),
     "a list in a list": ("- one\n  - two\n    more\n- three", "- one\n    - two\n        more\n- three"),
