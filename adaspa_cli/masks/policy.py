@@ -149,7 +149,7 @@ class MaskPolicy(ABC):
         return self.search(call, block_sums[0], self.scores(block_sums[0], values))
 
     def load(self, call: Call, device: torch.device) -> FoundMask:
-        """Give a mask of one sample that was made before, for later calls to reuse."""
+        """Give the mask of one sample without its attention, for later calls to reuse."""
         raise NotImplementedError(f"{type(self).__name__} loads no masks")
 
     def estimate(self, call: Call, q: Tensor, k: Tensor, v: Tensor, scale: float) -> FoundMask:

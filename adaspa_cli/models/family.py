@@ -3,9 +3,9 @@
 To add a family, write
 
 * an entry in :data:`adaspa_cli.config.families.FAMILIES`, with the facts that need no torch;
-* a module that the entry names. It exports ``FAMILY``, an instance of a subclass of :class:`Family`, and has a
-  processor and a subclass of :class:`~adaspa_cli.models.attachment.Attachment` that reads from a forward pass what the
-  rows of the batch are. ``hunyuan_video.py`` is an example;
+* a module that the entry names. It exports ``FAMILY``, an instance of a subclass of :class:`Family`, and has an
+  attention processor and a subclass of :class:`~adaspa_cli.models.attachment.Attachment`, which reads the rows of the
+  batch off the inputs of a forward pass. ``wan.py`` is the simplest;
 * a preset in ``configs/models``.
 
 No other module names a family. How the models of diffusers 0.42 differ, and where the difference goes:
