@@ -75,5 +75,12 @@ def _refuse(error: Any) -> int:
     if type(error).__name__ != "NoArgsIsHelpError":  # the help is shown then
         path = error.ctx.command_path if getattr(error, "ctx", None) else "adaspa"
         text = " ".join(error.format_message().split()).rstrip(".")
-        Console(as_json="--json" in sys.argv).error(UsageError(text, hint=f"{path} --help"))
+        Console(as_json="--json" in sys.argv).error(UsageError(text, hint=_way_out(path, text)))
     return UsageError.exit_code
+
+
+def _way_out(path: str, text: str) -> str:
+    """What to try next: the help, and for a prompt without its flag, which others take so, the flag."""
+    if path == f"{NAME} generate" and "unexpected extra argument" in text:
+        return f'{path} --prompt "..."; a prompt has a flag, and stands in quotation marks'
+    return f"{path} --help"

@@ -230,9 +230,10 @@ def _show(console: Console, made: list[Made]) -> None:
     lines = [Text(path, no_wrap=True, overflow="ignore") for path in paths]
     said = [note for report in reports for note in (report.random_weights, estimated_note(report))]
     lines += [Text(note) for note in dict.fromkeys(said) if note]
-    lines += [Text(note) for note in map(_mask_note, reports) if note]
-    lines += [Text(note) for note in map(error_note, reports) if note]
-    lines += [Text(note) for report in reports if (note := parallel_note(report.parallel))]
+    for one in made:
+        name = f"{one.place.stem}: " if len(made) > 1 else ""
+        notes = (_mask_note(one.report), error_note(one.report), parallel_note(one.report.parallel))
+        lines += [Text(f"{name}{note}") for note in notes if note]
     console.result(data, Group(*lines, _table(made)))
 
 

@@ -12,7 +12,7 @@ from adaspa_cli.console import Console
 from adaspa_cli.distributed.failure import Ended
 from adaspa_cli.errors import AdaspaError, RunError
 
-KEPT = "interrupted; complete videos are kept, and --resume continues from there"
+KEPT = "interrupted; complete videos are kept, and the same command with --resume makes the others"
 
 
 @contextlib.contextmanager

@@ -208,15 +208,29 @@ def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
     """Refuse a size, guidance, a picture or a LoRA that the model does not take, before anything heavy is imported.
 
     Raises:
-        ConfigError: with the nearest valid value.
+        ConfigError: with the nearest valid value, and the model's own size where that is known.
     """
     found = known_architecture(model)
     if found is not None:
+        try:
+            found.size_rule.check(sampling.height, sampling.width, sampling.frames)
+        except ConfigError as error:
+            hints = filter(None, (error.hint, _own_size(model)))
+            raise ConfigError(error.message, hint="; ".join(hints) or None) from error
         found.facts.check(found.size_rule, sampling, list(found.transformers.values()))
         model.check_lora_stages(len(found.transformers))
         if model.transformer is not None:
             found.facts.check_single_file(len(found.transformers))
         found.facts.check_image(sampling, random_weights=model.random_weights)
+
+
+def _own_size(model: ModelConfig) -> str | None:
+    """The size of video that a preset names, as flags; None for a model without one."""
+    if model.model not in preset_names("models"):
+        return None
+    preset = read_mapping(presets_root() / "models" / f"{model.model}.yaml")
+    flags = [f"--{key} {preset[key]}" for key in ("height", "width", "frames") if key in preset]
+    return f"the model's own size: {' '.join(flags)}" if flags else None
 
 
 def random_weights_note(model: ModelConfig) -> str | None:

@@ -78,6 +78,11 @@ class Vocabulary:
         ]
         return f"was not trained on {', '.join(outside)}" if outside else None
 
+    def nearest_size(self, sampling: SamplingConfig) -> str:
+        """The nearest size that the model was trained on, as flags."""
+        near = {key: min(max(getattr(sampling, key), low), high) for key, (low, high) in self.trained.items()}
+        return " ".join(f"--{key} {value}" for key, value in near.items())
+
 
 def vocabulary_of(model: ModelConfig) -> Vocabulary | None:
     """What a model brings; None for one that has no such file, or whose weights are random.
@@ -127,7 +132,8 @@ def check_understood(config: GenerateConfig, prompts: Iterable[str]) -> list[str
     size = vocabulary.strange_size(config.sampling)
     name = config.model.source
     if config.prompts.strict_prompt and (words or size):
-        hint = f"it knows {vocabulary.known()}" if words else "choose a size within, or drop --strict-prompt"
+        size_hint = f"{vocabulary.nearest_size(config.sampling)}, or drop --strict-prompt"
+        hint = f"it knows {vocabulary.known()}" if words else size_hint
         raise ConfigError(f"{name} {words or size}", hint=hint)
     return [
         *([f"{name} {words}; {_NOT_SHOWN}. It knows {vocabulary.known()}"] if words else []),

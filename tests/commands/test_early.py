@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from adaspa_cli.app import app
+from adaspa_cli.config import resolve
 from adaspa_cli.config.architecture import BUNDLED
 from adaspa_cli.files.mask_header import LENGTH_BYTES
 from tests.forked import Forks
@@ -189,6 +190,24 @@ def test_what_a_mask_file_says_is_shown_without_torch(light: Forks, folder: Path
     done = light.run("masks", "info", "masks", "--json", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "[]\n")
     assert json.loads(done.stdout)["layers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"), [(("--height", 100), "nearest: 96; "), (("--frames", 8), "nearest: 9; ")]
+)
+def test_a_size_that_the_model_does_not_make_names_the_models_own(
+    refused: Refused, tmp_path: Path, wrong: tuple[str, int], nearest: str
+) -> None:
+    _, hint = refused(tmp_path, *RUN, *wrong)
+    own = resolve({}).config.sampling
+    flags = f"--height {own.height} --width {own.width} --frames {own.frames}"
+    assert hint == f"{nearest}the model's own size: {flags}"
+
+
+def test_a_prompt_without_its_flag(refused: Refused, tmp_path: Path) -> None:
+    error, hint = refused(tmp_path, "generate", "a red circle")
+    assert error.startswith("Got unexpected extra argument")
+    assert hint.startswith('adaspa generate --prompt "..."')
 
 
 def test_rows_are_listed_once(refused: Refused, tmp_path: Path) -> None:

@@ -136,6 +136,15 @@ def test_a_file_of_prompts(run: Any, tmp_path: Path) -> None:
     assert all(Path(entry["video"]).name in gallery.read_text(encoding="utf-8") for entry in made)
 
 
+def test_what_is_said_of_one_of_several_videos_names_it(run: Any) -> None:
+    """The error that adaspa-plus estimates is of one video; a single one needs no name."""
+    noted = "estimated attention error"
+    several = [line for line in run(method="adaspa-plus", seed=[1, 2]).stdout.splitlines() if noted in line]
+    assert [line.partition(f": {noted}")[0][-6:] for line in several] == ["-seed1", "-seed2"]
+    (alone,) = (line for line in run(method="adaspa-plus", seed=3).stdout.splitlines() if noted in line)
+    assert alone.startswith(noted)
+
+
 def test_a_page_in_the_way_of_a_gallery_is_kept(run: Any, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a circle\n")
     first = run("--json")

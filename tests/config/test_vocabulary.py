@@ -68,8 +68,11 @@ def test_strict_prompt_refuses() -> None:
     with pytest.raises(ConfigError, match="tiny doesn't know: cat") as words:
         check_understood(config(**strict), ["a cat"])
     assert (words.value.hint or "").startswith("it knows shapes circle")
-    with pytest.raises(ConfigError, match="tiny was not trained on width 512"):
+    with pytest.raises(ConfigError, match="tiny was not trained on width 512") as size:
         check_understood(config(width=512, **strict), [KNOWN])
+    trained = resolve({}).config.sampling  # the bundled model's own size is the one that it was trained on
+    assert size.value.hint is not None
+    assert size.value.hint.endswith(f"--width {trained.width}, or drop --strict-prompt")
 
 
 def test_strict_prompt_changes_no_fingerprint() -> None:
