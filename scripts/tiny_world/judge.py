@@ -193,7 +193,7 @@ class _Track:
 
     @staticmethod
     def of(mask: Array, side: int) -> _Track | None:
-        """None where the colour covers no more than rims and specks."""
+        """None where the colour covers no more than rims and specks, or lies far from its own centre."""
         core = _eroded(_eroded(mask)) if side > 128 else _eroded(mask)
         x, y, area = _centre(core)
         least = _LEAST_AREA * 0.5 * side * side
@@ -206,10 +206,13 @@ class _Track:
         reach = 6.0 * np.minimum(area * 1.5, whole) / np.pi + (0.06 * side) ** 2
         near = mask & ((columns - x[:, None, None]) ** 2 + (rows - y[:, None, None]) ** 2 < reach[:, None, None])
         x, y, area = _centre(near)
+        seen = area > 0.25 * least
+        if not seen.any():
+            return None
         kept = core & near
         elsewhere = 1.0 - float(np.median(kept.sum(axis=(1, 2)) / np.maximum(core.sum(axis=(1, 2)), 1)))
         twice = elsewhere > _EXTRA or float(np.median(_spread(near, x, y, area))) > _SPREAD
-        return _Track(near, x, y, area, area > 0.25 * least, twice, side)
+        return _Track(near, x, y, area, seen, twice, side)
 
     def clear_of(self, others: list[_Track]) -> Array:
         """The frames in which it is seen and nothing else is near [F]."""

@@ -36,8 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.backends.cudnn.benchmark = not options.no_benchmark
         torch.backends.cudnn.allow_tf32 = True
         torch._dynamo.config.recompile_limit = 32
-        # It fails on an assertion where sizes are symbols, and is of no use there.
+        # Both are wrong in torch 2.11 where sizes are symbols: an assertion fails, and a product lacks its brackets.
         torch._inductor.config.triton.coalesce_tiling_analysis = False
+        torch._inductor.config.triton.mix_order_reduction = False
     try:
         return 0 if _COMMANDS[options.command](options, device) else 3
     finally:

@@ -14,7 +14,7 @@ from scripts.tiny_world.draw import draw, to_uint8
 from scripts.tiny_world.judge import Verdict, judge
 from scripts.tiny_world.plan import Plan, extent_of, fits, held_out_scenes, plan_clips, plan_scenes, spread
 from scripts.tiny_world.scenes import is_held_out
-from scripts.tiny_world.words import COLORS, MOTIONS, PATTERNS, SHAPES, Scene, Thing
+from scripts.tiny_world.words import BACKGROUNDS, COLORS, MOTIONS, PATTERNS, SHAPES, Scene, Thing
 
 CROSSING = Scene(
     (Thing("star", "red", "left", "small", "fast"), Thing("square", "white", "still")),
@@ -175,6 +175,13 @@ class TestJudge:
         twice = np.where((rolled[..., :1] > 140) & (rolled[..., 1:2] < 90), rolled, once)
         assert judge(twice).twice
         assert judge(twice).hits(circle)["color"] == [False]
+
+    def test_a_colour_in_opposite_corners_is_no_object(self) -> None:
+        rows, columns = np.mgrid[:128, :128]
+        frame = np.full((128, 128, 3), BACKGROUNDS["white"], dtype=np.uint8)
+        for at in (14, 114):  # nothing of it lies near its centre
+            frame[(rows - at) ** 2 + (columns - at) ** 2 < 81] = COLORS["red"]
+        assert judge(np.stack([frame] * 9)) == Verdict({}, "white", "plain", "still")
 
     def test_empty_and_noisy_clips_show_no_object(self) -> None:
         assert judge(np.full((9, 64, 64, 3), 132, dtype=np.uint8)) == Verdict({}, "gray", "plain", "still")
