@@ -25,7 +25,7 @@ from adaspa_cli.distributed.launch import launch
 from adaspa_cli.jobs.early import check_early
 
 if TYPE_CHECKING:
-    from adaspa_cli.config import GenerateConfig, Resolved
+    from adaspa_cli.config import GenerateConfig, ModelConfig, Resolved
     from adaspa_cli.jobs.shard import Shard
     from adaspa_cli.jobs.write import Made
     from adaspa_cli.report.schema import Report
@@ -162,9 +162,19 @@ def _say_schedule(console: Console, resolved: Resolved) -> None:
                 shown = ", ".join(map(str, planned))
                 goes = "rises" if list(sparsity) == sorted(sparsity) else "changes"
                 ramp = f"its sparsity {goes} from {sparsity[0]:g} to {sparsity[-1]:g}"
-                console.note(f"{method.method} searches at steps {shown} (of 0 to {steps - 1}): {ramp}")
+                ramp = ramp if len(set(sparsity)) > 1 else f"its sparsity is {sparsity[0]:g}"
+                said = f"{method.method} searches at steps {shown} (of 0 to {steps - 1}): {ramp}"
             else:
-                console.note(f"search steps {asked} scaled to {planned}, of steps 0 to {steps - 1}")
+                said = f"search steps {asked} scaled to {planned}, of steps 0 to {steps - 1}"
+            console.note(f"{said}{_each_transformer(resolved.config.model)}")
+
+
+def _each_transformer(model: ModelConfig) -> str:
+    """What becomes of search steps where two transformers share a run: where the second begins, its scheduler knows."""
+    from adaspa_cli.config.architecture import known_architecture
+
+    found = known_architecture(model)
+    return "" if found is None or len(found.transformers) < 2 else "; the second transformer begins with a search too"
 
 
 def _run(own: Member, resolved: Resolved, prompts: list[str], shard: Shard | None) -> None:

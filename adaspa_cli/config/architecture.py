@@ -10,11 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from adaspa_cli.config.families import FamilyFacts, Grid, SizeRule, count_layers, facts_of
+from adaspa_cli.config.caches import CacheConfig
+from adaspa_cli.config.families import FamilyFacts, Grid, count_layers, facts_of
 from adaspa_cli.config.load import ARCHITECTURE, read_mapping
 from adaspa_cli.config.model_source import read_model_index
 from adaspa_cli.config.presets import preset_names, presets_root
 from adaspa_cli.config.schema import ModelConfig, SamplingConfig
+from adaspa_cli.config.size_rule import SizeRule
 from adaspa_cli.errors import ConfigError, ModelError
 
 _WEIGHTS = (".safetensors", ".bin")
@@ -204,8 +206,9 @@ def known_architecture(model: ModelConfig) -> Architecture | None:
         return None
 
 
-def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
-    """Refuse a size, guidance, a picture or a LoRA that the model does not take, before anything heavy is imported.
+def check_early(model: ModelConfig, sampling: SamplingConfig, cache: CacheConfig | None = None) -> None:
+    """Refuse a size, guidance, a picture, a LoRA or a cache that the model does not take, before anything heavy is
+    imported.
 
     Raises:
         ConfigError: with the nearest valid value, and the model's own size where that is known.
@@ -222,6 +225,8 @@ def check_early(model: ModelConfig, sampling: SamplingConfig) -> None:
         if model.transformer is not None:
             found.facts.check_single_file(len(found.transformers))
         found.facts.check_image(sampling, random_weights=model.random_weights)
+        if cache is not None:
+            found.facts.check_cache(cache, sampling, len(found.transformers))
 
 
 def _own_size(model: ModelConfig) -> str | None:

@@ -22,11 +22,18 @@ class CacheConfig:
         name: its value of ``cache``.
         inside_blocks: whether it skips attention inside of blocks, and not whole blocks.
         single_branch: whether it takes one guidance branch a step only.
+        single_transformer: whether it takes models with one transformer only.
     """
 
     name: ClassVar[str]
     inside_blocks: ClassVar[bool] = False
     single_branch: ClassVar[bool] = False
+    single_transformer: ClassVar[bool] = False
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether it only measures what a later run needs, and skips nothing."""
+        return False
 
     @property
     def needs_raster(self) -> bool:
@@ -157,12 +164,17 @@ class MagCacheConfig(CacheConfig):
     """
 
     name: ClassVar[str] = "magcache"
+    single_transformer: ClassVar[bool] = True
 
     magcache_ratios: tuple[float, ...] = setting((), _check_ratios)
     magcache_calibrate: bool = False
     magcache_threshold: float = setting(0.06, from_on(0, MOST_SCALE))
     magcache_max_skips: int = setting(3, from_on(0, MOST_STEPS))
     magcache_retention: float = setting(0.2, from_on(0, 1))
+
+    @property
+    def calibrates(self) -> bool:
+        return self.magcache_calibrate
 
     @property
     def idle(self) -> tuple[str, ...]:

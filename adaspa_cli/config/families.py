@@ -11,46 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from adaspa_cli.config.size_rule import SizeRule
 from adaspa_cli.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from adaspa_cli.config.caches import CacheConfig
     from adaspa_cli.config.schema import SamplingConfig
 
 Config = Mapping[str, Any]  # of a transformer or a VAE, as diffusers stores it
 Grid = tuple[int, int, int]  # frames, height, width in tokens
-
-
-@dataclass(frozen=True)
-class SizeRule:
-    """Which sizes of video a model makes.
-
-    Attributes:
-        multiple: height and width in pixels are multiples of it.
-        frame_period: the model makes a multiple of it, and one more frame.
-        largest: greatest height and width; None where there is no limit.
-        only: the one height and width that the model makes; None where there are others.
-    """
-
-    multiple: int
-    frame_period: int
-    largest: tuple[int, int] | None = None
-    only: tuple[int, int] | None = None
-
-    def check(self, height: int, width: int, frames: int) -> None:
-        """Raise ConfigError, with the nearest valid value, for a size that the model does not make."""
-        for key, value in (("height", height), ("width", width)):
-            if value % self.multiple:
-                valid = max(self.multiple, round(value / self.multiple) * self.multiple)
-                raise ConfigError(f"{key} must be a multiple of {self.multiple}, got {value}", hint=f"nearest: {valid}")
-        period = self.frame_period
-        if (frames - 1) % period:
-            valid = max(0, round((frames - 1) / period)) * period + 1
-            raise ConfigError(f"the model makes {period}k + 1 frames, got {frames}", hint=f"nearest: {valid}")
-        if self.largest is not None and (height > self.largest[0] or width > self.largest[1]):
-            most = f"{self.largest[0]} x {self.largest[1]}"
-            raise ConfigError(f"the model makes at most {most} pixels, got {height} x {width}")
-        if self.only is not None and (height, width) != self.only:
-            raise ConfigError(f"the model makes {self.only[0]} x {self.only[1]} pixels only, got {height} x {width}")
 
 
 @dataclass(frozen=True)
@@ -88,6 +57,7 @@ class FamilyFacts:
         joint_text: about how many text tokens of a prompt attend together with the video's; 0 where text is separate.
         text_rows: text tokens that go through the linear layers of the blocks together with the video's, padding
             included, which attention leaves out.
+        no_caches: caches that diffusers does not have for the family's blocks.
         images: arguments of the pipeline's call that take a picture, which are settings too: ``image``, which it must
             have, and ``last_image``. Empty where videos are made from text only.
     """
@@ -107,6 +77,7 @@ class FamilyFacts:
     joins_branches: bool = False
     joint_text: Callable[[str], int] = lambda _prompt: 0
     text_rows: int = 0
+    no_caches: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     single_file: bool = False
@@ -141,6 +112,23 @@ class FamilyFacts:
         if sampling.frames == 1 and (sampling.last_image is not None or self.keeps_first_frame(transformers[0])):
             raise ConfigError(
                 "frames: a video of one frame would be the picture", hint=f"nearest: {rule.frame_period + 1}"
+            )
+
+    def check_cache(self, cache: CacheConfig, sampling: SamplingConfig, transformers: int) -> None:
+        """Raise ConfigError for a cache that a model with so many transformers cannot have in such a run."""
+        if cache.single_branch and self.guided(sampling) and not self.joins_branches:
+            raise ConfigError(
+                f"{cache.name} keeps one attention output per layer, but this run has two guidance branches per step",
+                hint="use another cache, or no guidance",
+            )
+        if cache.single_transformer and transformers > 1:
+            raise ConfigError(
+                f"{cache.name}'s ratios describe one transformer over all steps, but this model has two",
+                hint="use another cache",
+            )
+        if cache.name in self.no_caches and not cache.calibrates:
+            raise ConfigError(
+                f"diffusers has no cache '{cache.name}' for this model", hint="use --cache adacache, or none"
             )
 
     def check_single_file(self, transformers: int) -> None:
@@ -318,6 +306,7 @@ def _hunyuan_video15(module: str, pipeline: str, preset: str, image_tokens: int 
         pass_states=7.8,
         word_table=152_064 * 3584,  # Qwen2.5-VL 7B
         asks_vae=True,
+        no_caches=("first-block", "magcache"),
         joint_text=lambda prompt: image_tokens + text_tokens(prompt, 1000),
         text_rows=1985,
         **own,

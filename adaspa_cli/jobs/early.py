@@ -40,7 +40,7 @@ def check_early(
     from adaspa_cli.jobs.prompts import read_prompts
 
     config = resolved.config
-    architecture.check_early(config.model, config.sampling)
+    architecture.check_early(config.model, config.sampling, config.method.cache)
     check_folder(folder)
     check_masks(config)
     prompts = read_prompts(config.prompts)
@@ -80,7 +80,7 @@ def check_masks(config: GenerateConfig) -> None:
     if config.method.mask_file.masks is None:
         return
     from adaspa_cli.config.architecture import known_architecture
-    from adaspa_cli.maskfiles.check import check_architecture, check_name, check_settings
+    from adaspa_cli.maskfiles.check import check_architecture, check_branch, check_name, check_settings
     from adaspa_cli.maskfiles.header import Described
 
     masks = Described.open(config.method.mask_file.masks)
@@ -89,6 +89,8 @@ def check_masks(config: GenerateConfig) -> None:
     architecture = known_architecture(config.model)
     if architecture is not None:
         check_architecture(masks, architecture, config.sampling)
+        if architecture.facts.guided(config.sampling) and not config.method.share_cfg_masks:
+            check_branch(masks, "uncond")
 
 
 def check_readable(*masks: Path) -> None:

@@ -139,6 +139,15 @@ def check_architecture(masks: Described, model: Architecture, sampling: Sampling
     _check_grid(masks, model.video_grid(sampling))
 
 
+def check_branch(masks: Described, branch: str) -> None:
+    """Raise MaskFileError for masks that a guidance branch of the run has no part in."""
+    if branch not in masks.description.branches:
+        raise MaskFileError(
+            f"{masks.path} does not fit the run: it has no masks of the guidance branch '{branch}'",
+            hint="search the masks with the guidance that the run has, or add --share-cfg-masks",
+        )
+
+
 def check_call(masks: Described, branch: str, layout: TokenLayout) -> None:
     """Refuse masks for other tokens or without the guidance branch of a call.
 
@@ -147,12 +156,8 @@ def check_call(masks: Described, branch: str, layout: TokenLayout) -> None:
     Raises:
         MaskFileError: names the field.
     """
+    check_branch(masks, branch)
     facts = masks.description
-    if branch not in facts.branches:
-        raise MaskFileError(
-            f"{masks.path} does not fit the run: it has no masks of the guidance branch '{branch}'",
-            hint="search the masks with the guidance that the run has, or add --share-cfg-masks",
-        )
     if layout == facts.layout:
         return
     _check_grid(masks, (layout.frames, layout.height, layout.width))

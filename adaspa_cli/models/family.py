@@ -47,8 +47,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adaspa_cli.config.families import FamilyFacts, Grid, SizeRule
+from adaspa_cli.config.families import FamilyFacts, Grid
 from adaspa_cli.config.schema import SamplingConfig
+from adaspa_cli.config.size_rule import SizeRule
 from adaspa_cli.errors import RunError
 from adaspa_cli.models.forward import Forward
 from adaspa_cli.models.linears import Linears

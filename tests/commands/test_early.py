@@ -117,6 +117,18 @@ def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(
         ((*RUN, "--model", "wan2.2-a14b", "--lora", "wan.safetensors"), "lora does not say which of the model's two"),
         ((*RUN, "--model", "wan2.1-14b", "--lora-low", "wan.safetensors"), "lora_low is for a model with two trans"),
         ((*RUN, "--negative-prompt", "y"), "a negative prompt has no effect on this model"),
+        (
+            (*RUN, "--model", "wan2.1-14b", "--cache", "pab"),
+            "pab keeps one attention output per layer, but this run has",
+        ),
+        (
+            (*RUN, "--model", "hunyuan1.5-480p", "--cache", "first-block"),
+            "diffusers has no cache 'first-block' for thi",
+        ),
+        (
+            (*RUN, "--model", "wan2.2-a14b", "--method", "magcache-calibration"),
+            "magcache's ratios describe one transformer over all steps, but this model has two",
+        ),
         ((*RUN, "--masks", "none.safetensors"), "cannot read masks from none.safetensors: No such file"),
         ((*RUN, "--masks", "."), "cannot read masks from .: Is a directory"),
         ((*RUN, "--out", "file/videos"), "cannot write to file/videos: "),

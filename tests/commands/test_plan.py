@@ -72,3 +72,18 @@ def test_transformers_does_not_warn_of_what_is_not_installed() -> None:
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     assert logging.get_verbosity() == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--model", "tiny", "--steps", "1"), "adaspa-plus searches at steps 0 (of 0 to 0): its sparsity is 0.4\n"),
+        (("--model", "wan2.1-14b", "--steps", "4"), "steps 0, 1, 2 (of 0 to 3): its sparsity rises from 0.4 to 0.95\n"),
+        (("--model", "wan2.2-a14b", "--steps", "4"), "to 0.95; the second transformer begins with a search too\n"),
+        (("--model", "wan2.2-a14b", "--steps", "4", "--method", "adaspa"), "; the second transformer begins with a"),
+    ],
+)
+def test_few_steps_are_searched_within_the_run(arguments: tuple[str, ...], said: str) -> None:
+    result = call("--prompt", PROMPT, *arguments)
+    assert result.exit_code == 0, result.output
+    assert said in result.stderr

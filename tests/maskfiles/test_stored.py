@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from adaspa_cli.attention import TokenLayout
-from adaspa_cli.config import MethodConfig, ModelConfig, SamplingConfig
+from adaspa_cli.config import MethodConfig, ModelConfig, SamplingConfig, resolve
 from adaspa_cli.config.architecture import architecture_of
 from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import MaskFileError
+from adaspa_cli.jobs.early import check_masks
 from adaspa_cli.maskfiles import MaskFile, MethodFacts, ModelFacts
 from adaspa_cli.maskfiles.check import check_architecture, check_call, check_method, check_model, check_name, open_masks
 from adaspa_cli.maskfiles.header import Described
@@ -372,3 +373,17 @@ def test_masks_of_another_architecture_or_size_are_refused_before_it_is_loaded(
     check_architecture(Described(Path("masks"), description(**fits), ""), model, sampling)
     with pytest.raises(MaskFileError, match=message):
         check_architecture(Described(Path("masks"), description(**(fits | changed)), ""), model, sampling)
+
+
+def test_masks_of_one_branch_are_refused_before_a_model_with_guidance_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layout = TokenLayout(21, 30, 52, 0, "last")
+    of_model = {"model": ModelFacts("wan2.1-1.3b", False, "WanPipeline", ""), "layers": 30, "heads": 12}
+    facts = description(branches=("cond",), layout=layout, **of_model)
+    monkeypatch.setattr(Described, "open", lambda path: Described(Path(path), facts, ""))
+    flags = {"model": "wan2.1-1.3b", "masks": "masks", "block_size": BLOCK, "sparsity": 0.75}
+    with pytest.raises(MaskFileError, match="no masks of the guidance branch 'uncond'"):
+        check_masks(resolve(flags).config)
+    check_masks(resolve(flags | {"guidance_scale": 1.0}).config)
+    check_masks(resolve(flags | {"share_cfg_masks": True}).config)

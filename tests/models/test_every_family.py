@@ -304,6 +304,11 @@ def test_a_step_cache_that_skips_nothing_changes_nothing(
     assert torch.equal(run(), plain["unguided"])
 
 
+def test_caches_that_diffusers_lacks_are_known_before_a_model_is_loaded(case: Case, pipe: Any) -> None:
+    lacking = {name for name, message in case.refuses.items() if message.startswith("no cache")}
+    assert set(family_of(pipe).facts.no_caches) == lacking
+
+
 BUSY_CACHES = (
     {"cache": "adacache", "adacache_reuses": (4,) * 6},
     {"cache": "first-block", "first_block_threshold": 1000.0},
