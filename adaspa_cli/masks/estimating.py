@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
-from adaspa_cli.config.methods import EstimatingConfig
 from adaspa_cli.masks.plan import DENSE, ESTIMATE, CallPlan
 from adaspa_cli.masks.policy import Call, MaskPolicy
 from adaspa_cli.masks.schedule import Sparsity
@@ -26,8 +25,12 @@ class Estimating(MaskPolicy):
     block: int = 64
 
     @classmethod
-    def of(cls, config: EstimatingConfig, steps: int) -> Self:
-        """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`."""
+    def of(cls, config: Any, steps: int) -> Self:
+        """The policy of a run with ``steps`` denoising steps; raises as :meth:`SparseConfig.schedule`.
+
+        ``config`` is an :class:`~adaspa_cli.config.methods.EstimatingConfig`. A method with settings of its own
+        overrides this, and annotates the class that has them.
+        """
         return cls(config.sparsity_by_step(steps), config.schedule(steps)[0], config.block_size)
 
     @property

@@ -38,7 +38,7 @@ seed: [0, 1]
 ```
 
 `adaspa generate`, `search-masks`, `visualize` and `bench` take any setting as `--set KEY=VALUE`; in
-Python, `adaspa_cli.apply` takes the keys of the tables from *Method* to *AdaSpa*. A default of `null` is what the text
+Python, `adaspa_cli.apply` takes the keys of all tables between *Model* and *Sampling*. A default of `null` is what the text
 calls None.
 `adaspa generate` uses the method `adaspa-plus` unless `--method` or `--masks` is given.
 """
@@ -100,7 +100,9 @@ def _titled(home: type, option: type) -> tuple[str, str]:
         return f"Cache: {option.name}", _about(home)
     if option in get_args(Merging):
         return f"Merged tokens: {option.name}", _about(home)
-    if option in get_args(Algorithm) and home is not option:
+    if option in get_args(Algorithm) and home is option:
+        return TITLES.get(home, f"Method: {option.name}"), _about(home)
+    if option in get_args(Algorithm):
         names = [f"`{one.name}`" for one in get_args(Algorithm) if issubclass(one, home)]
         return TITLES[home], f"{_about(home)} These are {', '.join(names)} and their ablations."
     return TITLES[home], _about(home)
