@@ -37,10 +37,11 @@ sparsity: {0: 0.5, 8%: 0.7, 20%: 0.95}
 seed: [0, 1]
 ```
 
-`adaspa generate`, `search-masks`, `visualize` and `bench` take any setting as `--set KEY=VALUE`; in
-Python, `adaspa_cli.apply` takes the keys of all tables between *Model* and *Sampling*. A default of `null` is what the text
+`adaspa generate`, `search-masks`, `visualize` and `bench` take any setting as `--set KEY=VALUE`; in Python,
+`adaspa_cli.apply` takes the keys of all tables between *Model* and *Sampling*. A default of `null` is what the text
 calls None.
-`adaspa generate` uses the method `adaspa-plus` unless `--method` or `--masks` is given.
+
+`adaspa generate` and `adaspa_cli.apply` use the method `adaspa-plus` unless a method or a mask file is named.
 """
 TITLES: dict[type, str] = {
     PromptConfig: "What the videos show",
