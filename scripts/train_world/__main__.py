@@ -49,7 +49,7 @@ def _vae(options: argparse.Namespace, device: torch.device) -> bool:
     stage = VAE_STAGE
     if options.vae_channels is not None:
         stage = dataclasses.replace(stage, model=dataclasses.replace(stage.model, channels=options.vae_channels))
-    return train_vae(stage, _loop("vae", options), options.work, device)
+    return train_vae(stage, _loop("vae", options), options.work, device, options.start_from)
 
 
 def _stage(options: argparse.Namespace, device: torch.device) -> bool:
@@ -59,7 +59,8 @@ def _stage(options: argparse.Namespace, device: torch.device) -> bool:
         attention=options.attention,
         eval_minutes=options.eval_every_minutes,
     )
-    return train_stage(MODEL, stage, _loop(stage.name, options), options.work, device)
+    earlier = options.start_from if stage.start_from is None else None
+    return train_stage(MODEL, stage, _loop(stage.name, options), options.work, device, earlier)
 
 
 def _evaluate(options: argparse.Namespace, device: torch.device) -> bool:
@@ -160,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--scale", type=float, default=1.0, help="factor on the minutes of the recipe")
         command.add_argument("--max-minutes", type=float, help="stop a stage then, with a checkpoint")
         command.add_argument("--vae-channels", type=_channels, help="widths of the VAE's levels, as 8,16,64,64")
+        command.add_argument("--start-from", type=Path, help="vae, small, all: begin with the weights of this --work")
         command.add_argument("--compile", action="store_true", help="compile the repeated blocks")
         command.add_argument("--no-benchmark", action="store_true", help="don't let cuDNN try out its convolutions")
         command.add_argument("--deadline-minutes", type=float, help="all: end then; the last stage takes what is left")

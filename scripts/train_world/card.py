@@ -118,15 +118,19 @@ def _results(evaluation: dict[str, Any] | None, vae: dict[str, Any] | None) -> s
 
 
 def _stages(work: Path) -> str:
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for name in ("vae", *STAGES):
         state = read_json(work / name / "state.json")
-        if state:
-            numbers = (state["step"], state["batch"], state.get("processes", 1), f"{state['seconds'] / 60.0:.1f}")
-            rows.append(f"| {name} | {' | '.join(map(str, numbers))} |")
-        elif name == "vae" and (metrics := read_json(work / "vae" / "model" / "metrics.json")):
-            rows.append(f"| vae | {metrics['steps']} | {metrics['batch']} | | {metrics['minutes']} |")
-    return "\n".join(rows)
+        if state is None and name == "vae":
+            state = read_json(work / "vae" / "model" / "metrics.json")
+        parts = []
+        while state:  # from the last run back to the first
+            minutes = state["minutes"] if "minutes" in state else round(state["seconds"] / 60.0, 1)
+            steps = state["step"] if "step" in state else state["steps"]
+            parts.append((name, steps, state["batch"], state.get("processes", ""), minutes))
+            state = state.get("earlier")
+        rows += parts[::-1]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
 def trained_sizes() -> dict[str, tuple[int, int]]:

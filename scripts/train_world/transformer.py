@@ -13,6 +13,7 @@ from torch.nn.attention import sdpa_kernel
 from scripts.tiny_world.captions import every_wording
 from scripts.tiny_world.plan import held_out_scenes, spread
 from scripts.train_tiny.checkpoint import generator_at, load_group, load_modules
+from scripts.train_tiny.export import read_json
 from scripts.train_tiny.loop import Loop, LoopConfig
 from scripts.train_tiny.parallel import barrier, rank, share, stream
 from scripts.train_tiny.sampling import assemble_pipeline
@@ -33,9 +34,15 @@ from scripts.train_world.recipe import WorldStage
 
 
 def train_stage(
-    config: TransformerConfig, stage: WorldStage, loop_config: LoopConfig, work: Path, device: torch.device
+    config: TransformerConfig,
+    stage: WorldStage,
+    loop_config: LoopConfig,
+    work: Path,
+    device: torch.device,
+    earlier: Path | None = None,
 ) -> bool:
-    """Train one stage, resuming what ``work/<stage>`` holds, or starting from the averages of ``start_from``.
+    """Train one stage, resuming what ``work/<stage>`` holds, or starting from averages: those of the stage
+    ``start_from``, or of this stage in ``earlier``, the folder of another run.
 
     Returns:
         True if the schedule came to its end.
@@ -51,13 +58,14 @@ def train_stage(
         "geometry": asdict(geometry),
         "sizes": [asdict(size.geometry) | {"share": size.share} for size in stage.sizes],
     }
+    if earlier is not None:
+        extra["earlier"] = read_json(earlier / stage.name / "state.json")
     loop = Loop(modules, averaged, loop_config, work / stage.name, extra, matrices=block_matrices(modules))
-    if not loop.resume() and stage.start_from is not None:
-        start = load_group(work / stage.start_from, "ema")
+    folder = earlier / stage.name if earlier else work / stage.start_from if stage.start_from else None
+    if not loop.resume() and folder is not None:
+        start = load_group(folder, "ema")
         if start is None:
-            raise FileNotFoundError(
-                f"no weights in {work / stage.start_from}: train the stage {stage.start_from} first"
-            )
+            raise FileNotFoundError(f"no weights in {folder}: train the stage {folder.name} first")
         load_modules(modules, start)
         load_modules(averaged, start)
     if loop.progress() >= 1.0:

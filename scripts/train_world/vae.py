@@ -18,6 +18,7 @@ from torch import Tensor
 from scripts.tiny_world.draw import draw
 from scripts.tiny_world.plan import Plan, extent_of, held_out_scenes, plan_clips, plan_scenes, spread
 from scripts.train_tiny.checkpoint import generator_at, seed_at
+from scripts.train_tiny.export import read_json
 from scripts.train_tiny.fast_vae import speed_up
 from scripts.train_tiny.loop import Loop, LoopConfig
 from scripts.train_tiny.parallel import barrier, rank, share, stream
@@ -28,6 +29,7 @@ from scripts.train_tiny.vae import (
     fold_normalisation,
     half_precision,
     in_one_piece,
+    load_vae,
     vae_loss,
 )
 from scripts.train_world.recipe import VaeStage
@@ -35,8 +37,11 @@ from scripts.train_world.recipe import VaeStage
 _LATENT_NOISE = 0.10  # with 16 channels the decoder has less to shrug off than with 8
 
 
-def train_vae(stage: VaeStage, loop_config: LoopConfig, work: Path, device: torch.device) -> bool:
-    """Train, resuming what ``work/vae`` holds; when the schedule is done, leave the model in ``work/vae/model``.
+def train_vae(
+    stage: VaeStage, loop_config: LoopConfig, work: Path, device: torch.device, earlier: Path | None = None
+) -> bool:
+    """Train, resuming what ``work/vae`` holds, or starting from the model in ``earlier``, the folder of another run;
+    when the schedule is done, leave the model in ``work/vae/model``.
 
     Returns:
         True if the schedule came to its end.
@@ -44,9 +49,14 @@ def train_vae(stage: VaeStage, loop_config: LoopConfig, work: Path, device: torc
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(loop_config.seed)
         vae = build_vae(stage.model).to(device)
+    if earlier is not None:
+        vae.load_state_dict(load_vae(earlier / "vae" / "model", device).state_dict())
     speed_up(vae)
     averaged = copy.deepcopy(vae).requires_grad_(False)
-    loop = Loop({"vae": vae}, {"vae": averaged}, loop_config, work / "vae", {"vae": asdict(stage.model)})
+    extra: dict[str, Any] = {"vae": asdict(stage.model)}
+    if earlier is not None:
+        extra["earlier"] = read_json(earlier / "vae" / "model" / "metrics.json")
+    loop = Loop({"vae": vae}, {"vae": averaged}, loop_config, work / "vae", extra)
     loop.resume()
     batch = share(loop_config.batch)
 
@@ -105,6 +115,7 @@ def finish(
         "steps": state["step"],
         "batch": state["batch"],
         "minutes": round(state["seconds"] / 60.0, 1),
+        "earlier": state.get("earlier"),
     }
     vae.save_pretrained(folder)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")

@@ -25,7 +25,7 @@ from scripts.train_tiny.parallel import mean_gradients, rank, share, start, stop
 from scripts.train_tiny.pool import Geometry, PoolConfig
 from scripts.train_tiny.text import TextConfig
 from scripts.train_tiny.transformer import TransformerConfig
-from scripts.train_tiny.vae import VaeConfig, build_vae
+from scripts.train_tiny.vae import VaeConfig, build_vae, load_vae
 from scripts.train_world import vae
 from scripts.train_world.card import model_card, write_vocabulary
 from scripts.train_world.evaluate import evaluate
@@ -80,6 +80,23 @@ def test_resumed_runs_equal_whole_ones(work: Path, tmp_path: Path) -> None:
         assert [train(interrupted), train(interrupted), train(LOOP)] == [False, False, True]
     assert_same_weights(tmp_path / "vae", work / "vae")
     assert_same_weights(tmp_path / "full", work / "full")
+
+
+def test_a_run_goes_on_from_an_earlier_one(work: Path, tmp_path: Path) -> None:
+    still = LoopConfig(steps=1, batch=4, warmup=1, learning_rate=0.0, matrix_learning_rate=0.0)
+    assert train_vae(VAE, still, tmp_path, CPU, work)
+    assert train_stage(MODEL_TOY, STAGE, still, tmp_path, CPU, work)
+    model = load_vae(work / "vae" / "model", CPU).state_dict()
+    for name, value in (checkpoint.load_group(tmp_path / "vae", "raw") or {}).items():
+        torch.testing.assert_close(value, model[name.removeprefix("vae.")], atol=0.0, rtol=0.0)
+    first, second = checkpoint.load_group(work / "full", "ema"), checkpoint.load_group(tmp_path / "full", "raw")
+    assert first is not None
+    assert second is not None
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    card = model_card(tmp_path, "full", {})
+    for name in ("vae", "full"):
+        assert [row.split(" | ")[1] for row in card.splitlines() if row.startswith(f"| {name} |")] == ["4", "1"]
 
 
 def test_measures_tell_frames_apart(work: Path) -> None:
