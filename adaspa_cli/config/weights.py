@@ -95,9 +95,10 @@ def fp8_copies(parts: Mapping[str, int], architecture: Architecture, itemsize: i
 
 
 def check_weights_fit(model: ModelConfig, kind: str, memory: int | None) -> None:
-    """Refuse a checkpoint whose weights alone need more than all memory of the device, before it is downloaded.
+    """Refuse weights that alone need more than all memory of the device, before they are downloaded or built.
 
-    Only a preset's checkpoint is judged: a folder may hold the same weights several times. Random weights are not.
+    Only a preset's checkpoint is judged: a folder may hold the same weights several times. Of random weights the
+    transformers count, with as many layers as are built.
 
     Args:
         kind: of the device, ``cpu`` or ``cuda``.
@@ -106,19 +107,20 @@ def check_weights_fit(model: ModelConfig, kind: str, memory: int | None) -> None
     Raises:
         OutOfMemoryError: with what would help.
     """
-    if memory is None or model.random_weights or model.is_bundled or Path(model.weights).expanduser().exists():
+    if memory is None or model.is_bundled or Path(model.weights).expanduser().exists():
         return
     architecture = known_architecture(model)
-    parts = None if architecture is None else part_bytes(model, architecture)
+    parts = None if architecture is None else part_bytes(model, architecture, decodes=not model.random_weights)
     if architecture is None or parts is None:
         return
     needed = max(fit(parts, model.offload, architecture) for fit in (held_weights, largest_alone))
     if needed <= memory:
         return
+    fewer = "--layers N, to build only some of them; " if model.random_weights else ""
     place = "the GPU" if kind == "cuda" else "this machine"
     need, has = (f"{size / 1e9:.0f} GB" for size in (needed, memory))
     raise OutOfMemoryError(
         f"the weights of {model.source} need about {need} of memory, and {place} has {has}",
-        hint="--offload group on a GPU, which holds only the running layers; a smaller one of adaspa models; "
+        hint=f"{fewer}--offload group on a GPU, which holds only the running layers; a smaller one of adaspa models; "
         "--plan shows what a run needs",
     )

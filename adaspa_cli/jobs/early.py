@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ def check_early(
     architecture.check_early(config.model, config.sampling, config.method.cache)
     check_folder(folder)
     check_masks(config)
+    if config.prompts.prompts == "-" and sys.stdin.isatty():
+        note("reading prompts, one a line; Ctrl-D after the last")
     prompts = read_prompts(config.prompts)
     for key, picture in read_pictures(config.sampling.pictures).items():
         note(f"{key.replace('_', ' ')} {picture.note(config.sampling.height, config.sampling.width)}")

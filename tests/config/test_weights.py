@@ -45,9 +45,17 @@ def test_a_gpu_must_hold_what_offloading_leaves_on_it(offload: str, gigabytes: i
     check_weights_fit(model, "cuda", (gigabytes + 1) * GB)
 
 
+def test_random_weights_are_refused_before_they_are_built() -> None:
+    """As by the bench `gain` on a laptop, which would run out of memory while it builds them."""
+    model = resolve({"model": "hunyuan", "random_weights": True}).config.model
+    with pytest.raises(OutOfMemoryError, match="need about 26 GB of memory, and this machine has 16 GB") as refused:
+        check_weights_fit(model, "cpu", 16 * GB)
+    assert (refused.value.hint or "").startswith("--layers N")
+
+
 def test_nothing_is_refused_that_is_not_known_to_be_too_large(tmp_path: Path) -> None:
     model = resolve({"model": "hunyuan"}).config.model
     check_weights_fit(model, "cpu", None)
     check_weights_fit(resolve({}).config.model, "cpu", 1)
-    check_weights_fit(dataclasses.replace(model, random_weights=True, layers=1), "cpu", 1)
+    check_weights_fit(dataclasses.replace(model, random_weights=True, layers=6), "cpu", 4 * GB)
     check_weights_fit(dataclasses.replace(model, weights=str(tmp_path)), "cpu", 1)
