@@ -6,7 +6,7 @@ under autocast they are rounded to bfloat16, sums apart.
 - A GroupNorm of one group is computed by one thread block per clip, and a batch has few clips: it took longer than any
   other kernel. Here the sums over a clip are reductions that fill the machine. What comes out has the dtype of what
   goes in, where autocast would make it float32 and every operation after it twice as large.
-- The gradient of replicated borders adds atomically, element by element. Here it is a few sums of slices.
+- The gradient of replicated borders adds atomically, element by element. Here each element collects its copies.
 
 Shapes: N clips, C channels, F frames, H height, W width.
 """
@@ -23,6 +23,8 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import (
 )
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from scripts.train_tiny.channels_last import affine, replicate_borders, replicate_gradient
 
 _CLIP = (2, 3, 4)  # the dimensions of a clip's frames
 
@@ -83,7 +85,7 @@ class OneGroupNorm(torch.autograd.Function):
         rstd = (squares.sum(1, keepdim=True) / count - mean.square()).clamp(min=0.0).add(eps).rsqrt()
         ctx.save_for_backward(x, weight, mean, rstd)
         gain = rstd * weight  # [N, C]
-        return _affine(x, gain, bias - mean * gain)
+        return affine(x, gain, bias - mean * gain)
 
     @staticmethod
     @once_differentiable
@@ -98,58 +100,18 @@ class OneGroupNorm(torch.autograd.Function):
         first = (weight * grad_sum).sum(1, keepdim=True) / count
         second = (weight * grad_x).sum(1, keepdim=True) / count
         slope = -rstd.square() * second
-        result = _affine(x, slope.expand_as(grad_sum), (-rstd * first - slope * mean).expand_as(grad_sum))
-        result.addcmul_(grad, _per_channel(rstd * weight))
-        return result, grad_x.sum(0), grad_sum.sum(0), None
+        gain, shift = (values.expand_as(grad_sum) for values in (slope, -rstd * first - slope * mean))
+        return affine(x, gain, shift, grad, rstd * weight), grad_x.sum(0), grad_sum.sum(0), None
 
 
 class ReplicateBorders(torch.autograd.Function):
-    """[N, C, F, H, W] to [N, C, 2 + F, 1 + H + 1, 1 + W + 1], channels last; time is padded in front only."""
+    """[N, C, F, H, W] to [N, C, 2 + F, 1 + H + 1, 1 + W + 1]; time is padded in front only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
-        count, channels, frames, height, width = x.shape
-        padded = torch.empty(
-            (count, channels, frames + 2, height + 2, width + 2),
-            dtype=x.dtype,
-            device=x.device,
-            memory_format=torch.channels_last_3d,
-        )
-        inner = padded[:, :, 2:]
-        inner[:, :, :, 1:-1, 1:-1] = x
-        for dim, size in ((3, height), (4, width)):
-            inner.select(dim, 0).copy_(inner.select(dim, 1))
-            inner.select(dim, size + 1).copy_(inner.select(dim, size))
-        padded[:, :, :2] = padded[:, :, 2:3]
-        return padded
+        return replicate_borders(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
-        # Sums of the borders alone, so that the inner part is read and written once.
-        height, width = grad.shape[3:]
-        first = grad[:, :, :3].sum(2)  # [N, C, 1 + H + 1, 1 + W + 1]
-        rows = {row: grad[:, :, 2:, row].clone() for row in (0, height - 1)}  # [N, C, F, 1 + W + 1]
-        for row, values in rows.items():
-            values[:, :, 0] = first[:, :, row]
-        inner = grad[:, :, 2:, 1:-1, 1:-1].clone(memory_format=torch.channels_last_3d)
-        inner[:, :, 0] = first[:, :, 1:-1, 1:-1]
-        columns = {column: grad[:, :, 2:, 1:-1, column].clone() for column in (0, width - 1)}  # [N, C, F, H]
-        for column, values in columns.items():
-            values[:, :, 0] = first[:, :, 1:-1, column]
-        for row, at in ((0, 0), (height - 1, height - 3)):
-            inner[:, :, :, at] += rows[row][..., 1:-1]
-            for column in columns:
-                columns[column][..., at] += rows[row][..., column]
-        for column, at in ((0, 0), (width - 1, width - 3)):
-            inner[..., at] += columns[column]
-        return inner
-
-
-def _affine(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-    """x * gain + shift with one float32 value of each per clip and channel [N, C], in x's dtype and one pass."""
-    return torch.addcmul(_per_channel(shift), x, _per_channel(gain), out=torch.empty_like(x))
-
-
-def _per_channel(values: Tensor) -> Tensor:
-    return values[:, :, None, None, None]
+        return replicate_gradient(grad)
