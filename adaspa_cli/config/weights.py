@@ -94,8 +94,9 @@ def fp8_copies(parts: Mapping[str, int], architecture: Architecture, itemsize: i
     return sum(parts.get(name, 0) for name in architecture.transformers) // itemsize
 
 
-def check_weights_fit(model: ModelConfig, kind: str, memory: int | None) -> None:
-    """Refuse weights that alone need more than all memory of the device, before they are downloaded or built.
+def check_weights_fit(model: ModelConfig, kind: str, memory: int | None, main: int | None = None) -> None:
+    """Refuse weights that alone need more than all memory of the device, or with offloading more than all main
+    memory, before they are downloaded or built.
 
     Only a preset's checkpoint is judged: a folder may hold the same weights several times. Of random weights the
     transformers count, with as many layers as are built.
@@ -103,20 +104,29 @@ def check_weights_fit(model: ModelConfig, kind: str, memory: int | None) -> None
     Args:
         kind: of the device, ``cpu`` or ``cuda``.
         memory: bytes that it has; None where nothing tells.
+        main: bytes of main memory, where offloading keeps the weights; None where nothing tells.
 
     Raises:
         OutOfMemoryError: with what would help.
     """
-    if memory is None or model.is_bundled or Path(model.weights).expanduser().exists():
+    if model.is_bundled or Path(model.weights).expanduser().exists():
         return
     architecture = known_architecture(model)
     parts = None if architecture is None else part_bytes(model, architecture, decodes=not model.random_weights)
     if architecture is None or parts is None:
         return
-    needed = max(fit(parts, model.offload, architecture) for fit in (held_weights, largest_alone))
-    if needed <= memory:
-        return
     fewer = "--layers N, to build only some of them; " if model.random_weights else ""
+    everything = sum(parts.values())
+    if model.offload != "none" and main is not None and everything > main:
+        need, has = (f"{size / 1e9:.0f} GB" for size in (everything, main))
+        raise OutOfMemoryError(
+            f"--offload {model.offload} keeps the weights of {model.source} in main memory: about {need}, and this "
+            f"machine has {has}",
+            hint=f"{fewer}--weights-dtype fp8; a smaller one of adaspa models",
+        )
+    needed = max(fit(parts, model.offload, architecture) for fit in (held_weights, largest_alone))
+    if memory is None or needed <= memory:
+        return
     place = "the GPU" if kind == "cuda" else "this machine"
     need, has = (f"{size / 1e9:.0f} GB" for size in (needed, memory))
     raise OutOfMemoryError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 
 from adaspa_cli.attention import TokenLayout, resolve
-from adaspa_cli.config import GenerateConfig
-from adaspa_cli.config.architecture import Architecture, architecture_of
+from adaspa_cli.config import GenerateConfig, ModelConfig
+from adaspa_cli.config import resolve as resolve_settings
+from adaspa_cli.config.architecture import Architecture, architecture_of, known_architecture
 from adaspa_cli.config.devices import check_offload
+from adaspa_cli.config.presets import preset_names
 from adaspa_cli.forecast import memory
 from adaspa_cli.forecast.calibration import Rates, Sample, calibrate
 from adaspa_cli.forecast.duration import ModelWork, StepTime, step_times
@@ -137,6 +140,8 @@ def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate 
         MaskFileError: the mask file is corrupt.
     """
     quiet_libraries()
+    model = config.model
+    config = dataclasses.replace(config, model=_of_known_sizes(model))
     architecture = architecture_of(config.model)
     device = choose_device(config.model.device)
     check_offload(config.model.offload, device.type)
@@ -151,7 +156,7 @@ def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate 
     rates = None if unknown else (measure or calibrate)(_sample(config, device, dtype, work, steps, policy))
     backend = resolve(config.method.attention_backend, device).name if config.method.algorithm.attached else None
     return Forecast(
-        model=config.model.source,
+        model=model.source,
         method=config.method.method,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
@@ -161,10 +166,23 @@ def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate 
         steps=steps,
         rates=rates,
         times=[] if rates is None else step_times(steps, work, rates),
-        memory=memory.MemoryForecast(held.weights, held.activations, held.masks, held.alone, available, total),
+        memory=memory.MemoryForecast(**vars(held), available=available, device_total=total),
         videos=max(1, len(prompts)) * len(config.sampling.seed),
-        notes=[*([f"time not predicted: {unknown}"] if unknown else []), *_notes(config)],
+        notes=[
+            *([f"time not predicted: {unknown}"] if unknown else []),
+            *([] if config.model is model else [f"the sizes are taken to be those of {config.model.weights}"]),
+            *_notes(config, held.everything),
+        ],
     )
+
+
+def _of_known_sizes(model: ModelConfig) -> ModelConfig:
+    """The model, or the preset that it is run with (``--model PRESET --weights ORG/NAME``), where only a download
+    would tell its sizes; raises ModelError if there is none."""
+    if known_architecture(model) is not None or model.model not in preset_names("models"):
+        return model
+    own = resolve_settings({"model": model.model}, download=False).config.model
+    return dataclasses.replace(model, weights=own.weights, pipeline=own.pipeline)
 
 
 def _plan(
@@ -236,7 +254,7 @@ def _unpredicted(config: GenerateConfig) -> str | None:
     return None
 
 
-def _notes(config: GenerateConfig) -> list[str]:
+def _notes(config: GenerateConfig, weights: int | None) -> list[str]:
     """What the estimates leave out."""
     model, method = config.model, config.method
     lines = {
@@ -249,6 +267,9 @@ def _notes(config: GenerateConfig) -> list[str]:
         ),
         "minference may keep up to twice the blocks that its sparsity leaves": method.algorithm.name == "minference",
         f"moving weights with --offload {model.offload} is not in the time": model.offload != "none",
+        f"--offload {model.offload} keeps all weights in main memory: {(weights or 0) / 1e9:.1f} GB, estimated": (
+            model.offload != "none" and weights is not None
+        ),
         "FP8 products are faster than the measured ones: the estimate is an upper bound": method.linear == "fp8",
         "compiled blocks are faster than the measured ones: the estimate is an upper bound": model.compile,
         f"weights in {model.weights_dtype} are converted at each use, which is not in the time": (

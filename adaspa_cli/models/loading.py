@@ -72,7 +72,7 @@ def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
     check_files(config)
     device = choose_device(config.device)
     check_offload(config.offload, device.type)
-    check_weights_fit(config, device.type, _memory_of(device))
+    check_weights_fit(config, device.type, _memory_of(device), machine_memory()[1])
     if config.compile:
         check_compiler(device)
     dtype = choose_dtype(config.dtype, device)

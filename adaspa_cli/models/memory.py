@@ -27,12 +27,14 @@ class Memory:
         activations: of the transformer's pass.
         masks: of all layers and branches, with the LSE that a later search needs; 0 where no call reuses a mask.
         alone: of the largest part that is on the device while no transformer is, as a text encoder with offloading.
+        everything: of all weights, which offloading keeps in main memory; None where nothing says how many there are.
     """
 
     weights: int | None
     activations: int
     masks: int
     alone: int
+    everything: int | None
 
     @property
     def total(self) -> int | None:
@@ -68,6 +70,7 @@ def estimate_memory(
         activations=round(facts.pass_states * states),
         masks=_mask_bytes(config, architecture, layout, 1 if config.method.share_cfg_masks else branches),
         alone=largest_alone(parts or {}, offload, architecture, itemsize),
+        everything=None if parts is None else sum(parts.values()),
     )
 
 

@@ -49,6 +49,26 @@ def test_a_plan_is_data_too() -> None:
     assert [step["sparsity"] for step in found["steps"]][-1] == 0.95
 
 
+def test_another_checkpoint_is_planned_by_the_preset_that_it_is_run_with() -> None:
+    other = "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v_distilled"
+    arguments = (
+        "--model",
+        "hunyuan1.5-720p",
+        "--weights",
+        other,
+        "--guidance-scale",
+        "1",
+        "--prompt",
+        PROMPT,
+        "--json",
+    )
+    found = json.loads(call(*arguments, "-q").stdout)
+    assert (found["model"], found["video_tokens"], found["passes_per_step"]) == (other, 111_600, 1)
+    assert found["estimated_memory_bytes"]["weights"] > 30e9
+    own = "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v"
+    assert f"the sizes are taken to be those of {own}" in found["notes"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -53,6 +53,17 @@ def test_random_weights_are_refused_before_they_are_built() -> None:
     assert (refused.value.hint or "").startswith("--layers N")
 
 
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_main_memory_must_hold_what_offloading_keeps_there(offload: str) -> None:
+    model = resolve({"model": "wan2.2-a14b", "offload": offload}).config.model
+    said = f"--offload {offload} keeps the weights of .* in main memory: about 69 GB, and this machine has 64 GB"
+    with pytest.raises(OutOfMemoryError, match=said):
+        check_weights_fit(model, "cuda", 80 * GB, 64 * GB)
+    check_weights_fit(dataclasses.replace(model, weights_dtype="fp8"), "cuda", 80 * GB, 64 * GB)
+    check_weights_fit(model, "cuda", 80 * GB, 72 * GB)
+    check_weights_fit(dataclasses.replace(model, offload="none"), "cuda", 80 * GB, 64 * GB)
+
+
 def test_nothing_is_refused_that_is_not_known_to_be_too_large(tmp_path: Path) -> None:
     model = resolve({"model": "hunyuan"}).config.model
     check_weights_fit(model, "cpu", None)

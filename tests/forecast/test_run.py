@@ -8,9 +8,9 @@ import torch
 
 from adaspa_cli.config import GenerateConfig, resolve
 from adaspa_cli.config.weights import held_weights, largest_alone, part_bytes
-from adaspa_cli.forecast import memory
 from adaspa_cli.forecast.calibration import Rates, Sample
 from adaspa_cli.forecast.run import Forecast, forecast
+from adaspa_cli.models.memory import Memory
 
 PROMPT = "a red circle moves left"
 RATES = Rates(flop=1e-12, channel=1e-12, dense=1e-12, sparse=1e-12, search=1e-13)
@@ -58,7 +58,7 @@ def test_a_text_encoder_that_is_larger_than_the_rest_is_the_peak() -> None:
     alone = [largest_alone(parts, offload, architecture) for offload in ("none", "model", "group")]
     assert alone == [0, parts["text_encoder"], 256_384 * 4096 * 2]
     held = held_weights(parts, "model", architecture)
-    assert memory.MemoryForecast(held, 1000, 0, alone[1], None, None).total == parts["text_encoder"]
+    assert Memory(held, 1000, 0, alone[1], None).total == parts["text_encoder"]
 
 
 def test_kept_weights_are_smaller() -> None:

@@ -1,5 +1,6 @@
 """The estimated memory of models and runs, against peaks that were measured and against masks as they are."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,3 +102,19 @@ def test_offloaded_layers_leave_the_table_of_words() -> None:
     held = memory_by_offload("wan2.1-1.3b")["group"]
     assert held.total == held.alone == 256_384 * 4096 * 2
     assert estimated(model="wan2.1-1.3b", offload="group").alone == 0  # random weights have no text encoder
+
+
+def test_what_offloading_keeps_in_main_memory_is_all_weights() -> None:
+    found = memory_by_offload("wan2.2-a14b")
+    assert {held.everything for held in found.values()} == {found["none"].weights}
+
+
+def test_the_table_of_the_docs_is_that_of_the_command() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    section = page.split("## Which GPU, and how much main memory\n")[1].split("\n## ")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:3] == "| `"]
+    assert len(rows) > 5
+    for model, *shown in rows[1:]:
+        found = memory_by_offload(model)
+        totals = [(held.total or 0) for held in found.values()]
+        assert shown == [f"{size / 1e9:.1f}" for size in (*totals, found["none"].weights or 0)], model
