@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adaspa_cli.config.schema import GenerateConfig, SamplingConfig
 from adaspa_cli.errors import ConfigError, ReportError, shortened
+from adaspa_cli.report.dense_run import as_typed
 from adaspa_cli.report.schema import Report, read_report
 
 _HINT = "--compare-with takes the NAME.report.json of a run of the same model, prompt, seed and size"
@@ -71,7 +74,16 @@ def _check_same(path: Path, report: Report, config: GenerateConfig) -> None:
     """A setting that the report is older than had its default then."""
     for part, keys in ((config.model, ("weights", "random_weights", "layers")), (config.sampling, _SHARED)):
         defaults = {field.name: field.default for field in dataclasses.fields(part)}
-        for key in keys:
-            value, theirs = getattr(part, key), report.setting(key, defaults[key])
-            if theirs != value:
-                raise ConfigError(f"{path} cannot be compared: {key} is {theirs} there, and {value} here", hint=_HINT)
+        both = {key: (report.setting(key, defaults[key]), getattr(part, key)) for key in keys}
+        other = {key: theirs for key, (theirs, value) in both.items() if theirs != value}
+        if other:
+            differs = "; ".join(f"{key} is {both[key][0]} there, and {both[key][1]} here" for key in other)
+            raise ConfigError(f"{path} cannot be compared: {differs}", hint=_same_as(other))
+
+
+def _same_as(settings: Mapping[str, Any]) -> str:
+    """How to give this run the settings of the other; where one has no value to give, what is needed."""
+    typed = [as_typed(key, value) for key, value in settings.items() if value is not None]
+    if len(typed) < len(settings) or not all(typed):
+        return _HINT
+    return f"{shlex.join(word for words in typed for word in words)}, or the report of another run"

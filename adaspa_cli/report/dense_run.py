@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from adaspa_cli.config.flat import keys_of
 from adaspa_cli.config.methods import DENSE
@@ -59,13 +60,16 @@ def _flags(report: Report, keys: Collection[str]) -> Iterator[str]:
         if key not in keys or key in _OWN or preset or setting.value is None:
             continue
         value = report.setting("sparsity_ramp") or setting.value if key == "sparsity" else setting.value
-        if key in SWITCHES:
-            yield from [f"--{key.replace('_', '-')}"] if value else []
-        elif key in FLAGS:
-            yield from _spelled(key, ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
-        else:
-            yield "--set"
-            yield f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        yield from as_typed(key, value)
+
+
+def as_typed(key: str, value: Any) -> list[str]:
+    """A setting as the words of a command."""
+    if key in SWITCHES:
+        return [f"--{key.replace('_', '-')}"] if value else []
+    if key in FLAGS:
+        return _spelled(key, ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+    return ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
 
 
 def _spelled(key: str, value: str) -> list[str]:

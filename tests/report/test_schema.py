@@ -93,5 +93,10 @@ def test_a_report_that_is_older_than_a_setting_is_compared_by_the_default(hunyua
     key = (report["prompt"], report["seed"])
     assert load_compared([str(path)], {key}, resolve(flags).config)[key].report.setting("layers") is None
     other = resolve(flags | {"random_weights": True, "layers": 2, "decode": False}).config
-    with pytest.raises(ConfigError, match="random_weights is False there, and True here"):
+    with pytest.raises(ConfigError, match="random_weights is False there, and True here") as refused:
         load_compared([str(path)], {key}, other)
+    assert "of the same model, prompt, seed and size" in str(refused.value.hint)
+    smaller = resolve(flags | {"height": 16, "frames": 9}).config
+    with pytest.raises(ConfigError, match="height is 32 there, and 16 here; frames is 5 there, and 9 here") as refused:
+        load_compared([str(path)], {key}, smaller)
+    assert refused.value.hint == "--height 32 --frames 5, or the report of another run"
