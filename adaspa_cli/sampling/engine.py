@@ -209,7 +209,9 @@ class AttentionEngine:
         )
         if known is self.memory.of(call):
             if policy.fresh_lse:
-                known.lse = done.lse if policy.keeps_lse(call.step) else None
+                kept = done.lse if policy.keeps_lse(call.step) else None
+                # A kernel may return a part of a tensor that holds the LSE of the kept blocks besides.
+                known.lse = None if kept is None else kept.clone()
             if policy.max_error is not None and done.estimate.after is not None:
                 known.error = OnItsWay.of(call.heads.gather(done.estimate.after[0]))
         return done

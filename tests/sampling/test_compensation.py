@@ -1,10 +1,12 @@
 """The engine with what makes up for left-out blocks: outputs, the LSE of the step before, and the records."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
-from adaspa_cli.attention import dense_attention, resolve
+from adaspa_cli.attention import BlockMask, dense_attention, resolve
 from adaspa_cli.attention.compensated import Compensation, compensated_attention
 from adaspa_cli.attention.remainder import block_means
 from adaspa_cli.masks import Call
@@ -178,3 +180,25 @@ def test_the_limit_is_of_the_mean_over_heads() -> None:
         limited = Run(plus(0, max_error=factor * error))
         limited.steps(3)
         assert limited.engine.calls[2].plan == expected
+
+
+def test_a_kept_lse_keeps_nothing_else_in_memory() -> None:
+    """The Hopper kernel returns two LSE as parts of one tensor."""
+
+    def pooled(
+        q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, _video: range, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out, lse = BACKEND.sparse(q, k, v, mask, scale)
+        both = torch.stack([lse, lse])
+        return out, both[0], both[1]
+
+    run = Run(plus(0, 2))
+    run.engine._backend = dataclasses.replace(BACKEND, pooled=pooled)
+    run.scheduler.set_timesteps(4)
+    for step in range(2):  # the search at step 2 takes the LSE of step 1
+        run.attend(seed=step)
+        if step == 0:
+            run.scheduler.step()
+    (entry,) = run.engine.memory.entries()
+    assert entry.lse is not None
+    assert entry.lse.untyped_storage().nbytes() == entry.lse.nbytes
