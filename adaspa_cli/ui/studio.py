@@ -123,11 +123,14 @@ class Studio:
             self.at_work = None
 
     def _make(self, run: Run) -> None:
+        from adaspa_cli.config.vocabulary import check_understood
         from adaspa_cli.report.compare import Compared
         from adaspa_cli.report.page import page
 
         wanted, dense = run.wanted, None
         assert wanted is not None
+        for line in check_understood(self._start.run(wanted).config, [wanted.prompt]):
+            run.progress.note(line)
         if wanted.compare and wanted.method != DENSE:
             run.progress.begin("dense video")
             dense = self._video(self._start.run(wanted, dense=True), run)
@@ -139,14 +142,11 @@ class Studio:
 
     def _video(self, resolved: Resolved, run: Run) -> Made:
         """Make a video, or find it."""
-        from adaspa_cli.config.vocabulary import check_understood
         from adaspa_cli.jobs.early import check_early
         from adaspa_cli.jobs.generate import generate
 
         config = resolved.config
         prompts = check_early(run.progress.note, resolved, config.output.out)
-        for line in check_understood(config, prompts):
-            run.progress.note(line)
         made = list(generate(resolved, run.progress, prompts, load=self._load))
         if not made:
             raise UsageError("another process is making this video", hint="try again once it is done")

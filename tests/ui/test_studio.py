@@ -89,6 +89,16 @@ def test_the_dense_video_beside_it(studio: Studio, wanted: Wanted, loads: list[A
     assert len(loads) == 1
 
 
+def test_what_a_model_does_not_know_is_said_of_the_video_alone(
+    studio: Studio, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of the dense one too, whose line differs where sparse attention may not be faster."""
+    said = lambda config, _prompts: [f"not trained on this, with {config.method.method}"]  # noqa: E731
+    monkeypatch.setattr("adaspa_cli.config.vocabulary.check_understood", said)
+    run = made(studio, replace(wanted, compare=True))
+    assert run.progress.notes == ["not trained on this, with adaspa"]
+
+
 def test_a_run_that_took_longer_than_dense() -> None:
     report = from_json(Report, small_report())
     seconds = replace(report.seconds, denoising=report.seconds.denoising / 1.1)
