@@ -207,8 +207,18 @@ def _widen(vae: AutoencoderKLHunyuanVideo) -> None:
 
 
 def vae_loss(
-    vae: AutoencoderKLHunyuanVideo, clips: Tensor, cover: Tensor, noise: float, generator: torch.Generator
+    vae: AutoencoderKLHunyuanVideo,
+    clips: Tensor,
+    cover: Tensor,
+    noise: float,
+    generator: torch.Generator,
+    *,
+    moving_weight: float = 0.0,
 ) -> Tensor:
+    """Reconstruction error of clips [B, 3, F, H, W], with an object's coverage [B, 1, F, H, W], and the slight KL.
+
+    ``moving_weight``: what pixels weigh besides that an object's edge moves across within three frames.
+    """
     device = clips.device
     with half_precision(device):
         posterior = vae.encode(clips).latent_dist
@@ -218,9 +228,20 @@ def vae_loss(
         decoded = vae.decode(z).sample
     error = decoded.float() - clips
     rim = F.max_pool3d(cover, (1, 7, 7), stride=1, padding=(0, 3, 3))
-    reconstruction = ((1.0 + _OBJECT_WEIGHT * rim) * (error.abs() + error.square())).mean()
+    weight = 1.0 + _OBJECT_WEIGHT * rim
+    if moving_weight:
+        weight = weight + moving_weight * change(cover)
+    reconstruction = (weight * (error.abs() + error.square())).mean()
     kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1.0 - posterior.logvar.float()).mean()
     return reconstruction + _KL_WEIGHT * kl
+
+
+def change(cover: Tensor) -> Tensor:
+    """Greatest difference of coverage [B, 1, F, H, W] within three frames."""
+    window, padding = (3, 1, 1), (1, 0, 0)
+    most = F.max_pool3d(cover, window, stride=1, padding=padding)
+    least = -F.max_pool3d(-cover, window, stride=1, padding=padding)
+    return most - least
 
 
 def _latents_of(vae: AutoencoderKLHunyuanVideo, config: VaeConfig, clips: int) -> Tensor:

@@ -56,6 +56,7 @@ class VaeStage:
     full: tuple[Geometry, ...]
     full_from: float = 0.7
     full_batch: float = 0.25  # of the batch of small ones
+    moving_weight: float = 6.0  # of moving edges: 1 to 5 % of the pixels, and more than half of the squared error
     model: VaeConfig = field(default=VAE)
 
 
@@ -105,5 +106,5 @@ LOOPS = {
         steps=2500, batch=48, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=1.3
     ),
 }
-MINUTES = {"vae": 4.5, "small": 5.0, "full": 6.0}
+MINUTES = {"vae": 6.0, "small": 5.0, "full": 6.0}
 EVALUATION_MINUTES = 2.0  # kept free at the end of a run with a deadline, for four GPUs

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from scripts.train_tiny.parallel import barrier, rank, share, stream
 from scripts.train_tiny.pool import Geometry
 from scripts.train_tiny.vae import (
     build_vae,
+    change,
     encode,
     fold_normalisation,
     half_precision,
@@ -71,7 +71,8 @@ def train_vae(
         )
         clips, cover = draw(plan, geometry.frames, geometry.height, geometry.width, device)
         noise = _LATENT_NOISE * min(1.0, 0.2 + 2.0 * progress)
-        return vae_loss(vae, clips, cover, noise, generator_at(loop_config.seed, step, stream("vae noise"), device))
+        generator = generator_at(loop_config.seed, step, stream("vae noise"), device)
+        return vae_loss(vae, clips, cover, noise, generator, moving_weight=stage.moving_weight)
 
     done = loop.run(loss_at)
     if done and rank() == 0:
@@ -150,10 +151,7 @@ def measure(vae: AutoencoderKLHunyuanVideo, geometry: Geometry, clips: int, nois
 
 def _edges(error: Tensor, cover: Tensor) -> Tensor:
     """Sum and number of squared errors [B, F, H, W] at moving edges, for the first frame and four phases [5, 2]."""
-    window = (3, 1, 1)
-    most = F.max_pool3d(cover[:, None], window, stride=1, padding=(1, 0, 0))[:, 0]
-    least = -F.max_pool3d(-cover[:, None], window, stride=1, padding=(1, 0, 0))[:, 0]
-    moving = (most - least > 0.5).double()
+    moving = (change(cover[:, None])[:, 0] > 0.5).double()
     sums = torch.stack([(error * moving).sum((0, 2, 3)), moving.sum((0, 2, 3))], dim=1)  # [F, 2]
     phases = [sums[:1].sum(0), *(sums[1 + phase :: 4].sum(0) for phase in range(4))]
     return torch.stack(phases).double()

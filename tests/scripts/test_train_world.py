@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import HunyuanVideoPipeline
+from torch import Tensor
 
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.config.vocabulary import vocabulary_of
@@ -25,7 +26,7 @@ from scripts.train_tiny.parallel import mean_gradients, rank, share, start, stop
 from scripts.train_tiny.pool import Geometry, PoolConfig
 from scripts.train_tiny.text import TextConfig
 from scripts.train_tiny.transformer import TransformerConfig
-from scripts.train_tiny.vae import VaeConfig, build_vae, load_vae
+from scripts.train_tiny.vae import VaeConfig, build_vae, load_vae, vae_loss
 from scripts.train_world import vae
 from scripts.train_world.card import model_card, write_vocabulary
 from scripts.train_world.evaluate import evaluate
@@ -97,6 +98,23 @@ def test_a_run_goes_on_from_an_earlier_one(work: Path, tmp_path: Path) -> None:
     card = model_card(tmp_path, "full", {})
     for name in ("vae", "full"):
         assert [row.split(" | ")[1] for row in card.splitlines() if row.startswith(f"| {name} |")] == ["4", "1"]
+
+
+def test_moving_edges_weigh_more() -> None:
+    """Where nothing moves the weight changes nothing; where something does, the loss grows with it."""
+    torch.manual_seed(0)
+    model = build_vae(VAE.model)
+    clips = torch.rand(1, 3, 9, 64, 64) * 2.0 - 1.0
+    still = torch.zeros(1, 1, 9, 64, 64)
+    still[..., 20:40, 20:40] = 1.0
+    moving = torch.stack([still[:, :, 0].roll(3 * frame, dims=-1) for frame in range(9)], dim=2)
+
+    def loss(cover: Tensor, weight: float) -> float:
+        with torch.no_grad():
+            return float(vae_loss(model, clips, cover, 0.0, torch.Generator().manual_seed(0), moving_weight=weight))
+
+    assert loss(still, 6.0) == loss(still, 0.0)
+    assert loss(moving, 6.0) > loss(moving, 0.0)
 
 
 def test_measures_tell_frames_apart(work: Path) -> None:
