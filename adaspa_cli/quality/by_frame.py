@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from adaspa_cli.errors import BackendError
-from adaspa_cli.quality.ssim import ssim
-from adaspa_cli.quality.video_metrics import pieces, psnr
+from adaspa_cli.quality.video_metrics import pieces, psnr, ssim
 
 Comparing = Callable[[int, int], None]
 """Is told now and then how many frames were compared, and of how many; first of 0."""
@@ -38,7 +37,7 @@ def by_frame(
     try:
         for a, b in pieces(video, reference, torch.device("cpu")):
             found["psnr"] += psnr(a, b).double().tolist()
-            found["ssim"] += ssim(a, b).tolist()
+            found["ssim"] += ssim(a, b).double().tolist()
             comparing(len(found["ssim"]), len(video))
     except BackendError as error:
         raise ValueError(error.message) from error

@@ -1,7 +1,7 @@
 """PSNR, SSIM and the learned distances ST-LPIPS and LPIPS of a video against another of the same size, frame by frame.
 
-PSNR and LPIPS are torchmetrics', SSIM agrees with it. A learned metric that is not available here has a reason instead
-of a number: see :class:`~adaspa_cli.quality.measurement.Measurement`.
+PSNR, SSIM and LPIPS are torchmetrics'. A learned metric that is not available here has a reason instead of a
+number: see :class:`~adaspa_cli.quality.measurement.Measurement`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from torch import Tensor
 
 from adaspa_cli.errors import BackendError
 from adaspa_cli.quality.measurement import Measurement
-from adaspa_cli.quality.ssim import ssim
 from adaspa_cli.quality.st_lpips import ShiftTolerantLpips, UnavailableError
 
 METRICS = ("psnr", "ssim", "st_lpips", "lpips")
 PSNR_OF_EQUAL_FRAMES = 100.0  # dB: of frames that do not differ, for which it would be infinite
-_FRAMES_AT_ONCE = 8  # intermediate results of the learned metrics are many times as large as the frames
+_FRAMES_AT_ONCE = 8  # intermediate results of SSIM are many times as large as the frames
 _LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"  # the file that torchvision loads AlexNet from
 
 
@@ -85,6 +84,16 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     """In dB [n] of frames [n, 3, H, W] in [0, 1]."""
     found = import_torchmetrics().peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3))
     return torch.as_tensor(found).clamp(max=PSNR_OF_EQUAL_FRAMES)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """[n] of frames [n, 3, H, W] in [0, 1], with a Gaussian window of 11 pixels.
+
+    Raises:
+        ValueError: the frames are smaller than the window.
+    """
+    found = import_torchmetrics().structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+    return torch.as_tensor(found).reshape(-1)
 
 
 def import_torchmetrics() -> Any:
