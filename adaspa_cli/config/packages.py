@@ -12,6 +12,8 @@ from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.config.tensor_shapes import SUFFIX, Shapes, read_shapes
 from adaspa_cli.errors import BackendError, ModelError
 
+_GGUF = b"GGUF"  # its first bytes
+
 
 def check_packages(model: ModelConfig) -> None:
     """Raise BackendError where a package is not installed that a model's settings need."""
@@ -42,16 +44,24 @@ def check_files(model: ModelConfig, *, download: bool = True) -> None:
     if model.transformer is not None:
         if architecture is not None:
             architecture.facts.check_single_file(len(architecture.transformers))
-        path = check_transformer_file(model)
-        if path.suffix == SUFFIX:
-            shapes = read_shapes(path)
-            if shapes is None:
-                raise ModelError(f"transformer {model.transformer} is not a {SUFFIX} file, or is corrupt")
-            _check_channels(f"transformer {model.transformer}", shapes, channels)
+        _check_transformer(check_transformer_file(model), model, channels)
     for loras in model.loras.values():
         for lora in loras:
             if download or lora.is_local():
                 _check_channels(f"LoRA {lora.name}", lora.file().shapes, channels)
+
+
+def _check_transformer(path: Path, model: ModelConfig, channels: int) -> None:
+    what = f"transformer {model.transformer}"
+    if path.suffix == SUFFIX:
+        shapes = read_shapes(path)
+        if shapes is None:
+            raise ModelError(f"{what} is not a {SUFFIX} file, or is corrupt")
+        _check_channels(what, shapes, channels)
+    if model.is_gguf:
+        with path.open("rb") as file:
+            if file.read(len(_GGUF)) != _GGUF:
+                raise ModelError(f"{what} is not a GGUF file")
 
 
 def check_transformer_file(model: ModelConfig) -> Path:

@@ -153,7 +153,7 @@ def _single_file(family: Family, location: str, dtype: torch.dtype, config: Mode
     """The transformer of a file of its own, by the configuration of the checkpoint.
 
     Raises:
-        ModelError: it is no file, or lacks weights.
+        ModelError: it is no file, lacks weights, or has those of another model.
     """
     from diffusers import GGUFQuantizationConfig
 
@@ -170,6 +170,11 @@ def _single_file(family: Family, location: str, dtype: torch.dtype, config: Mode
         raise ModelError(
             f"transformer {config.transformer} does not hold all weights of a {kind.__name__}",
             hint="is it of another model, or a LoRA?",
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).removeprefix("Cannot load because ").partition(". If you")[0][:200]
+        raise ModelError(
+            f"transformer {config.transformer} does not fit this model: {reason}", hint="is it of another model?"
         ) from error
 
 

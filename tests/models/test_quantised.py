@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from adaspa_cli import apply
 from adaspa_cli.config import resolve
-from adaspa_cli.config.packages import check_packages, check_transformer_file
+from adaspa_cli.config.packages import check_files, check_packages, check_transformer_file
 from adaspa_cli.errors import BackendError, ConfigError, ModelError
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import family_of
@@ -206,6 +206,33 @@ def test_a_single_file_that_lacks_weights_is_refused(make: Callable[[], Any], tm
     folder = save(pipe, tmp_path / "saved")
     with pytest.raises(ModelError, match="does not hold all weights of a "):
         load(folder, transformer=str(tmp_path / "file.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["safetensors", "gguf"])
+def test_weights_of_another_family_are_not_blamed_on_the_checkpoint(
+    name: str, hunyuan_folder: Path, tmp_path: Path
+) -> None:
+    file, weights = tmp_path / f"other.{name}", wan().transformer.state_dict()
+    if name == "gguf":
+        gguf = pytest.importorskip("gguf", reason="needs gguf: pip install 'adaspa[quant]'")
+        writer = gguf.GGUFWriter(file, "wan")
+        for key, value in weights.items():
+            writer.add_tensor(key, value.numpy())
+        for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+            write()
+        writer.close()
+    else:
+        save_file(weights, file)
+    with pytest.raises(ModelError, match=f"transformer .*other.{name} does not fit this model: .* shape") as raised:
+        load(hunyuan_folder, transformer=str(file))
+    assert raised.value.hint == "is it of another model?"
+
+
+def test_a_file_that_is_called_gguf_is_refused_before_a_weight_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "text.gguf"
+    file.write_text("nothing")
+    with pytest.raises(ModelError, match=r"text\.gguf is not a GGUF file"):
+        check_files(resolve({"model": "hunyuan", "transformer": str(file)}).config.model)
 
 
 def test_files_of_no_use_are_refused(hunyuan_folder: Path, cogvideox_folder: Path, tmp_path: Path) -> None:
