@@ -374,6 +374,7 @@ FAMILIES: tuple[FamilyFacts, ...] = (
         joint_text=lambda prompt: 288 + text_tokens(prompt, 252),
         text_rows=288 + 256,
         images=("image",),
+        keeps_first_frame=lambda transformer: transformer.get("image_condition_type") == "token_replace",
         dropped_frames=lambda transformer: 4 if transformer.get("image_condition_type") == "latent_concat" else 0,
     ),
     replace(

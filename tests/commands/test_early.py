@@ -105,6 +105,7 @@ def test_a_checkpoint_of_impossible_sizes_is_refused_at_once(
             "last_image: this model, a WanImageToVideoPipeline, takes no last image",
         ),
         ((*RUN, "--model", "wan2.2-5b-i2v", "--image", "x.png", "--frames", 1), "frames: a video of one frame would"),
+        ((*RUN, "--model", "hunyuan-i2v", "--image", "x.png", "--frames", 1), "frames: a video of one frame would be"),
         ((*RUN, "--model", "wan2.2-5b-i2v"), "this model makes a video from a picture, and none was given"),
         ((*RUN, "--model", "hunyuan", "--transformer", "none.gguf", "--weights-dtype", "fp8"), "a GGUF file is quant"),
         ((*RUN, "--model", "hunyuan", "--transformer", "none.safetensors"), "transformer none.safetensors is not a fi"),
