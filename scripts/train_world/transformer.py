@@ -51,15 +51,7 @@ def train_stage(
     modules, text = build_modules(config, loop_config.seed, every_wording())
     averaged = _prepared(modules, stage, device)
     geometry = stage.sizes[0].geometry
-    extra = {
-        "transformer": asdict(config),
-        "shift": stage.shift,
-        "stride": stage.stride,
-        "geometry": asdict(geometry),
-        "sizes": [asdict(size.geometry) | {"share": size.share} for size in stage.sizes],
-    }
-    if earlier is not None:
-        extra["earlier"] = read_json(earlier / stage.name / "state.json")
+    extra = _facts(config, stage, earlier)
     loop = Loop(modules, averaged, loop_config, work / stage.name, extra, matrices=block_matrices(modules))
     folder = earlier / stage.name if earlier else work / stage.start_from if stage.start_from else None
     if not loop.resume() and folder is not None:
@@ -97,6 +89,18 @@ def train_stage(
         done = loop.run(loss_at, every if rank() == 0 else None)
     barrier()
     return done
+
+
+def _facts(config: TransformerConfig, stage: WorldStage, earlier: Path | None) -> dict[str, Any]:
+    """What a checkpoint says of its stage, and of the run before it."""
+    facts = {
+        "transformer": asdict(config),
+        "shift": stage.shift,
+        "stride": stage.stride,
+        "geometry": asdict(stage.sizes[0].geometry),
+        "sizes": [asdict(size.geometry) | {"share": size.share} for size in stage.sizes],
+    }
+    return facts if earlier is None else facts | {"earlier": read_json(earlier / stage.name / "state.json")}
 
 
 def _prepared(modules: dict[str, nn.Module], stage: WorldStage, device: torch.device) -> dict[str, nn.Module]:
