@@ -3,7 +3,7 @@
 Runs on a CPU in seconds, on the bundled model at a small size: python examples/apply_to_pipeline.py
 For a real model, load the pipeline as always, and attach in the same way:
 
-    pipe = HunyuanVideoPipeline.from_pretrained("hunyuanvideo-community/HunyuanVideo", torch_dtype=torch.bfloat16)
+    pipe = HunyuanVideoPipeline.from_pretrained("hunyuanvideo-community/HunyuanVideo", dtype=torch.bfloat16)
 """
 
 from importlib.resources import files

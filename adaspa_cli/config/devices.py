@@ -56,7 +56,10 @@ def may_have_gpu() -> bool:
 def check_offload(offload: str, kind: str) -> None:
     """Refuse to hold weights elsewhere than on the GPU where there is none; raises BackendError."""
     if offload != "none" and kind != "cuda":
-        raise BackendError(f"--offload {offload} needs a GPU, and the run is on {kind}", hint="drop --offload")
+        raise BackendError(
+            f"--offload {offload} needs a GPU, and the run is on {kind}",
+            hint="drop --offload; adaspa models has the memory with each --offload",
+        )
 
 
 def no_device(device: str, count: int) -> BackendError:

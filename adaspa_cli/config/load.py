@@ -268,6 +268,11 @@ def method_config(method: str, settings: Mapping[str, Any]) -> MethodConfig:
     """
     known = keys_of(MethodConfig)
     for key in settings:
+        if key not in known and key in keys_of(GenerateConfig):
+            raise ConfigError(
+                f"'{key}' is a setting of adaspa generate, not of a method",
+                hint="set it on the pipeline or in its call; docs/diffusers.md says what apply() takes",
+            )
         if key not in known:
             raise ConfigError(
                 f"unknown setting '{key}'{nearest(key, known)}", hint=f"known: {', '.join(sorted(known))}"

@@ -399,7 +399,7 @@ def test_a_method_takes_settings_from_python() -> None:
     assert method_config("adaspa", {}).searching.search_steps_for == 50
     with pytest.raises(ConfigError, match="unknown setting 'sparsty'; did you mean 'sparsity'"):
         method_config("adaspa", {"sparsty": 0.5})
-    with pytest.raises(ConfigError, match="unknown setting 'steps'"):
+    with pytest.raises(ConfigError, match="'steps' is a setting of adaspa generate, not of a method"):
         method_config("adaspa", {"steps": 5})
 
 
