@@ -266,6 +266,7 @@ def _notes(config: GenerateConfig, weights: int | None) -> list[str]:
             getattr(method.algorithm, "max_error", None) is not None
         ),
         "minference may keep up to twice the blocks that its sparsity leaves": method.algorithm.name == "minference",
+        "the memory is that of each GPU": config.parallel.gpus > 1,
         f"moving weights with --offload {model.offload} is not in the time": model.offload != "none",
         f"--offload {model.offload} keeps all weights in main memory: {(weights or 0) / 1e9:.1f} GB, estimated": (
             model.offload != "none" and weights is not None

@@ -17,10 +17,12 @@ from adaspa_cli.config.names import OFFLOADS
 from adaspa_cli.config.schema import GenerateConfig
 from adaspa_cli.config.weights import fp8_copies, held_weights, largest_alone, part_bytes
 
+EXCHANGED = 6  # tensors of the size of the hidden states: q, k and v, sent and received
+
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes on the device that denoises.
+    """Estimated bytes on the device that denoises; on each of them, where several make a video.
 
     Attributes:
         weights: there at the same time, with the offload mode of the run; None where nothing says how many there are.
@@ -62,13 +64,17 @@ def estimate_memory(
     weights = None if parts is None else held_weights(parts, offload, architecture)
     if parts is not None and weights is not None and config.method.linear == "fp8":
         weights += fp8_copies(parts, architecture, itemsize)
-    branches = 2 if facts.guided(sampling) else 1
+    apart = config.parallel.cfg_parallel
+    branches = 2 if facts.guided(sampling) and not apart else 1
     rows = branches if facts.joins_branches else 1
-    states = rows * layout.tokens * architecture.channels * itemsize
+    states = facts.compiled_states if config.model.compile else facts.pass_states
+    share = max(1, config.parallel.gpus // (2 if apart else 1))  # GPUs that share the tokens of a pass
+    if share > 1:
+        states = (states + EXCHANGED) / share
     return Memory(
         weights=weights,
-        activations=round(facts.pass_states * states),
-        masks=_mask_bytes(config, architecture, layout, 1 if config.method.share_cfg_masks else branches),
+        activations=round(states * rows * layout.tokens * architecture.channels * itemsize),
+        masks=_mask_bytes(config, architecture, layout, 1 if config.method.share_cfg_masks else branches) // share,
         alone=largest_alone(parts or {}, offload, architecture, itemsize),
         everything=None if parts is None else sum(parts.values()),
     )

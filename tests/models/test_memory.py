@@ -21,6 +21,7 @@ from tests.sampling.test_mask_memory import known
 
 PLUS = {"method": "adaspa-plus", "search_steps_for": 50}
 AFTER_TEN = {**PLUS, "sparsity": 0.9, "search_steps": (10, 30)}
+COMPILED: dict[str, Any] = {"compile": True}
 FP8: dict[str, Any] = {"linear": "fp8"}
 GIB = 1 << 30
 TWO_STEPS: dict[str, Any] = {"method": "adaspa", "steps": 2, "search_steps": (0,), "decode": True}
@@ -34,17 +35,21 @@ def estimated(**flags: Any) -> Memory:
 @pytest.mark.parametrize(
     ("flags", "measured"),
     [
-        ({"model": "hunyuan", "method": "full"}, 35.36e9),
-        ({"model": "hunyuan", **PLUS, "sparsity": 0.9, "search_steps": (0, 30)}, 37.36e9),
-        ({"model": "hunyuan", **PLUS, "sparsity": 0.95, "search_steps": (0, 30)}, 38.72e9),
-        ({"model": "hunyuan", **AFTER_TEN, **FP8}, 47.52e9),
-        ({"model": "hunyuan", "method": "adaspa-plus", **FP8}, 48.89e9),
-        ({"model": "fasthunyuan", "method": "full"}, 35.07e9),
-        ({"model": "cogvideox", "method": "full"}, 19.93e9),
-        ({"model": "hunyuan1.5-720p", "layers": 12, "method": "full"}, 10.05e9),
-        ({"model": "hunyuan1.5-720p", "layers": 12, **AFTER_TEN}, 10.58e9),
-        ({"model": "wan2.1-14b", "layers": 8, "method": "full"}, 11.80e9),
-        ({"model": "wan2.1-14b", "layers": 8, **AFTER_TEN}, 13.17e9),
+        ({"model": "hunyuan", **COMPILED, "method": "full"}, 35.36e9),
+        ({"model": "hunyuan", **COMPILED, **PLUS, "sparsity": 0.9, "search_steps": (0, 30)}, 37.36e9),
+        ({"model": "hunyuan", **COMPILED, **PLUS, "sparsity": 0.95, "search_steps": (0, 30)}, 38.72e9),
+        ({"model": "hunyuan", **COMPILED, **AFTER_TEN, **FP8}, 47.52e9),
+        ({"model": "hunyuan", **COMPILED, "method": "adaspa-plus", **FP8}, 48.89e9),
+        ({"model": "fasthunyuan", **COMPILED, "method": "full"}, 35.07e9),
+        ({"model": "cogvideox", **COMPILED, "method": "full"}, 19.93e9),
+        ({"model": "hunyuan1.5-720p", **COMPILED, "layers": 12, "method": "full"}, 10.05e9),
+        ({"model": "hunyuan1.5-720p", **COMPILED, "layers": 12, **AFTER_TEN}, 10.58e9),
+        ({"model": "wan2.1-14b", **COMPILED, "layers": 8, "method": "full"}, 11.80e9),
+        ({"model": "wan2.1-14b", **COMPILED, "layers": 8, **AFTER_TEN}, 13.17e9),
+        ({"model": "hunyuan", "layers": 3, "method": "full", "frames": 577}, 50.88e9),
+        ({"model": "hunyuan", "layers": 6, "method": "full"}, 14.40e9),
+        ({"model": "hunyuan", "layers": 6, "method": "full", "gpus": 2}, 11.08e9),
+        ({"model": "hunyuan", "layers": 6, "method": "full", "gpus": 4}, 7.20e9),
         ({"model": "hunyuan", **TWO_STEPS, "offload": "none"}, 35.37 * GIB),
         ({"model": "hunyuan", **TWO_STEPS, "offload": "model"}, 34.89 * GIB),
         ({"model": "hunyuan", **TWO_STEPS, "offload": "group"}, 11.14 * GIB),
