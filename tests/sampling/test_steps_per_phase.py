@@ -201,7 +201,7 @@ def test_the_summary_and_the_page_say_that_times_are_estimated(shown: tuple[dict
     assert f"estimated: {NOTE}" in printed
     text = page(from_json(Report, report), None)
     parsed = read(text)
-    assert f"full, estimated: {NOTE}" in "".join(parsed.text)
+    assert f"full, dense, estimated: {NOTE}" in "".join(parsed.text)
     assert len(re.findall(r'<div class="estimated" title="step \d, dense: [^"]*\(estimated\)"', text)) == 4
     assert "dense (estimated)" in "".join(parsed.text)
 
