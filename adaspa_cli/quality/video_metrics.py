@@ -73,10 +73,13 @@ class VideoMetrics:
 def pieces(
     video: NDArray[np.uint8], reference: NDArray[np.uint8], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A few frames at once of both, uint8 [n, H, W, 3], as float32 [n, 3, H, W] in [0, 1]."""
+    """A few frames at once of both, uint8 [n, H, W, 3], as float32 [n, 3, H, W] in [0, 1].
+
+    Their memory stays as it was, channels last, in which a CPU convolves them in half the time.
+    """
     for start in range(0, len(video), _FRAMES_AT_ONCE):
         piece = (torch.from_numpy(frames[start : start + _FRAMES_AT_ONCE]).to(device) for frames in (video, reference))
-        a, b = (frames.permute(0, 3, 1, 2).float().contiguous().div_(255) for frames in piece)
+        a, b = (frames.permute(0, 3, 1, 2).float().div_(255) for frames in piece)
         yield a, b
 
 
