@@ -230,6 +230,7 @@ def _show(console: Console, made: list[Made]) -> None:
     from adaspa_cli.report.compensation import error_note
     from adaspa_cli.report.parallel import parallel_note
     from adaspa_cli.report.steps import estimated_note
+    from adaspa_cli.report.words import compared_note
 
     reports = [one.report for one in made]
     data = [
@@ -242,7 +243,8 @@ def _show(console: Console, made: list[Made]) -> None:
     lines += [Text(note) for note in dict.fromkeys(said) if note]
     for one in made:
         name = f"{one.place.stem}: " if len(made) > 1 else ""
-        notes = (_mask_note(one.report), error_note(one.report), parallel_note(one.report.parallel))
+        own = one.report
+        notes = (_mask_note(own), error_note(own), compared_note(own), parallel_note(own.parallel))
         lines += [Text(f"{name}{note}") for note in notes if note]
     console.result(data, Group(*lines, _table(made)))
 

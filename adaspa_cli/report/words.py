@@ -1,4 +1,4 @@
-"""A run in words, for pages: how much it left out, and how its time compares with that of another."""
+"""A run in words, for pages and the terminal: how much it left out, and how its time compares with that of another."""
 
 from __future__ import annotations
 
@@ -53,3 +53,17 @@ def why_slower(report: Report, other: Report) -> str | None:
     repaired = report.compensation is not None and report.compensation.after is not None
     extra = "the search and the repair cost" if repaired else "the search costs"
     return f"at small sizes {extra} more than {'they save' if repaired else 'it saves'}"
+
+
+def compared_note(report: Report) -> str | None:
+    """How a run and its video differ from the run that ``--compare-with`` named, in one line; None without one."""
+    found = report.compared
+    if found is None:
+        return None
+    psnr, ssim = found.mean("psnr"), found.mean("ssim")
+    if psnr is None or ssim is None:
+        likeness = f"videos not compared: {found.reason}"
+    else:
+        frames = "frames" if found.lossless else "frames of the compressed files"
+        likeness = f"PSNR {psnr:.1f} dB, SSIM {ssim:.4f}, mean over the {frames}"
+    return f"compared with {found.method}: {pace(1.0, found.speed_up)} in total; {likeness}"

@@ -1,5 +1,6 @@
 """A run in words: sparsity that is constant or changes by step, and times that compare forwards."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -7,8 +8,8 @@ import pytest
 from adaspa_cli.files.typed_json import from_json
 from adaspa_cli.report.compare import Compared
 from adaspa_cli.report.page import page
-from adaspa_cli.report.schema import Report
-from adaspa_cli.report.words import pace, run_name, sparsity_words, why_slower
+from adaspa_cli.report.schema import ComparedRun, Report
+from adaspa_cli.report.words import compared_note, pace, run_name, sparsity_words, why_slower
 from tests.reports import small_report
 
 SEARCH = {"layer": 0, "branch": "cond", "sample": 0, "step": 0, "loaded": False, "density": [0.2], "recall": None}
@@ -60,3 +61,18 @@ def test_a_slower_run_is_said_to_be_slower_and_why() -> None:
     use = {"work": 0.1, "pooled": 0.1, "before": 0.2, "after": 0.1}
     repaired = sparse_report(0.8, seconds=6.0, compensation=use)
     assert why_slower(repaired, dense) == "at small sizes the search and the repair cost more than they save"
+
+
+def test_what_was_compared_is_one_line() -> None:
+    def note(compared: ComparedRun | None) -> str | None:
+        return compared_note(dataclasses.replace(sparse_report(0.8), compared=compared))
+
+    assert note(None) is None
+    beside = "compared with full: 2.00 times as fast in total; "
+    both = ComparedRun("full", 2.0, True, (30.0, 32.0), (0.9, 0.95), dense=True)
+    assert note(both) == f"{beside}PSNR 31.0 dB, SSIM 0.9250, mean over the frames"
+    files = dataclasses.replace(both, lossless=False)
+    assert note(files) == f"{beside}PSNR 31.0 dB, SSIM 0.9250, mean over the frames of the compressed files"
+    assert note(ComparedRun("full", 0.5, False, (), (), "no video")) == (
+        "compared with full: 2.00 times as slow in total; videos not compared: no video"
+    )
