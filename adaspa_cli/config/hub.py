@@ -9,6 +9,7 @@ from typing import Any
 
 from adaspa_cli.errors import ModelError
 
+INDEX = "model_index.json"  # of a pipeline in diffusers' format
 _PATIENCE = 3.0  # seconds that the hub has to answer
 
 
@@ -33,10 +34,21 @@ def hub_answers() -> bool:
     return bool(answers)
 
 
-def hub_error(hub_id: str, error: Exception) -> ModelError:
-    """Turn what the hub's client raises into one line."""
+def hub_error(hub_id: str, error: Exception, file: str | None = None) -> ModelError:
+    """Turn what the hub's client raises into one line.
+
+    Args:
+        hub_id: of the repository.
+        error: what was raised.
+        file: the file that was asked for; None if there was more than one.
+    """
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     if isinstance(error, GatedRepoError):
         return ModelError(f"{hub_id} is gated", hint="accept its licence on its page, then run `hf auth login`")
@@ -44,6 +56,8 @@ def hub_error(hub_id: str, error: Exception) -> ModelError:
         return ModelError(
             f"{hub_id} does not exist on the hub, or is private", hint="check the name, or `hf auth login`"
         )
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):  # the hub did answer
+        return _no_such_file(hub_id, file)
     if constants.is_offline_mode():
         return ModelError(
             f"cannot fetch {hub_id}: HF_HUB_OFFLINE is set and the cache does not hold it",
@@ -55,6 +69,17 @@ def hub_error(hub_id: str, error: Exception) -> ModelError:
     )
 
 
+def _no_such_file(hub_id: str, file: str | None) -> ModelError:
+    if file != INDEX:
+        what = "lacks a file that is needed" if file is None else f"has no file {file}"
+        return ModelError(f"{hub_id} {what}", hint="check its list of files on the hub")
+    return ModelError(
+        f"{hub_id} has no {INDEX}, so it is not in diffusers' format",
+        hint="use the model's repository in that format, often named ...-Diffusers, or a name of adaspa models; "
+        "--transformer FILE takes a transformer from a single file",
+    )
+
+
 def cached(hub_id: str) -> str:
     """How much of a checkpoint the hub's cache holds: ``complete``, ``begun`` or ``absent``."""
     from huggingface_hub import constants
@@ -62,7 +87,7 @@ def cached(hub_id: str) -> str:
     folder = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
     if any(folder.glob("blobs/*.incomplete")):
         return "begun"
-    if not any(folder.glob("snapshots/*/model_index.json")):
+    if not any(folder.glob(f"snapshots/*/{INDEX}")):
         return "absent"
     weights = any(folder.glob("snapshots/*/transformer/*.safetensors"))
     return "complete" if weights else "begun"  # the index alone is fetched to see what a model is

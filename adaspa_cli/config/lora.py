@@ -117,9 +117,8 @@ def _fetch(name: str) -> Path:
 
     found = _HUB.fullmatch(name)
     assert found is not None
-    cached = not hub_answers()
+    cached, file = not hub_answers(), found["file"]
     try:
-        file = found["file"]
         if file is None and cached:
             folder = Path(snapshot_download(found["repo"], local_files_only=True))
             file = _only([path.name for path in folder.glob(f"*{SUFFIX}")], name)
@@ -128,7 +127,7 @@ def _fetch(name: str) -> Path:
             file = _only(listed, name)
         return Path(hf_hub_download(found["repo"], file, local_files_only=cached))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise hub_error(found["repo"], error) from error
+        raise hub_error(found["repo"], error, file) from error
 
 
 @functools.lru_cache(maxsize=32)

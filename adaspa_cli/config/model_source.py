@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaspa_cli.config.families import facts_of
-from adaspa_cli.config.hub import hub_answers, hub_error
+from adaspa_cli.config.hub import INDEX, hub_answers, hub_error
 from adaspa_cli.errors import ModelError, nearest
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -64,7 +64,8 @@ def check_known_architecture(model: str, presets: Sequence[str], preset_of_hub_i
         return
     raise ModelError(
         f"the architecture of '{model}' is not known without a download{nearest(model, presets)}",
-        hint=f"random weights are built for {', '.join(presets)}, or for a local folder with a model's config files",
+        hint=f"known without a download are {', '.join(presets)}, their hub ids, and a local folder with a model's "
+        "config files; of another checkpoint of a preset add --weights HUB_ID to --model PRESET",
     )
 
 
@@ -76,7 +77,7 @@ def read_model_index(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise ModelError(f"model {folder} {'is not a folder' if folder.exists() else 'does not exist'}")
-    path = folder / "model_index.json"
+    path = folder / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -105,9 +106,9 @@ def fetch_model_index(hub_id: str) -> dict[str, Any]:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        path = hf_hub_download(hub_id, "model_index.json", local_files_only=not hub_answers())
+        path = hf_hub_download(hub_id, INDEX, local_files_only=not hub_answers())
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise hub_error(hub_id, error) from error
+        raise hub_error(hub_id, error, INDEX) from error
     return read_model_index(Path(path).parent)
 
 
