@@ -90,7 +90,7 @@ class BenchSpec:
         known = list(dict.fromkeys([*(row.series for row in self.rows), *(row.name for row in self.rows)]))
         for name in names:
             if name not in known:
-                raise ConfigError(f"unknown row '{name}'{nearest(name, known)}", hint=f"rows: {', '.join(known)}")
+                raise ConfigError(f"unknown row '{name}'{nearest(name, known)}", hint=_some(known))
         rows = tuple(row for row in self.rows if row.name in names or row.series in names)
         return dataclasses.replace(self, rows=rows)
 
@@ -213,3 +213,9 @@ def _plot(content: Any, origin: str) -> Plot:
     if not isinstance(content, Mapping) or set(content) != {"x", "y"} or content["y"] not in FIGURES:
         raise ConfigError(f"a plot in {origin} must be x and y, got {content!r}", hint=f"y: {', '.join(FIGURES)}")
     return Plot(str(content["x"]), str(content["y"]))
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    """The rows in a hint: a large bench has over a hundred."""
+    more = f" and {len(names) - most} more; adaspa bench --plan lists them" if len(names) > most else ""
+    return f"rows: {', '.join(names[:most])}{more}"

@@ -98,6 +98,10 @@ def test_rows_are_chosen_by_name_or_series() -> None:
     assert [row.name for row in spec.chosen(["adaspa sparsity=0.8", "full"]).rows] == ["full", "adaspa sparsity=0.8"]
     with pytest.raises(ConfigError, match="unknown row 'adspa'; did you mean 'adaspa'"):
         spec.chosen(["adspa"])
+    many = parse(rows=[{"method": "adaspa", "each": {"sparsity": [number / 100 for number in range(10, 60)]}}])
+    with pytest.raises(ConfigError, match="unknown row 'none'") as caught:
+        many.chosen(["none"])
+    assert str(caught.value.hint).endswith("sparsity=0.2 and 39 more; adaspa bench --plan lists them")
 
 
 def test_a_changed_setting_holds_for_all_rows_that_do_not_set_it_themselves() -> None:
