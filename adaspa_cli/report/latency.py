@@ -36,7 +36,7 @@ from adaspa_cli.report.schema import (
     Step,
     Video,
 )
-from adaspa_cli.report.steps import run_density, step_table, untouched_steps, with_estimates
+from adaspa_cli.report.steps import step_table, untouched_steps, with_estimates
 
 if TYPE_CHECKING:
     from adaspa_cli.hooks.timeline import Timeline
@@ -140,7 +140,7 @@ def _density(handle: Handle, steps: list[Step], estimated: Estimated | None) -> 
     if not handle.attached:
         return 1.0
     known = [step.density for step in steps if step.density is not None]
-    return fmean(known) if estimated else run_density(handle.engine.calls)
+    return fmean(known) if estimated else handle.density
 
 
 def _total(spans: Iterable[Span]) -> float:

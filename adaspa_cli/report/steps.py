@@ -8,10 +8,9 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from adaspa_cli.masks.plan import DENSE, PLANS, SPARSE
 from adaspa_cli.report.schema import Report, Step
+from adaspa_cli.sampling.records import run_density
 
 if TYPE_CHECKING:
     from adaspa_cli.hooks.timing import Span
@@ -50,15 +49,6 @@ def _phase(calls: list[AttentionCall]) -> str:
     plans = [call.plan for call in calls]
     plain = (DENSE, SPARSE)
     return max(PLANS, key=lambda plan: (plans.count(plan), plan not in plain)).phase
-
-
-def run_density(calls: list[AttentionCall]) -> float | None:
-    """Mean achieved density over attention calls and heads; dense calls count as 1. None without a call."""
-    if not calls:
-        return None
-    sparse = [call.density for call in calls if call.density is not None]
-    dense = len(calls) - len(sparse)
-    return (dense + (float(torch.stack(sparse).mean(-1).sum()) if sparse else 0.0)) / len(calls)
 
 
 def with_estimates(

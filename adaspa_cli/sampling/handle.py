@@ -35,6 +35,7 @@ from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.fp8 import Fp8Linears
 from adaspa_cli.models.registry import attach, family_of
 from adaspa_cli.sampling.engine import AttentionEngine
+from adaspa_cli.sampling.records import run_density
 
 CheckBlocks = Callable[[tuple[int, int]], None]
 
@@ -153,6 +154,11 @@ class Handle:
             return lambda steps: make_policy(config.algorithm, steps, family.stages(pipe, steps))
         return lambda steps: stored_policy(config, file, steps, family.stages(pipe, steps))
 
+    @property
+    def density(self) -> float | None:
+        """Mean share of the blocks that the attention of the last run computed; None if none was made, or not ours."""
+        return run_density(self.engine.calls) if self.attached else None
+
     def masks(self) -> dict[tuple[int, str, int], FoundMask]:
         """The masks in use, by (layer, guidance branch, sample); none outside a run, see :class:`Order`.READERS."""
         return self.engine.masks()
@@ -239,14 +245,15 @@ def apply(
         policy: a method of your own instead of a preset, or a function that builds one from the number of denoising
             steps; docs/own-method.md has an example. It excludes ``method``.
         settings: any field of :class:`~adaspa_cli.config.schema.MethodConfig`, such as ``sparsity=0.8``,
-            ``search_steps=(10, 30)`` or ``attention_backend="auto"``; with a policy only
-            those that belong to no method.
+            ``search_steps=(10, 30)``, ``linear="fp8"`` or ``cache="pab"``; with a policy only those that belong to no
+            method.
 
     Raises:
         ConfigError: an unknown method or setting, or an impossible value.
         ModelError: the pipeline belongs to an unsupported family.
-        BackendError: the attention backend cannot run on the pipeline's device.
+        BackendError: the attention backend, or ``linear="fp8"``, cannot run on the pipeline's device.
         MaskFileError: ``masks`` names a file that is corrupt or does not fit.
+        RunError: adaspa, or a cache of diffusers, is applied to the pipeline already.
     """
     from adaspa_cli.config.load import method_config
 

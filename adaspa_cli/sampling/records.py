@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from adaspa_cli.attention.compensated import Estimate
@@ -39,6 +41,15 @@ class AttentionCall:
     span: Span
     estimate: Estimate = NOT_MEASURED  # of its own error, [1, H] each
     heads: Heads = ALL_HEADS
+
+
+def run_density(calls: Sequence[AttentionCall]) -> float | None:
+    """Mean achieved density over attention calls and heads; dense calls count as 1. None without a call."""
+    if not calls:
+        return None
+    sparse = [call.density for call in calls if call.density is not None]
+    dense = len(calls) - len(sparse)
+    return (dense + (float(torch.stack(sparse).mean(-1).sum()) if sparse else 0.0)) / len(calls)
 
 
 @dataclass
