@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, Any
 
@@ -73,14 +74,30 @@ def main() -> int:
 def _refuse(error: Any) -> int:
     """Say what is wrong with the arguments, in the form of all errors."""
     if type(error).__name__ != "NoArgsIsHelpError":  # the help is shown then
-        path = error.ctx.command_path if getattr(error, "ctx", None) else "adaspa"
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else NAME
         text = " ".join(error.format_message().split()).rstrip(".")
-        Console(as_json="--json" in sys.argv).error(UsageError(text, hint=_way_out(path, text)))
+        setting = _setting(context, text)
+        if setting is not None:
+            text = text.partition(" (")[0]  # without options that are spelt alike
+        Console(as_json="--json" in sys.argv).error(UsageError(text, hint=_way_out(path, text, setting)))
     return UsageError.exit_code
 
 
-def _way_out(path: str, text: str) -> str:
-    """What to try next: the help, and for a prompt without its flag, which others take so, the flag."""
+def _setting(context: Any, text: str) -> str | None:
+    """The setting of a run that an unknown option names, in a command that takes it by ``--set``."""
+    from adaspa_cli.config.flat import keys_of
+    from adaspa_cli.config.schema import GenerateConfig
+
+    found = re.match(r"No such option: --([a-z0-9-]+)", text)
+    if found is None or context is None or not any("--set" in option.opts for option in context.command.params):
+        return None
+    key = found[1].replace("-", "_")
+    return key if key in keys_of(GenerateConfig) else None
+
+
+def _way_out(path: str, text: str, setting: str | None) -> str:
+    """What to try next: the help; or the flag of a prompt or of a setting that was given in another way."""
     if path == f"{NAME} generate" and "unexpected extra argument" in text:
         return f'{path} --prompt "..."; a prompt has a flag, and stands in quotation marks'
-    return f"{path} --help"
+    return f"{path} --help" if setting is None else f"{path} --set {setting}=VALUE"

@@ -38,11 +38,7 @@ def identify(model: str, presets: Sequence[str], preset_of_hub_id: Callable[[str
     if model in presets:
         return ModelSource(model)
     folder = Path(model).expanduser()
-    try:
-        looks_local = folder.exists() or model.startswith((".", "/", "~"))
-    except OSError as error:
-        raise ModelError(f"cannot read model {model}: {error.strerror}") from error
-    if looks_local:
+    if _looks_local(model):
         return ModelSource(_preset_of(read_model_index(folder), model), str(folder))
     if _HUB_ID.fullmatch(model):
         if preset := preset_of_hub_id(model):
@@ -54,13 +50,20 @@ def identify(model: str, presets: Sequence[str], preset_of_hub_id: Callable[[str
     )
 
 
+def _looks_local(model: str) -> bool:
+    try:
+        return Path(model).expanduser().exists() or model.startswith((".", "/", "~"))
+    except OSError as error:
+        raise ModelError(f"cannot read model {model}: {error.strerror}") from error
+
+
 def check_known_architecture(model: str, presets: Sequence[str], preset_of_hub_id: Callable[[str], str | None]) -> None:
     """Refuse random weights for a model whose architecture only the hub knows.
 
     Raises:
         ModelError: ``model`` is neither a preset, nor a preset's hub id, nor a local folder.
     """
-    if model in presets or Path(model).expanduser().is_dir() or preset_of_hub_id(model):
+    if model in presets or _looks_local(model) or preset_of_hub_id(model):
         return
     raise ModelError(
         f"the architecture of '{model}' is not known without a download{nearest(model, presets)}",

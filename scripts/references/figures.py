@@ -26,6 +26,13 @@ of the run that is shown, and the files with its numbers. Commands run in a chec
 Figures of a GPU were made with torch 2.11.0 (CUDA 13.0) and triton 3.6.0. `./scripts/setup` installs newer versions,
 those of the tests (`constraints.txt`). `pip install torch==2.11.0 triton==3.6.0` in `.venv` changes to those of the
 figures.
+
+To check one row of a bench, name it and the dense one, and take one prompt; `--plan` lists the names. The files have
+means and quartiles, not the values of single videos. This takes minutes on a CPU:
+
+```sh
+adaspa bench --preset tiny-plus --rows "full,plus sparsity=0.9" --limit 1 --no-times --out one
+```
 """
 _VERSIONS = ("torch", "triton", "diffusers")
 

@@ -233,6 +233,28 @@ def test_a_prompt_without_its_flag(refused: Refused, tmp_path: Path) -> None:
     assert hint.startswith('adaspa generate --prompt "..."')
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "hint"),
+    [
+        ("search-masks", "--flow-shift", "adaspa search-masks --set flow_shift=VALUE"),
+        ("bench", "--linear", "adaspa bench --set linear=VALUE"),
+        ("bench", "--nonsense", "adaspa bench --help"),
+        ("gallery", "--linear", "adaspa gallery --help"),
+    ],
+)
+def test_a_setting_that_has_no_flag_of_its_own_here(
+    refused: Refused, tmp_path: Path, command: str, flag: str, hint: str
+) -> None:
+    error, said = refused(tmp_path, command, flag, "5")
+    assert error.startswith(f"No such option: {flag}")
+    assert said == hint
+
+
+def test_a_folder_that_is_not_there_is_no_unknown_architecture(refused: Refused, tmp_path: Path) -> None:
+    error, _ = refused(tmp_path, *RUN, "--plan", "--model", "/no/such/folder")
+    assert error == "model /no/such/folder does not exist"
+
+
 def test_rows_are_listed_once(refused: Refused, tmp_path: Path) -> None:
     _, hint = refused(tmp_path, "bench", "--preset", "tiny-smoke", "--rows", "nope")
     rows = hint.removeprefix("rows: ").split(", ")
