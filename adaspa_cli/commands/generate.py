@@ -26,6 +26,7 @@ from adaspa_cli.jobs.early import check_early
 
 if TYPE_CHECKING:
     from adaspa_cli.config import GenerateConfig, ModelConfig, Resolved
+    from adaspa_cli.forecast.calibration import Rates, Sample
     from adaspa_cli.jobs.shard import Shard
     from adaspa_cli.jobs.write import Made
     from adaspa_cli.report.schema import Report
@@ -116,10 +117,14 @@ def _check_ray(ray: str | None, workers: int | None, shard: Shard | None, config
 
 def _show_plan(console: Console, resolved: Resolved, prompts: list[str]) -> None:
     from adaspa_cli.commands.plan import rendered
+    from adaspa_cli.forecast import calibration
     from adaspa_cli.forecast.run import forecast
 
-    console.note("measuring this machine ...")
-    found = forecast(resolved.config, prompts)
+    def measure(sample: Sample) -> Rates:
+        console.note("measuring this machine ...")
+        return calibration.calibrate(sample)
+
+    found = forecast(resolved.config, prompts, measure)
     console.result(found.as_json(), rendered(found))
 
 

@@ -11,23 +11,32 @@ from pathlib import Path
 from adaspa_cli.config.schema import MethodConfig, ModelConfig
 from adaspa_cli.errors import BackendError
 
+_ELSEWHERE = "--plan --device cuda estimates memory for a GPU that is not here"
 
-def check_device(model: ModelConfig, method: MethodConfig) -> None:
+
+def check_device(model: ModelConfig, method: MethodConfig, *, planned: bool = False) -> None:
     """Refuse what needs a GPU on a machine that can have none, and what a GPU does not run.
 
     Says nothing where only torch can tell: who loads the model then checks.
 
+    Args:
+        model: of the run.
+        method: of the run.
+        planned: whether the run is only planned, perhaps for the GPU of another machine.
+
     Raises:
         BackendError: with what runs there.
     """
-    if model.device.startswith("cuda") and not may_have_gpu():
+    if model.device.startswith("cuda") and not planned and not may_have_gpu():
         raise no_device(model.device, 0)
     kind = known_kind(model.device)
     if kind is None:
         return
     check_offload(model.offload, kind)
     if method.linear == "fp8" and kind == "cpu":
-        raise BackendError("linear 'fp8' needs a GPU, and this machine has none", hint="use --linear model")
+        raise BackendError(
+            "linear 'fp8' needs a GPU, and this machine has none", hint=f"use --linear model; {_ELSEWHERE}"
+        )
     if method.attention_backend == "cpu" and kind == "cuda":
         raise wrong_backend("cpu", model.device)
     if method.attention_backend == "triton" and kind == "cpu" and not os.environ.get("TRITON_INTERPRET"):
@@ -58,7 +67,7 @@ def check_offload(offload: str, kind: str) -> None:
     if offload != "none" and kind != "cuda":
         raise BackendError(
             f"--offload {offload} needs a GPU, and the run is on {kind}",
-            hint="drop --offload; adaspa models has the memory with each --offload",
+            hint=f"drop --offload; {_ELSEWHERE}",
         )
 
 

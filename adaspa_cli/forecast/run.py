@@ -127,7 +127,7 @@ class Forecast:
 
 
 def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate | None = None) -> Forecast:
-    """The forecast of a run on this machine.
+    """The forecast of a run on this machine; for the device ``cuda``, where there is no GPU, of its memory alone.
 
     Args:
         config: of the run.
@@ -143,18 +143,20 @@ def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate 
     model = config.model
     config = dataclasses.replace(config, model=_of_known_sizes(model))
     architecture = architecture_of(config.model)
-    device = choose_device(config.model.device)
+    elsewhere = config.model.device == "cuda" and not torch.cuda.is_available()
+    device = torch.device("cuda") if elsewhere else choose_device(config.model.device)
     check_offload(config.model.offload, device.type)
     dtype = choose_dtype(config.model.dtype, device)
     prompt = prompts[0] if prompts else ""
     layout = token_layout(config, architecture, prompt)
     held = estimate_memory(config, architecture, prompt, dtype.itemsize)
-    available, total = memory.device_memory(device)
+    available, total = (None, None) if elsewhere else memory.device_memory(device)
     steps, policy = _plan(config, architecture, layout)
     work = _work(config, architecture, layout)
-    unknown = _unpredicted(config)
+    unknown = "this machine has no GPU" if elsewhere else _unpredicted(config)
     rates = None if unknown else (measure or calibrate)(_sample(config, device, dtype, work, steps, policy))
-    backend = resolve(config.method.attention_backend, device).name if config.method.algorithm.attached else None
+    attached = config.method.algorithm.attached and not elsewhere
+    backend = resolve(config.method.attention_backend, device).name if attached else None
     return Forecast(
         model=model.source,
         method=config.method.method,

@@ -52,7 +52,7 @@ def check_early(
     check_packages(config.model)
     check_files(config.model, download=download)
     if not may_be_complete:
-        check_device(config.model, config.method)
+        check_device(config.model, config.method, planned=not download)
         if download and known_kind(config.model.device) == "cpu":
             check_weights_fit(config.model, "cpu", machine_memory()[1])
         _check_weights(config.model, download=download)

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
 from adaspa_cli.app import app
-from adaspa_cli.forecast import run as forecast_run
+from adaspa_cli.forecast import calibration
 from adaspa_cli.forecast.calibration import Rates, Sample
 from tests.pipelines import PROMPT
 
@@ -20,7 +21,7 @@ def _known_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def measure(_sample: Sample) -> Rates:
         return RATES
 
-    monkeypatch.setattr(forecast_run, "calibrate", measure)
+    monkeypatch.setattr(calibration, "calibrate", measure)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
@@ -107,3 +108,29 @@ def test_few_steps_are_searched_within_the_run(arguments: tuple[str, ...], said:
     result = call("--prompt", PROMPT, *arguments)
     assert result.exit_code == 0, result.output
     assert said in result.stderr
+
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+
+
+@without_gpu
+def test_memory_for_a_gpu_is_estimated_where_there_is_none() -> None:
+    arguments = ("--prompt", PROMPT, "--model", "hunyuan", "--device", "cuda", "--json", "-q")
+    whole, group, fp8 = (
+        json.loads(call(*arguments, *more).stdout) for more in ((), ("--offload", "group"), ("--linear", "fp8"))
+    )
+    assert [found["estimated_seconds"]["denoising"] for found in (whole, group, fp8)] == [None] * 3
+    assert "time not predicted: this machine has no GPU" in whole["notes"]
+    assert (whole["device"], whole["dtype"], whole["fits"]) == ("cuda", "bfloat16", None)
+    weights = [found["estimated_memory_bytes"]["weights"] for found in (group, whole, fp8)]
+    assert weights == sorted(weights)
+    assert weights[0] < weights[1] < weights[2]
+    assert "measuring" not in call(*arguments[:-2]).stderr
+
+
+@without_gpu
+def test_what_needs_a_gpu_says_how_to_plan_for_one() -> None:
+    for flags in (("--offload", "group"), ("--linear", "fp8")):
+        result = call("--prompt", PROMPT, "--device", "auto", *flags)
+        assert result.exit_code == 2
+        assert "--plan --device cuda" in result.output
