@@ -16,7 +16,7 @@ from adaspa_cli.config.architecture import Architecture, architecture_of, known_
 from adaspa_cli.config.devices import check_offload
 from adaspa_cli.config.presets import preset_names
 from adaspa_cli.forecast import memory
-from adaspa_cli.forecast.calibration import Rates, Sample, calibrate
+from adaspa_cli.forecast.calibration import Rates, Sample
 from adaspa_cli.forecast.duration import ModelWork, StepTime, step_times
 from adaspa_cli.forecast.linear import first_steps, weights_per_token
 from adaspa_cli.forecast.steps import PlannedStep, foretold, phases, plan_steps
@@ -126,13 +126,13 @@ class Forecast:
         }
 
 
-def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate | None = None) -> Forecast:
+def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate) -> Forecast:
     """The forecast of a run on this machine; for the device ``cuda``, where there is no GPU, of its memory alone.
 
     Args:
         config: of the run.
         prompts: of its videos; the first one's length counts.
-        measure: gives the rates of the machine; None measures them now.
+        measure: gives the rates of the machine.
 
     Raises:
         ModelError: the architecture is not known without a download.
@@ -154,7 +154,7 @@ def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate 
     steps, policy = _plan(config, architecture, layout)
     work = _work(config, architecture, layout)
     unknown = "this machine has no GPU" if elsewhere else _unpredicted(config)
-    rates = None if unknown else (measure or calibrate)(_sample(config, device, dtype, work, steps, policy))
+    rates = None if unknown else measure(_sample(config, device, dtype, work, steps, policy))
     attached = config.method.algorithm.attached and not elsewhere
     backend = resolve(config.method.attention_backend, device).name if attached else None
     return Forecast(
