@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LEFT_OVER = re.compile(r"^\s*\|.*\||^\s*[-*] |^\d+\. |\*\*|\]\(|```|^#+ ", re.MULTILINE)
 LOADED_BY = {"script": "src", "img": "src", "iframe": "src", "source": "srcset", "video": "src", "link": "href"}
 _CUT = """
-[...document.querySelectorAll(".language-sh code")].filter((code) => code.scrollWidth > code.clientWidth)
+[...document.querySelectorAll(":is(.language-sh, .language-bash, .language-text) code")]
+  .filter((code) => code.scrollWidth > code.clientWidth)
   .concat([...document.querySelectorAll("code .flag")].filter((flag) => flag.getClientRects().length > 1))
   .map((cut) => cut.textContent.slice(0, 60))
 """
@@ -82,7 +83,8 @@ def _look(browser: Browser, site: Path) -> None:
     Commands are seen whole on it, and no line ends within the name of a flag.
     """
     flags = 0
-    for page in ("index.html", "reference/configuration.html", "figures.html", "mask-files.html"):
+    pages = ("index", "reference/configuration", "figures", "mask-files", "models", "performance", "recipes")
+    for page in (f"{name}.html" for name in pages):
         with browser.tab((site / page).as_uri(), width=390, dark=True) as tab:
             assert tab.too_wide() == []
             assert tab.evaluate("document.body.dataset.mdColorScheme") == "slate"
