@@ -2,6 +2,7 @@
 // Players of two videos in step: side by side, with a slider between them, or their difference.
 // Without this script a page still shows the videos, each with the controls of the browser.
 (() => {
+  const PATIENCE = 3; // seeks to one frame
   const LATE = 0.75; // frames that the second video may be off while both play
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
@@ -60,11 +61,32 @@
     }
 
     // --- time
-    const seek = (video, to) =>
-      new Promise((done) => {
-        video.addEventListener("seeked", done, { once: true });
-        video.currentTime = (to + 0.5) / fps(video);
+    // One seek after the other. Now and then Chromium goes on showing the frame of an earlier one: then it is asked again.
+    const wanted = new Map(); // a frame for each video
+    const seeking = new Map(); // a promise for each video that is on its way
+
+    function seek(video, to) {
+      wanted.set(video, to);
+      if (!seeking.has(video)) seeking.set(video, reach(video).finally(() => seeking.delete(video)));
+      return seeking.get(video);
+    }
+
+    async function reach(video) {
+      for (let at, left = 0; left || at !== wanted.get(video); ) {
+        if (at !== wanted.get(video)) [at, left] = [wanted.get(video), PATIENCE];
+        left = (await painted(video, (at + 0.5 + left / 100) / fps(video))) ? 0 : left - 1;
+      }
+    }
+
+    // Whether a frame was painted when the video had reached that time.
+    async function painted(video, time) {
+      const shown = new Promise((done) => video.requestVideoFrameCallback?.(() => done(true)) ?? done(true));
+      await new Promise((done) => {
+        for (const end of ["seeked", "emptied", "error"]) video.addEventListener(end, done, { once: true });
+        video.currentTime = time;
       });
+      return Promise.race([shown, new Promise((done) => setTimeout(done, 200, false))]);
+    }
 
     function show(to) {
       frame = Math.min(last, Math.max(0, to));
@@ -121,7 +143,7 @@
       pause();
       show(Number(scrub.value));
     });
-    for (const video of [first, second]) video.addEventListener("seeked", subtract); // of seeks that overlap, the last too
+    for (const video of [first, second]) video.addEventListener("seeked", subtract); // also while more seeks follow
     views.forEach((button) => button.addEventListener("click", () => look(button.dataset.view)));
     gain.addEventListener("change", () => stage.style.setProperty("--gain", gain.value));
     wipe.addEventListener("input", () => stage.style.setProperty("--wipe", wipe.value / 1000));
