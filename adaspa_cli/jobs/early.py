@@ -34,7 +34,8 @@ def check_early(
     """
     from adaspa_cli.config import architecture
     from adaspa_cli.config.devices import check_device, known_kind, machine_memory
-    from adaspa_cli.config.packages import check_files, check_packages
+    from adaspa_cli.config.model_files import check_files
+    from adaspa_cli.config.packages import check_packages
     from adaspa_cli.config.weights import check_weights_fit
     from adaspa_cli.files.folders import check_folder
     from adaspa_cli.files.pictures import read_pictures

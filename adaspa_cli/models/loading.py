@@ -14,8 +14,9 @@ from adaspa_cli.config.architecture import BUNDLED, architecture_of, check_compl
 from adaspa_cli.config.devices import check_offload, machine_memory, no_device
 from adaspa_cli.config.families import facts_of
 from adaspa_cli.config.hub import hub_answers, hub_error
+from adaspa_cli.config.model_files import check_files, check_transformer_file
 from adaspa_cli.config.model_source import fetch_model_index, read_model_index
-from adaspa_cli.config.packages import check_files, check_packages, check_transformer_file
+from adaspa_cli.config.packages import check_packages
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.config.weights import check_weights_fit
 from adaspa_cli.errors import ConfigError, ModelError

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adaspa_cli.config import resolve
 from adaspa_cli.config.lora import LoraSource
-from adaspa_cli.config.packages import check_files
+from adaspa_cli.config.model_files import check_files
 from adaspa_cli.errors import BackendError, ConfigError, ModelError
 from adaspa_cli.jobs.fingerprint import video_fingerprint
 from adaspa_cli.models.loading import load_pipeline

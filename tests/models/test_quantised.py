@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from adaspa_cli import apply
 from adaspa_cli.config import resolve
-from adaspa_cli.config.packages import check_files, check_packages, check_transformer_file
+from adaspa_cli.config.model_files import check_files, check_transformer_file
+from adaspa_cli.config.packages import check_packages
 from adaspa_cli.errors import BackendError, ConfigError, ModelError
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import family_of
