@@ -54,6 +54,14 @@ from scripts.train_tiny.text import Text, TextConfig, build_text
 
 HEIGHT, WIDTH, FRAMES = 64, 96, 9
 PROMPT = "a red circle moves left on a blue background"
+# Settings of a run of a few steps, in which masks are searched twice and a part of the blocks is left out.
+SPARSE: dict[str, Any] = {
+    "method": "adaspa",
+    "sparsity": 0.6,
+    "block_size": 16,
+    "search_steps": (1, 3),
+    "attention_backend": "reference",
+}
 
 
 def hunyuan_video(**transformer: Any) -> HunyuanVideoPipeline:

@@ -13,18 +13,11 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, FasterCache
 from adaspa_cli import apply
 from adaspa_cli.errors import RunError
 from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, SEARCH
-from tests.pipelines import PROMPT, cogvideox, latents, masks_at_end
+from tests.pipelines import PROMPT, SPARSE, cogvideox, latents, masks_at_end
 
 # The same float32 sums in another order: latents of size 8 differed by 2e-5 on one machine, and other machines have
 # other orders. A fifth of the blocks left out changes them by more than 2e-3.
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}
-SPARSE = {
-    "method": "adaspa",
-    "sparsity": 0.6,
-    "block_size": 16,
-    "search_steps": (1, 3),
-    "attention_backend": "reference",
-}
 GUIDED, UNGUIDED = {"guidance_scale": 6.0}, {"guidance_scale": 1.0}
 
 

@@ -16,18 +16,11 @@ from adaspa_cli import apply
 from adaspa_cli.errors import AdaspaError, ConfigError, ModelError, RunError
 from adaspa_cli.masks import plan
 from adaspa_cli.masks.plan import CACHED_SEARCH, DENSE, SEARCH
-from tests.pipelines import PROMPT, hunyuan_video, latents, masks_at_end
+from tests.pipelines import PROMPT, SPARSE, hunyuan_video, latents, masks_at_end
 
 # The same float32 sums in another order: latents of size 1 differed by 5e-7 on one machine, and other machines have
 # other orders. A fifth of the blocks left out changes them by more than 2e-3.
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}
-SPARSE = {
-    "method": "adaspa",
-    "sparsity": 0.6,
-    "block_size": 16,
-    "search_steps": (1, 3),
-    "attention_backend": "reference",
-}
 
 
 @pytest.fixture

@@ -17,16 +17,9 @@ from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.random_text import text_tokens
 from adaspa_cli.models.registry import family_of
 from adaspa_cli.sampling.run import sample
-from tests.pipelines import PROMPT, hunyuan_video15, latents, qwen_and_byt5, save
+from tests.pipelines import PROMPT, SPARSE, hunyuan_video15, latents, qwen_and_byt5, save
 
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}
-SPARSE = {
-    "method": "adaspa",
-    "sparsity": 0.6,
-    "block_size": 16,
-    "search_steps": (1, 3),
-    "attention_backend": "reference",
-}
 PICTURE = Image.new("RGB", (96, 64), (200, 40, 90))
 SIZE = {"height": 192, "width": 256, "frames": 9, "steps": 3, "device": "cpu", "decode": False}
 

@@ -21,6 +21,7 @@ from tests.pipelines import (
     FRAMES,
     HEIGHT,
     PROMPT,
+    SPARSE,
     WIDTH,
     Listener,
     cogvideox,
@@ -33,13 +34,6 @@ from tests.pipelines import (
 )
 
 TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}
-SPARSE = {
-    "method": "adaspa",
-    "sparsity": 0.6,
-    "block_size": 16,
-    "search_steps": (1, 3),
-    "attention_backend": "reference",
-}
 MODELS: dict[str, Callable[[], Any]] = {
     "cogvideox 1.0": lambda: cogvideox_image("1.0"),
     "cogvideox 1.5": lambda: cogvideox_image("1.5"),
