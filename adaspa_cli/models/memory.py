@@ -14,6 +14,7 @@ from adaspa_cli.config.load import resolve
 from adaspa_cli.config.methods import SearchingConfig
 from adaspa_cli.config.methods.adaspa import AdaSpaConfig
 from adaspa_cli.config.names import OFFLOADS
+from adaspa_cli.config.presets import DEFAULT_METHOD
 from adaspa_cli.config.schema import GenerateConfig
 from adaspa_cli.config.weights import fp8_copies, held_weights, largest_alone, part_bytes
 
@@ -111,7 +112,7 @@ def memory_by_offload(model: str) -> dict[str, Memory]:
     Raises:
         ModelError: there is no such preset.
     """
-    config = resolve({"model": model}, default_method="adaspa-plus", download=False).config
+    config = resolve({"model": model}, default_method=DEFAULT_METHOD, download=False).config
     architecture = architecture_of(config.model)
     found = {}
     for offload in OFFLOADS:
