@@ -2,7 +2,7 @@
 under autocast they are rounded to bfloat16, sums apart.
 
 - What passes from layer to layer has its channels last in memory. cuDNN's convolutions in bfloat16 want that, and
-  otherwise reorder what they read and write; a fifth of a step went there.
+  otherwise reorder what they read and write.
 - A GroupNorm of one group is computed by one thread block per clip, and a batch has few clips: it took longer than any
   other kernel. Here the sums over a clip are reductions that fill the machine. What comes out has the dtype of what
   goes in, where autocast would make it float32 and every operation after it twice as large.

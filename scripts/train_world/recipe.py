@@ -56,7 +56,7 @@ class VaeStage:
     full: tuple[Geometry, ...]
     full_from: float = 0.7
     full_batch: float = 0.25  # of the batch of small ones
-    moving_weight: float = 6.0  # of moving edges: 1 to 5 % of the pixels, and more than half of the squared error
+    moving_weight: float = 6.0  # of moving edges: few pixels, and the largest errors (``moving_edges_db``)
     model: VaeConfig = field(default=VAE)
 
 
