@@ -107,6 +107,15 @@ def test_a_ramp_from_nothing_begins_dense() -> None:
         config.schedule(3)
 
 
+def test_other_search_steps_begin_where_the_ramp_ends() -> None:
+    config = resolve({"method": "adaspa-plus", "model": "hunyuan"}).config.method.algorithm
+    assert config.search_steps == (10, 30)
+    assert config.schedule(50) == (0, 4, 7, 11, 14, 18, 25, 30)  # γ changes up to step 25
+    assert config.schedule(50, (20,)) == (0, 4, 7, 11, 14, 18, 20, 25, 38)  # two transformers
+    exact = AdaSpaConfig(sparsity=0.9, sparsity_ramp="0:0.5,8:0.9", search_steps=(4, 30), search_steps_for=None)
+    assert exact.schedule(50) == (0, 4, 8, 30)
+
+
 @pytest.mark.parametrize("name", ["minference", "sparse-videogen", "frame-region", "sol-attn"])
 def test_every_method_takes_a_ramp(name: str) -> None:
     policy = make_policy(method(method=name, sparsity={0: 0.5, 7: 0.9}).algorithm, 14)

@@ -84,7 +84,7 @@ class SparseConfig(AlgorithmConfig):
     Attributes:
         sparsity: γ in [0, 1), share of the video blocks left out; of a ramp, the last value.
         sparsity_ramp: γ by step (:mod:`adaspa_cli.config.ramp`); None: one γ for all steps. With a ramp, masks are
-            searched at the first step with γ above 0, wherever γ changes, and at the later ``search_steps``.
+            searched at the first step with γ above 0, wherever γ changes, and at ``search_steps`` after its end.
         block_size: tokens per block, for queries and keys alike.
         search_steps: 0-based denoising steps at which masks are searched; before the first, attention is dense. Methods
             that find masks at every step only use the first of them.
@@ -114,7 +114,7 @@ class SparseConfig(AlgorithmConfig):
 
         Where several transformers each make a stage of the run, each searches at its first step after warm-up, and
         later at the same share of its own steps as a single one would of all. Exact search steps, and those at which a
-        ramp changes, stay what they are.
+        ramp changes, stay what they are; any others begin where the ramp ends, as its changes bring searches enough.
 
         Args:
             steps: of the whole run.
@@ -125,12 +125,15 @@ class SparseConfig(AlgorithmConfig):
         """
         own, changes = self._own_schedule(steps), self._changes(steps)
         first = changes[0] if changes else own[0]
-        later, exact = [step for step in own if step > first], self.search_steps_for is None
+        exact = self.search_steps_for is None
+        end = changes[-1] if changes and not exact else first
+        later = [step for step in own if step > end]
         found: set[int] = set()
         for start, stop in pairwise((0, *stages, steps)):
             begin = max(first, start)
             moved = (step if exact else begin + (step - first) * (stop - begin) // (steps - first) for step in later)
-            found.update(step for step in (begin, *changes, *moved) if begin <= step < stop)
+            found.update(step for step in (begin, *changes) if begin <= step < stop)
+            found.update(step for step in moved if max(begin, end) <= step < stop)
         return tuple(sorted(found))
 
     def _changes(self, steps: int) -> tuple[int, ...]:
