@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from adaspa_cli.jobs.prompts import collect_prompts
 # What the bench itself decides for every run.
 RESERVED = ("prompt", "prompts", "seed", "out", "resume", "lossless")
 FIGURES = ("latency", "denoising", "attention", "speed_up", "density", "psnr", "ssim", "st_lpips", "lpips", "vbench")
+_MOST = 12  # rows that a message names
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,12 @@ class BenchSpec:
         known = list(dict.fromkeys([*(row.series for row in self.rows), *(row.name for row in self.rows)]))
         for name in names:
             if name not in known:
-                raise ConfigError(f"unknown row '{name}'{nearest(name, known)}", hint=_some(known))
+                raise ConfigError(f"unknown row '{name}'{nearest(name, known)}", hint=f"rows: {_some(known)}")
         rows = tuple(row for row in self.rows if row.name in names or row.series in names)
         return dataclasses.replace(self, rows=rows)
 
     def changed(self, settings: Mapping[str, Any]) -> BenchSpec:
-        """With settings of all rows changed.
+        """With settings of all rows changed; choose the rows first, since no row may set one of them itself.
 
         Raises:
             ConfigError: an unknown key, a wrong value, or a key that rows set themselves.
@@ -104,7 +106,13 @@ class BenchSpec:
         for key in checked:
             own = [row.name for row in self.rows if key in row.settings]
             if own:
-                raise ConfigError(f"--set {key}: row '{own[0]}' sets it itself", hint="write a bench file of your own")
+                others = [row.name for row in self.rows if key not in row.settings]
+                raise ConfigError(
+                    f"--set {key}: {'a row sets' if len(own) == 1 else 'rows set'} it already: {_some(own)}",
+                    hint=f"run only the others: --rows {shlex.quote(','.join(others))}"
+                    if 0 < len(others) <= _MOST
+                    else f"{'name only others in --rows, or ' if others else ''}write a bench file of your own",
+                )
         return dataclasses.replace(self, run={**self.run, **checked})
 
 
@@ -215,7 +223,7 @@ def _plot(content: Any, origin: str) -> Plot:
     return Plot(str(content["x"]), str(content["y"]))
 
 
-def _some(names: Sequence[str], most: int = 12) -> str:
-    """The rows in a hint: a large bench has over a hundred."""
-    more = f" and {len(names) - most} more; adaspa bench --plan lists them" if len(names) > most else ""
-    return f"rows: {', '.join(names[:most])}{more}"
+def _some(names: Sequence[str]) -> str:
+    """Rows in a message: a large bench has over a hundred."""
+    left = len(names) - _MOST
+    return ", ".join(names[:_MOST]) + (f" and {left} more; adaspa bench --plan lists them" if left > 0 else "")

@@ -109,9 +109,9 @@ def _chosen(console: Console, spec: BenchSpec, given: Given, rows: str | None, l
     """The requested part of a bench, with changed settings."""
     settings = given.settings()
     seeds = settings.pop("seed") if "seed" in given.flags else None  # --set seed=1 is refused
-    spec = spec.changed(settings)
     if rows is not None:
         spec = spec.chosen([name.strip() for name in rows.split(",")])
+    spec = spec.changed(settings)
     if limit is not None:
         spec = dataclasses.replace(spec, prompts=spec.prompts[:limit])
     if seeds:

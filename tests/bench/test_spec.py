@@ -106,10 +106,27 @@ def test_rows_are_chosen_by_name_or_series() -> None:
 
 def test_a_changed_setting_holds_for_all_rows_that_do_not_set_it_themselves() -> None:
     assert parse(run={"steps": 4}).changed({"steps": 8, "height": 32}).run == {"steps": 8, "height": 32}
-    with pytest.raises(ConfigError, match="--set method: row 'full' sets it itself"):
-        parse().changed({"method": "adaspa"})
     with pytest.raises(ConfigError, match="unknown key 'heigth' in --set"):
         parse().changed({"heigth": 3})
+
+
+def test_all_rows_that_set_a_changed_setting_are_named_and_how_to_run_the_others() -> None:
+    def refused(spec: BenchSpec, **settings: Any) -> tuple[str, str]:
+        with pytest.raises(ConfigError) as caught:
+            spec.changed(settings)
+        return str(caught.value), str(caught.value.hint)
+
+    own = "write a bench file of your own"
+    assert refused(parse(), method="adaspa") == ("--set method: rows set it already: full, adaspa", own)
+    steps = parse(rows=[{"name": "all of it"}, {"method": "full"}, {"steps": 3}, {"name": "two", "steps": 2}])
+    message, hint = refused(steps, steps=4)
+    assert message == "--set steps: rows set it already: adaspa steps=3, two"
+    assert hint == "run only the others: --rows 'all of it,full'"
+    full_size = load_bench("full-size", None)
+    message, hint = refused(full_size, steps_per_phase=1)
+    assert message == "--set steps_per_phase: a row sets it already: hunyuan plus 0.95 fp8 one step in three"
+    assert hint == f"name only others in --rows, or {own}"
+    assert full_size.chosen(["hunyuan full"]).changed({"steps_per_phase": 1}).run["steps_per_phase"] == 1
 
 
 @pytest.mark.parametrize("name", preset_names("bench"))

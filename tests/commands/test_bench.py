@@ -193,6 +193,14 @@ def test_a_folder_that_cannot_be_written(run: Any, tmp_path: Path) -> None:
     refused(run(), "cannot write to")
 
 
+def test_a_changed_setting_belongs_to_the_rows_that_run(run: Any) -> None:
+    rows = {"rows": [{"method": "full"}, {"method": "adaspa", "sparsity": 0.5}, {"name": "others", "steps": 3}]}
+    refused(run("--set", "steps=2", **rows), "--set steps: a row sets it already: others")
+    result = run("--rows", "full", "--set", "steps=2", "--plan", "--json", **rows)
+    assert result.exit_code == 0, result.output
+    assert [(row["row"], row["settings"]["steps"]) for row in json.loads(result.stdout)] == [("full", 2)]
+
+
 def test_a_changed_setting_is_refused(run: Any) -> None:
     run("--limit", "1")
     refused(run("--limit", "1", "--set", "steps=5"), "steps 4 then, 5 now")
