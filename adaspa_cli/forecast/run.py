@@ -173,7 +173,7 @@ def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate)
         notes=[
             *([f"time not predicted: {unknown}"] if unknown else []),
             *([] if config.model is model else [f"the sizes are taken to be those of {config.model.weights}"]),
-            *_notes(config, held.everything),
+            *_notes(config, held.everything, timed=rates is not None),
         ],
     )
 
@@ -256,29 +256,31 @@ def _unpredicted(config: GenerateConfig) -> str | None:
     return None
 
 
-def _notes(config: GenerateConfig, weights: int | None) -> list[str]:
-    """What the estimates leave out."""
+def _notes(config: GenerateConfig, weights: int | None, *, timed: bool) -> list[str]:
+    """What the estimates leave out, of the time only where it is predicted."""
     model, method = config.model, config.method
+    work = "time and attention work are" if timed else "the attention work is"
+    upper, lower = ("upper bounds", "lower bounds") if timed else ("an upper bound", "a lower bound")
     lines = {
-        "the time covers denoising only: text encoding, decoding, loading and compiling are extra": True,
-        f"cache '{method.cache.name}' decides at run time which steps to skip: the estimate is an upper bound": (
+        "the time covers denoising only: text encoding, decoding, loading and compiling are extra": timed,
+        f"cache '{method.cache.name}' decides at run time which steps to skip: {work} {upper}": (
             not foretold(method.cache)
         ),
-        "layers whose error is above max_error attend densely: the estimate is a lower bound": (
+        f"layers whose error is above max_error attend densely: {work} {lower}": (
             getattr(method.algorithm, "max_error", None) is not None
         ),
         "minference may keep up to twice the blocks that its sparsity leaves": method.algorithm.name == "minference",
         "the memory is that of each GPU": config.parallel.gpus > 1,
-        f"moving weights with --offload {model.offload} is not in the time": model.offload != "none",
+        f"moving weights with --offload {model.offload} is not in the time": timed and model.offload != "none",
         f"--offload {model.offload} keeps all weights in main memory: {(weights or 0) / 1e9:.1f} GB, estimated": (
             model.offload != "none" and weights is not None
         ),
-        "FP8 products are faster than the measured ones: the estimate is an upper bound": method.linear == "fp8",
-        "compiled blocks are faster than the measured ones: the estimate is an upper bound": model.compile,
+        "FP8 products are faster than the measured ones: the time is an upper bound": timed and method.linear == "fp8",
+        "compiled blocks are faster than the measured ones: the time is an upper bound": timed and model.compile,
         f"weights in {model.weights_dtype} are converted at each use, which is not in the time": (
-            model.weights_dtype != "model"
+            timed and model.weights_dtype != "model"
         ),
-        "only some steps of each phase will be computed; the time is for all steps": (
+        f"only some steps of each phase will be computed; {work} for all steps": (
             config.sampling.steps_per_phase is not None
         ),
     }

@@ -114,6 +114,35 @@ def test_no_time_where_it_would_not_be_honest(flags: dict[str, Any]) -> None:
     assert found.memory.total
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"linear": "fp8", "compile": True}, []),
+        ({"weights_dtype": "fp8"}, []),
+        ({"offload": "model"}, ["--offload model keeps all weights in main memory"]),
+        ({"method": "adacache"}, ["cache 'adacache' decides at run time", "the attention work is an upper bound"]),
+        ({"max_error": 0.1, "method": "adaspa-plus"}, ["the attention work is a lower bound"]),
+        ({"random_weights": True, "steps_per_phase": 2}, ["the attention work is for all steps"]),
+    ],
+)
+def test_without_a_time_no_note_is_about_it(
+    flags: dict[str, Any], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    first, *others = run(model="hunyuan", device="cuda", **flags).notes
+    assert first == "time not predicted: this machine has no GPU"
+    assert len(others) == bool(said)
+    assert all(part in others[0] for part in said)
+
+
+def test_with_a_time_the_notes_say_what_it_leaves_out() -> None:
+    flags = {"model": "hunyuan", "method": "adaspa-plus", "weights_dtype": "fp8", "max_error": 0.1}
+    scope, bound, converted = run(**flags).notes
+    assert scope.startswith("the time covers denoising only")
+    assert bound.endswith("time and attention work are lower bounds")
+    assert converted.endswith("which is not in the time")
+
+
 def test_a_cache_that_decides_at_run_time_is_named() -> None:
     notes = run(method="adacache").notes
     assert any("at run time" in note for note in notes)
