@@ -21,6 +21,7 @@ from adaspa_cli.bench.schema import (
     QUALITY,
     Bench,
     BenchRow,
+    CompleteRun,
     FailedRun,
     Figure,
     Metric,
@@ -28,12 +29,12 @@ from adaspa_cli.bench.schema import (
     Part,
     PhaseFigures,
     Ratio,
-    RunFiles,
     SpeedUps,
     Summary,
 )
 from adaspa_cli.bench.spec import RESERVED, BenchSpec
 from adaspa_cli.jobs.plan import Job
+from adaspa_cli.quality.measurement import Measurement
 from adaspa_cli.quality.video_metrics import PSNR_OF_EQUAL_FRAMES
 from adaspa_cli.report.schema import Machine, Report, Step
 from adaspa_cli.report.steps import typical_attention, typical_seconds
@@ -99,6 +100,7 @@ def _row(
 ) -> BenchRow:
     dense = reference_of(row, rows)
     done = {index: reports[row.row.name, index] for index in range(len(row.jobs)) if (row.row.name, index) in reports}
+    measured = {index: measurements(row.jobs[index], _dense_job(dense, index)) for index in done}
     untouched = untouched_of(row, rows)
     settings = row.resolved.flat()
     return BenchRow(
@@ -108,11 +110,11 @@ def _row(
         differs_in=tuple(row.row.settings),
         random_weights=next((report.random_weights for report in done.values()), None),
         planned=len(row.jobs),
-        runs=tuple(_run(row, dense, index, out) for index in done),
+        runs=tuple(_run(row.jobs[index], report, measured[index], out) for index, report in done.items()),
         failures=tuple(_failures(row, out)),
         reference=None if dense is None else dense.row.name,
         diffusers_row=None if untouched is None else untouched.row.name,
-        quality=_quality(row, dense, done),
+        quality=_quality(row, dense, list(measured.values())),
         identical_frames=sum(identical_frames(row.jobs[index], _dense_job(dense, index)) for index in done),
         seconds={part: _seconds(part, list(done.values())) for part in PARTS},
         speed_up=_speed_ups(done, dense, reports),
@@ -136,15 +138,16 @@ def _chosen(row: PlannedRow) -> set[str]:
     return {key for key, origin in origins.items() if origin.startswith("bench row") and key not in RESERVED}
 
 
-def _run(row: PlannedRow, dense: PlannedRow | None, index: int, out: Path) -> RunFiles:
-    job = row.jobs[index]
-    has_quality = bool(measurements(job, _dense_job(dense, index)))
-    return RunFiles(
+def _run(job: Job, report: Report, measured: Mapping[str, Measurement], out: Path) -> CompleteRun:
+    seconds = {part: part_seconds(part, report) for part in PARTS}
+    return CompleteRun(
         job.prompt,
         job.seed,
         report=_relative(report_of(job), out),
-        quality=_relative(quality_path(job), out) if has_quality else None,
+        quality=_relative(quality_path(job), out) if measured else None,
         video=_relative(job.place, out) if job.place.is_file() else None,
+        metrics={name: one.value for name in QUALITY if (one := measured.get(name)) and one.value is not None},
+        seconds={part: value for part, value in seconds.items() if value is not None},
     )
 
 
@@ -175,13 +178,14 @@ def summary(values: Sequence[float]) -> Summary | None:
     return Summary(statistics.fmean(values), statistics.median(values), low, high, spread, len(values))
 
 
-def _quality(row: PlannedRow, dense: PlannedRow | None, done: dict[int, Report]) -> dict[Metric, Figure]:
+def _quality(
+    row: PlannedRow, dense: PlannedRow | None, found: Sequence[Mapping[str, Measurement]]
+) -> dict[Metric, Figure]:
     """Summary of each metric over the runs, or the reason why there is none."""
     if row.resolved.config.model.random_weights:
         return dict.fromkeys(QUALITY, Missing("random weights: the video is meaningless"))
     if not row.resolved.config.decodes:
         return dict.fromkeys(QUALITY, Missing("the runs end in latents"))
-    found = [measurements(row.jobs[index], _dense_job(dense, index)) for index in done]
     figures: dict[Metric, Figure] = {}
     for metric in QUALITY:
         measured = [metrics[metric] for metrics in found if metric in metrics]
@@ -190,13 +194,13 @@ def _quality(row: PlannedRow, dense: PlannedRow | None, done: dict[int, Report])
         if metric != "vbench" and row == dense:
             reasons = [REFERENCE]
         elif not reasons:
-            reasons = [_not_measured(metric, dense, done)]
+            reasons = [_not_measured(metric, dense, made=bool(found))]
         figures[metric] = summary(values) or Missing(reasons[0])
     return figures
 
 
-def _not_measured(metric: Metric, dense: PlannedRow | None, done: dict[int, Report]) -> str:
-    if not done:
+def _not_measured(metric: Metric, dense: PlannedRow | None, *, made: bool) -> str:
+    if not made:
         return "no run is complete"
     lacks_dense = dense is None and metric != "vbench"
     return "no dense row has the same size, frames, steps and model" if lacks_dense else "not measured"
@@ -289,6 +293,7 @@ def _without_times(entry: BenchRow) -> BenchRow:
     over_diffusers = entry.speed_up_over_diffusers
     return dataclasses.replace(
         entry,
+        runs=tuple(dataclasses.replace(run, seconds={}) for run in entry.runs),
         seconds=dict.fromkeys(PARTS, left_out),
         speed_up=dict.fromkeys(COMPARED_PARTS, left_out),
         speed_up_over_diffusers=over_diffusers and dict.fromkeys(COMPARED_PARTS, left_out),

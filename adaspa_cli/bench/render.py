@@ -290,7 +290,7 @@ def markdown(bench: Bench) -> str:
         rule = ["---", *["---:"] * (len(table.columns) - 1)]
         lines = [_markdown_line(line) for line in (table.columns, rule, *table.lines)]
         parts += [f"## {table.title}", "\n".join(lines), *table.notes]
-    parts.append("`bench.json` names the files that each figure was computed from.")
+    parts.append("`bench.json` holds the values of each run, and names its files.")
     return "\n\n".join(parts) + "\n"
 
 

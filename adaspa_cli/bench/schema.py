@@ -57,14 +57,23 @@ SpeedUps = Mapping[ComparedPart, Ratio | Missing]
 
 
 @dataclass(frozen=True)
-class RunFiles:
-    """A complete run, and its files, relative to the folder of the bench; None where there is none."""
+class CompleteRun:
+    """A complete run: one video, its files, and the values that the figures of its row summarise.
+
+    Attributes:
+        report, quality, video: files, relative to the folder of the bench; None where there is none.
+        metrics: value of each measured metric, the mean over the frames: ``psnr`` in dB, ``vbench`` in percent. A
+            dense row has at most ``vbench``; empty without a video, and in benches older than this key.
+        seconds: of each timed part. Empty if times are left out, and in benches older than this key.
+    """
 
     prompt: str
     seed: int
     report: str
     quality: str | None
     video: str | None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ class BenchRow:
     differs_in: tuple[str, ...]
     random_weights: str | None
     planned: int
-    runs: tuple[RunFiles, ...]
+    runs: tuple[CompleteRun, ...]
     failures: tuple[FailedRun, ...]
     reference: str | None
     diffusers_row: str | None

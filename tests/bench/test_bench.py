@@ -93,6 +93,26 @@ def test_quality_is_that_of_the_frames_before_compression(made: Any) -> None:
     assert dense["quality"]["psnr"] == {"missing": "it is the reference of the comparison"}
 
 
+def test_each_run_has_the_values_that_its_row_summarises(made: Any) -> None:
+    out, bench, _ = made
+    for row in bench["rows"]:
+        for part in ("latency", "text_encoding", "denoising", "attention", "decoding"):
+            values = [run["seconds"][part] for run in row["runs"]]
+            assert statistics.median(values) == row["seconds"][part]["median"]
+    row = rows(bench)["adaspa"]
+    for metric in ("psnr", "ssim"):
+        values = [run["metrics"][metric] for run in row["runs"]]
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+        assert (row["quality"][metric]["low"], row["quality"][metric]["high"]) == (low, high)
+    for run in row["runs"]:
+        measured = json.loads((out / run["quality"]).read_text())["metrics"]
+        values = {name: found["value"] for name, found in measured.items() if found["value"] is not None}
+        assert run["metrics"] == values
+        report = json.loads((out / run["report"]).read_text())
+        assert run["seconds"]["denoising"] == report["seconds"]["denoising"]
+    assert [run["metrics"] for run in rows(bench)["full"]["runs"]] == [{}] * 4
+
+
 def test_speed_up_is_over_the_dense_runs_of_the_same_prompts_and_seeds(made: Any) -> None:
     _, bench, _ = made
     row, dense = rows(bench)["adaspa"], rows(bench)["full"]
