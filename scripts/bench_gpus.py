@@ -2,11 +2,11 @@
 
     python -m scripts.bench_gpus --gpus 1 2 4 --out bench-gpus
 
-Each row is a run of ``adaspa generate`` with random weights, a few layers of the model at its full size and a few steps
-of each phase; the times of the other steps are estimated (``steps_per_phase``). Rows that are there are not run again.
-``table.md`` gives seconds of a typical step of the most frequent phase, the speed-up over the fewest GPUs with the same
-method, and of the computed steps the share of exchanges and the imbalance of attention (slowest over mean).
-``table.json`` has the seconds of every phase.
+Each row is a run of ``adaspa generate`` with random weights, a few layers of the model at its full size and three
+steps of each phase; the others count as their median (``steps_per_phase``), so one that compiles kernels does no harm.
+Rows that are there are not run again. ``table.md`` gives seconds of a typical step of the most frequent phase, the
+speed-up over the fewest GPUs with the same method, and of the computed steps the share of exchanges and the imbalance
+of attention (slowest over mean). ``table.json`` has the seconds of every phase.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "cogvideox, branches apart": (*COGVIDEOX, "--cfg-parallel"),
 }
 _NEED_SEVERAL = ("heads in a row", "branches apart")  # rows that mean nothing on one GPU
-_USUAL = ("--random-weights", "--steps-per-phase=2", "--prompt=a cat walks on the grass", "--quiet")
+_USUAL = ("--random-weights", "--steps-per-phase=3", "--prompt=a cat walks on the grass", "--quiet")
 
 
 @dataclass(frozen=True)
