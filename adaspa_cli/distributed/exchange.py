@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adaspa_cli.attention.layout import TokenLayout
-from adaspa_cli.distributed.heads import Heads, index_of, pick
+from adaspa_cli.distributed.heads import Heads, in_a_row, index_of, pick, pick_into
 from adaspa_cli.distributed.tokens import TokenShare
 
 
@@ -64,7 +64,7 @@ class Exchange:
         sent = x.new_empty(own * x.shape[1] * head_dim)
         send = [own * count * head_dim for count in heads.sizes]
         for piece, hand in zip(torch.split(sent, send), heads.deal, strict=True):
-            piece.view(own, len(hand), head_dim).copy_(pick(video, hand, 1))
+            pick_into(piece.view(own, len(hand), head_dim), video, hand, 1)
         mine = heads.deal[heads.team.rank]
         joint = x.new_empty(layout.tokens, len(mine), head_dim)
         text = pick(x, mine, 1)
@@ -87,7 +87,7 @@ class Exchange:
         out = x.new_empty(own, sum(heads.sizes), head_dim)
         for piece, hand in zip(torch.split(into, receive), heads.deal, strict=True):
             piece = piece.view(own, len(hand), head_dim)
-            if hand[-1] - hand[0] == len(hand) - 1:
+            if in_a_row(hand):
                 out[:, hand[0] : hand[-1] + 1] = piece
             else:
                 out.index_copy_(1, index_of(hand, out.device), piece)

@@ -97,10 +97,22 @@ ALL_HEADS = Heads(Team())
 
 def pick(x: Tensor, places: tuple[int, ...], dim: int) -> Tensor:
     """Some places along a dimension; a view where they come in a row."""
-    first = places[0] if places else 0
-    if places == tuple(range(first, first + len(places))):
-        return x.narrow(dim, first, len(places))
+    if in_a_row(places):
+        return x.narrow(dim, places[0] if places else 0, len(places))
     return x.index_select(dim, index_of(places, x.device))
+
+
+def pick_into(into: Tensor, x: Tensor, places: tuple[int, ...], dim: int) -> None:
+    """Write some places along a dimension into a tensor, in one pass."""
+    if in_a_row(places):
+        into.copy_(pick(x, places, dim))
+    else:
+        torch.index_select(x, dim, index_of(places, x.device), out=into)
+
+
+def in_a_row(places: tuple[int, ...]) -> bool:
+    """Whether each place is the next of the one before."""
+    return not places or places == tuple(range(places[0], places[0] + len(places)))
 
 
 @functools.lru_cache(256)
