@@ -6,7 +6,7 @@ Each row is a run of ``adaspa generate`` with random weights, a few layers of th
 steps of each phase; the others count as their median (``steps_per_phase``), so one that compiles kernels does no harm.
 Rows that are there are not run again. ``table.md`` gives seconds of a typical step of the most frequent phase, the
 speed-up over the fewest GPUs with the same method, and of the computed steps the share of exchanges and the imbalance
-of attention (slowest over mean). ``table.json`` has the seconds of every phase.
+of attention (slowest over mean). ``table.json`` has the seconds of every phase and computed step.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def record(runs: Sequence[Run]) -> dict[str, Any]:
                 "gpus": run.gpus,
                 "flags": [*_USUAL, *ROWS[run.row]],
                 "step_seconds": {step.phase: step.seconds for step in run.report.steps},  # the last one is typical
+                "computed_steps": [[s.step, s.phase, s.seconds] for s in run.report.steps if not s.estimated],
                 "exchanges": use and use.share,
                 "imbalance": use and use.imbalance,
                 "peak_gpu_bytes": [peak] if use is None else list(use.peak_gpu_bytes),

@@ -1,16 +1,21 @@
-"""How the heads of each attention layer are distributed in a run: first evenly, then by cost.
+"""How the heads of each attention layer are distributed in a run: first evenly, then by cost where that gains enough.
 
-Every process knows the costs once a mask is found, so all compute the same deal. Heads move at the next call of the
+Dealt heads don't lie in a row, so they take longer to send: 5 % of a sparse step of HunyuanVideo on two H200. Every
+process knows the costs once a mask is found, so all compute the same deal. Heads move at the next call of the
 layer: then nobody waits for the device to learn the costs, and the mask moves with its heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from adaspa_cli.distributed.heads import ALL_HEADS, Heads, deal_by_cost, deal_evenly
+from adaspa_cli.distributed.heads import ALL_HEADS, Deal, Heads, deal_by_cost, deal_evenly
 from adaspa_cli.distributed.team import Team
 from adaspa_cli.hooks.transfer import OnItsWay
+
+LEAST_GAIN = 0.05  # of the costs of the slowest process
 
 Key = tuple[int, str, int]  # layer, branch, sample: what has a mask of its own
 
@@ -39,7 +44,7 @@ class Deals:
             self._costs[key] = OnItsWay.of(self._heads[key].gather(costs))
 
     def turn(self, key: Key, heads: int) -> tuple[Heads, Heads] | None:
-        """Redistribute if there are new costs; returns the previous and the new deal if they differ.
+        """Redistribute if new costs make it worth it; returns the previous and the new deal if they differ.
 
         Args:
             heads: number of all heads of the layer.
@@ -50,8 +55,14 @@ class Deals:
         costs = self._costs.pop(key, None)
         if costs is None:
             return None
-        deal = deal_by_cost(costs.there().tolist(), self._team.size)
-        if deal == before.deal:
+        by_head = costs.there().tolist()
+        deal = deal_by_cost(by_head, self._team.size)
+        if _slowest(deal, by_head) > (1 - LEAST_GAIN) * _slowest(before.deal, by_head):
             return None
         self._heads[key] = now = Heads(self._team, deal)
         return before, now
+
+
+def _slowest(deal: Deal, costs: Sequence[float]) -> float:
+    """The largest cost of a member."""
+    return max(sum(costs[head] for head in hand) for hand in deal)

@@ -11,6 +11,7 @@ from torch import Tensor
 from adaspa_cli.config import resolve
 from adaspa_cli.config.load import method_config
 from adaspa_cli.config.search_masks import SearchOptions
+from adaspa_cli.distributed import deals
 from adaspa_cli.distributed.teams import Teams
 from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.sampling.handle import Handle
@@ -127,6 +128,30 @@ def _run(
         return latents(pipe, **(SMALL | call)), masks, handle
 
 
+@pytest.fixture(autouse=True)
+def _any_gain_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that heads move in small runs, too, where they cost nearly the same."""
+    monkeypatch.setattr(deals, "LEAST_GAIN", 0.0)
+
+
+def test_heads_stay_where_moving_them_gains_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deals, "LEAST_GAIN", 0.05)
+
+    def case(teams: Teams) -> None:
+        dealt = deals.Deals(teams.tokens)
+        key = (0, "cond", 0)
+        assert dealt.turn(key, 4) is None
+        own = dealt.of(key).mine(torch.tensor([2.0, 2.0, 2.0, 1.7]))  # dealt by cost, the slowest has 3.9 of 4.0
+        dealt.note(key, own)
+        assert dealt.turn(key, 4) is None
+        dealt.note(key, dealt.of(key).mine(torch.tensor([3.0, 2.0, 1.0, 1.0])))  # 4.0 of 5.0
+        moved = dealt.turn(key, 4)
+        assert moved is not None
+        assert [heads.deal for heads in moved] == [((0, 1), (2, 3)), ((0, 3), (1, 2))]
+
+    together(2, tmp_path, case)
+
+
 def test_heads_move_to_where_they_cost_the_same(tmp_path: Path) -> None:
     """At a search step, and their masks with them: at its next call a layer has them dealt anew."""
 
@@ -135,11 +160,11 @@ def test_heads_move_to_where_they_cost_the_same(tmp_path: Path) -> None:
         with Handle(pipe, method_config("adaspa", ADASPA | {"attention_backend": "cpu"}), teams=teams) as handle:
             masks = masks_at_end(handle)
             latents(pipe, **SMALL)
-            deals = {key: handle.engine._deals.of(key) for key in masks}
-        assert any(heads.deal != ((0, 1), (2, 3)) for heads in deals.values())
+            dealt = {key: handle.engine._deals.of(key) for key in masks}
+        assert any(heads.deal != ((0, 1), (2, 3)) for heads in dealt.values())
         for key, found in masks.items():
-            costs = deals[key].gather(found.mask.density())
-            parts = [float(costs[list(hand)].sum()) for hand in deals[key].deal]
+            costs = dealt[key].gather(found.mask.density())
+            parts = [float(costs[list(hand)].sum()) for hand in dealt[key].deal]
             even = [float(part.sum()) for part in costs.split(2)]
             assert max(parts) <= max(even) + 1e-6
 
