@@ -31,6 +31,7 @@ def main() -> None:
     calls = handle.engine.calls  # of the last run, one for each layer and step: what it did, and its own density
     psnr = -10 * torch.log10((sparse - dense).square().mean())
     print(f"{len(calls)} attention calls, {handle.density:.0%} of the blocks computed")
+    print(f"estimated attention error {handle.error_estimate:.1%}")
     print(f"PSNR against the dense video: {psnr:.1f} dB")
 
     restored = make_video(pipe)  # the pipeline is as it was

@@ -21,6 +21,9 @@ def printed(name: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_method_is_applied_to_a_pipeline_and_comes_off_again(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed("apply_to_pipeline.py", capsys)
     assert "makes the dense video again: True" in text
+    error = re.search(r"estimated attention error ([0-9.]+)%", text)
+    assert error is not None
+    assert 1 < float(error[1]) < 50
     psnr = re.search(r"PSNR .*: ([0-9.]+) dB", text)
     assert psnr is not None
     assert 25 < float(psnr[1]) < 80

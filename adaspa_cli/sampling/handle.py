@@ -35,7 +35,7 @@ from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.fp8 import Fp8Linears
 from adaspa_cli.models.registry import attach, family_of
 from adaspa_cli.sampling.engine import AttentionEngine
-from adaspa_cli.sampling.records import run_density
+from adaspa_cli.sampling.records import run_density, run_error
 
 CheckBlocks = Callable[[tuple[int, int]], None]
 
@@ -158,6 +158,17 @@ class Handle:
     def density(self) -> float | None:
         """Mean share of the blocks that the attention of the last run computed; None if none was made, or not ours."""
         return run_density(self.engine.calls) if self.attached else None
+
+    @property
+    def error_estimate(self) -> float | None:
+        """Estimated distance of the last run's sparse attention from dense attention, relative to the norm of the
+        dense output: 0.08 is 8 %. It is the figure of the report: the root mean square over all repaired calls and
+        heads, as their probe rows estimate it (docs/adaspa-plus.md).
+
+        None before a run, where no call was sparse, and with methods without ``repair="probes"``: only ``adaspa-plus``
+        has it by default.
+        """
+        return run_error(self.engine.calls)
 
     def masks(self) -> dict[tuple[int, str, int], FoundMask]:
         """The masks in use, by (layer, guidance branch, sample); none outside a run, see :class:`Order`.READERS."""

@@ -52,6 +52,13 @@ def run_density(calls: Sequence[AttentionCall]) -> float | None:
     return (dense + (float(torch.stack(sparse).mean(-1).sum()) if sparse else 0.0)) / len(calls)
 
 
+def run_error(calls: Sequence[AttentionCall]) -> float | None:
+    """Root mean square of the errors that repaired calls estimate, over these calls and their heads; None without any.
+    Waits for the device."""
+    errors = [call.estimate.after.float().flatten() for call in calls if call.estimate.after is not None]
+    return float(torch.cat(errors).square().mean().sqrt()) if errors else None
+
+
 @dataclass
 class Records:
     """Calls and searches of one run, in their order."""

@@ -8,6 +8,7 @@ import torch
 
 from adaspa_cli import apply
 from adaspa_cli.masks.plan import CACHED_SEARCH, SEARCH, SPARSE
+from adaspa_cli.report.compensation import compensation_use
 from tests.pipelines import cogvideox, hunyuan_video, latents
 
 # The same float32 sums in another order, as in tests/models/families.
@@ -21,6 +22,7 @@ PLUS = {
     "search_steps": (1, 3),
     "attention_backend": "reference",
 }
+NO_REPAIR = {"repair": "none"}
 Make = Callable[..., Any]
 families = pytest.mark.parametrize("make", [hunyuan_video, cogvideox])
 
@@ -73,6 +75,32 @@ def test_what_makes_up_for_left_out_blocks_brings_the_video_nearer(make: Make, p
         with apply(pipe, **settings, attention_backend="reference"):
             errors.append(float((latents(pipe) - plain).norm()))
     assert errors[1] < 0.97 * errors[0]
+
+
+@families
+def test_the_handle_has_the_error_estimate_of_the_report(make: Make) -> None:
+    pipe = make()
+    with apply(pipe, **PLUS) as handle:
+        assert handle.error_estimate is None
+        latents(pipe)
+        found = compensation_use(handle.engine.calls)
+        assert found is not None
+        assert handle.error_estimate == pytest.approx(found.after, abs=1e-6)
+        assert 0 < handle.error_estimate < 1
+    with apply(pipe, **(PLUS | {"sparsity": 0.2})) as denser:
+        latents(pipe)
+    assert denser.error_estimate is not None
+    assert denser.error_estimate < handle.error_estimate
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "full"}, {"method": "adaspa", "block_size": 16}, {"method": "diffusers"}, PLUS | NO_REPAIR]
+)
+def test_without_a_repair_the_handle_has_no_error_estimate(settings: dict[str, Any]) -> None:
+    pipe = hunyuan_video()
+    with apply(pipe, **settings) as handle:
+        latents(pipe)
+    assert handle.error_estimate is None
 
 
 GUIDED = {
