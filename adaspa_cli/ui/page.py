@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from adaspa_cli.ui.form import Offer, Start, Wanted
 from adaspa_cli.ui.studio import Run, Studio
 
 _TITLE = "Videos with block-sparse attention, made on this machine"
+_ASKED = 100  # clicks that are remembered: more than there are while one page loads
 _STEP = 0.01  # of the sparsity
 _SHOW_RESULT = "() => document.querySelector('#result').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
@@ -26,7 +28,7 @@ class Page:
     def __init__(self, start: Start, studio: Studio) -> None:
         self._start, self._studio = start, studio
         self._runs: dict[str, Run] = {}  # by the tab that shows them
-        self._asked: set[str] = set()  # tabs that have asked for a run of their own
+        self._asked: deque[str] = deque(maxlen=_ASKED)  # tabs that asked for a run, maybe before they have loaded
         self.blocks = self._build()
 
     def content(self, name: str) -> Any:
@@ -127,7 +129,7 @@ class Page:
 
     def _generate(self, tab: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Make a video, and tell how far it is."""
-        self._asked.add(tab)
+        self._asked.append(tab)
         try:
             run = self._studio.begin(self._wanted(*values))
         except AdaspaError as error:

@@ -30,6 +30,7 @@ from tests.reports import small_report
 
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="needs adaspa[ui]")
 SMALLEST = ("--height", "96", "--width", "96", "--frames", "9")
+NO_PROMPT = ("tiny", "full", "", 0, 4, 96, 96, 9, False, 0.0, None, False)  # of the form
 SECONDS = 60.0  # for anything that takes a few, on a busy machine
 
 
@@ -167,10 +168,21 @@ def test_a_click_that_is_faster_than_the_loading_of_the_page_stays(monkeypatch: 
     last = Run(Wanted("tiny", "full", "a circle", 0, 4, 96, 96, 9))
     last.end(StoppedError())
     page._studio.done.append(last)
-    shown, *_ = list(page._generate("tab", "tiny", "full", "", 0, 4, 96, 96, 9, False, 0.0, None, False))[-1]
+    shown, *_ = list(page._generate("tab", *NO_PROMPT))[-1]
     assert "the prompt is empty" in shown
     assert list(page._rejoin("tab")) == [(gradio_skip(),) * 5]
     assert "stopped" in list(page._rejoin("another"))[-1][0]
+
+
+@needs_gradio
+def test_a_server_that_runs_for_weeks_does_not_remember_all_its_tabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    page = Page(Start({}), Studio(Start({}), lambda _error: None))
+    page._studio.done.append(Run(None))
+    for number in range(500):
+        list(page._generate(f"tab {number}", *NO_PROMPT))
+    assert list(page._rejoin("tab 499")) == [(gradio_skip(),) * 5]
+    assert len(page._asked) + len(page._runs) <= 100
 
 
 @needs_gradio
