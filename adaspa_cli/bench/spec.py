@@ -83,13 +83,14 @@ class BenchSpec:
     plots: tuple[Plot, ...] = ()
     warmup_steps: int = 2
 
-    def chosen(self, names: Sequence[str]) -> BenchSpec:
-        """Only the rows of these names, or of these names before ``each``.
+    def chosen(self, text: str) -> BenchSpec:
+        """Only the rows of these names, or of these names before ``each``; commas between them, and maybe in them.
 
         Raises:
             ConfigError: there is no such row.
         """
         known = list(dict.fromkeys([*(row.series for row in self.rows), *(row.name for row in self.rows)]))
+        names = _names(text.split(","), known)
         for name in names:
             if name not in known:
                 raise ConfigError(f"unknown row '{name}'{nearest(name, known)}", hint=f"rows: {_some(known)}")
@@ -221,6 +222,15 @@ def _plot(content: Any, origin: str) -> Plot:
     if not isinstance(content, Mapping) or set(content) != {"x", "y"} or content["y"] not in FIGURES:
         raise ConfigError(f"a plot in {origin} must be x and y, got {content!r}", hint=f"y: {', '.join(FIGURES)}")
     return Plot(str(content["x"]), str(content["y"]))
+
+
+def _names(pieces: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The names that a text between commas is of: the longest that are known, since a name may have commas."""
+    if not pieces:
+        return []
+    cuts = range(len(pieces), 0, -1)
+    count = next((count for count in cuts if ",".join(pieces[:count]).strip() in known), 1)
+    return [",".join(pieces[:count]).strip(), *_names(pieces[count:], known)]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -110,7 +110,7 @@ def _chosen(console: Console, spec: BenchSpec, given: Given, rows: str | None, l
     settings = given.settings()
     seeds = settings.pop("seed") if "seed" in given.flags else None  # --set seed=1 is refused
     if rows is not None:
-        spec = spec.chosen([name.strip() for name in rows.split(",")])
+        spec = spec.chosen(rows)
     spec = spec.changed(settings)
     if limit is not None:
         spec = dataclasses.replace(spec, prompts=spec.prompts[:limit])

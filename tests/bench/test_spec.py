@@ -94,14 +94,22 @@ def test_one_bench_must_be_named() -> None:
 
 def test_rows_are_chosen_by_name_or_series() -> None:
     spec = parse(rows=[{"method": "full"}, {"method": "adaspa", "each": {"sparsity": [0.5, 0.8]}}])
-    assert [row.name for row in spec.chosen(["adaspa"]).rows] == ["adaspa sparsity=0.5", "adaspa sparsity=0.8"]
-    assert [row.name for row in spec.chosen(["adaspa sparsity=0.8", "full"]).rows] == ["full", "adaspa sparsity=0.8"]
+    assert [row.name for row in spec.chosen("adaspa").rows] == ["adaspa sparsity=0.5", "adaspa sparsity=0.8"]
+    assert [row.name for row in spec.chosen("adaspa sparsity=0.8, full").rows] == ["full", "adaspa sparsity=0.8"]
     with pytest.raises(ConfigError, match="unknown row 'adspa'; did you mean 'adaspa'"):
-        spec.chosen(["adspa"])
+        spec.chosen("adspa")
     many = parse(rows=[{"method": "adaspa", "each": {"sparsity": [number / 100 for number in range(10, 60)]}}])
     with pytest.raises(ConfigError, match="unknown row 'none'") as caught:
-        many.chosen(["none"])
+        many.chosen("none")
     assert str(caught.value.hint).endswith("sparsity=0.2 and 39 more; adaspa bench --plan lists them")
+
+
+def test_a_chosen_name_may_have_commas() -> None:
+    spec = load_bench("search-steps", None)
+    names = ["adaspa search_steps=10,30", "adaspa search_steps=10,20,30"]
+    assert [row.name for row in spec.chosen(", ".join(["full", *names])).rows] == ["full", *names]
+    with pytest.raises(ConfigError, match="unknown row '31'"):
+        spec.chosen("adaspa search_steps=10,31")
 
 
 def test_a_changed_setting_holds_for_all_rows_that_do_not_set_it_themselves() -> None:
@@ -126,7 +134,7 @@ def test_all_rows_that_set_a_changed_setting_are_named_and_how_to_run_the_others
     message, hint = refused(full_size, steps_per_phase=1)
     assert message == "--set steps_per_phase: a row sets it already: hunyuan plus 0.95 fp8 one step in three"
     assert hint == f"name only others in --rows, or {own}"
-    assert full_size.chosen(["hunyuan full"]).changed({"steps_per_phase": 1}).run["steps_per_phase"] == 1
+    assert full_size.chosen("hunyuan full").changed({"steps_per_phase": 1}).run["steps_per_phase"] == 1
 
 
 @pytest.mark.parametrize("name", preset_names("bench"))
