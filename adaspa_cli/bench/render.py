@@ -295,7 +295,8 @@ def markdown(bench: Bench) -> str:
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    escaped = (cell.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 def rows_csv(bench: Bench) -> str:

@@ -6,6 +6,7 @@ A row holds any keys of a run's YAML. ``each`` multiplies it: one row for every 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import re
 import shlex
@@ -25,6 +26,7 @@ from adaspa_cli.jobs.prompts import collect_prompts
 RESERVED = ("prompt", "prompts", "seed", "out", "resume", "lossless")
 FIGURES = ("latency", "denoising", "attention", "speed_up", "density", "psnr", "ssim", "st_lpips", "lpips", "vbench")
 _MOST = 12  # rows that a message names
+_LONGEST = 200  # characters of a folder's name; most file systems take 255
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,11 @@ class Row:
 
     @property
     def folder(self) -> str:
-        """Name of the folder of its runs."""
-        return re.sub(r"[^a-z0-9.=]+", "-", self.name.lower()).strip("-.") or "row"
+        """Name of the folder of its runs; of a long name its beginning and a digest."""
+        name = re.sub(r"[^a-z0-9.=]+", "-", self.name.lower()).strip("-.") or "row"
+        if len(name) <= _LONGEST:
+            return name
+        return f"{name[: _LONGEST - 9].strip('-.')}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,13 @@ def test_the_papers_figures_are_marked_as_the_papers(made: Made) -> None:
     assert "paper," not in markdown(bench)
 
 
+def test_markdown_shows_row_names_as_they_are(made: Made) -> None:
+    """``<b>`` would be taken for HTML, and ``|`` ends a cell."""
+    _, _, bench = made
+    named = dataclasses.replace(bench.rows[0], name="full <b> | x")
+    assert "| full &lt;b> \\| x |" in markdown(dataclasses.replace(bench, rows=(named, *bench.rows[1:])))
+
+
 def test_dense_attention_is_no_point_over_a_setting_of_sparse_attention(made: Made) -> None:
     _, _, bench = made
     assert [figure_of(row, "sparsity") for row in bench.rows] == [None, 0.5, 0.7]

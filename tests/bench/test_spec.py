@@ -92,6 +92,15 @@ def test_one_bench_must_be_named() -> None:
         load_bench("tiny-smok", None)
 
 
+def test_the_folder_of_a_row_with_a_long_name_can_be_made(tmp_path: Path) -> None:
+    long = "blurry, " * 50
+    rows = [{"method": "adaspa", "negative_prompt": long + end, "true_cfg_scale": 2.0} for end in ("one", "two")]
+    folders = [row.folder for row in parse(rows=rows).rows]
+    assert folders[0].startswith("adaspa-negative-prompt=blurry-blurry")
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+
+
 def test_rows_are_chosen_by_name_or_series() -> None:
     spec = parse(rows=[{"method": "full"}, {"method": "adaspa", "each": {"sparsity": [0.5, 0.8]}}])
     assert [row.name for row in spec.chosen("adaspa").rows] == ["adaspa sparsity=0.5", "adaspa sparsity=0.8"]
