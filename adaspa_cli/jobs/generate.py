@@ -16,16 +16,15 @@ from adaspa_cli.config import GenerateConfig, ModelConfig, Resolved
 from adaspa_cli.distributed.world import World
 from adaspa_cli.files.folders import prepare_folder
 from adaspa_cli.jobs.follow import placed
-from adaspa_cli.jobs.places import ClaimedPlace, claim_place, report_path, video_name
+from adaspa_cli.jobs.places import ClaimedPlace, claim_place, video_name
 from adaspa_cli.jobs.plan import Job, plan
 from adaspa_cli.jobs.prompts import collect_prompts
 from adaspa_cli.jobs.shard import Shard
-from adaspa_cli.jobs.write import Made, write_result
+from adaspa_cli.jobs.write import Made, complete, write_result
 from adaspa_cli.maskfiles.check import check_name, open_masks
 from adaspa_cli.models.fp8_linear import check_fp8
 from adaspa_cli.models.loading import choose_device, load_pipeline
 from adaspa_cli.quality.by_frame import Comparing, silent
-from adaspa_cli.report.schema import read_report
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, Session, session
 
@@ -120,11 +119,12 @@ def _own(jobs: list[Job], shard: Shard | None) -> list[Job]:
 
 
 def skip_complete(jobs: Sequence[Job], observer: JobObserver) -> Iterator[Made]:
-    """Yield the videos of the jobs that are complete, and tell the observer that they are skipped."""
+    """Yield the videos of the jobs that are complete, and tell the observer that they are skipped; those that are to be
+    compared with other runs are."""
     for job in jobs:
         if job.complete:
             observer.skipped(job.place)
-            yield Made(read_report(report_path(job.place)), job.place)
+            yield complete(job, observer.comparing)
 
 
 def check_masks(config: GenerateConfig) -> None:

@@ -19,10 +19,10 @@ from adaspa_cli.jobs.places import ClaimedPlace, latents_path, lossless_path, pa
 from adaspa_cli.jobs.plan import Job
 from adaspa_cli.quality.by_frame import Comparing, silent
 from adaspa_cli.report.compare import Compared
-from adaspa_cli.report.difference import measure_difference
+from adaspa_cli.report.difference import measure_difference, speed_up
 from adaspa_cli.report.latency import latency_report
 from adaspa_cli.report.page import page
-from adaspa_cli.report.schema import ComparedRun, Report
+from adaspa_cli.report.schema import ComparedRun, Report, read_report
 from adaspa_cli.sampling.run import RunResult
 
 
@@ -116,6 +116,32 @@ def _finish(
     written.append(page_path(place))
     write_json(report_path(place), report.as_json())
     return report
+
+
+def complete(job: Job, comparing: Comparing = silent) -> Made:
+    """A video that is there; if it is to be compared, its page and report are replaced by ones that show that.
+
+    Args:
+        comparing: what it raises ends the comparison.
+
+    Raises:
+        ReportError: its report cannot be read.
+        OutputError: a file cannot be written.
+        DiskFullError: the disk is full.
+    """
+    made = Made(read_report(report_path(job.place)), job.place)
+    if job.compared is None or _shows(made.report, job.compared):
+        return made
+    report = dataclasses.replace(made.report, compared=_difference(made.report, job.compared, made.video, comparing))
+    write_text(page_path(job.place), page(report, made.video, job.compared), replace=True)
+    write_json(report_path(job.place), report.as_json(), replace=True)
+    return dataclasses.replace(made, report=report)
+
+
+def _shows(report: Report, compared: Compared) -> bool:
+    """Whether a report has the comparison with that run: no two runs take the same time."""
+    shown = report.compared
+    return shown is not None and shown.reason is None and shown.speed_up == speed_up(report, compared.report)
 
 
 def _difference(report: Report, compared: Compared, video: Path | None, comparing: Comparing) -> ComparedRun:

@@ -41,9 +41,14 @@ def measure_difference(
     return ComparedRun(
         method=compared.report.setting("method"),
         dense=compared.report.dense,
-        speed_up=compared.report.seconds.total / report.seconds.total,
+        speed_up=speed_up(report, compared.report),
         lossless=lossless,
         psnr=tuple(round(value, 4) for value in psnr),
         ssim=tuple(round(value, 6) for value in ssim),
         reason=reason,
     )
+
+
+def speed_up(report: Report, compared: Report) -> float:
+    """How many times as long as a run the other one took."""
+    return compared.seconds.total / report.seconds.total

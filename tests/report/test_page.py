@@ -100,6 +100,26 @@ def test_a_comparison_is_told_to_the_observer_and_can_be_interrupted(
     assert not list(tmp_path.glob("*seed*"))
 
 
+def test_a_complete_video_is_compared_when_it_is_resumed(dense: Path, hunyuan_folder: Path, tmp_path: Path) -> None:
+    first = make(tmp_path, hunyuan_folder)
+    before = json.loads(report_path(first).read_text())
+    listener = Listener()
+    resolved = resolve(small_run(hunyuan_folder, tmp_path, compare_with=(str(dense),), resume=True))
+    make_reports(resolved, listener)
+    after = json.loads(report_path(first).read_text())
+    compared = after.pop("compared")
+    assert after == {key: value for key, value in before.items() if key != "compared"}
+    assert compared["psnr"]
+    text = page_path(first).read_text()
+    assert f"PSNR {typed(after | {'compared': compared}).compared.mean('psnr'):.2f} dB" in text
+    heard = [event for event in listener.heard if event[0] == "comparing"]
+    make_reports(resolved, listener)  # shown already: not measured again
+    assert [event for event in listener.heard if event[0] == "comparing"] == heard != []
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == sorted(
+        path.name for path in (first, page_path(first), report_path(first))
+    )
+
+
 def test_frames_that_both_runs_kept_are_compared_before_compression(hunyuan_folder: Path, tmp_path: Path) -> None:
     first = make(tmp_path / "dense", hunyuan_folder, method="full", lossless=True)
     beside = (str(report_path(first)),)
