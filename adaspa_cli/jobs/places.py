@@ -65,8 +65,16 @@ def find_place(
         if resume and is_complete(video, fingerprint):
             return video, True
         if not _occupied(video) or (resume and noted(claim_path(video)) == fingerprint):
-            return video, False
+            later = _complete_later(folder, name, fingerprint, taken) if resume else None
+            return (video, False) if later is None else (later, True)
     raise AssertionError("unreachable")
+
+
+def _complete_later(folder: Path, name: str, fingerprint: str, taken: Collection[Path]) -> Path | None:
+    """A complete video of the same settings under some other number: those before it may be gone by now."""
+    reports = sorted(folder.glob(f"{name}-*.report.json"))
+    videos = (path.with_name(f"{path.name.removesuffix('.report.json')}.mp4") for path in reports)
+    return next((video for video in videos if video not in taken and is_complete(video, fingerprint)), None)
 
 
 def is_complete(video: Path, fingerprint: str) -> bool:

@@ -78,6 +78,15 @@ def test_resume_finds_what_is_complete(tmp_path: Path) -> None:
     assert find_place(tmp_path, "x", "f", resume=True) == (tmp_path / "x-2.mp4", True)
 
 
+def test_resume_finds_what_is_complete_where_those_before_are_gone(tmp_path: Path) -> None:
+    finish(tmp_path, "x-3", "f")
+    assert find_place(tmp_path, "x", "f", resume=True) == (tmp_path / "x-3.mp4", True)
+    assert find_place(tmp_path, "x", "f", resume=False) == (tmp_path / "x.mp4", False)
+    assert find_place(tmp_path, "x", "other", resume=True) == (tmp_path / "x.mp4", False)
+    taken = [tmp_path / "x-3.mp4"]
+    assert find_place(tmp_path, "x", "f", resume=True, taken=taken) == (tmp_path / "x.mp4", False)
+
+
 def test_resume_does_not_give_one_video_to_two_jobs(tmp_path: Path) -> None:
     finish(tmp_path, "x", "f")
     taken = [tmp_path / "x.mp4"]
