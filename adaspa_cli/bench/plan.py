@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaspa_cli.bench.spec import BenchSpec, Row
+from adaspa_cli.bench.spec import BenchSpec, Row, naming
 from adaspa_cli.config import ModelConfig, Resolved, SamplingConfig, resolve
 from adaspa_cli.distributed.refuse import check_alone
 from adaspa_cli.errors import ConfigError, ReportError
@@ -77,9 +77,10 @@ def _plan_row(spec: BenchSpec, row: Row, out: Path) -> PlannedRow:
         "resume": True,
         "lossless": measured,
     }
-    resolved = resolve({**settings, **own}, origin=f"bench row {row.name}")
-    check_alone(resolved.config, "bench")
-    return PlannedRow(row, resolved, tuple(plan(resolved, spec.prompts)))
+    with naming(row):
+        resolved = resolve({**settings, **own}, origin=f"bench row {row.name}")
+        check_alone(resolved.config, "bench")
+        return PlannedRow(row, resolved, tuple(plan(resolved, spec.prompts)))
 
 
 def _refuse_changed(planned: PlannedRow) -> None:

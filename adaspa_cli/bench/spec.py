@@ -10,7 +10,8 @@ import hashlib
 import itertools
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from adaspa_cli.config.fields import MOST_STEPS, at_least, shown
 from adaspa_cli.config.load import check_value, check_values, read_mapping
 from adaspa_cli.config.presets import preset_names, presets_root
 from adaspa_cli.config.schema import PromptConfig
-from adaspa_cli.errors import ConfigError, nearest
+from adaspa_cli.errors import AdaspaError, ConfigError, nearest
 from adaspa_cli.jobs.prompts import collect_prompts
 
 # What the bench itself decides for every run.
@@ -50,6 +51,15 @@ class Row:
         if len(name) <= _LONGEST:
             return name
         return f"{name[: _LONGEST - 9].strip('-.')}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def naming(row: Row) -> Iterator[None]:
+    """Say of an error within which row it is of."""
+    try:
+        yield
+    except AdaspaError as error:
+        raise type(error)(f"row '{row.name}': {error.message}", hint=error.hint) from error
 
 
 @dataclass(frozen=True)

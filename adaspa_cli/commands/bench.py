@@ -139,13 +139,15 @@ def _parse_shard(text: str | None, *, tables_only: bool) -> Shard | None:
 def _run(console: Console, spec: BenchSpec, task: _Task, *, plan_only: bool) -> int:
     """Make the runs and the tables; returns how many runs failed."""
     from adaspa_cli.bench.paper import load_tables
+    from adaspa_cli.bench.spec import naming
     from adaspa_cli.config import resolve
     from adaspa_cli.files.folders import check_folder
 
     check_folder(str(task.out))
     paper = load_tables(spec.paper)
     for row in spec.rows:  # before torch is imported: a wrong one is refused at once
-        resolve({**spec.run, **row.settings}, origin=f"bench row {row.name}")
+        with naming(row):
+            resolve({**spec.run, **row.settings}, origin=f"bench row {row.name}")
     console.note("starting ...")
 
     from adaspa_cli.bench.plan import plan_bench, share_of

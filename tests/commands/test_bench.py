@@ -179,6 +179,8 @@ def test_times_are_left_out_where_they_mean_nothing(run: Any, tmp_path: Path) ->
         ([], {"rows": [{"method": "diffusers", "cache": "pab"}]}, "'diffusers' runs the pipeline unchanged"),
         (["--model", "hunyuann"], {}, "unknown model 'hunyuann'; did you mean 'hunyuan'"),
         ([], {"rows": [{"method": "adspa"}]}, "unknown method 'adspa'; did you mean 'adaspa'"),
+        ([], {"rows": [{"method": "full"}, {"name": "b", "layers": 2}]}, "row 'b': layers needs random_weights"),
+        ([], {"rows": [{"name": "b", "masks": "/no/masks"}]}, "row 'b': cannot read masks from /no/masks"),
         ([], {"paper": "tabel"}, "unknown table of the paper 'tabel'"),
         ([], {"prompts": "/no/such/file"}, "cannot read prompts from"),
     ],
