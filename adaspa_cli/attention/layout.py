@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adaspa_cli.config.names import OrderName as OrderName
+from adaspa_cli.errors import ConfigError
 
 INT16_BLOCKS = 32_768  # key blocks from which an index no longer fits into 16 bits
 WORD_BITS = 32  # blocks in a word of a packed mask
@@ -64,6 +65,15 @@ class TokenLayout:
         if self.text_position == "last":
             return range(video.stop, self.blocks(block_size))
         return range(video.start)
+
+
+def check_video_block(layout: TokenLayout, block_size: int) -> None:
+    """Raise ConfigError for a video without a single block of its own, whose masks have nothing to leave out."""
+    if not layout.video_blocks(block_size):
+        raise ConfigError(
+            f"{layout.video_tokens} video tokens fill no block of {block_size}",
+            hint="make a larger video, or use smaller blocks, as --set block_size=32",
+        )
 
 
 def same_video_blocks(before: TokenLayout, now: TokenLayout, block_size: tuple[int, int]) -> bool:

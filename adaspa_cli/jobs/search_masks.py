@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adaspa_cli.attention import TokenLayout
+from adaspa_cli.attention.layout import check_video_block
 from adaspa_cli.config import Resolved
 from adaspa_cli.config.families import count_layers
 from adaspa_cli.config.kept_blocks import most_needed
@@ -341,11 +342,7 @@ def _layer_stages(pipe: Any, stages: tuple[int, ...]) -> tuple[tuple[int, ...], 
 
 def _check_disk(job: _Job, facts: Description, observer: SearchObserver) -> None:
     """Tell the sizes before anything slow begins, and refuse a disk that is too small."""
-    if not facts.video_blocks:
-        raise ConfigError(
-            f"{facts.layout.video_tokens} video tokens fill no block of {facts.block_size}",
-            hint="make a larger video, or use a smaller --block-size",
-        )
+    check_video_block(facts.layout, facts.block_size)
     masks = facts.masks
     sums = 0 if len(job.videos) == 1 and job.shard is None else masks * facts.heads * facts.video_blocks**2 * 4
     if job.resolved.config.method.searching.scores_blocks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaspa_cli.attention.layout import TokenLayout
+from adaspa_cli.attention.layout import TokenLayout, check_video_block
 from adaspa_cli.config.families import Grid
 from adaspa_cli.errors import ConfigError
 
@@ -71,12 +71,13 @@ def check_transformers(number: int) -> None:
 
 
 def check_grid(layout: TokenLayout, choice: Choice, block_size: int) -> None:
-    """Refuse a query outside the token grid, and more video views than a page can hold.
+    """Refuse a query outside the token grid, a video of less than a block, and more views of it than a page can hold.
 
     Raises:
         ConfigError: with what is allowed.
     """
     check_query((layout.frames, layout.height, layout.width), choice.query)
+    check_video_block(layout, block_size)
     views, blocks = len(choice.layers) * len(choice.heads) * len(choice.steps), layout.blocks(block_size)
     if views * blocks**2 > _VIEW_BYTES:
         raise ConfigError(

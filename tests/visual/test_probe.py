@@ -390,3 +390,10 @@ def test_more_views_than_a_page_can_hold_are_refused() -> None:
     with pytest.raises(ConfigError, match="360 views of 1861 x 1861 blocks are too many") as caught:
         check_grid(layout, many, 64)
     assert "at most 19 views" in str(caught.value.hint)
+
+
+def test_a_video_of_less_than_a_block_is_refused(hunyuan_folder: Path, tmp_path: Path) -> None:
+    resolved = resolve(small_run(hunyuan_folder, tmp_path / "out", block_size=512))
+    with pytest.raises(ConfigError, match="video tokens fill no block of 512"):
+        visualize(resolved, ProbeRequest((0,), (1,), (1,), 1, 8, None), Listener(), [PROMPT])
+    assert not (tmp_path / "out").exists()
