@@ -189,6 +189,7 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self.algorithm.check_chosen()
         if self.token_order != "raster":
             self._check_order()
         if self.mask_file.masks is not None and not isinstance(self.algorithm, SearchingConfig):

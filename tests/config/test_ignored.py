@@ -11,6 +11,8 @@ from adaspa_cli.config.load import method_config
     ("method", "settings", "ignored"),
     [
         ("full", {"sparsity": 0.5, "lse_cache": False}, ("sparsity", "lse_cache")),
+        ("full", {"max_error": 0.1, "search_rows": 8, "block_size": 12}, ("max_error", "search_rows", "block_size")),
+        ("minference", {"lse": "fresh", "block_size": 32}, ("lse",)),
         ("tomesd", {"sparsity": 0.5, "tome_ratio": 0.25}, ("sparsity",)),
         ("diffusers", {"block_size": 32}, ("block_size",)),
         ("adaspa", {"sparsity": 0.5, "search_steps": [1], "pab_range": 3}, ("pab_range",)),

@@ -169,3 +169,12 @@ def test_a_mask_file_holds_masks_of_one_sparsity(tmp_path: Path) -> None:
 
 def test_the_preset_is_read_by_the_same_rules() -> None:
     assert load_preset("methods", "adaspa-plus")["sparsity"] == 0.95
+
+
+@pytest.mark.parametrize(
+    ("lacking", "hint"), [({"remainder": "drop"}, "--remainder pooled"), ({"lse_cache": False}, "--lse-cache")]
+)
+def test_what_a_fresh_lse_lacks_is_named_by_its_flag(lacking: dict[str, Any], hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        method(method="adaspa-plus", sparsity=0.9, **lacking)
+    assert caught.value.hint == f"add {hint}, or --set lse=cached"

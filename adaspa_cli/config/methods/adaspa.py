@@ -59,8 +59,7 @@ class AdaSpaConfig(SearchingConfig):
     search_rows: int = setting(1, _check_search_rows, late=True)
     lse: str = setting("cached", one_of(("cached", "fresh")), late=True)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_chosen(self) -> None:
         if self.block_size % self.search_rows:
             raise ConfigError(
                 f"search_rows must divide block_size, and {self.search_rows} does not divide {self.block_size}",
@@ -69,8 +68,9 @@ class AdaSpaConfig(SearchingConfig):
         if self.max_error is not None and self.repair == "none":
             raise ConfigError("max_error needs repair 'probes', which measures the error", hint="add --repair probes")
         if self.lse == "fresh" and (self.remainder == "drop" or not self.lse_cache):
-            what = "remainder 'pooled', which gives it" if self.remainder == "drop" else "lse_cache"
-            raise ConfigError(f"lse 'fresh' needs {what}", hint="add --remainder pooled, or use --lse cached")
+            pooled = ("remainder 'pooled', which gives it", "--remainder pooled")
+            what, flag = pooled if self.remainder == "drop" else ("lse_cache", "--lse-cache")
+            raise ConfigError(f"lse 'fresh' needs {what}", hint=f"add {flag}, or --set lse=cached")
 
     @property
     def idle(self) -> tuple[str, ...]:

@@ -34,6 +34,9 @@ class AlgorithmConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def check_chosen(self) -> None:
+        """Raise ConfigError for settings that don't go together, of the method that runs; others ignore theirs."""
+
     @property
     def idle(self) -> tuple[str, ...]:
         """Keys without effect, given the others."""
