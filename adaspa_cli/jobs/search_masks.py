@@ -160,7 +160,7 @@ def search_share(
 
     Raises:
         AdaspaError: as :func:`search_masks`, and below.
-        ConfigError: there is no video for this share.
+        ConfigError: there are more shares than videos.
     """
     if shard is not None:
         options = dataclasses.replace(options, resume=True)
@@ -169,7 +169,7 @@ def search_share(
         raise ConfigError("search-masks computes every step up to its last search", hint="drop steps_per_phase")
     check_folder(str(options.out.parent))
     world, job = World() if world is None else world, _Job.of(resolved, options, prompts, shard)
-    if not job.videos:
+    if shard is not None and shard.of > len(dataclasses.replace(job, shard=None).videos):
         raise ConfigError(f"--shard {shard}: the search has fewer videos", hint="use at most as many shares as videos")
     if options.out.exists():
         finished = _finished(options.out, digest(job.settings))
