@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adaspa_cli.config.architecture import known_architecture
-from adaspa_cli.config.schema import GenerateConfig, MethodConfig
+from adaspa_cli.config.families import FamilyFacts
+from adaspa_cli.config.schema import GenerateConfig, MethodConfig, SamplingConfig
 from adaspa_cli.errors import ConfigError
 
 UNSHARED: Mapping[str, Mapping[str, str]] = {
@@ -44,11 +45,19 @@ def check_together(config: GenerateConfig, size: int) -> None:
     if config.prompts.prompts == "-":
         raise ConfigError("prompts from stdin cannot be read by several processes", hint="write them to a file")
     check_method(config.method)
+    model_known = known_architecture(model)
     if parallel.cfg_parallel:
         _check_branches(config, size)
-    model_known = known_architecture(model)
+        if model_known is not None:
+            check_guided(model_known.facts, config.sampling)
     if model_known is not None and model_known.heads is not None:
         check_heads(model_known.heads, size // 2 if parallel.cfg_parallel else size)
+
+
+def check_guided(facts: FamilyFacts, sampling: SamplingConfig) -> None:
+    """Refuse to give each guidance branch processes of its own where a run has one; raises ConfigError."""
+    if not facts.guided(sampling):
+        raise ConfigError("cfg_parallel needs two guidance branches, and this run has one", hint="drop --cfg-parallel")
 
 
 def check_heads(heads: int, size: int) -> None:

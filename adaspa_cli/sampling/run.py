@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from adaspa_cli.config import Resolved
+from adaspa_cli.distributed.refuse import check_guided
 from adaspa_cli.distributed.world import World
-from adaspa_cli.errors import ConfigError, RunError
+from adaspa_cli.errors import RunError
 from adaspa_cli.hooks.clock import Listener, Order
 from adaspa_cli.hooks.timeline import Timeline
 from adaspa_cli.models.registry import check_sampling, family_of
@@ -149,9 +150,10 @@ def session(pipe: Any, resolved: Resolved, observer: Observer, world: World | No
     """
     world, config = World() if world is None else world, resolved.config
     check_sampling(pipe, config.sampling)
-    family_of(pipe).facts.check_image(config.sampling, random_weights=config.model.random_weights)
-    if not world.teams.branches.alone and not family_of(pipe).facts.guided(config.sampling):
-        raise ConfigError("cfg_parallel needs two guidance branches, and this run has one", hint="drop --cfg-parallel")
+    facts = family_of(pipe).facts
+    facts.check_image(config.sampling, random_weights=config.model.random_weights)
+    if not world.teams.branches.alone:
+        check_guided(facts, config.sampling)
     by_cost = config.parallel.head_deal == "cost"
     with Handle(pipe, config.method, teams=world.teams, deal_by_cost=by_cost) as handle:
         at_work = Session(pipe, resolved, handle, observer, world)

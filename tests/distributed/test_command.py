@@ -193,5 +193,6 @@ def test_what_does_not_go_together_is_refused_by_name(
     assert "merge 'tomesd' can't be combined" in refused(method="tomesd", attention_backend="auto")
     assert "3 processes cannot share 2 heads" in refused(gpus=3)
     assert "'cuda:1' is one GPU" in refused(device="cuda:1")
+    assert "needs two guidance branches, and this run has one" in refused(cfg_parallel=True)
     assert "a process with --shard makes each video" in refused(shard="1/2")
     assert not (tmp_path / "out").exists()
