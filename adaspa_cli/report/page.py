@@ -61,10 +61,12 @@ def page(report: Report, video: Path | None, compared: Compared | None = None) -
     Args:
         report: what :func:`~adaspa_cli.report.latency.latency_report` gave.
         video: file of the video, None if the run ended in latents.
-        compared: the run to show beside it.
+        compared: the run to show beside it; without it the page shows no comparison, though the report may hold one.
     """
     runs = [_run(report, video)]
-    if compared is not None:
+    if compared is None:
+        report = replace(report, compared=None)
+    else:
         runs = _told_apart([*runs, _run(compared.report, compared.video)])
     return render(
         Path(__file__).parent / "report.html.j2",

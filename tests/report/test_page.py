@@ -120,6 +120,13 @@ def test_a_complete_video_is_compared_when_it_is_resumed(dense: Path, hunyuan_fo
     )
 
 
+def test_a_page_without_the_other_video_says_nothing_of_it(made: Made) -> None:
+    video, text, _, report = made
+    alone = page(typed(report), video)
+    assert re.search(r"PSNR \d", text)
+    assert not re.search(r"PSNR \d", alone)
+
+
 def test_frames_that_both_runs_kept_are_compared_before_compression(hunyuan_folder: Path, tmp_path: Path) -> None:
     first = make(tmp_path / "dense", hunyuan_folder, method="full", lossless=True)
     beside = (str(report_path(first)),)
