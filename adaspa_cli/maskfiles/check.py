@@ -73,7 +73,7 @@ def check_method(masks: Described, method: SearchingConfig) -> None:
     """
     method.check_mask_file()
     facts = masks.description
-    _same(masks, "algorithm", facts.method.algorithm, method.name)
+    _same(masks, "algorithm", facts.method.algorithm, method.name, f"--method {facts.method.algorithm}")
     _same(masks, "block_size", facts.block_size, method.block_size, f"--block-size {facts.block_size}")
     if facts.ranked is not None:
         needed = most_needed(method.sparsity, facts.video_blocks, method.adapts_heads)
@@ -87,7 +87,8 @@ def check_method(masks: Described, method: SearchingConfig) -> None:
     else:
         hint = f"--sparsity {facts.method.sparsity:g}; a file made with --keep-ranking serves others"
         _same(masks, "sparsity", facts.method.sparsity, method.sparsity, hint)
-        _same(masks, "head_adaptive", facts.method.head_adaptive, method.adapts_heads)
+        hint = "--head-adaptive" if facts.method.head_adaptive else "--no-head-adaptive"
+        _same(masks, "head_adaptive", facts.method.head_adaptive, method.adapts_heads, hint)
         hint = f"--selection {facts.method.selection}, by which the masks were chosen"
         _same(masks, "selection", facts.method.selection, method.selects_by, hint)
         hint = "--budget layer" if facts.method.layer_budget else "--budget row or head-adaptive"

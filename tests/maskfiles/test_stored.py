@@ -247,6 +247,16 @@ def test_masks_of_another_method_are_refused(masks: MaskFile, settings: dict[str
         open_masks(method(masks=str(masks.path), **settings))
 
 
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [({"algorithm": "frame-region"}, "--method adaspa"), ({"head_adaptive": False}, "--head-adaptive")],
+)
+def test_the_flag_that_fits_the_masks_is_named(masks: MaskFile, settings: dict[str, Any], hint: str) -> None:
+    with pytest.raises(MaskFileError) as caught:
+        open_masks(method(masks=str(masks.path), **settings))
+    assert caught.value.hint == hint
+
+
 def test_masks_of_another_budget_are_refused(tmp_path: Path) -> None:
     facts = MethodFacts("adaspa", 0.75, False, True, "output-error", True)
     file = str(small_file(tmp_path / "layer.safetensors", method=facts).path)
