@@ -1,4 +1,4 @@
-"""What the two Hopper kernels share: sizes, descriptors of boxes, and the step to the next slot of a ring.
+"""What the two Hopper kernels share: sizes, descriptors of boxes, Gluon's names by version, and the steps of a ring.
 
 Imported only where Gluon (``triton.experimental.gluon``) exists: :func:`adaspa_kernels.launch.hopper_unavailable`.
 
@@ -8,6 +8,7 @@ Shapes: B batch, H heads, L tokens, D head dimension.
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 BOX = 64  # rows, and columns: 128 bytes, the widest swizzle
@@ -15,6 +16,11 @@ BOX = 64  # rows, and columns: 128 bytes, the widest swizzle
 BLOCK = gl.constexpr(BOX)
 TILE = gl.constexpr(2 * BOX)  # keys of a step
 THREADS = gl.constexpr(128)  # of a warpgroup
+
+# Triton 3.8 renamed the copies of boxes, 3.9 the view of shared memory as tiles of another dtype, shape and layout.
+load_box = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+store_box = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+seen_as = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.shared_memory_descriptor._reinterpret
 
 
 def boxes(x: Tensor) -> TensorDescriptor:

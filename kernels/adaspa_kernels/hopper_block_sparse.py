@@ -76,7 +76,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from adaspa_kernels.common import LOG2_E
-from adaspa_kernels.hopper import BLOCK, BOX, THREADS, TILE, boxes, next_slot
+from adaspa_kernels.hopper import BLOCK, BOX, THREADS, TILE, boxes, next_slot, seen_as, store_box
 from adaspa_kernels.hopper_block_sparse_copy import (
     BATCH,
     COUNT,
@@ -261,10 +261,10 @@ def _attend(
     row_layout: gl.constexpr = gl.SliceLayout(1, scores_layout)
     out_row_layout: gl.constexpr = gl.SliceLayout(1, out_layout)
 
-    b_q = q_boxes._reinterpret(dtype, [TEAMS * READERS, BLOCK, D], rows_layout).index(PLACE)
-    tiles_ring = ring._reinterpret(dtype, [TEAMS * SLOTS, TILE, D], rows_layout)
+    b_q = seen_as(q_boxes, dtype, [TEAMS * READERS, BLOCK, D], rows_layout).index(PLACE)
+    tiles_ring = seen_as(ring, dtype, [TEAMS * SLOTS, TILE, D], rows_layout)
     # The output of a team of one warpgroup leaves through the slot of its last values.
-    slots_start = ring._reinterpret(dtype, [TEAMS * SLOTS * 2, BLOCK, D], rows_layout)
+    slots_start = seen_as(ring, dtype, [TEAMS * SLOTS * 2, BLOCK, D], rows_layout)
     barriers = (tiles_ring, q_full, full, empty, words)
     no_scores = gl.zeros([BLOCK, TILE], gl.float32, scores_layout)
     key = gl.arange(0, TILE, gl.SliceLayout(0, scores_layout))
@@ -371,7 +371,7 @@ def _attend(
                 box = ring.index((BASE + slot) * PANELS * 2 + panel)
             else:
                 box = q_boxes.index(PLACE * PANELS + panel)
-            tma.async_copy_shared_to_global(out_target, [batch, head, first_row, panel * BLOCK], box)
+            store_box(out_target, [batch, head, first_row, panel * BLOCK], box)
         gl.store(lse_ptr + lse_offset + gl.arange(0, BLOCK, row_layout), _log_sum(b_max, b_sum))
         tma.store_wait(0)
         if READERS == 1:

@@ -18,9 +18,9 @@ Shapes: D head dimension.
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from adaspa_kernels.hopper import BLOCK, TILE, next_slot
+from adaspa_kernels.hopper import BLOCK, TILE, load_box, next_slot
 
 # Words of the record. A count of -1 ends a team's work.
 COUNT, LAST, ROW, BATCH, HEAD, QUERY_BLOCK, POOLED_TILES = (gl.constexpr(place) for place in range(7))
@@ -103,8 +103,8 @@ def _gather(source, ring, full, slot, batch, head, first_row, second_row, PANELS
     for panel in gl.static_range(PANELS):
         box = (slot * PANELS + panel) * 2
         column = panel * BLOCK
-        tma.async_copy_global_to_shared(source, [batch, head, first_row, column], barrier, ring.index(box))
-        tma.async_copy_global_to_shared(source, [batch, head, second_row, column], barrier, ring.index(box + 1))
+        load_box(source, [batch, head, first_row, column], barrier, ring.index(box))
+        load_box(source, [batch, head, second_row, column], barrier, ring.index(box + 1))
 
 
 @gluon.jit
@@ -178,7 +178,7 @@ def copy_rows(
         mbarrier.expect(q_full.index(TEAM), READERS * PANELS * BLOCK * BLOCK * 2)
         for reader in gl.static_range(READERS):
             for panel in gl.static_range(PANELS):
-                tma.async_copy_global_to_shared(
+                load_box(
                     q_source, [batch, head, (query_block * READERS + reader) * BLOCK, panel * BLOCK],
                     q_full.index(TEAM), q_boxes.index((TEAM * READERS + reader) * PANELS + panel),
                 )  # fmt: skip

@@ -33,13 +33,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     async_copy,
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
 from adaspa_kernels.common import LOG2_E
-from adaspa_kernels.hopper import BLOCK, BOX, THREADS, TILE, boxes, next_slot
+from adaspa_kernels.hopper import BLOCK, BOX, THREADS, TILE, boxes, load_box, next_slot, seen_as
 
 _WARPGROUPS = gl.constexpr(3)
 
@@ -56,7 +55,7 @@ def _copy(
         row = first_row + warpgroup * BLOCK
         for panel in gl.static_range(PANELS):
             box = q_boxes.index(warpgroup * PANELS + panel)
-            tma.async_copy_global_to_shared(q_source, [batch, head, row, panel * BLOCK], barrier, box)
+            load_box(q_source, [batch, head, row, panel * BLOCK], barrier, box)
 
     slot = 0
     # The ring starts empty: the wait for the phase before the first one returns at once.
@@ -69,7 +68,7 @@ def _copy(
             for half in gl.static_range(2):
                 box = ring.index((slot * PANELS + panel) * 2 + half)
                 row = tile * TILE + half * BLOCK
-                tma.async_copy_global_to_shared(k_source, [batch, head, row, panel * BLOCK], barrier, box)
+                load_box(k_source, [batch, head, row, panel * BLOCK], barrier, box)
         slot, phase = next_slot(slot, phase, SLOTS)
 
 
@@ -92,7 +91,7 @@ def _fold(parts, sums, group, GROUP: gl.constexpr, STRIDE: gl.constexpr, HALVES:
     p_sums, first_block, query_tokens, query_blocks, key_blocks = sums
     layout: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
     # [2 * GROUP * HALVES, 128]
-    b_parts = parts._reinterpret(gl.float32, [2 * GROUP * HALVES, THREADS], parts.layout).load(layout)
+    b_parts = seen_as(parts, gl.float32, [2 * GROUP * HALVES, THREADS], parts.layout).load(layout)
     if STRIDE == 1:
         blocks = group * (2 * GROUP) + gl.arange(0, 2 * GROUP, gl.SliceLayout(1, layout))
         stored = (blocks < key_blocks) & (first_block < query_blocks)
@@ -152,8 +151,8 @@ def _sum_blocks(
     """One multiplying warpgroup: its 64 queries against all keys."""
     rows_layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
-    b_q = q_boxes._reinterpret(dtype, [_WARPGROUPS, BLOCK, D], rows_layout).index(INDEX)
-    tiles_ring = ring._reinterpret(dtype, [SLOTS, TILE, D], rows_layout)
+    b_q = seen_as(q_boxes, dtype, [_WARPGROUPS, BLOCK, D], rows_layout).index(INDEX)
+    tiles_ring = seen_as(ring, dtype, [SLOTS, TILE, D], rows_layout)
 
     # [64]: +inf gives a row no weight: it is past the end, or has no keys.
     first_row = first_row + INDEX * BLOCK

@@ -95,7 +95,7 @@ class Shared:
         size = self.memory.numel() // self.shape[0]
         return Shared(self.memory.flatten()[place * size : (place + 1) * size], self.shape[1:], self.layout)
 
-    def _reinterpret(self, _: object, shape: list[int], layout: object) -> "Shared":
+    def seen_as(self, _: object, shape: list[int], layout: object) -> "Shared":
         return Shared(self.memory, list(shape), layout)
 
     def _view(self) -> Tensor:
@@ -250,13 +250,13 @@ class Program:
     def mbarrier_arrive(self, barrier: Barrier, **_: bool) -> None:
         barrier.change(128, 0)  # one of each thread
 
-    def async_copy_global_to_shared(self, source: Tensor, at: list[int], barrier: Barrier, box: Shared) -> None:
+    def load_box(self, source: Tensor, at: list[int], barrier: Barrier, box: Shared) -> None:
         batch, head, row, column = at
         rows = source[batch, head, row : row + 64, column : column + 64]
         box.store(torch.nn.functional.pad(rows, (0, 0, 0, 64 - rows.shape[0])))
         barrier.change(0, -64 * 64 * ELEMENT_BYTES)
 
-    def async_copy_shared_to_global(self, target: Tensor, at: list[int], box: Shared) -> None:
+    def store_box(self, target: Tensor, at: list[int], box: Shared) -> None:
         batch, head, row, column = at
         place = target[batch, head, row : row + 64, column : column + 64]
         place.copy_(box.load()[: place.shape[0]])
@@ -316,6 +316,9 @@ def as_python(module: types.ModuleType, gluon: Any, **replaced: Any) -> dict[str
         "warpgroup_mma": gluon.warpgroup_mma,
         "warpgroup_mma_wait": gluon.warpgroup_mma_wait,
         "fence_async_shared": lambda: None,
+        "load_box": gluon.load_box,
+        "store_box": gluon.store_box,
+        "seen_as": lambda memory, *seen: memory.seen_as(*seen),
         **replaced,
     }
     modules: dict[str, dict[str, Any]] = {}

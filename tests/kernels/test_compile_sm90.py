@@ -139,12 +139,15 @@ def test_pointers_are_copied_asynchronously(child: Any) -> None:
 
 # Registers of a copying thread and a multiplying one; Triton adds those of warps that wait (below) and of the start.
 _TWO_WARPGROUPS, _THREE_WARPGROUPS = {40, 232}, {32, 160}
-# Bytes a thread stored to local memory and loaded from it, before the first product of a row and after the last, by
-# Triton's release. Keys: block, head dim, dtype, and 1 for the launch that computes rows again.
+# Bytes a thread stored to local memory and loaded from it, and how often among a row's products, by Triton's release;
+# 3.9 assembles for Hopper with ptxas 13. Keys: block, head dim, dtype, and 1 for the launch that computes rows again.
 _SPILLED = {
-    (128, 128, "bfloat16"): {"3.6": (8, 8), "3.7": (4, 4)},
-    (128, 128, "bfloat16", 1): {"3.6": (4, 4)},
-    (128, 128, "float16"): {"3.6": (16, 16), "3.7": (16, 16)},
+    (128, 128, "bfloat16"): {"3.6": (8, 8, 0), "3.7": (4, 4, 0), "3.8": (8, 8, 0), "3.9": (276, 360, 34)},
+    (128, 128, "bfloat16", 1): {"3.6": (4, 4, 0), "3.9": (248, 268, 30)},
+    (128, 128, "float16"): {"3.6": (16, 16, 0), "3.7": (16, 16, 0), "3.9": (236, 252, 26)},
+    (64, 64, "bfloat16"): {"3.9": (304, 412, 0)},
+    (64, 64, "bfloat16", 1): {"3.9": (152, 204, 35)},
+    (64, 64, "float16"): {"3.9": (168, 220, 39)},
 }
 
 
@@ -179,19 +182,19 @@ def test_hopper_kernels_specialise_warps_and_keep_registers(
         assert set(result["registers"]) >= registers, case
         assert result["shared"] <= SHARED_MEMORY, case
         by_release = _SPILLED.get((block, head_dim, *case[6:]), {}) if kind == "block_sparse" else {}
-        stored, loaded = by_release.get(version("triton")[:3], (0, 0))
+        stored, loaded, among = by_release.get(version("triton")[:3], (0, 0, 0))
         assert f"{stored} bytes spill stores, {loaded} bytes spill loads" in result["assembler"], case
-        assert result["spills"] == 0, case
+        assert result["spills"] == among, case
         assert "serialized" not in result["assembler"], case
 
 
 # The same with summaries, and how often registers go to memory among a row's products: before, between and after the
 # loops, not within one. Keys: block, head dim, and tokens, 517 of which have a ragged last summary.
 _SPILLED_WITH_SUMMARIES = {
-    (64, 64, 512): {"3.6": (164, 344, 34), "3.7": (344, 484, 11)},
-    (64, 64, 517): {"3.6": (256, 456, 59), "3.7": (376, 516, 12)},
-    (64, 128, 512): {"3.6": (92, 148, 3), "3.7": (96, 156, 4)},
-    (128, 128, 517): {"3.6": (144, 208, 4), "3.7": (164, 196, 4)},
+    (64, 64, 512): {"3.6": (164, 344, 34), "3.7": (344, 484, 11), "3.8": (168, 340, 33), "3.9": (400, 648, 83)},
+    (64, 64, 517): {"3.6": (256, 456, 59), "3.7": (376, 516, 12), "3.8": (196, 360, 45), "3.9": (2008, 2304, 909)},
+    (64, 128, 512): {"3.6": (92, 148, 3), "3.7": (96, 156, 4), "3.8": (52, 104, 4), "3.9": (88, 264, 10)},
+    (128, 128, 517): {"3.6": (144, 208, 4), "3.7": (164, 196, 4), "3.8": (112, 168, 5), "3.9": (572, 900, 176)},
 }
 
 

@@ -68,7 +68,7 @@ class Slots:
     def index(self, place: int) -> Any:
         return Place(self.name, int(place))
 
-    def _reinterpret(self, *_: object) -> "Slots":
+    def seen_as(self, *_: object) -> "Slots":
         return self
 
 
@@ -100,7 +100,7 @@ class Gluon:
     def expect(self, barrier: Place, size: int) -> None:
         self.events.append(Event("expect", barrier.name, barrier.place, int(size)))
 
-    def async_copy_global_to_shared(self, source: str, coordinates: list[int], barrier: Place, box: Place) -> None:
+    def load_box(self, source: str, coordinates: list[int], barrier: Place, box: Place) -> None:
         self.events.append(Event("copy", barrier.name, barrier.place, (source, coordinates[2], coordinates[3], box)))
 
     def arrive(self, barrier: Place, count: int) -> None:
@@ -111,7 +111,7 @@ class Gluon:
         assert pending == 0
         self.events.append(Event("stored"))
 
-    def async_copy_shared_to_global(self, _: object, __: object, box: Place) -> None:
+    def store_box(self, _: object, __: object, box: Place) -> None:
         self.events.append(Event("store", box.name, box.place))
 
     # async_copy
