@@ -141,9 +141,12 @@ def _run(console: Console, spec: BenchSpec, task: _Task, *, plan_only: bool) -> 
     from adaspa_cli.bench.paper import load_tables
     from adaspa_cli.bench.spec import naming
     from adaspa_cli.config import resolve
+    from adaspa_cli.errors import ConfigError
     from adaspa_cli.files.folders import check_folder
 
     check_folder(str(task.out))
+    if task.tables_only and not task.out.is_dir():
+        raise ConfigError(f"--tables-only: there is no folder {task.out}", hint="--out names that of an earlier call")
     paper = load_tables(spec.paper)
     for row in spec.rows:  # before torch is imported: a wrong one is refused at once
         with naming(row):

@@ -174,6 +174,7 @@ def test_times_are_left_out_where_they_mean_nothing(run: Any, tmp_path: Path) ->
         (["--shard", "two"], {}, "--shard takes I/N, I from 1 to N, or auto, got 'two'"),
         (["--part", "1/2/3"], {}, "--shard takes I/N, I from 1 to N, or auto, got '1/2/3'"),
         (["--shard", "1/2", "--tables-only"], {}, "--shard makes no tables"),
+        (["--tables-only"], {}, "--tables-only: there is no folder"),
         (["--layers", "2"], {}, "layers needs random_weights"),
         (["--set", "steps_per_phase=2"], {}, "steps_per_phase skips steps, so it makes no video"),
         ([], {"rows": [{"method": "diffusers", "cache": "pab"}]}, "'diffusers' runs the pipeline unchanged"),
