@@ -69,13 +69,13 @@ def flag_lists_kernel(
     """Grid (R,). ``flags`` is zero before. Words are shared by threads, so bits are set atomically."""
     row = tl.program_id(0).to(tl.int64)
     count = tl.load(counts_ptr + row)
-    listed = count < key_blocks
+    listed = tl.where(count < key_blocks, count, 0)  # a full row has no list
     for start in tl.range(0, count, CHUNK):
         slots = start + tl.arange(0, CHUNK)
         inside = slots < count
         # [CHUNK]
-        b_list = tl.load(indices_ptr + row * width + slots, mask=inside & listed, other=0).to(tl.int32)
-        blocks = tl.where(listed, b_list, slots)
+        b_list = tl.load(indices_ptr + row * width + slots, mask=slots < listed, other=0).to(tl.int32)
+        blocks = tl.where(count < key_blocks, b_list, slots)
         if WORDS:
             p_word = flags_ptr + row * tl.cdiv(key_blocks, 32) + blocks // 32
             tl.atomic_or(p_word, 1 << (blocks % 32), mask=inside, sem="relaxed")
