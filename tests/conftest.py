@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ if not torch.cuda.is_available():
     importlib.import_module("adaspa_kernels")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background, and so would be all that the tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

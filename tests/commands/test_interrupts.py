@@ -73,6 +73,7 @@ def test_tables_alone_are_not_left_half_written(tmp_path: Path) -> None:
     bench = tmp_path / "bench.yaml"
     bench.write_text("rows: [{method: full}]\nprompts: [x]\nrun: {height: 96, width: 96, frames: 9, steps: 2}\n")
     out = tmp_path / "out"
+    out.mkdir()
     done = run(PRESS_AT_FILE, "rows.partial", "bench", "-c", str(bench), "-o", str(out), "--tables-only")
     assert done.returncode == EXIT_CODE, done.stderr
     assert done.stderr.splitlines()[-1].startswith("interrupted; complete runs are kept")
