@@ -1,8 +1,8 @@
 """How the heads of each attention layer are distributed in a run: first evenly, then by cost where that gains enough.
 
-Dealt heads don't lie in a row, so they take longer to send: 5 % of a sparse step of HunyuanVideo on two H200. Every
-process knows the costs once a mask is found, so all compute the same deal. Heads move at the next call of the
-layer: then nobody waits for the device to learn the costs, and the mask moves with its heads.
+Dealt heads don't lie in a row, so they take longer to send. Every process knows the costs once a mask is found, so all
+compute the same deal. Heads move at the next call of the layer: then nobody waits for the device to learn the costs,
+and the mask moves with its heads.
 """
 
 from __future__ import annotations
