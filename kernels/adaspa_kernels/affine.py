@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adaspa_kernels.launch import check_device, check_tensors
+from adaspa_kernels.launch import check_device, check_tensors, run
 
 ROWS = 128
 
@@ -78,16 +78,21 @@ def add_affine(
                 f"{name} must be float32 {(batch, heads, rows, head_dim)} on {x.device}, "
                 f"got {part.dtype} {tuple(part.shape)} on {part.device}"
             )
-    if counts.shape[-2:] != (heads, triton.cdiv(tokens, block)) or counts.dtype != torch.int32:
-        raise ValueError(f"counts do not fit x {tuple(x.shape)}: {counts.dtype} {tuple(counts.shape)}")
+    heads_and_rows = (heads, triton.cdiv(tokens, block))
+    fits = tuple(counts.shape) in {heads_and_rows, (1, *heads_and_rows), (batch, *heads_and_rows)}
+    if not fits or counts.dtype != torch.int32 or counts.device != x.device:
+        raise ValueError(
+            f"counts do not fit x {tuple(x.shape)} on {x.device}: "
+            f"{counts.dtype} {tuple(counts.shape)} on {counts.device}"
+        )
     out = torch.empty_like(x)
     if out.stride() != x.stride():
         raise ValueError(f"x must have no gaps, got strides {x.stride()} for {tuple(x.shape)}")
     counts = counts.expand(batch, *counts.shape[-2:])
-    with torch.cuda.device_of(x):
-        add_affine_kernel[(triton.cdiv(tokens, ROWS), heads, batch)](
-            x, out, *(part.contiguous() for part in parts.values()), counts,
-            *x.stride()[:3], *counts.stride(), tokens, video.start, video.stop, key_blocks,
-            BLOCK_Q=block, ROWS=ROWS, D=head_dim, num_warps=8,
-        )  # fmt: skip
+    run(
+        add_affine_kernel, (triton.cdiv(tokens, ROWS), heads, batch),
+        x, out, *(part.contiguous() for part in parts.values()), counts,
+        *x.stride()[:3], *counts.stride(), tokens, video.start, video.stop, key_blocks,
+        BLOCK_Q=block, ROWS=ROWS, D=head_dim, num_warps=8, where=x,
+    )  # fmt: skip
     return out

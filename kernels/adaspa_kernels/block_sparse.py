@@ -28,8 +28,10 @@ from torch import Tensor
 from adaspa_kernels.common import LOG2_E, load_rows
 from adaspa_kernels.launch import (
     check_device,
+    check_lists,
     check_tensors,
     choose_path,
+    run,
     tile_source,
     tuned,
     uses_tma,
@@ -237,16 +239,16 @@ def block_sparse_attention(
     if summaries is not None:
         pooled, word_stride = (summaries.keys, summaries.values, summaries.words), _list_strides(summaries.words, 4)[0]
         kept_lse = torch.empty_like(lse)
-    with torch.cuda.device_of(q):
-        kernel[(query_blocks, heads, batch)](
-            q, tile_source(k, block_k, tma), tile_source(v, block_k, tma), counts, indices, *pooled, out, lse, kept_lse,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            *list_strides, word_stride,
-            query_tokens, k.shape[2], query_blocks, key_blocks, _first_query_block(query_blocks),
-            scale * LOG2_E, *worths,
-            BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma, RAGGED=k.shape[2] % block_k != 0,
-            SUMMARIES=summaries is not None, **options,
-        )  # fmt: skip
+    run(
+        kernel, (query_blocks, heads, batch),
+        q, tile_source(k, block_k, tma), tile_source(v, block_k, tma), counts, indices, *pooled, out, lse, kept_lse,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        *list_strides, word_stride,
+        query_tokens, k.shape[2], query_blocks, key_blocks, _first_query_block(query_blocks),
+        scale * LOG2_E, *worths,
+        BLOCK_Q=block_q, BLOCK_K=block_k, D=head_dim, TMA=tma, RAGGED=k.shape[2] % block_k != 0,
+        SUMMARIES=summaries is not None, where=q, **options,
+    )  # fmt: skip
     out = out.transpose(1, 2)
     return (out, lse) if summaries is None else (out, lse, kept_lse)
 
@@ -269,21 +271,18 @@ def _check_lists(
 ) -> None:
     if v.shape != k.shape:
         raise ValueError(f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
-    if counts.dtype != torch.int32 or indices.dtype not in (torch.int16, torch.int32):
-        raise ValueError(f"counts must be int32 and indices int16 or int32, got {counts.dtype} and {indices.dtype}")
     if indices.dtype == torch.int16 and key_blocks > INT16_BLOCKS:
         raise ValueError(f"indices must be int32 for more than {INT16_BLOCKS} key blocks, got {key_blocks}")
-    if counts.device != q.device or indices.device != q.device:
-        raise ValueError(f"counts and indices must be on {q.device}, got {counts.device} and {indices.device}")
     if key_blocks != triton.cdiv(k.shape[2], block_size[1]):
         raise ValueError(f"key_blocks is {key_blocks}, but {k.shape[2]} keys are not that many of {block_size[1]}")
     heads_and_rows = (q.shape[1], triton.cdiv(q.shape[2], block_size[0]))
     allowed = {heads_and_rows, (1, *heads_and_rows), (q.shape[0], *heads_and_rows)}
-    if tuple(counts.shape) not in allowed or indices.shape[:-1] != counts.shape:
+    if tuple(counts.shape) not in allowed:
         raise ValueError(
-            f"counts must be [*, H, Nq] with H, Nq = {heads_and_rows} and * absent, 1 or {q.shape[0]}, and indices "
-            f"[*, H, Nq, K]; got {tuple(counts.shape)} and {tuple(indices.shape)}"
+            f"counts must be [*, H, Nq] with H, Nq = {heads_and_rows} and * absent, 1 or {q.shape[0]}, "
+            f"got {tuple(counts.shape)}"
         )
+    check_lists(counts, indices, q.device)
     if indices.stride(-1) != 1 and indices.shape[-1] > 1:
         raise ValueError(f"the last stride of indices must be 1, got strides {indices.stride()}")
 
@@ -293,12 +292,16 @@ def _check_summaries(
 ) -> None:
     shape = (*k.shape[:2], key_blocks, k.shape[3])
     words = (*counts.shape, triton.cdiv(key_blocks, SUMMARIES_PER_TILE) * SUMMARIES_PER_TILE // 32)
-    if summaries.keys.shape != shape or summaries.block != block_size[1] or summaries.words.shape != words:
+    shapes = summaries.keys.shape, summaries.values.shape, summaries.words.shape
+    if shapes != (shape, shape, words) or summaries.block != block_size[1]:
         raise ValueError(
             f"summaries {tuple(summaries.keys.shape)} of blocks of {summaries.block}, words "
             f"{tuple(summaries.words.shape)}, are not those of keys {shape}, blocks of {block_size[1]}, words {words}"
         )
-    if summaries.keys.dtype != k.dtype or summaries.keys.device != k.device:
-        raise ValueError(
-            f"summaries must be {k.dtype} on {k.device}, got {summaries.keys.dtype} on {summaries.keys.device}"
-        )
+    for name, dtype in (("keys", k.dtype), ("values", k.dtype), ("words", torch.int32)):
+        x = getattr(summaries, name)
+        if x.dtype != dtype or x.device != k.device or not x.is_contiguous():
+            raise ValueError(
+                f"{name} of summaries must be contiguous {dtype} on {k.device}, "
+                f"got {x.dtype} on {x.device} with strides {x.stride()}"
+            )

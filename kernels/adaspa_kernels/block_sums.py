@@ -29,6 +29,7 @@ from adaspa_kernels.launch import (
     check_device,
     check_tensors,
     choose_path,
+    run,
     tile_source,
     tuned,
     uses_tma,
@@ -165,11 +166,11 @@ def block_sums(
     sums = torch.empty(batch, heads, query_blocks, key_blocks, dtype=torch.float32, device=q.device)
     tma = uses_tma(k)
     kernel, options = tuned(block_sums_kernel, q.device, k.shape[2])
-    with torch.cuda.device_of(q):
-        kernel[(triton.cdiv(q.shape[2], TILE_Q), heads, batch)](
-            q, tile_source(k, TILE_K, tma), lse, sums, *q.stride()[:3], *k.stride()[:3], *lse.stride(),
-            q.shape[2], query_tokens, k.shape[2], query_blocks, key_blocks, scale * LOG2_E, LOG2_E,
-            TQ=TILE_Q, TK=TILE_K, BLOCK_Q=block_q // row_stride, BLOCK_K=block_k, D=head_dim, STRIDE=row_stride,
-            TMA=tma, **options,
-        )  # fmt: skip
+    run(
+        kernel, (triton.cdiv(q.shape[2], TILE_Q), heads, batch),
+        q, tile_source(k, TILE_K, tma), lse, sums, *q.stride()[:3], *k.stride()[:3], *lse.stride(),
+        q.shape[2], query_tokens, k.shape[2], query_blocks, key_blocks, scale * LOG2_E, LOG2_E,
+        TQ=TILE_Q, TK=TILE_K, BLOCK_Q=block_q // row_stride, BLOCK_K=block_k, D=head_dim, STRIDE=row_stride,
+        TMA=tma, where=q, **options,
+    )  # fmt: skip
     return sums

@@ -89,6 +89,7 @@ from adaspa_kernels.hopper_block_sparse_copy import (
     copy_rows,
     told,
 )
+from adaspa_kernels.launch import run
 from adaspa_kernels.schedule import kept_schedule
 from adaspa_kernels.summaries import Summaries
 
@@ -518,17 +519,17 @@ def launch(
         scale * LOG2_E, 0.0 if summaries is None else summaries.ragged_worth(k.shape[2]) / scale,
     )  # fmt: skip
     options |= {"SUMMARIES": summaries is not None, "RAGGED": summaries is not None and summaries.ragged(k.shape[2])}
-    with torch.cuda.device_of(q):
-        kernel = hopper_block_sparse_kernel[(programs,)]
-        kernel(
-            *sources, lse, order, indices, words, progress, again, *shapes,
-            D=head_dim, IN_STEP=keeps_step(k), FIXED=fixed, AGAIN=False, **options,
+    run(
+        hopper_block_sparse_kernel, (programs,),
+        *sources, lse, order, indices, words, progress, again, *shapes,
+        D=head_dim, IN_STEP=keeps_step(k), FIXED=fixed, AGAIN=False, where=q, **options,
+    )  # fmt: skip
+    if fixed:
+        run(
+            hopper_block_sparse_kernel, (programs,),
+            *sources, lse, again, indices, words, progress, again, *shapes,
+            D=head_dim, IN_STEP=False, FIXED=False, AGAIN=True, where=q, **options,
         )  # fmt: skip
-        if fixed:
-            kernel(
-                *sources, lse, again, indices, words, progress, again, *shapes,
-                D=head_dim, IN_STEP=False, FIXED=False, AGAIN=True, **options,
-            )  # fmt: skip
     return out, *lse[..., :query_tokens]
 
 

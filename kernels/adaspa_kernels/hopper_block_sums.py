@@ -39,6 +39,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from adaspa_kernels.common import LOG2_E
 from adaspa_kernels.hopper import BLOCK, BOX, THREADS, TILE, boxes, load_box, next_slot, seen_as
+from adaspa_kernels.launch import run
 
 _WARPGROUPS = gl.constexpr(3)
 
@@ -270,12 +271,12 @@ def launch(q: Tensor, k: Tensor, lse: Tensor, *, query_tokens: int, scale: float
     batch, heads, weighed_tokens, head_dim = q.shape
     query_blocks, key_blocks = triton.cdiv(query_tokens, BOX), triton.cdiv(k.shape[2], BOX)
     sums = torch.empty(batch, heads, query_blocks, key_blocks, dtype=torch.float32, device=q.device)
-    with torch.cuda.device_of(q):
-        hopper_block_sums_kernel[(triton.cdiv(weighed_tokens, BOX * _WARPGROUPS.value), heads, batch)](
-            boxes(q), boxes(k), lse, sums, *lse.stride(),
-            weighed_tokens, query_tokens, k.shape[2], query_blocks, key_blocks, scale * LOG2_E, LOG2_E,
-            D=head_dim, STRIDE=row_stride, **launch_options(row_stride),
-        )  # fmt: skip
+    run(
+        hopper_block_sums_kernel, (triton.cdiv(weighed_tokens, BOX * _WARPGROUPS.value), heads, batch),
+        boxes(q), boxes(k), lse, sums, *lse.stride(),
+        weighed_tokens, query_tokens, k.shape[2], query_blocks, key_blocks, scale * LOG2_E, LOG2_E,
+        D=head_dim, STRIDE=row_stride, where=q, **launch_options(row_stride),
+    )  # fmt: skip
     return sums
 
 

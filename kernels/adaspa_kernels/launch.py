@@ -155,6 +155,18 @@ def check_tensors(block_size: tuple[int, int], scale: float, **tensors: Tensor) 
             raise ValueError(f"the last stride of {name} must be 1, got strides {x.stride()}")
 
 
+def check_lists(counts: Tensor, indices: Tensor, device: torch.device) -> None:
+    """Raise ValueError unless a mask's counts [..] are int32 and its indices [.., K] int16 or int32, on ``device``."""
+    if counts.dtype != torch.int32 or indices.dtype not in (torch.int16, torch.int32):
+        raise ValueError(f"counts must be int32 and indices int16 or int32, got {counts.dtype} and {indices.dtype}")
+    if counts.device != device or indices.device != device:
+        raise ValueError(f"counts and indices must be on {device}, got {counts.device} and {indices.device}")
+    if indices.shape[:-1] != counts.shape:
+        raise ValueError(
+            f"counts [..] and indices [.., K] disagree in shape: {tuple(counts.shape)} and {tuple(indices.shape)}"
+        )
+
+
 def uses_tma(*tensors: Tensor) -> bool:
     """Can Hopper's bulk copy engine (TMA) read these [B, H, L, D] views? Otherwise pointer loads do.
 
@@ -178,6 +190,16 @@ def tile_source(x: Tensor, rows: int, tma: bool) -> Tensor | TensorDescriptor:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[3]])
+
+
+def run(kernel: Any, grid: tuple[int, ...], *args: Any, where: Tensor, **options: Any) -> None:
+    """Launch a kernel on the device of ``where``. All launches go through here.
+
+    Products and sums are fused, whatever Triton's default is (3.10 turns it off): registers were counted, speed was
+    measured and errors are bounded with fused ones.
+    """
+    with torch.cuda.device_of(where):
+        kernel[grid](*args, enable_fp_fusion=True, **options)
 
 
 def tuned(kernel: Any, device: torch.device, tokens: int) -> tuple[Any, dict[str, int]]:

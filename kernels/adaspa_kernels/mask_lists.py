@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adaspa_kernels.launch import check_device
+from adaspa_kernels.launch import check_device, check_lists, run
 
 CHUNK = 1024
 WORD_BITS = 32
@@ -127,8 +127,8 @@ def flag_lists(counts: Tensor, indices: Tensor, key_blocks: int, *, words: bool)
 def _launch(kernel: Any, flags: Tensor, *args: Tensor | int) -> None:
     """One program a row; none for a mask without rows, which a grid cannot be."""
     if flags.shape[0]:
-        with torch.cuda.device_of(flags):
-            kernel[(flags.shape[0],)](*args, WORDS=flags.dtype == torch.int32, CHUNK=CHUNK, num_warps=4)
+        words = flags.dtype == torch.int32
+        run(kernel, (flags.shape[0],), *args, WORDS=words, CHUNK=CHUNK, num_warps=4, where=flags)
 
 
 def _bytes(flags: Tensor) -> Tensor:
@@ -147,12 +147,8 @@ def _check_flags(flags: Tensor, key_blocks: int) -> None:
 
 
 def _check_lists(counts: Tensor, indices: Tensor) -> None:
-    if counts.dtype != torch.int32 or indices.dtype not in (torch.int16, torch.int32):
-        raise ValueError(f"counts must be int32 and indices int16 or int32, got {counts.dtype} and {indices.dtype}")
-    if counts.dim() != 1 or indices.dim() != 2 or len(counts) != len(indices) or counts.device != indices.device:
-        raise ValueError(
-            f"counts [R] and indices [R, K] disagree: {tuple(counts.shape)} on {counts.device} and "
-            f"{tuple(indices.shape)} on {indices.device}"
-        )
+    check_lists(counts, indices, counts.device)
+    if counts.dim() != 1:
+        raise ValueError(f"counts must be [R] and indices [R, K], got {tuple(counts.shape)} and {tuple(indices.shape)}")
     if not counts.is_contiguous() or not indices.is_contiguous():
         raise ValueError(f"counts and indices must be contiguous, got strides {counts.stride()}, {indices.stride()}")

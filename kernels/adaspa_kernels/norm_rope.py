@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adaspa_kernels.launch import check_device
+from adaspa_kernels.launch import check_device, run
 
 NORMS = ("none", "rms", "layer")
 ROWS = 32  # of all heads, in a program
@@ -38,7 +38,8 @@ def norm_rope_kernel(
     token, head = rows // HEADS, rows % HEADS
     inside = token < tokens
     channels = tl.arange(0, D)
-    p_x = x_ptr + batch * x_stride_b + token.to(tl.int64) * x_stride_l + head * x_stride_h
+    token64, head64 = token.to(tl.int64), head.to(tl.int64)
+    p_x = x_ptr + batch * x_stride_b + token64 * x_stride_l + head64 * x_stride_h
     # [ROWS, D]
     b_x = tl.load(p_x[:, None] + channels[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
     if NORM == "layer":
@@ -59,7 +60,7 @@ def norm_rope_kernel(
         b_sin = tl.load(sines_ptr + at, mask=turns[:, None], other=0.0)
         b_even, b_odd = tl.split(tl.reshape(b_x, (ROWS, D // 2, 2)))
         b_x = tl.reshape(tl.join(b_even * b_cos - b_odd * b_sin, b_odd * b_cos + b_even * b_sin), (ROWS, D))
-    p_out = out_ptr + batch * out_stride_b + token.to(tl.int64) * out_stride_l + head * out_stride_h
+    p_out = out_ptr + batch * out_stride_b + token64 * out_stride_l + head64 * out_stride_h
     tl.store(p_out[:, None] + channels[None, :], b_x.to(out_ptr.dtype.element_ty), mask=inside[:, None])
 
 
@@ -91,11 +92,12 @@ def norm_rope(
     _check(x, out, norm, weight, bias, rotation)
     batch, tokens, heads, head_dim = x.shape
     cosines, sines = rotation or (x, x)
-    norm_rope_kernel[(triton.cdiv(tokens * heads, ROWS), batch)](
+    run(
+        norm_rope_kernel, (triton.cdiv(tokens * heads, ROWS), batch),
         x, out, x if weight is None else weight, x if bias is None else bias, cosines, sines,
         *x.stride()[:3], *out.stride()[:3], *cosines.stride()[:2], tokens, first, len(cosines), eps,
         HEADS=heads, D=head_dim, ROWS=ROWS, NORM=norm, WEIGHT=weight is not None, BIAS=bias is not None,
-        TURN=rotation is not None,
+        TURN=rotation is not None, where=x,
     )  # fmt: skip
 
 

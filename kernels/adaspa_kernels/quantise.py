@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adaspa_kernels.launch import HALF_DTYPES, check_device
+from adaspa_kernels.launch import HALF_DTYPES, check_device, run
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
@@ -83,10 +83,11 @@ def quantise_rows(x: Tensor, *, gelu_from: int | None = None) -> tuple[Tensor, T
     block = triton.next_power_of_2(columns)
     q = torch.empty(rows, columns, dtype=FP8, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
-    quantise_rows_kernel[(rows,)](
+    run(
+        quantise_rows_kernel, (rows,),
         x, q.view(torch.uint8), scale, x.stride(0), columns, gelu_from or 0,
         BLOCK=block, GELU=gelu_from is not None, LARGEST=LARGEST, SMALLEST=SMALLEST, ENCODE=x.device.type == "cpu",
-        num_warps=min(max(block // COLUMNS_PER_WARP, 1), 16),
+        num_warps=min(max(block // COLUMNS_PER_WARP, 1), 16), where=x,
     )  # fmt: skip
     return q, scale
 

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adaspa_kernels.launch import check_lists, run
 from adaspa_kernels.selection import check_blocks, launch_options, load_row
 
 CHUNK = 256
@@ -65,11 +66,11 @@ def count_above(scores: Tensor, rows: range, columns: range, thresholds: Tensor)
         raise ValueError(f"thresholds must be on {scores.device}, got {thresholds.device}")
     heads, _, key_blocks = scores.shape
     counts = torch.empty(len(thresholds), heads, len(rows), dtype=torch.int32, device=scores.device)
-    with torch.cuda.device_of(scores):
-        count_above_kernel[(len(rows), heads)](
-            scores, thresholds, counts, *scores.stride()[:2], key_blocks, rows.start, columns.start, columns.stop,
-            len(thresholds), **launch_options(key_blocks),
-        )  # fmt: skip
+    run(
+        count_above_kernel, (len(rows), heads),
+        scores, thresholds, counts, *scores.stride()[:2], key_blocks, rows.start, columns.start, columns.stop,
+        len(thresholds), where=scores, **launch_options(key_blocks),
+    )  # fmt: skip
     return counts
 
 
@@ -113,16 +114,16 @@ def listed_mass(block_sums: Tensor, counts: Tensor, indices: Tensor) -> tuple[Te
     """
     heads, query_blocks, key_blocks = block_sums.shape
     check_blocks(block_sums[None], range(query_blocks), range(key_blocks))
-    fits = counts.shape == block_sums.shape[:2] and indices.shape[:-1] == counts.shape and indices.is_contiguous()
-    if not fits or counts.dtype != torch.int32 or not counts.is_contiguous() or counts.device != block_sums.device:
+    check_lists(counts, indices, block_sums.device)
+    if counts.shape != block_sums.shape[:2] or not counts.is_contiguous() or not indices.is_contiguous():
         raise ValueError(
-            f"lists do not fit block sums {tuple(block_sums.shape)}: {counts.dtype} {tuple(counts.shape)} and "
-            f"{tuple(indices.shape)} on {counts.device}"
+            f"lists do not fit block sums {tuple(block_sums.shape)}, or are not contiguous: {tuple(counts.shape)} and "
+            f"{tuple(indices.shape)} with strides {counts.stride()} and {indices.stride()}"
         )
     kept, total = (torch.empty(counts.shape, dtype=torch.float32, device=counts.device) for _ in range(2))
-    with torch.cuda.device_of(block_sums):
-        listed_mass_kernel[(query_blocks, heads)](
-            block_sums, counts, indices, kept, total, *block_sums.stride()[:2], key_blocks, indices.shape[-1],
-            CHUNK=CHUNK, **launch_options(key_blocks),
-        )  # fmt: skip
+    run(
+        listed_mass_kernel, (query_blocks, heads),
+        block_sums, counts, indices, kept, total, *block_sums.stride()[:2], key_blocks, indices.shape[-1],
+        CHUNK=CHUNK, where=block_sums, **launch_options(key_blocks),
+    )  # fmt: skip
     return kept, total

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adaspa_kernels.launch import selection_unavailable
+from adaspa_kernels.launch import run, selection_unavailable
 
 KEYS_PER_THREAD = 64
 
@@ -196,13 +196,13 @@ def weigh_rows(block_sums: Tensor, rows: range, columns: range, candidates: tupl
     kept = torch.empty(len(candidates), *total.shape, dtype=torch.float32, device=total.device)
     threshold = torch.empty(kept.shape, dtype=torch.int32, device=total.device)
     ties = torch.empty(kept.shape, dtype=torch.int32, device=total.device)
-    with torch.cuda.device_of(block_sums):
-        weigh_rows_kernel[(query_blocks, heads, batch)](
-            block_sums, total, kept, threshold, ties, *block_sums.stride()[:3],
-            key_blocks, rows.start, rows.stop, columns.start, columns.stop,
-            candidates[0], candidates[len(candidates) // 2], candidates[-1],
-            ADAPTIVE=len(candidates) == 3, **launch_options(key_blocks),
-        )  # fmt: skip
+    run(
+        weigh_rows_kernel, (query_blocks, heads, batch),
+        block_sums, total, kept, threshold, ties, *block_sums.stride()[:3],
+        key_blocks, rows.start, rows.stop, columns.start, columns.stop,
+        candidates[0], candidates[len(candidates) // 2], candidates[-1],
+        ADAPTIVE=len(candidates) == 3, where=block_sums, **launch_options(key_blocks),
+    )  # fmt: skip
     return WeighedRows(candidates, total, kept, threshold, ties)
 
 
@@ -235,13 +235,13 @@ def pack_rows(
     width = max(weighed.candidates) + key_blocks - len(columns)
     counts = torch.empty(batch, heads, query_blocks, dtype=torch.int32, device=block_sums.device)
     indices = torch.zeros(*counts.shape, width, dtype=index_dtype, device=block_sums.device)
-    with torch.cuda.device_of(block_sums):
-        pack_rows_kernel[(query_blocks, heads, batch)](
-            block_sums, chosen, weighed.threshold, weighed.ties, counts, indices, *block_sums.stride()[:3],
-            key_blocks, rows.start, rows.stop, columns.start, columns.stop,
-            weighed.candidates[0], weighed.candidates[len(weighed.candidates) // 2], width,
-            **launch_options(key_blocks),
-        )  # fmt: skip
+    run(
+        pack_rows_kernel, (query_blocks, heads, batch),
+        block_sums, chosen, weighed.threshold, weighed.ties, counts, indices, *block_sums.stride()[:3],
+        key_blocks, rows.start, rows.stop, columns.start, columns.stop,
+        weighed.candidates[0], weighed.candidates[len(weighed.candidates) // 2], width,
+        where=block_sums, **launch_options(key_blocks),
+    )  # fmt: skip
     return counts, indices
 
 
@@ -259,5 +259,5 @@ def check_blocks(block_sums: Tensor, rows: range, columns: range) -> None:
         raise ValueError(f"block sums must be [B, H, Nq, Nk], got {tuple(block_sums.shape)}")
     query_blocks, key_blocks = block_sums.shape[2:]
     for name, part, whole in (("rows", rows, query_blocks), ("columns", columns, key_blocks)):
-        if not 0 <= part.start < part.stop <= whole:
+        if not 0 <= part.start < part.stop <= whole or part.step != 1:
             raise ValueError(f"{name} must be some of the {whole} blocks, got {part}")

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adaspa_kernels.launch import BLOCK_SIZES, check_device, check_tensors
+from adaspa_kernels.launch import BLOCK_SIZES, check_device, check_lists, check_tensors, run
 
 CHUNK = 256
 SUMMARIES_PER_TILE = 128
@@ -119,6 +119,9 @@ def summarise(
     """
     check_device(k.device)
     check_tensors(block_size, 1.0, k=k, v=v)
+    if v.shape != k.shape:
+        raise ValueError(f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
+    check_lists(counts, indices, k.device)
     keys, values = block_means(k, v, block_size[1])
     return Summaries(keys, values, closed_words(counts, indices, keys.shape[2], video), video, block_size[1])
 
@@ -130,10 +133,10 @@ def block_means(k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, head_dim = k.shape
     shape = (batch, heads, triton.cdiv(tokens, block), head_dim)
     keys, values = (torch.empty(shape, dtype=x.dtype, device=x.device) for x in (k, v))
-    with torch.cuda.device_of(k):
-        block_means_kernel[(shape[2], heads, batch)](
-            k, v, keys, values, *k.stride()[:3], *v.stride()[:3], tokens, BLOCK=block, D=head_dim, num_warps=4
-        )
+    run(
+        block_means_kernel, (shape[2], heads, batch),
+        k, v, keys, values, *k.stride()[:3], *v.stride()[:3], tokens, BLOCK=block, D=head_dim, num_warps=4, where=k,
+    )  # fmt: skip
     return keys, values
 
 
@@ -147,9 +150,9 @@ def closed_words(counts: Tensor, indices: Tensor, key_blocks: int, video: range)
     row_words = _WORDS_PER_TILE * triton.cdiv(key_blocks, SUMMARIES_PER_TILE)
     words = torch.empty(*counts.shape, row_words, dtype=torch.int32, device=counts.device)
     lists = indices.contiguous()
-    with torch.cuda.device_of(counts):
-        closed_words_kernel[(counts.numel(),)](
-            counts.contiguous(), lists, words, key_blocks, video.start, video.stop, lists.shape[-1], row_words,
-            CHUNK=CHUNK, WORDS=triton.next_power_of_2(row_words), num_warps=2,
-        )  # fmt: skip
+    run(
+        closed_words_kernel, (counts.numel(),),
+        counts.contiguous(), lists, words, key_blocks, video.start, video.stop, lists.shape[-1], row_words,
+        CHUNK=CHUNK, WORDS=triton.next_power_of_2(row_words), num_warps=2, where=counts,
+    )  # fmt: skip
     return words

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adaspa_kernels.launch import run
+
 _BLOCK = 2048
 
 
@@ -34,18 +36,12 @@ def affine_kernel(x: Tensor, gain: Tensor, shift: Tensor, other: Tensor | None, 
     other = x if other is None else _last(other)
     out = torch.empty_like(x)
     per_clip = x[0].numel()
-    _affine[(triton.cdiv(per_clip, _BLOCK), len(x))](
-        x,
-        other,
-        out,
-        gain.contiguous(),
-        shift.contiguous(),
-        (gain if slope is None else slope).contiguous(),
-        per_clip,
-        x.shape[1],
-        HAS_OTHER=slope is not None,
-        BLOCK=_BLOCK,
-    )
+    run(
+        _affine, (triton.cdiv(per_clip, _BLOCK), len(x)),
+        x, other, out, gain.contiguous(), shift.contiguous(), (gain if slope is None else slope).contiguous(),
+        per_clip, x.shape[1],
+        HAS_OTHER=slope is not None, BLOCK=_BLOCK, where=x,
+    )  # fmt: skip
     return out
 
 
@@ -67,7 +63,7 @@ def replicate_kernel(x: Tensor) -> Tensor:
     )
     rows = count * (frames + 2) * (height + 2)
     parts = triton.cdiv((width + 2) * channels, _BLOCK)
-    _replicate[(rows, parts)](_last(x), padded, channels, frames, height, width, BLOCK=_BLOCK)
+    run(_replicate, (rows, parts), _last(x), padded, channels, frames, height, width, BLOCK=_BLOCK, where=x)
     return padded
 
 
@@ -98,7 +94,7 @@ def replicate_gradient_kernel(grad: Tensor) -> Tensor:
     )
     rows = count * frames * height
     parts = triton.cdiv(width * channels, _BLOCK)
-    _gather[(rows, parts)](_last(grad), inner, channels, frames, height, width, BLOCK=_BLOCK)
+    run(_gather, (rows, parts), _last(grad), inner, channels, frames, height, width, BLOCK=_BLOCK, where=grad)
     return inner
 
 

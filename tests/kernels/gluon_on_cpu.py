@@ -281,6 +281,9 @@ class Barriers:
         return self.barriers[place]
 
 
+COMPILER_OPTIONS = ("num_warps", "maxnreg", "enable_fp_fusion")
+
+
 class Kernel:
     """Stands for a jitted kernel: ``kernel[grid](*args, **options)`` runs all programs, ``RESIDENT`` at a time."""
 
@@ -291,7 +294,7 @@ class Kernel:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: Any, **options: Any) -> None:
             arguments = [_argument(x) for x in args]
-            constants = {name: value for name, value in options.items() if name not in ("num_warps", "maxnreg")}
+            constants = {name: value for name, value in options.items() if name not in COMPILER_OPTIONS}
             atomics = threading.Lock()
             programs = [Program(place, grid, atomics) for place in itertools.product(*map(range, grid))]
             with ThreadPoolExecutor(RESIDENT) as pool:

@@ -50,5 +50,7 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
         adaspa_kernels.add_affine(x, row, row, weight[:, :, :1], row, counts, **sizes)
     with pytest.raises(ValueError, match="counts do not fit"):
         adaspa_kernels.add_affine(x, row, row, weight, row, counts[:, :1], **sizes)
+    with pytest.raises(ValueError, match="counts do not fit"):
+        adaspa_kernels.add_affine(x, row, row, weight, row, counts.expand(3, 2, 2), **sizes)
     with pytest.raises(ValueError, match="no gaps"):
         adaspa_kernels.add_affine(x[:, :, ::2], row, row, weight, row, counts[:, :1], **sizes)

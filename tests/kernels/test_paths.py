@@ -1,6 +1,7 @@
 """Which kernel runs: what was asked for by name, or what ``auto`` prefers, with a word in the log where it cannot."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
@@ -59,6 +60,19 @@ def test_auto_is_hopper_on_hopper(device: torch.device) -> None:
     x = torch.zeros(1, 1, 64, 64, dtype=torch.bfloat16, device=device)
     assert launch.choose_path("auto", "block_sums", (64, 64), x) == "hopper"
     assert launch.choose_path("auto", "block_sparse_attention", (128, 128), x, x, x) == "hopper"
+
+
+def test_a_kernel_runs_on_the_gpu_of_its_tensors(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    selected: list[torch.Tensor] = []
+
+    def select(x: torch.Tensor) -> AbstractContextManager[None]:
+        selected.append(x)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device_of", select)
+    x = torch.zeros(1, 2, 3, 64, dtype=torch.float16, device=device)
+    adaspa_kernels.norm_rope(x, x)
+    assert [found is x for found in selected] == [True]
 
 
 def test_gluon_has_what_the_kernels_use() -> None:

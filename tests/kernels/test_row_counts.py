@@ -52,3 +52,6 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     mask = BlockMask.full(2, 3, 6, (64, 64), device)
     with pytest.raises(ValueError, match="lists do not fit block sums"):
         adaspa_kernels.listed_mass(scores, mask.counts, mask.indices)
+    mask = BlockMask.full(2, 4, 6, (64, 64), device)
+    with pytest.raises(ValueError, match="int16 or int32"):
+        adaspa_kernels.listed_mass(scores, mask.counts, mask.indices.float())

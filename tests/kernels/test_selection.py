@@ -201,6 +201,7 @@ def test_what_the_kernels_cannot_take_is_refused(device: torch.device) -> None:
     for rows, columns, candidates, message in (
         (range(5), range(8), (2,), "rows must be some of the 4 blocks"),
         (range(4), range(3, 3), (2,), "columns must be some of the 8 blocks"),
+        (range(4), range(0, 8, 2), (2,), "columns must be some of the 8 blocks"),
         (range(4), range(8), (2, 3), "1 or 3 numbers"),
         (range(4), range(8), (0,), "1 or 3 numbers"),
         (range(4), range(8), (9,), "1 or 3 numbers"),

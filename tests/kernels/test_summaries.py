@@ -5,6 +5,7 @@ test_block_sparse.py.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -170,6 +171,28 @@ def test_summaries_of_another_mask_are_refused(device: torch.device) -> None:
         run(q, k, v, mask, summarise(k, v, other, range(4)))
     with pytest.raises(ValueError, match="video must be some of the 4 key blocks"):
         summarise(k, v, mask, range(5))
+
+
+def test_what_does_not_fit_is_refused(device: torch.device) -> None:
+    q, k, v = tensors(device, dtypes()[0], lengths=(130, 200), head_dim=64)
+    mask = random_mask(q, k, 64)
+    counts, indices, sizes = mask.counts, mask.indices, {"block_size": (64, 64), "video": range(4)}
+    with pytest.raises(ValueError, match="k and v must have one shape"):
+        adaspa_kernels.summarise(k, v[:, :, :64], counts, indices, **sizes)
+    with pytest.raises(ValueError, match="counts must be int32"):
+        adaspa_kernels.summarise(k, v, counts.long(), indices, **sizes)
+    with pytest.raises(ValueError, match="disagree in shape"):
+        adaspa_kernels.summarise(k, v, counts, indices[:, :1], **sizes)
+    summaries = summarise(k, v, mask, range(4))
+    strided = torch.stack([summaries.values] * 2, -1)[..., 0]
+    for name, part, message in (
+        ("values", summaries.values[:, :, :1], "are not those of keys"),
+        ("values", strided, "values of summaries must be contiguous"),
+        ("keys", strided, "keys of summaries must be contiguous"),
+        ("words", summaries.words.long(), "words of summaries must be contiguous torch.int32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(q, k, v, mask, replace(summaries, **{name: part}))
 
 
 @pytest.mark.gpu
