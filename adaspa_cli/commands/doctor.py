@@ -50,7 +50,7 @@ def doctor(*, given: Given, console: Console) -> None:
         flags.get("device"),
         flags.get("attention_backend"),
         flags.get("linear"),
-        None if entry is None else model_facts(entry),
+        None if entry is None else model_facts(entry, flags.get("linear")),
     )
     console.note("checking libraries and kernels ...")
     facts = look(flags.get("out", "videos"), flags.get("device", "auto"))

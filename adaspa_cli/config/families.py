@@ -11,6 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from adaspa_cli.config.linear_weights import (
+    cogvideox_weights,
+    hunyuan_video15_weights,
+    hunyuan_video_weights,
+    wan_weights,
+)
 from adaspa_cli.config.size_rule import SizeRule
 from adaspa_cli.errors import ConfigError, ModelError
 
@@ -44,6 +50,7 @@ class FamilyFacts:
         pass_states: peak memory of a pass beside weights and masks, in tensors of the size of the hidden states.
         compiled_states: the same with compiled blocks; both measured on a GPU with dense attention (docs/plan.md).
         word_table: parameters of the text encoder's table of words.
+        linear_weights: weights of the linear layers that may multiply in FP8, from the transformer's configuration.
         transformers: parts of the pipeline that are transformers, in the order in which a run uses them. All but the
             first may be absent. Layers are numbered on from one to the next.
         takes_last_image: whether a model takes the picture that a video ends with, of a family of which some do.
@@ -74,6 +81,7 @@ class FamilyFacts:
     pass_states: float
     compiled_states: float
     word_table: int
+    linear_weights: Callable[[Config], int]
     transformers: tuple[str, ...] = ("transformer",)
     joins_branches: bool = False
     joint_text: Callable[[str], int] = lambda _prompt: 0
@@ -307,6 +315,7 @@ def _hunyuan_video15(module: str, pipeline: str, preset: str, image_tokens: int 
         pass_states=9.0,  # not measured: as much more than compiled as HunyuanVideo's
         compiled_states=7.8,
         word_table=152_064 * 3584,  # Qwen2.5-VL 7B
+        linear_weights=hunyuan_video15_weights,
         asks_vae=True,
         no_caches=("first-block", "magcache"),
         joint_text=lambda prompt: image_tokens + text_tokens(prompt, 1000),
@@ -331,6 +340,7 @@ _HUNYUAN_VIDEO = FamilyFacts(
     pass_states=15.3,
     compiled_states=13.3,
     word_table=128_320 * 4096,  # Llama 3 8B
+    linear_weights=hunyuan_video_weights,
 )
 _COGVIDEOX = FamilyFacts(
     module="adaspa_cli.models.families.cogvideox",
@@ -347,6 +357,7 @@ _COGVIDEOX = FamilyFacts(
     pass_states=12.5,
     compiled_states=8.4,
     word_table=32_128 * 4096,  # T5 XXL
+    linear_weights=cogvideox_weights,
     joins_branches=True,
     variants=("CogVideoXVideoToVideoPipeline",),
 )
@@ -365,6 +376,7 @@ _WAN = FamilyFacts(
     pass_states=11.0,  # not measured: about that of diffusers' own pass
     compiled_states=7.4,
     word_table=256_384 * 4096,  # UMT5 XXL
+    linear_weights=wan_weights,
     transformers=("transformer", "transformer_2"),
 )
 

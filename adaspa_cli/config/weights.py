@@ -89,9 +89,10 @@ def largest_alone(parts: Mapping[str, int], offload: str, architecture: Architec
     return max(others.values(), default=0) if offload == "model" else 0
 
 
-def fp8_copies(parts: Mapping[str, int], architecture: Architecture, itemsize: int) -> int:
-    """Bytes that ``--linear fp8`` adds: a byte a weight, where nearly all weights of the transformers are linear."""
-    return sum(parts.get(name, 0) for name in architecture.transformers) // itemsize
+def fp8_weights(architecture: Architecture) -> int:
+    """Weights that ``--linear fp8`` puts into FP8, a byte each on the device; in the model's dtype they are in main
+    memory meanwhile. Modulation layers, which are a quarter of HunyuanVideo, are not among them."""
+    return sum(architecture.facts.linear_weights(config) for config in architecture.transformers.values())
 
 
 def check_weights_fit(model: ModelConfig, kind: str, memory: int | None, main: int | None = None) -> None:

@@ -126,7 +126,8 @@ class Ffmpeg:
 
 @dataclass(frozen=True)
 class Model:
-    """The requested model; bytes are estimates, those of memory by ``--offload``; None where nothing tells."""
+    """The requested model; bytes are estimates, those of memory by each ``--offload`` that goes with the requested
+    dtype of linear layers; None where nothing tells."""
 
     name: str
     checkpoint: str

@@ -228,7 +228,8 @@ def _fit(facts: Facts, model: Model) -> Iterator[Finding]:
     elif fitting is not None:
         yield Finding("models", "note", name, f"takes {need}", f"--offload {fitting}")
     else:
-        mend = "--offload group with a smaller video, or --weights-dtype: docs/low-memory.md"
+        fewer = "--offload group with a smaller video, or --weights-dtype: docs/low-memory.md"
+        mend = fewer if "group" in model.memory else f"without --linear, {fewer}"
         yield Finding("models", "problem", name, f"takes {need}", mend)
 
 

@@ -50,10 +50,10 @@ def look(out: str, device: str) -> Facts:
     )
 
 
-def model_facts(entry: Entry) -> Model:
-    """What a model needs from a machine."""
+def model_facts(entry: Entry, linear: str | None) -> Model:
+    """What a model needs from a machine, with linear layers in a dtype of ``--linear``."""
     gated = entry.card is not None and entry.card.gated
-    memory = {offload: held.total for offload, held in memory_by_offload(entry.name).items()}
+    memory = {offload: held.total for offload, held in memory_by_offload(entry.name, linear or "model").items()}
     return Model(entry.name, entry.checkpoint, gated, entry.disk, memory)
 
 

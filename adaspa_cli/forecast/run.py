@@ -15,6 +15,7 @@ from adaspa_cli.config import resolve as resolve_settings
 from adaspa_cli.config.architecture import Architecture, architecture_of, known_architecture
 from adaspa_cli.config.devices import check_offload
 from adaspa_cli.config.presets import preset_names
+from adaspa_cli.config.weights import fp8_weights
 from adaspa_cli.forecast import memory
 from adaspa_cli.forecast.calibration import Rates, Sample
 from adaspa_cli.forecast.duration import ModelWork, StepTime, step_times
@@ -173,7 +174,7 @@ def forecast(config: GenerateConfig, prompts: Sequence[str], measure: Calibrate)
         notes=[
             *([f"time not predicted: {unknown}"] if unknown else []),
             *([] if config.model is model else [f"the sizes are taken to be those of {config.model.weights}"]),
-            *_notes(config, held.everything, timed=rates is not None),
+            *_notes(config, held.everything, fp8_weights(architecture) * dtype.itemsize, timed=rates is not None),
         ],
     )
 
@@ -256,8 +257,9 @@ def _unpredicted(config: GenerateConfig) -> str | None:
     return None
 
 
-def _notes(config: GenerateConfig, weights: int | None, *, timed: bool) -> list[str]:
-    """What the estimates leave out, of the time only where it is predicted."""
+def _notes(config: GenerateConfig, weights: int | None, fp8: int, *, timed: bool) -> list[str]:
+    """What the estimates leave out, of the time only where it is predicted; bytes of all weights, and of those that may
+    be put into FP8."""
     model, method = config.model, config.method
     work = "time and attention work are" if timed else "the attention work is"
     upper, lower = ("upper bounds", "lower bounds") if timed else ("an upper bound", "a lower bound")
@@ -274,6 +276,9 @@ def _notes(config: GenerateConfig, weights: int | None, *, timed: bool) -> list[
         f"moving weights with --offload {model.offload} is not in the time": timed and model.offload != "none",
         f"--offload {model.offload} keeps all weights in main memory: {(weights or 0) / 1e9:.1f} GB, estimated": (
             model.offload != "none" and weights is not None
+        ),
+        f"--linear fp8 moves {fp8 / 1e9:.1f} GB of weights to main memory once all weights are on the GPU": (
+            method.linear == "fp8"
         ),
         "FP8 products are faster than the measured ones: the time is an upper bound": timed and method.linear == "fp8",
         "compiled blocks are faster than the measured ones: the time is an upper bound": timed and model.compile,

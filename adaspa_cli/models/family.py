@@ -22,7 +22,7 @@ No other module names a family. How the models of diffusers 0.42 differ, and whe
   than ``cond`` and ``uncond`` go to :attr:`Family.branch_names`. Guidance as one batch is the attachment's task
   (CogVideoX).
 * **Linear layers** by other paths, or another activation between them: :attr:`Family.linears` says what ``--linear
-  fp8`` replaces. Without it that is refused.
+  fp8`` replaces, and ``linear_weights`` of the entry counts their weights. Without them that is refused.
 * **Several processes for one video** (``--gpus``), and the Hilbert order of tokens: :meth:`Family.ends` names the
   module that gives the blocks their video tokens, the one that takes them after the last block, and the one that
   makes the rotary tables. Inputs with one entry per token, such as CogVideoX's tables or a timestep [B, N], are cut

@@ -7,22 +7,32 @@ counts it.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter, OrderedDict
 from typing import Any
 
 import torch
 from torch import nn
 
+from adaspa_cli.config.devices import machine_memory
 from adaspa_cli.errors import BackendError, RunError
 from adaspa_cli.models.family import Family
 from adaspa_cli.models.fp8_linear import ALIGNMENT, Fp8Linear, SharedInput, check_fp8
 from adaspa_cli.models.linears import Gelu
 
+_logger = logging.getLogger(__name__)
+
+_KEPT_FREE = 1 / 8  # of main memory
+
 
 class Fp8Linears:
     """FP8 layers in the place of a pipeline's own, until :meth:`remove` puts these back.
 
-    The original weights stay where they are, so that removing costs nothing and restores every bit: FP8 weights come on
-    top, one byte a weight.
+    The original weights are parked in main memory, so that the device holds a byte a weight, and removing restores
+    every bit. Those that share memory with another part of the pipeline (tied layers, views) stay on the device: they
+    could not be freed there, and would share it no longer. So do those that main memory has no room for: an eighth of
+    it is left free, and the log says what stays. Layers are converted one by one, so that the device needs no more than
+    it held before and one layer in FP8.
 
     Attributes:
         layers: that multiply in FP8.
@@ -47,7 +57,9 @@ class Fp8Linears:
             check_fp8(self._device)
             _check_dtype(family.shape(pipe).dtype)
         self._replaced: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
-        self.layers = self.of = self.weight_bytes = 0
+        self._made: list[Fp8Linear] = []
+        self._users = _users_of_storages(pipe)
+        self.layers = self.of = self.weight_bytes = self._without_room = 0
         try:
             for transformer in family.transformers(pipe):
                 for block in family.blocks(transformer):
@@ -62,13 +74,25 @@ class Fp8Linears:
         except BaseException:
             self.remove()
             raise
+        if self._without_room:
+            _logger.warning(
+                "main memory has no room for %.1f GB of the weights that FP8 replaces: they stay on the GPU",
+                self._without_room / 1e9,
+            )
 
     def remove(self) -> None:
-        """Put the original layers back, where ours still stand. May be called twice."""
+        """Put the original layers back, where ours still stand, and their weights to where the FP8 ones are by now.
+
+        May be called twice. Where the device has no room for them, torch.OutOfMemoryError is raised, and another call
+        goes on.
+        """
         while self._replaced:
             parent, name, original, new = self._replaced.pop()
             if getattr(parent, name) is new:
                 setattr(parent, name, original)
+        while self._made:
+            self._made[-1].unpark()
+            self._made.pop()
 
     def __enter__(self) -> Fp8Linears:
         return self
@@ -99,19 +123,23 @@ class Fp8Linears:
             return
         first = after.in_features - before.out_features
         if inside:
-            self._put(block, gelu.path, self._made(before))
+            name = gelu.before.removeprefix(f"{gelu.path}.")
+            self._put(block, gelu.path, nn.Sequential(OrderedDict({name: self._make(before)})))
         else:
             self._convert(block, gelu.before)
             self._put(block, gelu.path, nn.Identity())
-        self._put(block, gelu.after, self._made(after, gelu_from=first))
+        self._put(block, gelu.after, self._make(after, gelu_from=first))
 
     def _convert(self, block: Any, path: str, shared: SharedInput | None = None) -> None:
         layer = _find(block, path)
         if self._fits(layer):
-            self._put(block, path, self._made(layer, shared=shared))
+            self._put(block, path, self._make(layer, shared=shared))
 
-    def _made(self, layer: nn.Linear, **options: Any) -> Fp8Linear:
+    def _make(self, layer: nn.Linear, **options: Any) -> Fp8Linear:
         made = Fp8Linear(layer, emulate=self._emulate, **options)
+        self._made.append(made)
+        if self._users[_storage(layer.weight)] == 1 and not made.park(_room()):
+            self._without_room += layer.weight.nbytes
         self.layers += 1
         self.weight_bytes += made.weight.numel()
         return made
@@ -137,6 +165,29 @@ class Fp8Linears:
             )
         aligned = layer.in_features % ALIGNMENT == 0 and layer.out_features % ALIGNMENT == 0
         return aligned and layer.weight.dtype in (torch.bfloat16, torch.float16, torch.float32)
+
+
+def _room() -> float:
+    """Bytes of main memory that weights may take; it is asked anew for each, as other processes take some as well."""
+    free, memory = machine_memory()
+    return float("inf") if free is None or memory is None else free - _KEPT_FREE * memory
+
+
+def _users_of_storages(pipe: Any) -> Counter[int]:
+    """How many places in a pipeline's modules have a tensor in each storage; one module in two places counts twice."""
+    modules = (
+        module
+        for part in vars(pipe).values()
+        if isinstance(part, nn.Module)
+        for _, module in part.named_modules(remove_duplicate=False)
+    )
+    tensors = (tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values()))
+    return Counter(_storage(tensor) for tensor in tensors if type(tensor) in (nn.Parameter, torch.Tensor))
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Identifies a tensor's storage while it is there."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

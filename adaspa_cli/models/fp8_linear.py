@@ -11,12 +11,14 @@ Shapes: M tokens of all rows of the batch, K input channels, N output channels.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaspa_cli.errors import BackendError
+from adaspa_cli.errors import BackendError, RunError
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
@@ -111,10 +113,15 @@ class SharedInput:
 
 
 class Fp8Linear(nn.Module):
-    """Stands for a linear layer, which it keeps as ``original``, so that both move together."""
+    """Stands for a linear layer, under its names: what is saved meanwhile is what the layer would have saved.
+
+    The layer itself is no part of this one. Its bias is shared; its weights may be parked in main memory, and follow
+    this one in dtype while they are.
+    """
 
     weight: Tensor
     scale: Tensor
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -132,23 +139,90 @@ class Fp8Linear(nn.Module):
             shared: with the layers that are called with the same tensor.
         """
         super().__init__()
-        self.original, self.emulate, self.gelu_from, self.shared = original, emulate, gelu_from, shared
+        self._stands_for = (original,)  # not a submodule: only the FP8 weights are at work, and move with the model
+        self._parked = False
+        self.emulate, self.gelu_from, self.shared = emulate, gelu_from, shared
         if shared is not None:
             shared.layers += 1
         with torch.no_grad():
             weight, scale = quantise(original.weight)
         self.register_buffer("weight", weight, persistent=False)  # [N, K]
         self.register_buffer("scale", scale.T, persistent=False)  # [1, N]
+        self.register_parameter("bias", original.bias)
+
+    @property
+    def original(self) -> nn.Linear:
+        """The layer."""
+        return self._stands_for[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """x [.., K] to [.., N], of the same dtype."""
         rows, scale = quantise(x, self.gelu_from) if self.shared is None else self.shared.get(x)
         product = _emulated if self.emulate else _scaled
-        out = product(rows, scale, self.weight, self.scale, self.original.bias, x.dtype)
+        out = product(rows, scale, self.weight, self.scale, self.bias, x.dtype)
         return out.view(*x.shape[:-1], out.shape[-1])
+
+    def park(self, room: float) -> bool:
+        """Move the layer's weights to main memory, if they take at most ``room`` bytes. Their Parameter stays the same.
+
+        The memory is pageable: so much that is page-locked is slow to get and missed elsewhere, and these weights cross
+        the bus only twice.
+
+        Returns:
+            False if they don't fit.
+        """
+        if not _is_elsewhere(self.original.weight):
+            return True
+        if self.original.weight.nbytes > room:
+            return False
+        self._parked = True  # before: whatever interrupts the move, unpark() mends it
+        _move(self.original.weight, torch.device("cpu"))
+        return True
+
+    def unpark(self) -> None:
+        """Bring parked weights to where the FP8 ones are."""
+        if self._parked:
+            _move(self.original.weight, self.weight.device)
+            self._parked = False
 
     def extra_repr(self) -> str:
         return f"emulate={self.emulate}, gelu_from={self.gelu_from}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fp8Linear:
+        """What ``to`` and the like do. FP8 numbers and scales move as bytes, so that a dtype is none of theirs."""
+
+        def applied(tensor: Tensor) -> Tensor:
+            ours = tensor is self.weight or tensor is self.scale
+            return fn(tensor.view(torch.uint8)).view(tensor.dtype) if ours else fn(tensor)
+
+        weight, device = self.original.weight, self.weight.device
+        super()._apply(applied, recurse)  # type: ignore[no-untyped-call]
+        if self._parked:
+            weight.data = weight.data.to(fn(torch.empty(0, dtype=weight.dtype, device=device)).dtype)
+        else:
+            weight.data = fn(weight.data)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        weight = self.original.weight
+        destination[f"{prefix}weight"] = weight if keep_vars else weight.detach()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *_: Any, **__: Any) -> None:
+        raise RunError(
+            "weights can't be loaded while linear layers are in FP8", hint="call remove() on the handle first"
+        )
+
+
+def _is_elsewhere(weight: Tensor) -> bool:
+    """Than in main memory."""
+    return weight.device.type != "cpu"
+
+
+def _move(parameter: Tensor, device: torch.device) -> None:
+    """Move what a Parameter holds. An inference tensor remains one, and another does not become one."""
+    with torch.inference_mode(parameter.is_inference()):
+        parameter.data = parameter.data.to(device, copy=True)
 
 
 def _scaled(

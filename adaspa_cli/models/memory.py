@@ -16,7 +16,7 @@ from adaspa_cli.config.methods.adaspa import AdaSpaConfig
 from adaspa_cli.config.names import OFFLOADS
 from adaspa_cli.config.presets import DEFAULT_METHOD
 from adaspa_cli.config.schema import GenerateConfig
-from adaspa_cli.config.weights import fp8_copies, held_weights, largest_alone, part_bytes
+from adaspa_cli.config.weights import fp8_weights, held_weights, largest_alone, part_bytes
 
 EXCHANGED = 6  # tensors of the size of the hidden states: q, k and v, sent and received
 
@@ -29,7 +29,8 @@ class Memory:
         weights: there at the same time, with the offload mode of the run; None where nothing says how many there are.
         activations: of the transformer's pass.
         masks: of all layers and branches, with the LSE that a later search needs; 0 where no call reuses a mask.
-        alone: of the largest part that is on the device while no transformer is, as a text encoder with offloading.
+        alone: of what is on the device before or after: the largest part beside the transformers, as a text encoder
+            with offloading; with ``--linear fp8`` all weights as they are loaded.
         everything: of all weights, which offloading keeps in main memory; None where nothing says how many there are.
     """
 
@@ -63,8 +64,10 @@ def estimate_memory(
     layout = token_layout(config, architecture, prompt)
     parts = part_bytes(config.model, architecture, itemsize, decodes=config.decodes)
     weights = None if parts is None else held_weights(parts, offload, architecture)
-    if parts is not None and weights is not None and config.method.linear == "fp8":
-        weights += fp8_copies(parts, architecture, itemsize)
+    alone = largest_alone(parts or {}, offload, architecture, itemsize)
+    if weights is not None and config.method.linear == "fp8":
+        alone = max(alone, weights)
+        weights -= (itemsize - 1) * fp8_weights(architecture)
     apart = config.parallel.cfg_parallel
     branches = 2 if facts.guided(sampling) and not apart else 1
     rows = branches if facts.joins_branches else 1
@@ -76,7 +79,7 @@ def estimate_memory(
         weights=weights,
         activations=round(states * rows * layout.tokens * architecture.channels * itemsize),
         masks=_mask_bytes(config, architecture, layout, 1 if config.method.share_cfg_masks else branches) // share,
-        alone=largest_alone(parts or {}, offload, architecture, itemsize),
+        alone=alone,
         everything=None if parts is None else sum(parts.values()),
     )
 
@@ -106,16 +109,17 @@ def _mask_bytes(config: GenerateConfig, architecture: Architecture, layout: Toke
     return architecture.layers // len(architecture.transformers) * branches * (masks + lse)
 
 
-def memory_by_offload(model: str) -> dict[str, Memory]:
-    """The peak of a model preset's own video with the default method, for each ``--offload``.
+def memory_by_offload(model: str, linear: str = "model") -> dict[str, Memory]:
+    """The peak of a model preset's own video with the default method, for each ``--offload`` that goes with ``linear``.
 
     Raises:
         ModelError: there is no such preset.
     """
-    config = resolve({"model": model}, default_method=DEFAULT_METHOD, download=False).config
+    flags = {"model": model} if linear == "model" else {"model": model, "linear": linear, "dtype": "bfloat16"}
+    config = resolve(flags, default_method=DEFAULT_METHOD, download=False).config
     architecture = architecture_of(config.model)
     found = {}
-    for offload in OFFLOADS:
+    for offload in OFFLOADS if linear == "model" else ("none",):
         own = dataclasses.replace(config, model=dataclasses.replace(config.model, offload=offload))
         found[offload] = estimate_memory(own, architecture)
     return found

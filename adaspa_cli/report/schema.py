@@ -61,7 +61,7 @@ class LinearUse:
     Attributes:
         dtype: that they multiplied in; each row had a scale.
         layers, of: how many of the blocks' layers did.
-        weight_bytes: of their weights, beside the model's own.
+        weight_bytes: of their weights; the model's own are in main memory meanwhile.
     """
 
     dtype: str

@@ -175,18 +175,19 @@ class Handle:
         return self.engine.masks()
 
     def remove(self) -> None:
-        """Restore the pipeline as it was. May be called twice."""
+        """Restore the pipeline as it was. May be called twice, as after torch.OutOfMemoryError: with ``linear="fp8"``
+        the weights in main memory return to the device."""
         if self.cache is not None:
             self.cache.remove()
         if self._branches is not None:
             self._branches.remove()
         if self._attachment is not None:
             self._attachment.detach()
-        if self.linears is not None:
-            self.linears.remove()
         self.clock.stop()
         for override in self._overrides:
             override.restore()
+        if self.linears is not None:
+            self.linears.remove()
 
     def __enter__(self) -> Handle:
         return self

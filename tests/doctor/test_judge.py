@@ -133,6 +133,10 @@ def test_a_model_fits_or_does_not() -> None:
     for free, mend in ((45_000_000_000, "--offload model"), (24_000_000_000, "--offload group")):
         small = changed(SERVER, probed_gpus=(dataclasses.replace(H100, free=free),))
         assert [one.mend for one in judge(small, Asked(model=HUNYUAN)) if one.name == "hunyuan"][-1] == mend
+    fp8 = dataclasses.replace(HUNYUAN, memory={"none": 46_000_000_000})
+    assert problems(SERVER, model=fp8) == []
+    small = changed(SERVER, probed_gpus=(dataclasses.replace(H100, free=45_000_000_000),))
+    assert str(problems(small, model=fp8)[-1].mend).startswith("without --linear, --offload group")
     tiny = changed(SERVER, probed_gpus=(dataclasses.replace(H100, free=8_000_000_000),))
     assert [found.name for found in problems(tiny, model=HUNYUAN)] == ["hunyuan"]
     assert [found.name for found in problems(LAPTOP, model=HUNYUAN)] == ["hunyuan"]

@@ -9,6 +9,7 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from adaspa_cli.app import app
+from adaspa_cli.config.catalogue import entry_of
 from adaspa_cli.doctor import look, probe, requirements
 from adaspa_cli.doctor.facts import Folder, Library
 from adaspa_cli.doctor.requirements import extras, installed, libraries
@@ -114,6 +115,14 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     there = look.look_at_folder(str(tmp_path / "videos"))
     assert isinstance(there, Folder)
     assert there.free
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "cogvideox-2b"])  # the latter's own dtype is float16
+def test_a_model_with_layers_in_fp8_needs_less(name: str) -> None:
+    whole, fp8 = (look.model_facts(entry_of(name), linear).memory for linear in (None, "fp8"))
+    assert list(whole) == ["none", "model", "group"]
+    assert list(fp8) == ["none"]  # the others don't go with it
+    assert (fp8["none"] or 0) < (whole["none"] or 0)
 
 
 def test_requirements() -> None:

@@ -117,7 +117,7 @@ def test_no_time_where_it_would_not_be_honest(flags: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"linear": "fp8", "compile": True}, []),
+        ({"linear": "fp8", "compile": True}, ["--linear fp8 moves 18.1 GB of weights to main memory"]),
         ({"weights_dtype": "fp8"}, []),
         ({"offload": "model"}, ["--offload model keeps all weights in main memory"]),
         ({"method": "adacache"}, ["cache 'adacache' decides at run time", "the attention work is an upper bound"]),

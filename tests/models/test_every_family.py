@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from adaspa_cli import apply
 from adaspa_cli.config import resolve
@@ -20,6 +21,7 @@ from adaspa_cli.distributed.teams import Teams
 from adaspa_cli.errors import ConfigError, RunError
 from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.masks.plan import DENSE
+from adaspa_cli.models import fp8, fp8_linear
 from adaspa_cli.models.compiled import compile_blocks
 from adaspa_cli.models.fp8 import Fp8Linears
 from adaspa_cli.models.loading import load_pipeline
@@ -363,10 +365,16 @@ def test_compiled_blocks_make_the_same_video(case: Case, plain: Any) -> None:
     torch.testing.assert_close(made, plain["guided"], **TOLERANCES)
 
 
-def test_linear_layers_in_fp8_come_and_go(case: Case, pipe: Any, run: Any, plain: Any) -> None:
+def test_linear_layers_in_fp8_come_and_go(
+    case: Case, pipe: Any, run: Any, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fp8_linear, "_is_elsewhere", lambda _: True)
+    monkeypatch.setattr(fp8, "machine_memory", lambda: (None, None))  # room for all
     before = state(pipe)
+    storages = {StorageWeakRef(value.untyped_storage()) for one in transformers(pipe) for value in one.parameters()}
     with Fp8Linears(family_of(pipe), pipe, emulate=True) as linears:
         assert linears.layers == linears.of == case.linears
+        assert sum(storage.expired() for storage in storages) == linears.layers  # none stays on the device
         made = run()
     truth = plain["unguided"]
     assert 1e-5 < float((made - truth).norm() / truth.norm()) < 0.2
