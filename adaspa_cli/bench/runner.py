@@ -27,6 +27,7 @@ from adaspa_cli.jobs.generate import claim, claim_each, make
 from adaspa_cli.jobs.places import ClaimedPlace
 from adaspa_cli.jobs.plan import Job
 from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.models.registry import check_read
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, session
 
@@ -71,6 +72,11 @@ def run_bench(rows: Sequence[PlannedRow], observer: BenchObserver, *, warmup_ste
         observer.loading(config.model.source)
         with memory_errors(config.model.offload):
             pipe = load_pipeline(config.model, decode=config.decodes)
+        lines: list[str] = []
+        for row in group:
+            check_read(pipe, row.resolved.config, (job.prompt for job in row.jobs), lines.append)
+        for line in dict.fromkeys(lines):
+            observer.note(line)
         worker = _Worker(pipe, observer, warmup_steps)
         left += len(jobs)
         with closing(claim_each(jobs, lambda pair: tried.claim(pair[1]))) as claims:

@@ -166,7 +166,10 @@ PROMPTS = _flag(
     "--prompts", Path, WHAT, "File with one prompt per line, or - for stdin. Lines that begin with # are skipped."
 )
 STRICT_PROMPT = _flag(
-    "--strict-prompt/--no-strict-prompt", bool, WHAT, "Refuse words and sizes the model was not trained on."
+    "--strict-prompt/--no-strict-prompt",
+    bool,
+    WHAT,
+    "Refuse words and sizes the model was not trained on, and prompts longer than it reads.",
 )
 NEGATIVE_PROMPT = _flag("--negative-prompt", str, WHAT, "What the video should not show.")
 IMAGE = _flag("--image", Path, WHAT, "Picture that the video starts from, for image-to-video models.")

@@ -38,6 +38,9 @@ class ProgressObserver:
         self._progress.update(self._task, description=f"loading {model}")
         self._line(f"loading {model}")
 
+    def note(self, line: str) -> None:
+        self._console.note(line, wrap=True)
+
     def started(self, videos: int, steps: int, backend: str | None) -> None:
         self._videos = videos
         self._progress.reset(self._task, total=videos * steps)

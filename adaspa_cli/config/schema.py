@@ -272,7 +272,8 @@ class PromptConfig:
     Attributes:
         prompt: prompts; each gives one video for each seed.
         prompts: file with one prompt per line. Empty lines and lines that begin with ``#`` are skipped.
-        strict_prompt: refuse words and sizes that the model was not trained on, instead of only naming them.
+        strict_prompt: refuse words and sizes that the model was not trained on, and prompts that are longer than it
+            reads, instead of only naming them.
     """
 
     prompt: tuple[str, ...] = ()

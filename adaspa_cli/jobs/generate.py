@@ -24,6 +24,7 @@ from adaspa_cli.jobs.write import Made, complete, write_result
 from adaspa_cli.maskfiles.check import check_name, open_masks
 from adaspa_cli.models.fp8_linear import check_fp8
 from adaspa_cli.models.loading import choose_device, load_pipeline
+from adaspa_cli.models.registry import check_read
 from adaspa_cli.quality.by_frame import Comparing, silent
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, Session, session
@@ -60,12 +61,11 @@ def generate(
     Args:
         prompts: what :func:`collect_prompts` gave, if it was called before: a pipe can be read only once.
         shard: the share of the videos to make; it goes with ``resume``, whatever the settings say.
-        world: the processes that make each video together, of which this one leads; the others
-            :func:`~adaspa_cli.jobs.follow.follow`.
+        world: processes that make each video together, led by this one; others :func:`~adaspa_cli.jobs.follow.follow`.
         load: gives the pipeline of a model, ready to run: one that was used before may serve again.
 
     Raises:
-        AdaspaError: see :func:`~adaspa_cli.jobs.plan.plan` and :func:`~adaspa_cli.models.loading.load_pipeline`.
+        AdaspaError: see :func:`plan`, :func:`load_pipeline` and :func:`check_read`.
         RunError: the model produced values that are not finite.
         OutOfMemoryError: the device's memory does not suffice.
         DiskFullError: the disk is full; nothing of the last video is left.
@@ -89,6 +89,7 @@ def generate(
     made: set[int] = set()
     with memory_errors(config.model.offload, together=not world.teams.all.alone):
         pipe = load(model, decode=config.decodes)
+        check_read(pipe, config, (jobs[number].prompt for number in todo), observer.note)
         with session(pipe, resolved, observer, world) as running:
             observer.started(len(todo), config.sampling.steps, running.handle.backend)
             with closing(claim_each(todo, lambda number: claim(jobs[number], resume=config.output.resume))) as claims:

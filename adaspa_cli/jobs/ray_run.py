@@ -176,6 +176,7 @@ def _dispatch(pool: _Pool, todo: Sequence[Job], resolved: Resolved, observer: Ra
     """Give workers the videos, one at a time, and write what comes back."""
     waiting, again = deque(todo), deque[_Task]()
     running: dict[Any, tuple[Any, _Task]] = {}
+    noted: set[str] = set()
     with ExitStack() as claims:
         begun = 0
         while waiting or again or running:
@@ -200,6 +201,9 @@ def _dispatch(pool: _Pool, todo: Sequence[Job], resolved: Resolved, observer: Ra
                     again.append(task)
                     continue
                 pool.idle.append(worker)
+                for line in (line for line in sent.notes if line not in noted):
+                    observer.note(line)
+                noted.update(sent.notes)
                 yield write_files(sent.report, sent.files, task.job, task.claimed, observer.comparing)
                 task.claimed.give_back()
                 for step in range(resolved.config.sampling.steps):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,13 @@ from tempfile import TemporaryDirectory
 
 from adaspa_cli.config import Resolved
 from adaspa_cli.errors import AdaspaError, RunError
+from adaspa_cli.jobs.follow import Silent
 from adaspa_cli.jobs.generate import claim, make
 from adaspa_cli.jobs.places import claim_path, page_path, report_path
 from adaspa_cli.jobs.plan import Job
 from adaspa_cli.models.fp8_linear import check_fp8
 from adaspa_cli.models.loading import choose_device, load_pipeline
+from adaspa_cli.models.registry import check_read
 from adaspa_cli.report.schema import Report
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Session, session
@@ -29,10 +31,12 @@ class Sent:
     Attributes:
         report: of the video. The driver makes its page, which may show another video beside it.
         files: the video, and whatever else there is, by name.
+        notes: what the user should know of it, a line each.
     """
 
     report: Report
     files: Mapping[str, bytes]
+    notes: Sequence[str] = ()
 
 
 class Worker:
@@ -63,10 +67,12 @@ class Worker:
             claimed = claim(here, resume=False)
             assert claimed is not None
             with claimed:
-                made = make(self._at_work(), here, claimed)
+                at_work, notes = self._at_work(), list[str]()
+                check_read(at_work.pipe, self._resolved.config, [job.prompt], notes.append)
+                made = make(at_work, here, claimed)
                 extra = (page_path(made.place), report_path(made.place), claim_path(made.place))
                 files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path not in extra}
-            return Sent(made.report, files)
+            return Sent(made.report, files, notes)
 
     def _at_work(self) -> Session:
         """The session of all videos of this worker; the first one loads the pipeline."""
@@ -77,16 +83,5 @@ class Worker:
             if config.method.linear == "fp8":
                 check_fp8(choose_device(config.model.device))
             pipe = load_pipeline(config.model, decode=config.decodes)
-            self._session = self._stack.enter_context(session(pipe, self._resolved, _Silent()))
+            self._session = self._stack.enter_context(session(pipe, self._resolved, Silent()))
         return self._session
-
-
-class _Silent:
-    """An observer: of a video that is made elsewhere only its end is told."""
-
-    def loading(self, model: str) -> None: ...
-    def started(self, videos: int, steps: int, backend: str | None) -> None: ...
-    def video(self, number: int, prompt: str, seed: int) -> None: ...
-    def phase(self, phase: str) -> None: ...
-    def step_done(self, step: int) -> None: ...
-    def decoding(self) -> None: ...

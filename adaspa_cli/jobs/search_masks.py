@@ -40,7 +40,7 @@ from adaspa_cli.maskfiles.shares import JOINED, join_shares, share_name
 from adaspa_cli.masks import MaskPolicy
 from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.models.registry import check_sampling, family_of
+from adaspa_cli.models.registry import check_read, check_sampling, family_of
 from adaspa_cli.report.machine import versions
 from adaspa_cli.sampling.handle import Handle
 from adaspa_cli.sampling.memory import memory_errors
@@ -182,6 +182,7 @@ def search_share(
     with memory_errors(model.offload, together=not world.teams.all.alone):
         pipe = load_pipeline(model, decode=False)
         check_sampling(pipe, resolved.config.sampling)
+        check_read(pipe, resolved.config, (prompt for prompt, _ in job.videos), observer.note)
         job = job.on(pipe)
         prepare_folder(str(options.out.parent))
         if shard is not None:

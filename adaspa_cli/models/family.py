@@ -54,6 +54,7 @@ from adaspa_cli.errors import RunError
 from adaspa_cli.models.forward import Forward
 from adaspa_cli.models.linears import Linears
 from adaspa_cli.models.reordering import Ends
+from adaspa_cli.models.text_reader import TextReader
 
 Processor = Callable[..., Any]
 Encode = Callable[..., tuple[Any, ...]]
@@ -153,6 +154,10 @@ class Family(ABC):
     def made_parts(self) -> dict[str, Any]:
         """Parts of a pipeline with random weights that have no weights, besides the scheduler."""
         return {}
+
+    def readers(self, pipe: Any) -> tuple[TextReader, ...]:  # noqa: ARG002
+        """The text encoders of a pipeline that has them, as far as it matters what they don't read of a prompt."""
+        return ()
 
     @contextmanager
     def set_up(self, pipe: Any, sampling: SamplingConfig) -> Iterator[None]:  # noqa: ARG002  most take arguments

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from adaspa_cli.attention.layout import OrderName
 from adaspa_cli.config import families
 from adaspa_cli.config.families import FamilyFacts
-from adaspa_cli.config.schema import SamplingConfig
-from adaspa_cli.errors import ModelError
+from adaspa_cli.config.schema import GenerateConfig, SamplingConfig
+from adaspa_cli.errors import ConfigError, ModelError
 from adaspa_cli.models.attachment import Attachment
 from adaspa_cli.models.family import Family
 from adaspa_cli.models.forward import Attend
@@ -54,3 +55,21 @@ def check_sampling(pipe: Any, sampling: SamplingConfig) -> None:
     """
     family = family_of(pipe)
     family.facts.check(family.size_rule(pipe), sampling, [one.config for one in family.transformers(pipe)])
+
+
+def check_read(pipe: Any, config: GenerateConfig, prompts: Iterable[str], note: Callable[[str], None]) -> None:
+    """Say what the text encoders of a pipeline will not read of the prompts of a run, in a line for each encoder.
+
+    Raises:
+        ConfigError: there is such a thing, and ``strict_prompt`` is set.
+    """
+    if getattr(pipe, "tokenizer", None) is None:
+        return  # random weights: there is nothing that reads
+    family, negative = family_of(pipe), config.sampling.negative_prompt
+    texts = [*prompts, *([negative] if negative and family.facts.guided(config.sampling) else [])]
+    for reader in family.readers(pipe):
+        unread = reader.unread(texts)
+        if unread and config.prompts.strict_prompt:
+            raise ConfigError(f"{config.model.source} {unread}", hint="shorten the prompt, or drop --strict-prompt")
+        if unread:
+            note(f"{config.model.source} {unread}; --strict-prompt refuses such prompts")

@@ -21,7 +21,7 @@ from adaspa_cli.jobs.places import video_name
 from adaspa_cli.masks.methods.registry import make_policy
 from adaspa_cli.models.forward import Row
 from adaspa_cli.models.loading import load_pipeline
-from adaspa_cli.models.registry import attach, check_sampling, family_of
+from adaspa_cli.models.registry import attach, check_read, check_sampling, family_of
 from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.sampling.memory import memory_errors
 from adaspa_cli.sampling.run import Observer, sample, to_frames
@@ -43,6 +43,7 @@ def visualize(resolved: Resolved, request: ProbeRequest, observer: Observer, pro
     observer.loading(config.model.source)
     with memory_errors(config.model.offload):
         pipe = load_pipeline(config.model, decode=config.decodes)
+        check_read(pipe, config, prompts, observer.note)
         result = probe(pipe, resolved, request, observer, prompts)
     name = video_name(*result.videos[0])
     return whole_folder(config.output.out, name, lambda folder: write_pictures(result, resolved, folder))

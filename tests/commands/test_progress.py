@@ -22,6 +22,7 @@ def told(quiet: bool = False) -> None:
     with console.progress() as progress:
         observer = ProgressObserver(console, progress, clock)
         observer.loading("tiny")
+        observer.note("the prompt is long")
         observer.started(2, 3, "cpu")
         for number in range(2):
             observer.video(number, "a red circle moves left\n" + 500 * "x", 0)
@@ -33,8 +34,8 @@ def told(quiet: bool = False) -> None:
 def test_without_a_terminal_there_is_a_line_a_video_and_one_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     told()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["loading tiny", "attention backend: cpu"]
-    assert [line.partition(",")[0].partition(" x")[0] for line in lines[2:]] == [
+    assert lines[:3] == ["loading tiny", "the prompt is long", "attention backend: cpu"]
+    assert [line.partition(",")[0].partition(" x")[0] for line in lines[3:]] == [
         "[1/2] a red circle moves left",
         "[1/2] 2 of 6 steps",
         "[2/2] a red circle moves left",

@@ -112,6 +112,14 @@ def test_a_video_whose_worker_dies_is_made_by_another_and_written_once(
     assert not list((tmp_path / "shared").glob(".*"))
 
 
+def test_a_long_prompt_is_named_once(ray: Any, hunyuan_folder: Path, tmp_path: Path) -> None:
+    ray()
+    listener, flags = Listener(), {"seed": (0, 1)}
+    settings = small_run(hunyuan_folder, tmp_path, prompt=["a circle " * 200]) | flags
+    list(generate_on_ray(resolve(settings), listener, settings["prompt"], Cluster(workers=1)))
+    assert listener.names().count("note") == 1
+
+
 def test_what_is_complete_needs_no_worker(ray: Any, hunyuan_folder: Path, tmp_path: Path) -> None:
     make_reports(resolve(small_run(hunyuan_folder, tmp_path, prompt=PROMPTS)), Listener())
     stand_in, listener = ray(), Listener()

@@ -27,6 +27,7 @@ from adaspa_cli.models.pinned_noise import PinnedNoise
 from adaspa_cli.models.qk import Rotation, project_joint
 from adaspa_cli.models.random_text import text_noise
 from adaspa_cli.models.reordering import Ends, Rearrangement
+from adaspa_cli.models.text_reader import TextReader, default_of
 
 
 class CogVideoXProcessor:
@@ -180,6 +181,10 @@ class CogVideoX(Family):
             return text_noise(prompt, *shape, **where), negative
 
         return encode_prompt
+
+    def readers(self, pipe: Any) -> tuple[TextReader, ...]:
+        limit = default_of(pipe, "max_sequence_length")
+        return (TextReader("tokens of a prompt", limit, lambda text: len(pipe.tokenizer(text).input_ids)),)
 
 
 FAMILY = CogVideoX()

@@ -24,6 +24,7 @@ from adaspa_cli.models.linears import Gelu, Linears
 from adaspa_cli.models.qk import Norm, Rotation, prepare, project_joint
 from adaspa_cli.models.random_text import text_noise, text_tokens
 from adaspa_cli.models.reordering import Ends
+from adaspa_cli.models.text_reader import TextReader, default_of
 from adaspa_cli.models.tokenizer import tokenizer_as_written
 
 
@@ -127,6 +128,7 @@ class HunyuanVideo(Family):
         ),
     )
     absent: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    ending: ClassVar[int] = 0  # tokens at the end of a prompt that is too long that are not read either
 
     def blocks(self, transformer: Any) -> list[Any]:
         return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
@@ -160,6 +162,16 @@ class HunyuanVideo(Family):
             return embeddings, pooled, mask
 
         return encode_prompt
+
+    def readers(self, pipe: Any) -> tuple[TextReader, ...]:
+        """CLIP, which reads 77 tokens, isn't one of them: it gives a single vector for the whole video, which the first
+        words decide, so that a prompt of usual length would be named for nothing."""
+        template = default_of(pipe, "prompt_template")
+        before, crop = template["template"].partition("{}")[0], template["crop_start"]
+        limit = default_of(pipe, "max_sequence_length") - self.ending
+        return (
+            TextReader("tokens of a prompt", limit, lambda text: len(pipe.tokenizer(before + text).input_ids) - crop),
+        )
 
 
 FAMILY = HunyuanVideo()

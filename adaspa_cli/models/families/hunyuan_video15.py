@@ -27,6 +27,7 @@ from adaspa_cli.models.family import Classes, Encode, Family
 from adaspa_cli.models.forward import Attend, Row
 from adaspa_cli.models.linears import Linears
 from adaspa_cli.models.random_text import text_noise, text_tokens
+from adaspa_cli.models.text_reader import TextReader
 
 GUIDER = "ClassifierFreeGuidance"
 
@@ -114,6 +115,29 @@ class HunyuanVideo15(HunyuanVideo):
             return text, mask, torch.zeros(1, glyphs, config.text_embed_2_dim, **where), torch.zeros(1, glyphs, **where)
 
         return encode_prompt
+
+    def readers(self, pipe: Any) -> tuple[TextReader, ...]:
+        from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import extract_glyph_texts
+
+        crop = pipe.prompt_template_encode_start_idx
+
+        def count(text: str) -> int:
+            chat = [{"role": "system", "content": pipe.system_message}, {"role": "user", "content": text}]
+            tokens = pipe.tokenizer.apply_chat_template(chat, continue_final_message=True, return_dict=True)
+            return len(tokens.input_ids) - int(crop)
+
+        def quoted(prompt: str) -> str:
+            return extract_glyph_texts(prompt) or ""
+
+        return (
+            TextReader("tokens of a prompt", pipe.tokenizer_max_length, count),
+            TextReader(
+                "tokens of the texts in quotation marks",
+                pipe.tokenizer_2_max_length,
+                lambda text: len(pipe.tokenizer_2(text).input_ids),
+                quoted,
+            ),
+        )
 
 
 FAMILY = HunyuanVideo15()

@@ -77,6 +77,7 @@ class HunyuanVideoImage(HunyuanVideo):
     facts = facts_of("HunyuanVideoImageToVideoPipeline", "HunyuanVideo")
     attachment = HunyuanVideoImageAttachment
     absent = (*HunyuanVideo.absent, "image_processor")
+    ending = _MARKS
 
     def classes(self) -> Classes:
         from diffusers import (

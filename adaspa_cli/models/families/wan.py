@@ -23,6 +23,7 @@ from adaspa_cli.models.linears import Gelu, Linears
 from adaspa_cli.models.qk import Rotation, prepare
 from adaspa_cli.models.random_text import text_noise, text_tokens
 from adaspa_cli.models.reordering import Ends, Rearrangement
+from adaspa_cli.models.text_reader import TextReader, default_of
 from adaspa_cli.models.tokenizer import tokenizer_as_written
 
 
@@ -147,6 +148,14 @@ class Wan(Family):
             return embed(prompt), embed(negative_prompt or "") if do_classifier_free_guidance else None
 
         return encode_prompt
+
+    def readers(self, pipe: Any) -> tuple[TextReader, ...]:
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+        def count(text: str) -> int:
+            return len(pipe.tokenizer(prompt_clean(text)).input_ids)
+
+        return (TextReader("tokens of a prompt", default_of(pipe, "max_sequence_length"), count),)
 
 
 FAMILY = Wan()
