@@ -19,9 +19,11 @@ def say_early(console: Console, given: Given, resolved: Resolved, prompts: Seque
     from adaspa_cli.config.vocabulary import check_understood
 
     method = resolved.config.method
-    idle = [f"--{key.replace('_', '-')}" for key in method.ignored(given.settings())]
-    if idle:
-        console.note(f"no effect with method {method.method}: {', '.join(idle)}")
+    idle = method.ignored(given.settings())
+    for reason in dict.fromkeys(idle.values()):
+        keys = [key for key in idle if idle[key] == reason]
+        typed = [f"--{key.replace('_', '-')}" if key in given.flags else f"--set {key}" for key in keys]
+        console.note(f"no effect {reason}: {', '.join(typed)}")
     note_repeated(console.note, "seed", given.seeds())
     for line in check_understood(resolved.config, prompts):
         console.note(line, wrap=True)

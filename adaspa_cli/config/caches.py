@@ -7,6 +7,7 @@ A cache reuses results of earlier denoising steps. Adding one: its dataclass her
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
@@ -44,9 +45,9 @@ class CacheConfig:
         check_fields(self)
 
     @property
-    def idle(self) -> tuple[str, ...]:
-        """Keys without effect, given the others."""
-        return ()
+    def idle(self) -> Mapping[str, str]:
+        """Keys without effect, given the others, each with what takes it from them."""
+        return {}
 
     def check_chosen(self) -> None:
         """Raise ConfigError if this cache is chosen, and lacks what it needs."""
@@ -126,8 +127,8 @@ class AdaCacheConfig(CacheConfig):
         return self.adacache_motion
 
     @property
-    def idle(self) -> tuple[str, ...]:
-        return () if self.adacache_motion else ("adacache_motion_reference",)
+    def idle(self) -> Mapping[str, str]:
+        return {} if self.adacache_motion else {"adacache_motion_reference": "without adacache_motion"}
 
 
 @dataclass(frozen=True)
@@ -177,10 +178,9 @@ class MagCacheConfig(CacheConfig):
         return self.magcache_calibrate
 
     @property
-    def idle(self) -> tuple[str, ...]:
-        if not self.magcache_calibrate:
-            return ()
-        return "magcache_ratios", "magcache_threshold", "magcache_max_skips", "magcache_retention"
+    def idle(self) -> Mapping[str, str]:
+        keys = ("magcache_ratios", "magcache_threshold", "magcache_max_skips", "magcache_retention")
+        return dict.fromkeys(keys, "with magcache_calibrate") if self.magcache_calibrate else {}
 
     def check_chosen(self) -> None:
         if not self.magcache_ratios and not self.magcache_calibrate:

@@ -78,7 +78,7 @@ def build(section: type[Config], values: Mapping[str, Any]) -> Config:
 def used_keys(config: Any) -> tuple[str, ...]:
     """The keys of a built dataclass that mean something to it: of a choice, only those of the chosen one.
 
-    A dataclass whose settings make others of its own meaningless names these in ``idle``.
+    A dataclass whose settings make others of its own meaningless names these in ``idle``; see :func:`idle_keys`.
     """
     keys: list[str] = []
     hints = get_type_hints(type(config))
@@ -89,3 +89,16 @@ def used_keys(config: Any) -> tuple[str, ...]:
         if nested:
             keys += used_keys(getattr(config, field.name))
     return tuple(key for key in keys if key not in getattr(config, "idle", ()))
+
+
+def idle_keys(config: Any) -> dict[str, str]:
+    """The keys of a built dataclass that mean nothing to it, each with what leaves it without an effect."""
+    reasons: dict[str, str] = {}
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        if not is_plain(hints[field.name]):
+            value = getattr(config, field.name)
+            others = (key for option in options_of(hints[field.name]) for key in keys_of(option))
+            reasons |= dict.fromkeys(others, f"with {field.name} {getattr(value, 'name', '')}") | idle_keys(value)
+    used = used_keys(config)
+    return {key: reason for key, reason in (reasons | dict(getattr(config, "idle", {}))).items() if key not in used}

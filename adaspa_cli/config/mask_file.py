@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adaspa_cli.config.fields import check_fields, one_of, setting, within
@@ -35,6 +36,6 @@ class MaskFileConfig:
             raise ConfigError(f"{key} needs a mask file", hint="add --masks FILE; adaspa search-masks makes one")
 
     @property
-    def idle(self) -> tuple[str, ...]:
-        """Keys without effect, given the others."""
-        return ("masks_fallback",) if self.masks_min_recall is None else ()
+    def idle(self) -> Mapping[str, str]:
+        """Keys without effect, given the others, each with what takes it from them."""
+        return {"masks_fallback": "without --masks-min-recall"} if self.masks_min_recall is None else {}

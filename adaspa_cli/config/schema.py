@@ -23,7 +23,7 @@ from adaspa_cli.config.fields import (
     setting,
     shown,
 )
-from adaspa_cli.config.flat import keys_of, used_keys
+from adaspa_cli.config.flat import idle_keys
 from adaspa_cli.config.lora import LoraSource, check_loras
 from adaspa_cli.config.mask_file import MaskFileConfig
 from adaspa_cli.config.merging import Merging, NoMerging
@@ -255,10 +255,12 @@ class MethodConfig:
             raise ConfigError(f"'{self.algorithm.name}' does not search for masks", hint=_searching())
         return self.algorithm
 
-    def ignored(self, given: Iterable[str]) -> tuple[str, ...]:
-        """Those of the ``given`` keys that mean something to other methods, caches or mergings than these alone."""
-        used = {*used_keys(self)}
-        return tuple(key for key in given if key in keys_of(MethodConfig) and key not in used)
+    def ignored(self, given: Iterable[str]) -> dict[str, str]:
+        """Those of the ``given`` keys that mean something to other methods, caches, mergings or settings than these
+        alone, each with what leaves it without an effect, as ``with method full``."""
+        own, idle = f"with algorithm {self.algorithm.name}", idle_keys(self)
+        reasons = {key: f"with method {self.method}" if reason == own else reason for key, reason in idle.items()}
+        return {key: reasons[key] for key in given if key in reasons}
 
 
 def _searching() -> str:

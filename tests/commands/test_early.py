@@ -272,6 +272,8 @@ def test_what_is_quoted_is_cut(refused: Refused, tmp_path: Path) -> None:
     [
         (["--method", "full", "--sparsity", "0.5"], "no effect with method full: --sparsity, --search-st"),
         (["--method", "tomesd", "--lse-cache"], "--sparsity, --search-steps, --block-size, --lse-cache"),
+        (["--masks-fallback", "warn"], "no effect without --masks-min-recall: --masks-fallback"),
+        (["--set", "pab_range=3"], "no effect with cache none: --set pab_range"),
         (["--seed", "1", "--seed", "1", "--seed", "2"], "seed given more than once, used once: 1"),
         (["--prompt", PROMPT], f"prompt given more than once, used once: {PROMPT}"),
         (["--config", "seeds.yaml"], "seed given more than once, used once: 3"),

@@ -27,8 +27,27 @@ from adaspa_cli.config.load import method_config
     ],
 )
 def test_what_a_method_has_no_use_for(method: str, settings: dict[str, Any], ignored: tuple[str, ...]) -> None:
-    assert method_config(method, settings).ignored(settings) == ignored
+    assert tuple(method_config(method, settings).ignored(settings)) == ignored
 
 
 def test_settings_of_other_sections_are_not_the_method_s_to_judge() -> None:
-    assert method_config("full", {}).ignored(["steps", "sparsity", "out", "method"]) == ("sparsity",)
+    assert [*method_config("full", {}).ignored(["steps", "sparsity", "out", "method"])] == ["sparsity"]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "reason"),
+    [
+        ("adaspa-plus", {"masks_fallback": "warn"}, "without --masks-min-recall"),
+        ("adaspa", {"masks": "a.safetensors", "masks_fallback": "warn"}, "without --masks-min-recall"),
+        ("adaspa-plus", {"search_rows": 8, "head_adaptive": True}, "with budget 'layer'"),
+        ("adaspa", {"probes": 32}, "without repair 'probes'"),
+        ("adaspa", {"cache": "first-block", "pab_range": 3}, "with cache first-block"),
+        ("adacache", {"adacache_motion": False, "adacache_motion_reference": 0.5}, "without adacache_motion"),
+        ("magcache-calibration", {"magcache_threshold": 0.5}, "with magcache_calibrate"),
+        ("full", {"tome_ratio": 0.5}, "with merge none"),
+        ("full", {"sparsity": 0.5}, "with method full"),
+        ("minference", {"budget": "layer"}, "with method minference"),
+    ],
+)
+def test_the_reason_is_the_one_that_holds(method: str, settings: dict[str, Any], reason: str) -> None:
+    assert [*method_config(method, settings).ignored(settings).values()] == [reason]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -73,9 +74,9 @@ class AdaSpaConfig(SearchingConfig):
             raise ConfigError(f"lse 'fresh' needs {what}", hint=f"add {flag}, or --set lse=cached")
 
     @property
-    def idle(self) -> tuple[str, ...]:
-        repair = () if self.repair == "probes" else ("probes", "repair_ridge")
-        return repair if self.budget is None else ("head_adaptive", *repair)
+    def idle(self) -> Mapping[str, str]:
+        repair = {} if self.repair == "probes" else dict.fromkeys(("probes", "repair_ridge"), "without repair 'probes'")
+        return repair if self.budget is None else {"head_adaptive": f"with budget '{self.budget}'"} | repair
 
     @property
     def spreading(self) -> Budget:

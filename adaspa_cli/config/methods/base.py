@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -38,9 +39,9 @@ class AlgorithmConfig:
         """Raise ConfigError for settings that don't go together, of the method that runs; others ignore theirs."""
 
     @property
-    def idle(self) -> tuple[str, ...]:
-        """Keys without effect, given the others."""
-        return ()
+    def idle(self) -> Mapping[str, str]:
+        """Keys without effect, given the others, each with what takes it from them."""
+        return {}
 
     def sparsities(self, steps: int) -> tuple[float | None, ...]:
         """γ at each of ``steps`` denoising steps; None of a method without masks."""
