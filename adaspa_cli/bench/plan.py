@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adaspa_cli.bench.spec import BenchSpec, Row, naming
 from adaspa_cli.config import ModelConfig, Resolved, SamplingConfig, resolve
+from adaspa_cli.config.load import override
 from adaspa_cli.distributed.refuse import check_alone
 from adaspa_cli.errors import ConfigError, ReportError
 from adaspa_cli.jobs.fingerprint import NOT_IN_FINGERPRINT
@@ -68,7 +69,7 @@ def plan_bench(spec: BenchSpec, out: Path, *, rerun_changed: bool = False) -> li
 
 
 def _plan_row(spec: BenchSpec, row: Row, out: Path) -> PlannedRow:
-    settings = {**spec.run, **row.settings}
+    settings = override(spec.run, row.settings)
     measured = not settings.get("random_weights") and settings.get("decode") is not False
     own = {
         "prompt": list(spec.prompts),

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adaspa_cli.config.fields import MOST_STEPS, at_least, shown
-from adaspa_cli.config.load import check_value, check_values, read_mapping
+from adaspa_cli.config.fields import MOST_STEPS, at_least, fit, shown
+from adaspa_cli.config.flat import keys_of
+from adaspa_cli.config.load import check_value, check_values, override, read_mapping
 from adaspa_cli.config.presets import preset_names, presets_root
 from adaspa_cli.config.schema import PromptConfig
 from adaspa_cli.errors import AdaspaError, ConfigError, nearest
@@ -129,7 +130,7 @@ class BenchSpec:
                     if 0 < len(others) <= _MOST
                     else f"{'name only others in --rows, or ' if others else ''}write a bench file of your own",
                 )
-        return dataclasses.replace(self, run={**self.run, **checked})
+        return dataclasses.replace(self, run=override(self.run, checked))
 
 
 def load_bench(preset: str | None, file: Path | None) -> BenchSpec:
@@ -212,7 +213,7 @@ def _rows(content: Any, origin: str) -> list[Row]:
         for values in itertools.product(*each.values()):
             point = _settings(dict(zip(each, values, strict=True)), f"'each' of {where}")
             name = " ".join([series, *(f"{key}={_short(value)}" for key, value in point.items())])
-            rows.append(Row(name, settings | point, series))
+            rows.append(Row(name, override(settings, point), series))
     return rows
 
 

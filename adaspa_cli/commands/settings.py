@@ -43,9 +43,9 @@ class Given:
         Raises:
             ConfigError: one of them cannot be read.
         """
-        from adaspa_cli.config.load import check_values, parse_steps
+        from adaspa_cli.config.load import check_values, override, parse_steps
 
-        found = check_values(parse_settings(self.texts), "--set") | self.flags
+        found = override(check_values(parse_settings(self.texts), "--set"), self.flags)
         if isinstance(found.get("search_steps"), str):
             found["search_steps"] = parse_steps(found["search_steps"])
         return found

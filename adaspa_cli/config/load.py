@@ -125,16 +125,31 @@ def check_values(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
 
 
 def expand_ramp(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Split a sparsity by step into its last sparsity and the ramp.
+    """Of the settings of one source, make a sparsity by step its last sparsity and the ramp.
 
     Raises:
-        ConfigError: as :meth:`~adaspa_cli.config.ramp.SparsityRamp.parse`.
+        ConfigError: as :meth:`~adaspa_cli.config.ramp.SparsityRamp.parse`, or another ramp is given beside it.
     """
-    if not isinstance(values.get("sparsity"), Mapping | str):
-        return dict(values)
-    ramp = SparsityRamp.parse(values["sparsity"], origin)
-    split = {"sparsity": ramp.starts[-1].sparsity} | ({} if ramp.constant else {"sparsity_ramp": str(ramp)})
-    return {**values, **split}
+    found, given, beside = dict(values), values.get("sparsity"), values.get("sparsity_ramp")
+    if isinstance(given, Mapping | str):
+        ramp = SparsityRamp.parse(given, origin)
+        found |= {"sparsity": ramp.starts[-1].sparsity} | ({} if ramp.constant else {"sparsity_ramp": str(ramp)})
+    if not isinstance(beside, str):
+        return found
+    ramp = SparsityRamp.parse(beside, "sparsity_ramp")
+    last = ramp.starts[-1].sparsity
+    if found.setdefault("sparsity", last) != last or SparsityRamp.parse(found["sparsity_ramp"]) != ramp:
+        raise ConfigError(
+            f"{origin} is {shown(given)}, and sparsity_ramp beside it is {beside}",
+            hint="give one of the two; sparsity takes steps as well",
+        )
+    return found
+
+
+def override(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of two sources, of which the later one wins: its sparsity ends the ramp of the earlier one."""
+    ends = "sparsity" in later
+    return {key: value for key, value in earlier.items() if not (ends and key == "sparsity_ramp")} | {**later}
 
 
 def check_value(key: str, value: Any, origin: str) -> Any:

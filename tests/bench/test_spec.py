@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from adaspa_cli.bench.paper import load_tables, paper_figures
+from adaspa_cli.bench.plan import plan_bench
 from adaspa_cli.bench.spec import BenchSpec, load_bench, parse_bench
 from adaspa_cli.config import resolve
 from adaspa_cli.config.presets import preset_names
@@ -139,6 +140,20 @@ def test_all_rows_that_set_a_changed_setting_are_named_and_how_to_run_the_others
     message, hint = refused(steps, steps=4)
     assert message == "--set steps: rows set it already: adaspa steps=3, two"
     assert hint == "run only the others: --rows 'all of it,full'"
+def test_a_sparsity_of_a_row_ends_the_ramp_of_all_rows(tmp_path: Path) -> None:
+    bench = parse(
+        run={"sparsity": {0: 0.5, 1: 0.9}},
+        rows=[
+            {"method": "adaspa"},
+            {"method": "adaspa", "sparsity": 0.8},
+            {"method": "adaspa", "each": {"sparsity": [0.7]}},
+        ],
+    )
+    planned = plan_bench(bench, tmp_path, rerun_changed=True)
+    ramps = [row.resolved.config.method.searching for row in planned]
+    assert [(one.sparsity, one.sparsity_ramp) for one in ramps] == [(0.9, "0:0.5,1:0.9"), (0.8, None), (0.7, None)]
+
+
     full_size = load_bench("full-size", None)
     message, hint = refused(full_size, steps_per_phase=1)
     assert message == "--set steps_per_phase: a row sets it already: hunyuan plus 0.95 fp8 one step in three"

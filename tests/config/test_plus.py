@@ -1,11 +1,14 @@
 """Settings of adaspa-plus, and sparsity by step: what is read from where, and what is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from adaspa_cli.attention.compensated import Compensation
+from adaspa_cli.commands.settings import Given
 from adaspa_cli.config import resolve
 from adaspa_cli.config.load import load_preset, method_config
 from adaspa_cli.config.methods import AdaSpaConfig
@@ -84,6 +87,40 @@ def test_a_flag_or_a_file_replaces_the_ramp_of_a_preset(text: str, tmp_path: Pat
 
 def test_what_is_printed_reads_back(tmp_path: Path) -> None:
     resolved = resolve({"method": "adaspa-plus", "sparsity": "0:0.2,50%:0.9"})
+    (tmp_path / "printed.yaml").write_text(resolved.as_yaml())
+    assert resolve({}, tmp_path / "printed.yaml").config.method == resolved.config.method
+
+
+@pytest.mark.parametrize("sparsity", [0.8, "0.8", {0: 0.3, 5: 0.9}])
+def test_a_sparsity_and_another_ramp_in_one_source_are_refused(sparsity: Any, tmp_path: Path) -> None:
+    both = {"sparsity": sparsity, "sparsity_ramp": "0:0.5,5:0.9"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(both))
+    texts = tuple(f"{key}={json.dumps(value)}" for key, value in {**both, "sparsity": 0.8}.items())
+    for read in (
+        lambda: resolve(both),
+        lambda: resolve({}, tmp_path / "run.yaml"),
+        lambda: method_config("adaspa", both),
+        Given({}, texts).settings,
+    ):
+        with pytest.raises(ConfigError, match=r"sparsity.* is .*, and sparsity_ramp beside it is 0:0.5,5:0.9"):
+            read()
+
+
+def test_of_several_sources_the_last_one_decides_about_the_ramp(tmp_path: Path) -> None:
+    (tmp_path / "ramp.yaml").write_text("sparsity_ramp: 0:0.5,5:0.9\n")
+    (tmp_path / "one.yaml").write_text("sparsity: 0.8\n")
+    ramp = {"sparsity_ramp": "0:0.5,5:0.9"}
+    for read, expected in (
+        (resolve({"sparsity": 0.8}, tmp_path / "ramp.yaml"), (0.8, None)),
+        (resolve(ramp, tmp_path / "one.yaml"), (0.9, "0:0.5,5:0.9")),
+        (Given({"sparsity": "0.8"}, ("sparsity={0: 0.5, 5: 0.9}",)).resolve(), (0.8, None)),
+    ):
+        algorithm = read.config.method.searching
+        assert (algorithm.sparsity, algorithm.sparsity_ramp) == expected
+
+
+def test_a_ramp_alone_reads_back_as_well(tmp_path: Path) -> None:
+    resolved = resolve({"method": "adaspa-plus", "sparsity_ramp": "0:0.2,50%:0.9"})
     (tmp_path / "printed.yaml").write_text(resolved.as_yaml())
     assert resolve({}, tmp_path / "printed.yaml").config.method == resolved.config.method
 
