@@ -61,8 +61,8 @@ def ui(
     from adaspa_cli.ui.studio import Studio
 
     start = Start(given.settings(), given.file)
-    start.offer(start.model, start.method)  # settings that do not go together are refused before gradio is imported
-    check_folder(str(start.settings.get("out", "videos")))
+    start.check()  # before gradio is imported
+    check_folder(start.out)
     console.note("starting ...")
     interrupts.unwind()
     studio = Studio(start, console.error)

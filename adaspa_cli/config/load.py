@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,15 +215,17 @@ def resolve(
         default_method: where no source names one; with a mask file it is ``adaspa``.
         download: whether the hub may be asked what a model is.
 
+    without: Collection[str] = (),
     Raises:
         ConfigError: an unknown name or key, or an impossible value, with its origin.
         ModelError: the model is neither a preset nor a checkpoint.
     """
-    from_file = read_yaml(file) if file else {}
+    from_file = {key: value for key, value in read_yaml(file).items() if key not in without} if file else {}
     from_flags = {
         key: check_value(key, value, f"flag --{key.replace('_', '-')}")
         for key, value in expand_ramp(flags or {}, "sparsity").items()
     }
+        without: keys of ``file`` that are left out.
     unnamed = unnamed_method(from_file | from_flags, default_method)
     named = {"method": unnamed, "model": "tiny"} | from_file | from_flags
     _check_own_choice(named["method"], load_preset("methods", named["method"]), from_file | from_flags)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from adaspa_cli.config.architecture import known_architecture
 from adaspa_cli.config.catalogue import Entry, entry_of
 from adaspa_cli.config.flat import keys_of
 from adaspa_cli.config.hub import cached
+from adaspa_cli.config.load import read_yaml
 from adaspa_cli.config.presets import DEFAULT_METHOD, PAPERS_METHOD, preset_names
 from adaspa_cli.config.ramp import SparsityRamp
 from adaspa_cli.config.schema import MethodConfig, SamplingConfig
 from adaspa_cli.config.vocabulary import Vocabulary, vocabulary_of
-from adaspa_cli.errors import AdaspaError
+from adaspa_cli.errors import AdaspaError, UsageError
 from adaspa_cli.models.memory import memory_by_offload
 from adaspa_cli.report.words import span
 
@@ -28,6 +30,7 @@ _EXAMPLES = ("A cat walks on the grass, realistic style.", "a red circle moves l
 _OF_A_MODEL = {"model", "weights", "pipeline", "transformer", "lora", "lora_high", "lora_low", "layers", "masks"}
 _OF_A_MODEL |= keys_of(SamplingConfig).keys() - {"seed"}
 _OF_A_METHOD = keys_of(MethodConfig).keys() - {"attention_backend"}
+_OF_THE_FORM = {"prompt", "prompts", "compare_with"}  # one video, and the one that was made for it
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,44 @@ class Start:
     settings: Mapping[str, Any]
     file: Path | None = None
 
+    @functools.cached_property
+    def _given(self) -> Mapping[str, Any]:
+        """By key, those of the file too."""
+        return (read_yaml(self.file) if self.file else {}) | dict(self.settings)
+
     @property
     def model(self) -> str:
         """The model that the form begins with."""
-        return str(self._resolved(self.settings).config.model.model)
+        return str(self._given.get("model", "tiny"))
 
     @property
     def method(self) -> str:
         """The method that the form begins with."""
         return self._resolved(self.settings).config.method.method
+
+    @property
+    def seed(self) -> int:
+        """The seed that the form begins with."""
+        return self._resolved(self.settings).config.sampling.seed[0]
+
+    @property
+    def out(self) -> str:
+        """Folder of the videos."""
+        return self._resolved(self.settings).config.output.out
+
+    def check(self) -> None:
+        """Refuse what the page can't do.
+
+        Raises:
+            UsageError: several GPUs, or runs without a video.
+            AdaspaError: the settings do not go together.
+        """
+        self.offer(self.model, self.method)
+        config = self._resolved(self.settings).config
+        if config.parallel.gpus > 1:
+            raise UsageError("adaspa ui runs on one GPU, not on several", hint="adaspa generate --gpus does")
+        if not config.decodes:
+            raise UsageError("adaspa ui shows videos, and these settings end in latents", hint="add --set decode=true")
 
     def models(self) -> list[str]:
         """What can be chosen: the model of the command line, and all that have a name."""
@@ -114,7 +146,8 @@ class Start:
         Raises:
             AdaspaError: the settings do not go together.
         """
-        config = self._resolved(self._for_model(model) | {"model": model, "method": method}).config
+        other = self._of_others(model)
+        config = self._resolved(_without(self.settings, other) | {"model": model, "method": method}, other).config
         architecture = known_architecture(config.model)
         vocabulary = vocabulary_of(config.model)
         sparsity = None if config.method.ignored(["sparsity"]) else getattr(config.method.algorithm, "sparsity", None)
@@ -140,9 +173,8 @@ class Start:
         Raises:
             AdaspaError: the settings are impossible.
         """
-        given = self._for_model(wanted.model)
-        if dense:
-            given = {key: value for key, value in given.items() if key not in _OF_A_METHOD}
+        left_out = self._of_others(wanted.model) | _OF_THE_FORM | (_OF_A_METHOD if dense else set())
+        given = _without(self.settings, left_out)
         chosen: dict[str, Any] = {
             "model": wanted.model,
             "method": DENSE if dense else wanted.method,
@@ -161,14 +193,18 @@ class Start:
             chosen["image"] = wanted.image
         if compare_with is not None:
             chosen["compare_with"] = [compare_with]
-        return self._resolved(given | chosen)
+        return self._resolved(given | chosen, left_out)
 
-    def _for_model(self, model: str) -> dict[str, Any]:
-        own = self.settings.get("model", "tiny") == model
-        return {key: value for key, value in self.settings.items() if own or key not in _OF_A_MODEL}
+    def _of_others(self, model: str) -> set[str]:
+        """Keys of what was given for another model."""
+        return set() if model == self.model else _OF_A_MODEL
 
-    def _resolved(self, settings: Mapping[str, Any]) -> Resolved:
-        return resolve(settings, self.file, default_method=DEFAULT_METHOD)
+    def _resolved(self, settings: Mapping[str, Any], without: Collection[str] = ()) -> Resolved:
+        return resolve(settings, self.file, default_method=DEFAULT_METHOD, without=without)
+
+
+def _without(settings: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}
 
 
 def _schedule(ramp: str) -> str:

@@ -15,6 +15,7 @@ from adaspa_cli.ui.studio import Run, Studio
 _TITLE = "Videos with block-sparse attention, made on this machine"
 _ASKED = 100  # clicks that are remembered: more than there are while one page loads
 _STEP = 0.01  # of the sparsity
+_ROUNDED = 2**53  # from here on a browser has not every whole number
 _SHOW_RESULT = "() => document.querySelector('#result').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
@@ -46,7 +47,6 @@ class Page:
 
         model, method = self._start.model, self._start.method
         offer = self._start.offer(model, method)
-        seed = self._start.settings.get("seed") or [0]
         with gr.Blocks(title="adaspa", analytics_enabled=False) as blocks:
             gr.HTML(f"<div class='adaspa-head'><h1>adaspa</h1><p>{_TITLE}</p></div>")
             with gr.Row():
@@ -78,7 +78,7 @@ class Page:
                         value=offer.sparsity or 0, visible=offer.sparsity is not None, elem_id="sparsity",
                         interactive=offer.schedule is None,
                     )  # fmt: skip
-                    *sizes, chosen_seed = _sizes(offer, int(seed[0]))
+                    *sizes, chosen_seed = _sizes(offer, self._start.seed)
                 with gr.Column(scale=3, min_width=300):
                     result = gr.HTML(panels.idle(), elem_id="result")
                     with gr.Accordion("Report", open=True, visible=False, elem_id="report") as folded:
@@ -175,6 +175,8 @@ class Page:
         for name, value in numbers.items():
             if value is None or value != int(value):
                 raise ConfigError(f"{name} must be a whole number")
+            if value >= _ROUNDED:
+                raise ConfigError(f"{name} must be below 2^53 here: a browser rounds larger numbers")
         if not prompt.strip():
             raise ConfigError("the prompt is empty", hint="say what the video shows")
         offer = self._start.offer(model, method)
@@ -224,7 +226,8 @@ def _sizes(offer: Offer, seed: int) -> tuple[Any, ...]:
 def _number(label: str, value: int, name: str) -> Any:
     import gradio as gr
 
-    return gr.Number(label=label, value=value, precision=0, minimum=0, min_width=80, elem_id=name)
+    # gradio would round with precision=0, and refuse with minimum=0 in a traceback that does not name the field
+    return gr.Number(label=label, value=value, min_width=80, elem_id=name)
 
 
 def _sparsity(offer: Offer) -> tuple[Any, Any]:

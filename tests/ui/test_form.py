@@ -1,10 +1,11 @@
 """What the form offers, and the settings that come of it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from adaspa_cli.errors import ConfigError
+from adaspa_cli.errors import ConfigError, UsageError
 from adaspa_cli.ui.form import Start, Wanted
 
 WANTED = Wanted("tiny", "adaspa", "a red circle", seed=3, steps=6, height=96, width=96, frames=9)
@@ -93,3 +94,41 @@ def test_every_model_and_method_can_be_chosen() -> None:
     assert "magcache-calibration" not in start.methods()
     for method in ("pab", "tomesd", "diffusers"):  # a cache, a merging, nothing of ours
         start.offer("tiny", method)
+
+
+def of_file(folder: Path, text: str, **settings: object) -> Start:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return Start(settings, path)
+
+
+def test_what_a_file_says_of_its_model_is_for_that_model(tmp_path: Path) -> None:
+    start = of_file(tmp_path, "model: cogvideox-2b\nframes: 17\nseed: 7\nout: there\n", steps=10)
+    assert (start.model, start.seed, start.out) == ("cogvideox-2b", 7, "there")
+    own, tiny = start.offer("cogvideox-2b", "full"), start.offer("tiny", "full")
+    assert (own.steps, own.frames) == (10, 17)  # the flag is of the file's model
+    assert (tiny.steps, tiny.frames) == (14, 33)
+    assert start.run(WANTED).config.model.weights == "bundled"
+
+
+def test_the_dense_baseline_has_nothing_of_a_files_method(tmp_path: Path) -> None:
+    start = of_file(tmp_path, "method: adaspa\ncache: first-block\ndevice: cpu\n")
+    dense = start.run(WANTED, dense=True).config
+    assert (dense.method.method, dense.method.cache.name, dense.model.device) == ("full", "none", "cpu")
+    assert start.run(WANTED).config.method.cache.name == "first-block"
+
+
+@pytest.mark.parametrize("where", ["file", "flag"])
+def test_a_click_makes_one_video(where: str, tmp_path: Path) -> None:
+    text = "prompt: [a blue star]\nprompts: more.txt\ncompare_with: [other.report.json]\n"
+    given = {"prompt": ["a blue star"], "prompts": "more.txt", "compare_with": ["other.report.json"]}
+    config = (of_file(tmp_path, text) if where == "file" else Start(given)).run(WANTED).config
+    assert (config.prompts.prompt, config.prompts.prompts) == (("a red circle",), None)
+    assert config.output.compare_with == ()
+
+
+@pytest.mark.parametrize("text", ["gpus: 2", "decode: false", "random_weights: true"])
+def test_what_the_page_cannot_do_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="adaspa ui"):
+        of_file(tmp_path, text).check()
+    of_file(tmp_path, "decode: true\nrandom_weights: true\ngpus: 1").check()

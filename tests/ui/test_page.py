@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from adaspa_cli.app import app
 from adaspa_cli.commands import ui
+from adaspa_cli.errors import ConfigError
 from adaspa_cli.files.typed_json import from_json
 from adaspa_cli.files.videos import read_frames
 from adaspa_cli.jobs.write import Made
@@ -218,6 +219,27 @@ def test_the_schedule_or_one_sparsity(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sparsity_of("adaspa", False, 0.8) is None
     assert sparsity_of("adaspa", False, 0.7) == 0.7
     assert sparsity_of("full", False, 0.0) is None
+
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        (-1, r"^seed must be .* got \[-1\]"),
+        (1.5, "^seed must be a whole number"),
+        (None, "^seed must be a whole number"),
+        (2**53, "^seed must be below 2\\^53"),
+    ],
+)
+def test_a_number_of_no_use_is_named(seed: float | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not rounded, and not refused by gradio, which does not know the name of the setting."""
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    start = Start({})
+    page = Page(start, Studio(start, lambda _error: None))
+    (field,) = (one for one in page.blocks.blocks.values() if getattr(one, "elem_id", None) == "seed")
+    value = field.preprocess(seed)
+    with pytest.raises(ConfigError, match=message):
+        start.run(page._wanted("tiny", "full", "a circle", value, 4, 96, 96, 9, True, 0.0, None, False))
 
 
 @needs_gradio
