@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adaspa_cli.config.caches import CACHES
 from adaspa_cli.config.fields import fit, shown, wanted
 from adaspa_cli.config.flat import Config, build, keys_of
@@ -22,11 +20,13 @@ from adaspa_cli.config.model_source import check_known_architecture, identify
 from adaspa_cli.config.presets import PAPERS_METHOD, preset_names, presets_root, unnamed_method
 from adaspa_cli.config.ramp import SparsityRamp
 from adaspa_cli.config.schema import GenerateConfig, MethodConfig
-from adaspa_cli.config.yaml_text import parse_yaml
+from adaspa_cli.config.yaml_text import parse_yaml, yaml_line
 from adaspa_cli.errors import ConfigError, nearest
 
 # Of a model preset, and no settings: what random weights are built from, and what is known of the checkpoint.
 ARCHITECTURE, CARD = "architecture", "card"
+
+_MAY_BE_EMPTY = ("negative_prompt",)
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class Resolved:
         """A file that ``--config`` takes, with the origin of each value as a comment."""
         lines = []
         for key, setting in self.settings.items():
-            value = yaml.safe_dump(_plain(setting.value), default_flow_style=True, allow_unicode=True, width=10_000)
-            text = f"{key}: {value.removesuffix('...' + chr(10)).strip()}"
+            text = f"{key}: {yaml_line(_plain(setting.value))}"
             lines.append(f"{text:<40} # {setting.origin}")
         return "\n".join(lines) + "\n"
 
@@ -162,12 +161,23 @@ def check_value(key: str, value: Any, origin: str) -> Any:
     if key not in known:
         raise ConfigError(f"unknown key '{key}' in {origin}{nearest(key, known)}")
     hint, rule = known[key].hint, known[key].rule
-    fits, converted = fit(value, hint)
+    fits, converted = fit(_as_yaml_holds_it(value), hint)
     if not fits:
         raise ConfigError(f"{key} in {origin} must be {wanted(hint)}, got {shown(value)}")
+    if converted == "" and key not in _MAY_BE_EMPTY:  # as of "$MODEL", unset: as a path it is the current folder
+        raise ConfigError(f"{key} in {origin} is empty", hint="leave it out for its default")
     if converted is not None and rule is not None:
         rule(key, converted)
     return converted
+
+
+def _as_yaml_holds_it(value: Any) -> Any:
+    """Of what a program may give: a path as text, a range as a list, and numbers of NumPy or torch as Python's."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple | range):
+        return [_as_yaml_holds_it(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def parse_steps(text: str) -> tuple[int, ...]:
@@ -205,6 +215,7 @@ def resolve(
     default_method: str = PAPERS_METHOD,
     *,
     download: bool = True,
+    without: Collection[str] = (),
 ) -> Resolved:
     """Merge all sources into one configuration.
 
@@ -214,8 +225,8 @@ def resolve(
         origin: what ``flags`` are called where the origin of a value is shown.
         default_method: where no source names one; with a mask file it is ``adaspa``.
         download: whether the hub may be asked what a model is.
+        without: keys of ``file`` that are left out.
 
-    without: Collection[str] = (),
     Raises:
         ConfigError: an unknown name or key, or an impossible value, with its origin.
         ModelError: the model is neither a preset nor a checkpoint.
@@ -225,7 +236,6 @@ def resolve(
         key: check_value(key, value, f"flag --{key.replace('_', '-')}")
         for key, value in expand_ramp(flags or {}, "sparsity").items()
     }
-        without: keys of ``file`` that are left out.
     unnamed = unnamed_method(from_file | from_flags, default_method)
     named = {"method": unnamed, "model": "tiny"} | from_file | from_flags
     _check_own_choice(named["method"], load_preset("methods", named["method"]), from_file | from_flags)
@@ -295,7 +305,7 @@ def method_config(method: str, settings: Mapping[str, Any]) -> MethodConfig:
                 f"unknown setting '{key}'{nearest(key, known)}", hint=f"known: {', '.join(sorted(known))}"
             )
     checked = check_values(settings, "the settings")
-    preset = load_preset("methods", method)
+    preset = load_preset("methods", check_value("method", method, "the settings"))
     _check_own_choice(method, preset, checked)
     defaults = {name: key.default for name, key in known.items()}
     if "sparsity" in checked:

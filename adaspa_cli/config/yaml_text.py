@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -29,6 +30,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that the loader would take for numbers."""
+
+
+# PyYAML follows YAML 1.1, where 1e-2 and 1.5e3 are texts; as flags, and in YAML 1.2, they are numbers.
+for _reader_or_writer in (_Loader, _Dumper):
+    _reader_or_writer.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
+
 _MERGE = "tag:yaml.org,2002:merge"  # of the key <<, which adds another mapping
 
 # What PyYAML raises for a value that is not what its tag or its form says, such as the date 2024-13-45.
@@ -53,6 +66,12 @@ def parse_yaml(text: str, origin: str) -> Any:
         raise ConfigError(f"{origin} is nested too deeply") from None
     except _NOT_A_VALUE as error:
         raise ConfigError(f"{origin} is not YAML: {_reason(error)}") from error
+
+
+def yaml_line(value: Any) -> str:
+    """A plain value as YAML, in one line."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10_000)
+    return text.removesuffix("...\n").strip()
 
 
 def _reason(error: Exception) -> str:

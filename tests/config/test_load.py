@@ -8,13 +8,16 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import numpy as np
 import pytest
+import torch
 
+from adaspa_cli.commands.settings import Given
 from adaspa_cli.config import GenerateConfig, MethodConfig, Resolved, SamplingConfig, resolve
 from adaspa_cli.config.caches import Cache
 from adaspa_cli.config.fields import options_of
 from adaspa_cli.config.flat import build, default_of, keys_of
-from adaspa_cli.config.load import check_values, load_preset, method_config, parse_steps, read_yaml
+from adaspa_cli.config.load import check_value, check_values, load_preset, method_config, parse_steps, read_yaml
 from adaspa_cli.config.merging import Merging
 from adaspa_cli.config.methods import AdaSpaConfig, Algorithm
 from adaspa_cli.config.presets import preset_names
@@ -211,6 +214,7 @@ def test_single_values_stand_for_lists_of_one(write: Any) -> None:
         },
         {"prompt": ["word " * 400], "negative_prompt": "wait...", "true_cfg_scale": 2.0, "out": "~/my videos"},
         {"prompt": ["yes"], "negative_prompt": "null"},
+        {"prompt": ["1e3"], "negative_prompt": "-.5E-2", "true_cfg_scale": 2.0, "flow_shift": 1e-5},
     ],
 )
 def test_what_print_config_shows_can_be_given_back(write: Any, flags: dict[str, Any]) -> None:
@@ -219,6 +223,49 @@ def test_what_print_config_shows_can_be_given_back(write: Any, flags: dict[str, 
     second = resolve({}, file)
     assert second.config == first.config
     assert set(second.origins().values()) == {f"file {file}"}
+
+
+@pytest.mark.parametrize("text", ["1e-2", "+1E-2", "1.e-2", ".1e-1", "10e-3", "1.0e-2", "0.01"])
+def test_numbers_are_written_as_in_flags(write: Any, text: str) -> None:
+    assert read_yaml(write(f"max_error: {text}\n")) == {"max_error": 0.01}
+    assert Given({}, (f"max_error={text}",)).settings() == {"max_error": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "value"),
+    [
+        ("sparsity", np.float32(0.5), 0.5),
+        ("sparsity", torch.tensor(0.5), 0.5),
+        ("sparsity", np.linspace(0, 1, 3)[1], 0.5),
+        ("block_size", np.int64(32), 32),
+        ("search_steps", range(0, 4, 2), (0, 2)),
+        ("search_steps", np.arange(0, 4, 2), (0, 2)),
+        ("search_steps", (np.int64(0), 2), (0, 2)),
+        ("masks", Path("masks.safetensors"), "masks.safetensors"),
+    ],
+)
+def test_a_program_gives_what_it_has(key: str, given: object, value: object) -> None:
+    """In sweeps over NumPy's numbers, and paths; what comes of it can be written to a report."""
+    found = check_value(key, given, "the settings")
+    assert found == value
+    assert type(found) is type(value)
+    assert not isinstance(found, tuple) or {type(item) for item in found} == {int}
+
+
+def test_what_is_no_number_stays_none() -> None:
+    for key, given in (("sparsity", np.array([0.5, 0.6])), ("block_size", np.float32(32)), ("steps", np.True_)):
+        with pytest.raises(ConfigError, match=f"{key} in the settings must be"):
+            check_value(key, given, "the settings")
+    with pytest.raises(ConfigError, match="method in the settings must be text, got 5"):
+        method_config(5, {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["model", "weights", "out", "masks", "method"])
+def test_an_empty_text_is_no_value(write: Any, key: str) -> None:
+    """As a path it would be the current folder; a shell writes it for a variable that is not set."""
+    for given in ({"flags": {key: ""}}, {"file": write(f"{key}: ''\n")}):
+        with pytest.raises(ConfigError, match=f"^{key} in .* is empty$"):
+            resolve(**given)
 
 
 def test_what_print_config_shows_is_one_setting_a_line_with_its_origin() -> None:
