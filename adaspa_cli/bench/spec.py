@@ -20,7 +20,7 @@ from adaspa_cli.config.fields import MOST_STEPS, at_least, fit, shown
 from adaspa_cli.config.flat import keys_of
 from adaspa_cli.config.load import check_value, check_values, override, read_mapping
 from adaspa_cli.config.presets import preset_names, presets_root
-from adaspa_cli.config.schema import PromptConfig
+from adaspa_cli.config.schema import GenerateConfig, PromptConfig
 from adaspa_cli.errors import AdaspaError, ConfigError, nearest
 from adaspa_cli.jobs.prompts import collect_prompts
 
@@ -209,7 +209,8 @@ def _rows(content: Any, origin: str) -> list[Row]:
         if not isinstance(each, Mapping) or not all(isinstance(values, list) and values for values in each.values()):
             raise ConfigError(f"'each' of {where} must hold lists of values", hint="each: {sparsity: [0.7, 0.8]}")
         settings = _settings({k: v for k, v in entry.items() if k not in ("name", "each")}, where)
-        series = str(entry.get("name", _describe(settings)))
+        name = entry.get("name")
+        series = _describe(settings) if name in (None, "") else str(name)
         for values in itertools.product(*each.values()):
             point = _settings(dict(zip(each, values, strict=True)), f"'each' of {where}")
             name = " ".join([series, *(f"{key}={_short(value)}" for key, value in point.items())])
@@ -237,7 +238,14 @@ def _prompts(content: Any, path: Path) -> tuple[str, ...]:
 def _plot(content: Any, origin: str) -> Plot:
     if not isinstance(content, Mapping) or set(content) != {"x", "y"} or content["y"] not in FIGURES:
         raise ConfigError(f"a plot in {origin} must be x and y, got {content!r}", hint=f"y: {', '.join(FIGURES)}")
-    return Plot(str(content["x"]), str(content["y"]))
+    x, settings = str(content["x"]), keys_of(GenerateConfig)
+    numbers = [*FIGURES, *(key for key, setting in settings.items() if fit(1, setting.hint)[0])]
+    if x not in numbers:
+        raise ConfigError(
+            f"x of a plot in {origin} must be a figure or a numeric setting, got {shown(x)}{nearest(x, numbers)}",
+            hint=f"{', '.join(FIGURES)}, or a setting such as sparsity",
+        )
+    return Plot(x, str(content["y"]))
 
 
 def _names(pieces: Sequence[str], known: Sequence[str]) -> list[str]:

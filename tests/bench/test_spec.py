@@ -78,6 +78,8 @@ def test_prompts_come_from_a_file_beside_the_bench(tmp_path: Path) -> None:
         ({"plots": 3}, "plots in bench.yaml must be a list of plots, got 3"),
         ({"plots": None}, "plots in bench.yaml must be a list of plots, got None"),
         ({"plots": [{"x": "sparsity", "y": "beauty"}]}, "a plot in bench.yaml must be x and y"),
+        ({"plots": [{"x": "sparsty", "y": "psnr"}]}, "x of a plot in bench.yaml must be .*; did you mean 'sparsity'"),
+        ({"plots": [{"x": "method", "y": "psnr"}]}, "x of a plot in bench.yaml must be .*, got 'method'"),
     ],
 )
 def test_what_is_wrong_is_one_line_that_names_the_place(content: dict[str, Any], message: str) -> None:
@@ -91,6 +93,16 @@ def test_one_bench_must_be_named() -> None:
             load_bench(preset, file)
     with pytest.raises(ConfigError, match="unknown bench 'tiny-smok'; did you mean 'tiny-smoke'"):
         load_bench("tiny-smok", None)
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_a_row_with_an_empty_name_is_called_by_its_settings(name: str | None) -> None:
+    assert [row.name for row in parse(rows=[{"name": name, "method": "full"}]).rows] == ["full"]
+
+
+@pytest.mark.parametrize("x", ["sparsity", "frames", "search_steps", "latency", "density", "max_error"])
+def test_a_plot_is_over_a_figure_or_a_setting(x: str) -> None:
+    assert [plot.x for plot in parse(plots=[{"x": x, "y": "psnr"}]).plots] == [x]
 
 
 def test_the_folder_of_a_row_with_a_long_name_can_be_made(tmp_path: Path) -> None:
@@ -128,18 +140,6 @@ def test_a_changed_setting_holds_for_all_rows_that_do_not_set_it_themselves() ->
         parse().changed({"heigth": 3})
 
 
-def test_all_rows_that_set_a_changed_setting_are_named_and_how_to_run_the_others() -> None:
-    def refused(spec: BenchSpec, **settings: Any) -> tuple[str, str]:
-        with pytest.raises(ConfigError) as caught:
-            spec.changed(settings)
-        return str(caught.value), str(caught.value.hint)
-
-    own = "write a bench file of your own"
-    assert refused(parse(), method="adaspa") == ("--set method: rows set it already: full, adaspa", own)
-    steps = parse(rows=[{"name": "all of it"}, {"method": "full"}, {"steps": 3}, {"name": "two", "steps": 2}])
-    message, hint = refused(steps, steps=4)
-    assert message == "--set steps: rows set it already: adaspa steps=3, two"
-    assert hint == "run only the others: --rows 'all of it,full'"
 def test_a_sparsity_of_a_row_ends_the_ramp_of_all_rows(tmp_path: Path) -> None:
     bench = parse(
         run={"sparsity": {0: 0.5, 1: 0.9}},
@@ -154,6 +154,18 @@ def test_a_sparsity_of_a_row_ends_the_ramp_of_all_rows(tmp_path: Path) -> None:
     assert [(one.sparsity, one.sparsity_ramp) for one in ramps] == [(0.9, "0:0.5,1:0.9"), (0.8, None), (0.7, None)]
 
 
+def test_all_rows_that_set_a_changed_setting_are_named_and_how_to_run_the_others() -> None:
+    def refused(spec: BenchSpec, **settings: Any) -> tuple[str, str]:
+        with pytest.raises(ConfigError) as caught:
+            spec.changed(settings)
+        return str(caught.value), str(caught.value.hint)
+
+    own = "write a bench file of your own"
+    assert refused(parse(), method="adaspa") == ("--set method: rows set it already: full, adaspa", own)
+    steps = parse(rows=[{"name": "all of it"}, {"method": "full"}, {"steps": 3}, {"name": "two", "steps": 2}])
+    message, hint = refused(steps, steps=4)
+    assert message == "--set steps: rows set it already: adaspa steps=3, two"
+    assert hint == "run only the others: --rows 'all of it,full'"
     full_size = load_bench("full-size", None)
     message, hint = refused(full_size, steps_per_phase=1)
     assert message == "--set steps_per_phase: a row sets it already: hunyuan plus 0.95 fp8 one step in three"
