@@ -46,9 +46,13 @@ def settings_that_count(resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def video_fingerprint(resolved: Resolved, prompt: str, seed: int) -> str:
-    """The fingerprint of everything that decides what a video looks like."""
-    settings = settings_that_count(resolved)
+def video_fingerprint(resolved: Resolved, prompt: str, seed: int, device: str | None = None) -> str:
+    """The fingerprint of everything that decides what a video looks like.
+
+    Args:
+        device: another name for the device of the run; None is that of its settings.
+    """
+    settings = settings_that_count(resolved) | ({"device": device} if device else {})
     masks = open_masks(resolved.config.method)
     if masks is not None:
         settings["masks"] = masks.checksum  # the content of the file, not its path

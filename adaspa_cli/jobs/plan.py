@@ -9,8 +9,10 @@ from pathlib import Path
 from adaspa_cli.config import Resolved
 from adaspa_cli.files.folders import check_folder
 from adaspa_cli.jobs.fingerprint import video_fingerprint
-from adaspa_cli.jobs.places import find_place, video_name
+from adaspa_cli.jobs.places import find_place, report_path, video_name
+from adaspa_cli.models.loading import choose_device, other_names
 from adaspa_cli.report.compare import Compared, load_compared
+from adaspa_cli.report.schema import read_report
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Job:
     Attributes:
         place: where the video goes, or is; its other files lie beside it.
         complete: whether it is there.
-        fingerprint: of everything that decides what it looks like.
+        fingerprint: of everything that decides what it looks like; of a complete one, with its device as it was named.
         compared: the run that its page shows beside it.
     """
 
@@ -48,13 +50,19 @@ def plan(resolved: Resolved, prompts: Sequence[str]) -> list[Job]:
     taken: set[Path] = set()
     for prompt, seed in wanted:
         fingerprint = video_fingerprint(resolved, prompt, seed)
-        place, complete = find_place(
-            folder,
-            video_name(prompt, seed),
-            fingerprint,
-            resume=config.output.resume,
-            taken=taken,
-        )
+        name, resume = video_name(prompt, seed), config.output.resume
+        place, complete = find_place(folder, name, fingerprint, resume=resume, taken=taken)
+        for device in () if complete or not resume else other_names(config.model.device):
+            other = video_fingerprint(resolved, prompt, seed, device)
+            found, there = find_place(folder, name, other, resume=True, taken=taken)
+            if there and _device_of(found) == choose_device(device).type:
+                place, complete, fingerprint = found, True, other
+                break
         taken.add(place)
         jobs.append(Job(prompt, seed, place, complete, fingerprint, compared.get((prompt, seed))))
     return jobs
+
+
+def _device_of(video: Path) -> str:
+    """``cpu`` or ``cuda``, as the report of a complete video has it."""
+    return read_report(report_path(video)).machine.device.partition(":")[0]

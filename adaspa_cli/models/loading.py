@@ -43,6 +43,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def other_names(device: str) -> tuple[str, ...]:
+    """By which other settings this machine runs on the same device."""
+    chosen = choose_device("auto").type
+    names = ("auto", "cpu") if chosen == "cpu" else ("auto", "cuda", "cuda:0")
+    return tuple(name for name in names if name != device) if device in names else ()
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """``auto`` is bfloat16 where its products are native: GPUs, and CPUs with AVX512-BF16 or AMX; else float32."""
     if name != "auto":

@@ -133,6 +133,27 @@ def test_what_was_made_with_other_settings_does_not_count(
     assert job.place.name.endswith("-2.mp4")
 
 
+@pytest.mark.parametrize(("then", "now"), [("cpu", "auto"), ("auto", "cpu")])
+def test_a_device_by_another_name_is_the_same(
+    hunyuan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, now: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    make(hunyuan_folder, tmp_path, device=then)
+    again = resolve(small_run(hunyuan_folder, tmp_path, device=now, resume=True))
+    (job,) = plan(again, [PROMPT])
+    assert job.complete
+    assert not plan(resolve(small_run(hunyuan_folder, tmp_path, device=now)), [PROMPT])[0].complete
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not plan(again, [PROMPT])[0].complete
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    report = next(tmp_path.glob("*.report.json"))
+    of_gpu = json.loads(report.read_text())
+    of_gpu["machine"]["device"] = "cuda:0"
+    report.write_text(json.dumps(of_gpu))
+    assert not plan(again, [PROMPT])[0].complete
+
+
 def test_where_and_for_which_others_a_video_was_made_does_not_matter(hunyuan_folder: Path, tmp_path: Path) -> None:
     make(hunyuan_folder, tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
