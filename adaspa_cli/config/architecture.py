@@ -215,6 +215,7 @@ def check_early(model: ModelConfig, sampling: SamplingConfig, cache: CacheConfig
     """
     found = known_architecture(model)
     if found is not None:
+        _check_preset(model, found.pipeline)
         try:
             found.size_rule.check(sampling.height, sampling.width, sampling.frames)
         except ConfigError as error:
@@ -227,6 +228,27 @@ def check_early(model: ModelConfig, sampling: SamplingConfig, cache: CacheConfig
         found.facts.check_image(sampling, random_weights=model.random_weights)
         if cache is not None:
             found.facts.check_cache(cache, sampling, len(found.transformers))
+
+
+def _check_preset(model: ModelConfig, pipeline: str) -> None:
+    """Refuse weights of another pipeline than that of the preset whose defaults they get.
+
+    Args:
+        model: its settings.
+        pipeline: class that the weights are of.
+
+    Raises:
+        ModelError: names both.
+    """
+    if model.is_bundled or model.model not in preset_names("models"):
+        return
+    content = read_mapping(presets_root() / "models" / f"{model.model}.yaml").get(ARCHITECTURE)
+    own = folder_architecture(BUNDLED).pipeline if content is None else preset_architecture(content).pipeline
+    if own != pipeline:
+        raise ModelError(
+            f"{model.weights} is a {pipeline}, and --model {model.model} a {own}",
+            hint=f"--model {model.weights} without --weights has the defaults of its own kind",
+        )
 
 
 def _own_size(model: ModelConfig) -> str | None:

@@ -180,6 +180,11 @@ def _single_file(family: Family, location: str, dtype: torch.dtype, config: Mode
             hint="is it of another model, or a LoRA?",
         ) from error
     except (OSError, ValueError) as error:
+        if "Unable to load weights" in str(error):  # what diffusers says of each file that it can't read
+            raise ModelError(
+                f"transformer {config.transformer} can't be read: it is cut short, corrupt or of another format",
+                hint="download it again; a .safetensors or .gguf file is needed",
+            ) from error
         reason = " ".join(str(error).split()).removeprefix("Cannot load because ").partition(". If you")[0][:200]
         raise ModelError(
             f"transformer {config.transformer} does not fit this model: {reason}", hint="is it of another model?"

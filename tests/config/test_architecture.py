@@ -131,3 +131,19 @@ def test_each_of_two_transformers_keeps_a_layer() -> None:
     assert (cut(2), cut(3)) == ([1, 1], [2, 1])
     with pytest.raises(ConfigError, match="at least 2, one per transformer, got 1"):
         cut(1)
+
+
+@pytest.mark.parametrize("model", ["tiny", "hunyuan", "cogvideox-i2v", "wan2.1-1.3b"])
+def test_weights_of_another_kind_than_the_preset_are_refused(model: str, cogvideox_folder: Path) -> None:
+    """They would get its steps, size and guidance."""
+    config = resolve({"model": model, "weights": str(cogvideox_folder)}).config
+    with pytest.raises(ModelError, match=rf"is a CogVideoXPipeline, and --model {model} a ") as raised:
+        check_early(config.model, config.sampling)
+    assert raised.value.hint is not None
+    assert raised.value.hint.startswith(f"--model {cogvideox_folder}")
+
+
+def test_weights_of_the_presets_kind_are_taken(cogvideox_folder: Path) -> None:
+    own = {"height": 32, "width": 48, "frames": 9, "weights": str(cogvideox_folder)}
+    config = resolve({"model": "cogvideox", **own}).config
+    check_early(config.model, config.sampling)

@@ -236,6 +236,23 @@ def test_a_file_that_is_called_gguf_is_refused_before_a_weight_is_read(tmp_path:
         check_files(resolve({"model": "hunyuan", "transformer": str(file)}).config.model)
 
 
+def test_a_file_that_is_cut_short_is_not_called_one_of_another_model(hunyuan_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs gguf: pip install 'adaspa[quant]'")
+    file = tmp_path / "short.gguf"
+    file.write_bytes(b"GGUF" + (3).to_bytes(4, "little"))
+    with pytest.raises(ModelError, match=r"short\.gguf can't be read: it is cut short") as raised:
+        load(hunyuan_folder, transformer=str(file))
+    assert "again" in str(raised.value.hint)
+
+
+def test_a_file_of_another_format_is_not_called_one_of_another_model(hunyuan_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("steps: 5\n")
+    with pytest.raises(ModelError, match=r"settings\.yaml can't be read") as raised:
+        load(hunyuan_folder, transformer=str(file))
+    assert ".safetensors" in str(raised.value.hint)
+
+
 def test_files_of_no_use_are_refused(hunyuan_folder: Path, cogvideox_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a file"):
         check_transformer_file(resolve({"transformer": str(tmp_path / "none.safetensors")}).config.model)
