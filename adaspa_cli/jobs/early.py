@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Note = Callable[[str], None]
 
+_MOST = 8  # repeated values that a message names
+
 
 def check_early(
     note: Note, resolved: Resolved, folder: str, *, may_be_complete: bool = False, download: bool = True
@@ -114,4 +116,6 @@ def note_repeated(note: Note, key: str, values: Sequence[object]) -> None:
     """Say which values were given more than once."""
     twice = [shortened(str(value), 60) for value, times in Counter(values).items() if times > 1]
     if twice:
-        note(f"{key} given more than once, used once: {', '.join(twice)}")
+        shown = ", ".join(twice[:_MOST])
+        more = f" and {len(twice) - _MOST} more" if len(twice) > _MOST else ""
+        note(f"{key} given more than once, used once: {shown}{more}")

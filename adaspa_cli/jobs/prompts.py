@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def _read(name: str) -> list[str]:
     except (OSError, ValueError) as error:  # ValueError: no text
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"cannot read prompts from {path}: {reason}") from error
-    lines = [line.strip() for line in text.splitlines()]
+    # What else splitlines() takes for an end, as U+2028, word processors and web pages put where a line wraps.
+    lines = [" ".join(line.splitlines()).strip() for line in io.StringIO(text, newline=None)]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise ConfigError(f"{path} holds no prompt", hint="write one prompt a line")

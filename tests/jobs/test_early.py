@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adaspa_cli.config import resolve
-from adaspa_cli.jobs.early import check_early
+from adaspa_cli.jobs.early import check_early, note_repeated
 
 
 class Stdin(io.TextIOWrapper):
@@ -28,3 +28,12 @@ def test_who_waits_for_prompts_at_a_terminal_says_so(
     notes: list[str] = []
     assert check_early(notes.append, resolve({"prompts": "-"}), str(tmp_path)) == ["a red circle"]
     assert notes == (["reading prompts, one a line; Ctrl-D after the last"] if terminal else [])
+
+
+def test_of_many_repeated_prompts_a_few_are_named() -> None:
+    """A file of thousands may be the same twice."""
+    said: list[str] = []
+    note_repeated(said.append, "prompt", [f"circle {number}" for number in range(1000)] * 2)
+    (line,) = said
+    assert line.startswith("prompt given more than once, used once: circle 0, circle 1, ")
+    assert line.endswith(", circle 7 and 992 more")

@@ -28,6 +28,14 @@ def test_line_endings_of_other_systems(tmp_path: Path, ending: str) -> None:
     assert collect_prompts(PromptConfig((), str(file))) == ["ein grüner Kreis", "🟢"]
 
 
+@pytest.mark.parametrize("within", ["\u2028", "\x0b", "\x0c", "\x85", "\x1c"])
+def test_what_does_not_end_a_line_in_an_editor_does_not_end_a_prompt(tmp_path: Path, within: str) -> None:
+    """Word processors and web pages put these where a line wraps."""
+    path = tmp_path / "prompts.txt"
+    path.write_text(f"a red circle{within}moves left\na star\n", encoding="utf-8")
+    assert collect_prompts(PromptConfig(prompts=str(path))) == ["a red circle moves left", "a star"]
+
+
 def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a circle\n", encoding="utf-8-sig")
