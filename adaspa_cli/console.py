@@ -20,6 +20,7 @@ from adaspa_cli.errors import AdaspaError, RunError, shortened
 from adaspa_cli.progress_bar import columns
 
 _NARROW, _WIDEST = 100, 10_000  # columns
+_PLAIN: Any = {"highlight": False, "markup": False, "emoji": False}  # "LoRA a:x: ..." and "[row]" are what they are
 _MOST = 500  # letters of an error: it may quote what was given, which may be anything
 
 
@@ -38,9 +39,9 @@ class Console:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
         self._delivered = False
         # Nothing is cut to the width of a narrow terminal, which wraps lines itself, or where there is none.
-        self._out = rich.console.Console(highlight=False)
+        self._out = rich.console.Console(**_PLAIN)
         self._out.width = max(self._out.width, _NARROW) if sys.stdout.isatty() else _WIDEST
-        self._err = _Messages(stderr=True, highlight=False)
+        self._err = _Messages(stderr=True, **_PLAIN)
 
     @property
     def live(self) -> bool:
@@ -62,7 +63,7 @@ class Console:
             if self.as_json:
                 self._out.file.write(_as_json(data, self._out.encoding) + "\n")
             else:
-                self._out.print(text, markup=False)
+                self._out.print(text)
             self._out.file.flush()
         except BrokenPipeError:  # as in `adaspa ... | head -1`: who closed it has what was wanted
             _discard(sys.stdout)
@@ -98,7 +99,7 @@ class Console:
 
     def _say(self, message: str, style: str | None = None, *, wrap: bool = False) -> None:
         with contextlib.suppress(OSError):  # as a full disk behind stderr: no reason to give up a run
-            self._err.print(message, markup=False, soft_wrap=not wrap, style=style)
+            self._err.print(message, soft_wrap=not wrap, style=style)
 
     def _as_json(self, error: str, hint: str | None) -> bool:
         """With --json, put an error on stdout, unless a result is there: a second value would make both unreadable."""

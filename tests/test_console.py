@@ -8,6 +8,7 @@ from rich.table import Table
 
 from adaspa_cli.commands.masks import info
 from adaspa_cli.console import Console
+from adaspa_cli.errors import ModelError
 from tests.mask_files import small_file
 
 
@@ -22,6 +23,20 @@ def test_a_narrow_terminal_cuts_no_figure(monkeypatch: pytest.MonkeyPatch, capsy
     shown = capsys.readouterr().out
     assert "…" not in shown
     assert {"53.7%", "41.6%", 64 * "0"} <= set(shown.split())
+
+
+@pytest.mark.parametrize("text", ["cannot read LoRA a:x: no", "[bold]row[/bold] [/nope]", "a :smile: of :cat:"])
+def test_what_is_given_is_shown_as_it_is(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rich knows names between colons as emoji, and tags in brackets."""
+    console, table = Console(), Table.grid()
+    table.add_row(text)
+    console.error(ModelError(text, hint=text))
+    console.note(text)
+    console.result({}, text)
+    console.result({}, table)
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == [f"error: {text}", f"  try: {text}", text]
+    assert [line.rstrip() for line in shown.out.splitlines()] == [text, text]
 
 
 def test_masks_are_described_without_cuts_on_a_narrow_terminal(
