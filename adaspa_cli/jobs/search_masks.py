@@ -39,7 +39,7 @@ from adaspa_cli.maskfiles.search import MaskSearch, Recording
 from adaspa_cli.maskfiles.shares import JOINED, join_shares, share_name
 from adaspa_cli.masks import MaskPolicy
 from adaspa_cli.masks.methods.registry import make_policy
-from adaspa_cli.models.loading import load_pipeline
+from adaspa_cli.models.loading import device_name, load_pipeline
 from adaspa_cli.models.registry import check_read, check_sampling, family_of
 from adaspa_cli.report.machine import versions
 from adaspa_cli.sampling.handle import Handle
@@ -108,15 +108,25 @@ class _Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides what is in the file."""
+        """Everything that decides what is in the file; the device is the one that was chosen, not ``auto``."""
         counting = settings_that_count(self.resolved)
         return {key: value for key, value in counting.items() if key not in _NO_MATTER} | {
+            "device": device_name(self.resolved.config.model.device),
             "prompts": self.prompts,
             "seeds": list(self.resolved.config.sampling.seed),
             "steps searched": list(dataclasses.replace(self, stages=()).steps),
             "keep_ranking": self.options.keep_ranking,
             "keep_sums": self.options.keep_sums,
         }
+
+    @property
+    def former_settings(self) -> dict[str, Any]:
+        """The same as adaspa 0.2 noted it: with the device as it was given, also ``auto``."""
+        return self.settings | {"device": self.resolved.config.model.device}
+
+    def parts(self, share: str = "", *, resume: bool) -> MaskParts:
+        """The folder in which it, or a share of it, grows; raises as :class:`~adaspa_cli.maskfiles.parts.MaskParts`."""
+        return MaskParts(self.options.out, self.settings, resume=resume, share=share, former=self.former_settings)
 
 
 def search_masks(resolved: Resolved, options: SearchOptions, prompts: list[str], observer: SearchObserver) -> MaskFile:
@@ -172,7 +182,7 @@ def search_share(
     if shard is not None and shard.of > len(dataclasses.replace(job, shard=None).videos):
         raise ConfigError(f"--shard {shard}: the search has fewer videos", hint="use at most as many shares as videos")
     if options.out.exists():
-        finished = _finished(options.out, digest(job.settings))
+        finished = _finished(job)
         observer.skipped(options.out)
         world.tell(False)
         return finished
@@ -231,7 +241,7 @@ def _share(pipe: Any, job: _Job, shard: Shard, observer: SearchObserver) -> Mask
         if not out.exists():
             if claim.exclusive:
                 clear_partial(out)
-            parts = [MaskParts(out, job.settings, resume=True, share=name) for name in (*names, JOINED)]
+            parts = [job.parts(name, resume=True) for name in (*names, JOINED)]
             device = pipe._execution_device
             join_shares(search.policy.method, parts[-1], parts[:-1], search.describe, device, out)
     return MaskFile.open(out)
@@ -256,10 +266,11 @@ def _claim(out: Path, of: str = "") -> Claim:
     return claim
 
 
-def _finished(out: Path, settings: str) -> MaskFile:
+def _finished(job: _Job) -> MaskFile:
     """The file of a search that is over; raises OutputError if it was another one."""
+    out = job.options.out
     found = MaskFile.open(out)
-    if found.description.settings != settings:
+    if found.description.settings not in (digest(job.settings), digest(job.former_settings)):
         raise OutputError(
             f"{out} already exists, from a search with other settings",
             hint=f"choose another --out; adaspa masks info {out} shows what it is",
@@ -293,7 +304,7 @@ def _search(pipe: Any, job: _Job, observer: SearchObserver, world: World) -> Mas
         grid = family_of(pipe).video_grid(pipe, config.sampling)
         _check_disk(job, describe(TokenLayout(*grid, text_tokens=1, text_position="last")), observer)
         share = "" if job.shard is None else share_name(job.shard.number, job.shard.of)
-        parts = MaskParts(job.options.out, job.settings, resume=job.options.resume, share=share)
+        parts = job.parts(share, resume=job.options.resume)
         search = MaskSearch(job.policy, parts, len(videos), describe, closes=job.shard is None)
         observer.started(len(videos) - search.done, job.steps[-1] + 1, handle.backend)
         for number in range(search.done, len(videos)):

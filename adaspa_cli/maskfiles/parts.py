@@ -52,11 +52,20 @@ class MaskParts:
         branches: guidance branches that were met.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool, share: str = "") -> None:
+    def __init__(
+        self,
+        out: Path,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool,
+        share: str = "",
+        former: Mapping[str, Any] | None = None,
+    ) -> None:
         """Make the folder beside ``out``, or with ``resume`` continue the existing one.
 
         Args:
             share: of one of several processes, a folder within that one.
+            former: the same settings as an older version noted them.
 
         Raises:
             OutputError: it cannot be written, holds sums or masks without ``resume``, or belongs to another search.
@@ -66,7 +75,7 @@ class MaskParts:
         self.done = 0
         self.layout: TokenLayout | None = None
         self.branches: list[str] = []
-        self._settings = json.loads(json.dumps(settings))
+        self._settings, self._former = (json.loads(json.dumps(known)) for known in (settings, former))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -90,7 +99,7 @@ class MaskParts:
             self.layout = TokenLayout(**state["layout"]) if state["layout"] else None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise OutputError(f"cannot read {self.folder / STATE}", hint="remove the folder, to start over") from error
-        now = self._settings
+        now = self._former if then == self._former else self._settings
         differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         if differing:
             listed = ", ".join(f"{key} {then.get(key)!r} then, {now.get(key)!r} now" for key in differing)

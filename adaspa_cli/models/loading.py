@@ -43,6 +43,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: str) -> str:
+    """The name by which a device is compared: what ``auto`` chooses here, and the first GPU without its number."""
+    if device == "auto":
+        return choose_device(device).type
+    return "cuda" if device == "cuda:0" else device
+
+
 def other_names(device: str) -> tuple[str, ...]:
     """By which other settings this machine runs on the same device."""
     chosen = choose_device("auto").type

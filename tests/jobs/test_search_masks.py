@@ -21,6 +21,7 @@ from adaspa_cli.maskfiles import MaskFile
 from adaspa_cli.masks.plan import DENSE, LOAD, SPARSE
 from adaspa_cli.masks.selection import select
 from adaspa_cli.masks.text import sums_with_text, video_part
+from adaspa_cli.models.loading import device_name
 from tests.pipelines import PROMPT, Listener, hunyuan_video, latents, make_reports, masks_at_end, small_run
 
 SIZE = {"height": 64, "width": 96, "frames": 9}  # 288 video tokens: 18 blocks of 16
@@ -281,6 +282,54 @@ def test_another_search_does_not_go_on_with_this_one(hunyuan_folder: Path, tmp_p
     (tmp_path / "masks.safetensors.search" / "state.json").write_text("{")
     with pytest.raises(OutputError, match=r"cannot read .*state.json"):
         search(hunyuan_folder, out, prompts=(PROMPT, OTHER), resume=True)
+
+
+@pytest.mark.parametrize(("then", "now"), [("cpu", "auto"), ("auto", "cpu")])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_device_by_another_name_is_the_same(
+    hunyuan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool, then: str, now: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out, prompts = tmp_path / "masks.safetensors", (PROMPT, OTHER)
+    if finished:
+        search(hunyuan_folder, out, prompts=prompts, device=then)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            search(hunyuan_folder, out, InterruptAt(20), prompts=prompts, device=then)
+    message = "from a search with other settings" if finished else "device 'cpu' then, 'cuda' now"
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "device_name", lambda _name: "cuda")
+        with pytest.raises(OutputError, match=message):  # a GPU's masks are others
+            search(hunyuan_folder, out, prompts=prompts, device="auto", resume=True)
+    listener = Listener()
+    search(hunyuan_folder, out, listener, prompts=prompts, device=now, resume=True)
+    assert listener.names().count("video") == (0 if finished else 1)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_search_of_an_older_version_is_known(
+    hunyuan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    """It noted the device as it was given."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out, prompts = tmp_path / "masks.safetensors", (PROMPT, OTHER)
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "device_name", lambda name: name)
+        if finished:
+            search(hunyuan_folder, out, prompts=prompts, device="auto")
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                search(hunyuan_folder, out, InterruptAt(20), prompts=prompts, device="auto")
+    listener = Listener()
+    search(hunyuan_folder, out, listener, prompts=prompts, device="auto", resume=True)
+    assert listener.names().count("video") == (0 if finished else 1)
+
+
+def test_the_name_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gpu, chosen in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        named = [device_name(name) for name in ("auto", "cpu", "cuda", "cuda:0", "cuda:1")]
+        assert named == [chosen, "cpu", "cuda", "cuda", "cuda:1"]
 
 
 def test_sizes_are_estimated_before_the_search(hunyuan_folder: Path, tmp_path: Path) -> None:
