@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaspa_cli.config.methods import SearchingConfig
 from adaspa_cli.config.schema import MethodConfig
 from adaspa_cli.errors import ConfigError, OutputError
 
@@ -42,7 +41,7 @@ class SearchOptions:
             raise ConfigError(f"cache '{method.cache.name}' skips calls that a search needs", hint="drop the cache")
         searching.check_mask_file()
         if self.keep_ranking is not None:
-            self._check_ranking(self.keep_ranking, searching)
+            self._check_ranking(self.keep_ranking, method)
         if self.out.is_dir():
             raise OutputError(f"{self.out} is a folder", hint="name a file: --out masks.safetensors")
         if self.out.suffix != ".safetensors":
@@ -52,10 +51,11 @@ class SearchOptions:
         if self.out.exists() and not self.resume:
             raise OutputError(f"{self.out} already exists", hint="choose another --out, or remove it")
 
-    def _check_ranking(self, density: float, method: SearchingConfig) -> None:
+    def _check_ranking(self, density: float, config: MethodConfig) -> None:
+        method = config.searching
         if not method.ranks_blocks:
             raise ConfigError(
-                f"the masks of '{method.name}' can't be derived from a ranking", hint="drop --keep-ranking"
+                f"the masks of '{config.method}' can't be derived from a ranking", hint="drop --keep-ranking"
             )
         needed = min(1.0, (1 - method.sparsity) * (1.5 if method.adapts_heads else 1))
         if not needed - 1e-9 <= density <= 1:

@@ -17,6 +17,7 @@ from adaspa_cli.config.presets import preset_names
 from adaspa_cli.config.schema import MethodConfig, ModelConfig, SamplingConfig
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.maskfiles.description import ModelFacts
+from adaspa_cli.maskfiles.fitting import flags_to_fit
 from adaspa_cli.maskfiles.header import Described
 
 if TYPE_CHECKING:
@@ -54,45 +55,43 @@ def open_masks(config: MethodConfig) -> MaskFile | None:
 
 
 def check_settings(masks: Described, config: MethodConfig) -> None:
-    """Refuse masks that were searched with other settings of the method.
+    """Refuse masks that were searched with other settings of the method, or do not hold its sparsity.
 
     Raises:
-        MaskFileError: names the field.
-        ConfigError: no mask file can hold what the method asks for.
+        MaskFileError: names the field, and the flags that fit the run to the file.
     """
-    check_method(masks, config.searching)
-    _check_order(masks, config.order)
-
-
-def check_method(masks: Described, method: SearchingConfig) -> None:
-    """Refuse masks that were searched by another method than the run's, or do not hold its sparsity.
-
-    Raises:
-        MaskFileError: names the field.
-        ConfigError: no mask file can hold what the method asks for.
-    """
-    method.check_mask_file()
-    facts = masks.description
-    _same(masks, "algorithm", facts.method.algorithm, method.name, f"--method {facts.method.algorithm}")
-    _same(masks, "block_size", facts.block_size, method.block_size, f"--block-size {facts.block_size}")
-    if facts.ranked is not None:
-        needed = most_needed(method.sparsity, facts.video_blocks, method.adapts_heads)
-        if needed > facts.ranked:
-            raise MaskFileError(
-                f"{masks.path} does not fit the run: sparsity {method.sparsity} needs the {needed} heaviest blocks of "
-                f"a row, and the file ranks {facts.ranked}",
-                hint=f"use a higher --sparsity, or --keep-ranking {needed / facts.video_blocks:.3f} when the masks are "
-                "searched",
-            )
-    else:
-        hint = f"--sparsity {facts.method.sparsity:g}; a file made with --keep-ranking serves others"
-        _same(masks, "sparsity", facts.method.sparsity, method.sparsity, hint)
-        hint = "--head-adaptive" if facts.method.head_adaptive else "--no-head-adaptive"
+    facts, method = masks.description, config.searching
+    flags = flags_to_fit(facts, config)
+    hint = f"use {' '.join(flags)}"
+    if len(flags) == 1 and method.ranks_blocks and facts.method.sparsity != method.sparsity:
+        hint = f"{hint}; a file made with --keep-ranking serves other sparsities"
+    _same(masks, "algorithm", facts.method.algorithm, method.name, hint)
+    _same(masks, "block_size", facts.block_size, method.block_size, hint)
+    if facts.ranked is None or method.sparsity_ramp is not None:
+        _same(masks, "sparsity", facts.method.sparsity, method.sparsity_ramp or method.sparsity, hint)
+    if facts.ranked is None:
         _same(masks, "head_adaptive", facts.method.head_adaptive, method.adapts_heads, hint)
-        hint = f"--selection {facts.method.selection}, by which the masks were chosen"
-        _same(masks, "selection", facts.method.selection, method.selects_by, hint)
-        hint = "--budget layer" if facts.method.layer_budget else "--budget row or head-adaptive"
-        _same(masks, "layer_budget", facts.method.layer_budget, method.layer_budget, hint)
+    _same(masks, "selection", facts.method.selection, method.selects_by, hint)
+    _same(masks, "layer_budget", facts.method.layer_budget, method.layer_budget, hint)
+    _check_order(masks, config.order, hint)
+    _check_ranking(masks, method)
+    _check_search_steps(masks, method)
+
+
+def _check_ranking(masks: Described, method: SearchingConfig) -> None:
+    facts = masks.description
+    needed = most_needed(method.sparsity, facts.video_blocks, method.adapts_heads)
+    if facts.ranked is not None and needed > facts.ranked:
+        raise MaskFileError(
+            f"{masks.path} does not fit the run: sparsity {method.sparsity} needs the {needed} heaviest blocks of "
+            f"a row, and the file ranks {facts.ranked}",
+            hint=f"use a higher --sparsity, or --keep-ranking {needed / facts.video_blocks:.3f} when the masks are "
+            "searched",
+        )
+
+
+def _check_search_steps(masks: Described, method: SearchingConfig) -> None:
+    facts = masks.description
     exact = method.search_steps_for is None
     firsts = {first for _, first in facts.stages}  # a second transformer searches there in any case
     searched = tuple(step for step in facts.search_steps if step not in firsts or step in method.search_steps)
@@ -199,9 +198,9 @@ def _check_grid(masks: Described, grid: Grid) -> None:
         _same(masks, name, getattr(masks.description.layout, name), size, hint)
 
 
-def _check_order(masks: Described, order: OrderName) -> None:
+def _check_order(masks: Described, order: OrderName, hint: str | None = None) -> None:
     found = masks.description.layout.order
-    _same(masks, "token_order", found, order, f"--token-order {found}, in which the masks were searched")
+    _same(masks, "token_order", found, order, hint or f"use --token-order {found}")
 
 
 def _same(masks: Described, field: str, found: object, wanted: object, hint: str | None = None) -> None:

@@ -196,11 +196,12 @@ def test_full_attention_and_adacache_without_motion_take_any_order() -> None:
 
 def test_a_mask_file_holds_masks_of_one_sparsity(tmp_path: Path) -> None:
     options = SearchOptions(tmp_path / "masks.safetensors")
-    with pytest.raises(ConfigError, match="masks of one sparsity, not of a ramp"):
+    with pytest.raises(ConfigError, match="masks of one sparsity, not of a ramp") as caught:
         options.check(method(method="adaspa-plus", selection="mass"))
+    assert caught.value.hint == "add --sparsity 0.95, at which the ramp ends"
     options.check(method(method="adaspa-plus", sparsity=0.9))
     ranking = SearchOptions(tmp_path / "masks.safetensors", keep_ranking=0.5)
-    with pytest.raises(ConfigError, match="can't be derived from a ranking"):
+    with pytest.raises(ConfigError, match="masks of 'adaspa-plus' can't be derived from a ranking"):
         ranking.check(method(method="adaspa-plus", sparsity=0.9, selection="mass"))
 
 

@@ -15,7 +15,14 @@ from adaspa_cli.config.load import method_config
 from adaspa_cli.errors import MaskFileError
 from adaspa_cli.jobs.early import check_masks
 from adaspa_cli.maskfiles import MaskFile, MethodFacts, ModelFacts
-from adaspa_cli.maskfiles.check import check_architecture, check_call, check_method, check_model, check_name, open_masks
+from adaspa_cli.maskfiles.check import (
+    check_architecture,
+    check_call,
+    check_model,
+    check_name,
+    check_settings,
+    open_masks,
+)
 from adaspa_cli.maskfiles.header import Described
 from adaspa_cli.maskfiles.stored import StoredMasks, stored_policy, stored_schedule
 from adaspa_cli.masks import Call, CallPlan
@@ -35,7 +42,7 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> MaskFile:
 
 def method(**settings: Any) -> MethodConfig:
     usual: dict[str, Any] = {"sparsity": 0.75, "block_size": BLOCK, "search_steps": (2, 8), "search_steps_for": 14}
-    return method_config("adaspa", usual | settings)
+    return method_config(settings.pop("method", "adaspa"), usual | settings)
 
 
 def policy(file: MaskFile, steps: int = 14, **settings: Any) -> StoredMasks:
@@ -153,7 +160,7 @@ def test_the_mask_of_each_place_is_loaded(masks: MaskFile) -> None:
 def test_a_ranking_gives_the_mask_of_the_run_s_sparsity(sparsity: float, head_adaptive: bool, tmp_path: Path) -> None:
     file = small_file(tmp_path / "masks.safetensors", ranked=8)
     settings = {"sparsity": sparsity, "head_adaptive": head_adaptive}
-    check_method(file, method(**settings).searching)
+    check_settings(file, method(**settings))
     found = policy(file, **settings).load(call(2), CPU)
     sums = block_sums((0, "cond", 2))
     expected = select(sums, LAYOUT, (BLOCK, BLOCK), sparsity, head_adaptive=head_adaptive)
@@ -249,12 +256,50 @@ def test_masks_of_another_method_are_refused(masks: MaskFile, settings: dict[str
 
 @pytest.mark.parametrize(
     ("settings", "hint"),
-    [({"algorithm": "frame-region"}, "--method adaspa"), ({"head_adaptive": False}, "--head-adaptive")],
+    [
+        ({"method": "frame-region"}, "use --method adaspa --sparsity 0.75 --block-size 8"),
+        ({"head_adaptive": False}, "use --budget head-adaptive"),
+        ({"budget": "layer", "selection": "output-error"}, "use --budget head-adaptive --selection mass"),
+        ({"sparsity": 0.7}, "use --sparsity 0.75; a file made with --keep-ranking serves other sparsities"),
+        ({"sparsity": "0:0.5,50%:0.75", "budget": "row"}, "use --sparsity 0.75 --budget head-adaptive"),
+        ({"method": "adaspa-plus", "sparsity": 0.9}, "use --method adaspa --sparsity 0.75 --block-size 8"),
+    ],
 )
 def test_the_flag_that_fits_the_masks_is_named(masks: MaskFile, settings: dict[str, Any], hint: str) -> None:
     with pytest.raises(MaskFileError) as caught:
         open_masks(method(masks=str(masks.path), **settings))
     assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("settings", [{"sparsity": 0.9}, {"method": "frame-region"}])
+def test_the_method_of_the_file_is_named(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """One hint has all that it takes."""
+    facts, layout = MethodFacts("adaspa", 0.75, False, True, "output-error", True), LAYOUT
+    file = small_file(tmp_path / "plus.safetensors", method=facts, layout=dataclasses.replace(layout, order="hilbert"))
+    with pytest.raises(MaskFileError) as caught:
+        open_masks(method(masks=str(file.path), **settings))
+    assert caught.value.hint == "use --method adaspa-plus --sparsity 0.75 --block-size 8"
+    fitting = {"method": "adaspa-plus", "sparsity": 0.75, "block_size": BLOCK, "masks": str(file.path)}
+    assert open_masks(resolve(fitting).config.method) is not None
+
+
+def test_a_ramp_and_masks_of_one_sparsity(tmp_path: Path) -> None:
+    facts = MethodFacts("adaspa", 0.75, False, True, "output-error", True)
+    layout = dataclasses.replace(LAYOUT, order="hilbert")
+    for ranked in (None, 12):
+        file = small_file(tmp_path / f"{ranked}.safetensors", method=facts, layout=layout, ranked=ranked)
+        with pytest.raises(MaskFileError, match=r"sparsity is 0.75 in the file and 0:0.4,.*,50%:0.95 in the run") as no:
+            open_masks(resolve({"method": "adaspa-plus", "block_size": BLOCK, "masks": str(file.path)}).config.method)
+        assert no.value.hint == "use --sparsity 0.75"
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"), [({"selection": "output-error"}, "selection is mass"), ({"budget": "layer"}, "layer_budget")]
+)
+def test_a_ranking_serves_no_other_choice_of_blocks(tmp_path: Path, settings: dict[str, Any], field: str) -> None:
+    file = small_file(tmp_path / "masks.safetensors", ranked=12)
+    with pytest.raises(MaskFileError, match=field):
+        open_masks(method(masks=str(file.path), **settings))
 
 
 def test_masks_of_another_budget_are_refused(tmp_path: Path) -> None:
@@ -277,9 +322,9 @@ def test_masks_of_another_token_order_are_refused_before_the_model_is_loaded(tmp
 
 def test_a_ranking_refuses_a_sparsity_that_it_does_not_reach(tmp_path: Path) -> None:
     file = small_file(tmp_path / "masks.safetensors", ranked=5)
-    check_method(file, method(sparsity=0.9).searching)
+    check_settings(file, method(sparsity=0.9))
     with pytest.raises(MaskFileError, match=r"sparsity 0.5 needs the 9 heaviest blocks of a row, and the file ranks 5"):
-        check_method(file, method(sparsity=0.5).searching)
+        check_settings(file, method(sparsity=0.5))
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,8 @@ class SearchingConfig(SparseConfig):
     def check_mask_file(self) -> None:
         """Raise ConfigError for what a mask file cannot hold."""
         if self.sparsity_ramp is not None:
-            raise ConfigError("a mask file holds masks of one sparsity, not of a ramp", hint="add --sparsity 0.9")
+            hint = f"add --sparsity {self.sparsity}, at which the ramp ends"
+            raise ConfigError("a mask file holds masks of one sparsity, not of a ramp", hint=hint)
 
     @property
     def adapts_heads(self) -> bool:
