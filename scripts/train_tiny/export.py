@@ -47,10 +47,17 @@ class Trained:
     state: dict[str, Any]
 
 
-def load_trained(work: Path, stage: str, device: torch.device, corpus: Sequence[str] | None = None) -> Trained:
+def load_trained(
+    work: Path,
+    stage: str,
+    device: torch.device,
+    corpus: Sequence[str] | None = None,
+    vae: Path | None = None,
+) -> Trained:
     """The pipeline of a stage's averaged weights, in float32, straight from its checkpoint.
 
-    ``corpus``: the captions that the tokenizers were made from, if not those of this package.
+    ``corpus``: the captions that the tokenizers were made from, if not those of this package. ``vae``: folder of the
+    autoencoder, if not that of ``work``.
 
     Raises:
         FileNotFoundError: if the stage or the VAE has no checkpoint in ``work``.
@@ -64,8 +71,8 @@ def load_trained(work: Path, stage: str, device: torch.device, corpus: Sequence[
         module.to(device).eval()
     if state["stride"] != 1.0:  # has no place in the saved config: only the last stage is for export
         set_stride(modules["transformer"], state["stride"])
-    vae = load_vae(work / "vae" / "model", device)
-    return Trained(assemble_pipeline(modules, text, vae, state["shift"]), Geometry(**state["geometry"]), state)
+    autoencoder = load_vae(vae or work / "vae" / "model", device)
+    return Trained(assemble_pipeline(modules, text, autoencoder, state["shift"]), Geometry(**state["geometry"]), state)
 
 
 def export(
@@ -76,15 +83,16 @@ def export(
     corpus: Sequence[str] | None = None,
     card: Callable[[Path, str, dict[str, int]], str] = model_card,
     words: Callable[[Path, Geometry], None] = write_vocabulary,
+    vae: Path | None = None,
 ) -> None:
     """Write the pipeline folder ``out`` (replacing it) from a stage's averaged weights, and check its sizes.
 
-    ``card`` gives the text of README.md, ``words`` writes the vocabulary.
+    ``card`` gives the text of README.md, ``words`` writes the vocabulary, ``vae`` is as in :func:`load_trained`.
 
     Raises:
         ValueError: if a file exceeds 16 MB or the folder 40 MB.
     """
-    trained = load_trained(work, stage, torch.device("cpu"), corpus)
+    trained = load_trained(work, stage, torch.device("cpu"), corpus, vae)
     pipe = trained.pipe
     partial = out.with_name(out.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Command line of the training: ``python -m scripts.train_world vae|small|full|all|evaluate|export|bundle|speed``.
+"""Command line of the training: ``python -m scripts.train_world STAGE|all|warm|evaluate|export|speed``.
 
 All stages share one folder, ``--work``, and continue from its last checkpoint. On several GPUs:
 ``torchrun --nproc-per-node 4 -m scripts.train_world all --compile``.
@@ -6,6 +6,7 @@ All stages share one folder, ``--work``, and continue from its last checkpoint. 
 
 import argparse
 import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +16,21 @@ import torch
 
 from scripts.tiny_world.captions import every_wording
 from scripts.train_tiny.evaluate import load_folder
-from scripts.train_tiny.export import bundle, export, load_trained, unbundle
+from scripts.train_tiny.export import export, load_trained, read_json
 from scripts.train_tiny.loop import LoopConfig
 from scripts.train_tiny.parallel import barrier, rank, start, stop
 from scripts.train_tiny.pool import Geometry
-from scripts.train_world.card import model_card, write_vocabulary
+from scripts.train_tiny.transformer import set_stride
+from scripts.train_world.card import model_card, write_card, write_vocabulary
+from scripts.train_world.earlier import RECORD, begin_with, record_of, vae_folder, write_record
 from scripts.train_world.evaluate import evaluate
-from scripts.train_world.recipe import EVALUATION_MINUTES, LOOPS, MINUTES, MODEL, STAGES, VAE_STAGE
+from scripts.train_world.recipe import EVALUATION_MINUTES, LOOPS, MINUTES, MODEL, STAGES, VAE, VAE_STAGE, WorldStage
 from scripts.train_world.speed import stage_speed, vae_speed
 from scripts.train_world.transformer import train_stage
 from scripts.train_world.vae import train_vae
+from scripts.train_world.warm import warm
+
+ORDER = ("vae", *STAGES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,69 +55,102 @@ def _vae(options: argparse.Namespace, device: torch.device) -> bool:
     stage = VAE_STAGE
     if options.vae_channels is not None:
         stage = dataclasses.replace(stage, model=dataclasses.replace(stage.model, channels=options.vae_channels))
-    return train_vae(stage, _loop("vae", options), options.work, device, options.start_from)
+    _begin(options)
+    return train_vae(stage, _loop("vae", options), options.work, device)
 
 
 def _stage(options: argparse.Namespace, device: torch.device) -> bool:
-    stage = dataclasses.replace(
-        STAGES[options.command],
+    _begin(options)
+    stage = _configured(options.command, options)
+    return train_stage(MODEL, stage, _loop(stage.name, options), options.work, device)
+
+
+def _begin(options: argparse.Namespace) -> None:
+    if options.start_from is not None:
+        begin_with(options.start_from, options.work)
+
+
+def _configured(name: str, options: argparse.Namespace) -> WorldStage:
+    """A stage with what the command line changes."""
+    guidance = {} if options.guidance is None else {"guidance": options.guidance}
+    return dataclasses.replace(
+        STAGES[name],
         compile=options.compile,
         attention=options.attention,
         eval_minutes=options.eval_every_minutes,
+        **guidance,
     )
-    earlier = options.start_from if stage.start_from is None else None
-    return train_stage(MODEL, stage, _loop(stage.name, options), options.work, device, earlier)
+
+
+def _warm(options: argparse.Namespace, device: torch.device) -> bool:
+    for name in (name for name, _ in options.stages if name != "vae"):
+        warm(MODEL, VAE, _configured(name, options), LOOPS[name].batch, device)
+    return True
 
 
 def _evaluate(options: argparse.Namespace, device: torch.device) -> bool:
     if options.folder is not None:
-        pipe, geometry, records = load_folder(options.folder, device), Geometry(), None
+        pipe = load_folder(options.folder, device)
+        record = read_json(options.folder / RECORD)
+        geometry = Geometry(**record["geometry"])
+        set_stride(pipe.transformer, record["stride"])
     else:
-        trained = load_trained(options.work, options.stage, device, every_wording())
-        pipe, geometry, records = trained.pipe, trained.geometry, options.work / options.stage
+        vae = vae_folder(options.work)
+        trained = load_trained(options.work, options.stage, device, every_wording(), vae)
+        pipe, geometry = trained.pipe, trained.geometry
     out = options.out or options.work / "evaluation"
     settings = {"steps": options.steps or 14, "batch": options.batch or 8, "seed": options.seed}
     evaluate(pipe, geometry, out, limit=options.limit, **settings)
-    if records is not None and rank() == 0:
-        (records / "evaluation.json").write_text((out / "evaluation.json").read_text())
+    if rank() == 0:
+        evaluation = read_json(out / "evaluation.json")
+        if options.folder is not None:
+            write_card(options.folder, evaluation)
+        else:
+            (options.work / options.stage / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
     barrier()
     return True
 
 
 def _export(options: argparse.Namespace, device: torch.device) -> bool:  # noqa: ARG001
-    if rank() == 0:
-        export(
-            options.work,
-            options.stage,
-            options.out,
-            corpus=every_wording(),
-            card=model_card,
-            words=lambda folder, _: write_vocabulary(folder),
-        )
-    barrier()
-    return True
+    if rank() != 0:
+        return True
+    work, stage = options.work, options.stage
+    record, evaluation = record_of(work, stage, ORDER), read_json(work / stage / "evaluation.json")
 
+    def extras(folder: Path, _: Geometry) -> None:
+        write_vocabulary(folder)
+        write_record(record, folder)
 
-def _bundle(options: argparse.Namespace, device: torch.device) -> bool:  # noqa: ARG001
-    if options.unpack:
-        unbundle(options.out, options.work)
-    else:
-        bundle(options.work, options.stage, options.out, raw=False)
+    export(
+        work,
+        stage,
+        options.out,
+        corpus=every_wording(),
+        card=lambda _, __, sizes: model_card(record, sizes, evaluation),
+        words=extras,
+        vae=vae_folder(work),
+    )
     return True
 
 
 def _all(options: argparse.Namespace, device: torch.device) -> bool:
-    began = time.monotonic()
-    for command in ("vae", "small", "full", "evaluate"):
-        part = argparse.Namespace(**{**vars(options), "command": command, "steps": None, "batch": None})
-        if command == "full" and options.deadline_minutes is not None:
+    """The stages in turn, the last one for what the deadline leaves, and the evaluation of the last one."""
+    began, last = time.monotonic(), options.stages[-1][0]
+    kept_free = 0.0 if options.no_evaluation else EVALUATION_MINUTES
+    for name, minutes in options.stages:
+        part = argparse.Namespace(**{**vars(options), "command": name, "steps": None, "batch": None})
+        if minutes is not None:
+            part.scale = minutes / MINUTES[name]
+        elif name == last and options.deadline_minutes is not None:
             spent = (time.monotonic() - began) / 60.0
-            left = max(0.5, options.deadline_minutes - spent - EVALUATION_MINUTES)
-            part.scale = left / MINUTES["full"]
+            part.scale = max(0.5, options.deadline_minutes - spent - kept_free) / MINUTES[name]
         torch._dynamo.reset()  # or it would compile the next stage's blocks for any batch
-        if not _COMMANDS[command](part, device):
+        if not _COMMANDS[name](part, device):
             return False
-    return True
+    if options.no_evaluation or last == "vae":
+        return True
+    part = argparse.Namespace(**{**vars(options), "stage": last, "steps": None, "batch": None})
+    return _evaluate(part, device)
 
 
 def _speed(options: argparse.Namespace, device: torch.device) -> bool:
@@ -124,12 +163,11 @@ def _speed(options: argparse.Namespace, device: torch.device) -> bool:
 
 _COMMANDS = {
     "vae": _vae,
-    "small": _stage,
-    "full": _stage,
+    **dict.fromkeys(STAGES, _stage),
     "all": _all,
+    "warm": _warm,
     "evaluate": _evaluate,
     "export": _export,
-    "bundle": _bundle,
     "speed": _speed,
 }
 
@@ -141,6 +179,17 @@ def _loop(name: str, options: argparse.Namespace) -> LoopConfig:
     if options.steps is None:
         given["fit_minutes"] = MINUTES[name] * options.scale
     return dataclasses.replace(LOOPS[name], save_seconds=120.0, print_seconds=15.0, **given)
+
+
+def _plan(text: str) -> list[tuple[str, float | None]]:
+    """Stages with their minutes, as ``vae:5.5,small,full``."""
+    found = []
+    for part in text.split(","):
+        name, _, minutes = part.partition(":")
+        if name not in ORDER:
+            raise argparse.ArgumentTypeError(f"no stage is called {name!r}: {', '.join(ORDER)}")
+        found.append((name, float(minutes) if minutes else None))
+    return found
 
 
 def _channels(text: str) -> tuple[int, ...]:
@@ -161,17 +210,19 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--scale", type=float, default=1.0, help="factor on the minutes of the recipe")
         command.add_argument("--max-minutes", type=float, help="stop a stage then, with a checkpoint")
         command.add_argument("--vae-channels", type=_channels, help="widths of the VAE's levels, as 8,16,64,64")
-        command.add_argument("--start-from", type=Path, help="vae, small, all: begin with the weights of this --work")
+        command.add_argument("--start-from", type=Path, help="an exported folder to go on from")
+        command.add_argument("--stages", type=_plan, default=",".join(ORDER), help="all, warm: NAME[:MINUTES],...")
+        command.add_argument("--guidance", type=float, help="weight of the guidance that a stage trains in")
         command.add_argument("--compile", action="store_true", help="compile the repeated blocks")
         command.add_argument("--no-benchmark", action="store_true", help="don't let cuDNN try out its convolutions")
         command.add_argument("--deadline-minutes", type=float, help="all: end then; the last stage takes what is left")
+        command.add_argument("--no-evaluation", action="store_true", help="all: don't evaluate the last stage")
         command.add_argument("--attention", choices=("auto", "flash", "cudnn"), default="flash")
         command.add_argument("--eval-every-minutes", type=float, help="sample and judge 16 clips now and then")
         command.add_argument("--stage", choices=list(STAGES), default="full", help="whose averaged weights")
-        command.add_argument("--out", type=Path, required=name in ("export", "bundle"), help="folder to write")
+        command.add_argument("--out", type=Path, required=name == "export", help="folder to write")
         command.add_argument("--folder", type=Path, help="an exported folder, instead of --work's checkpoint")
         command.add_argument("--limit", type=int, help="evaluate only so many scenes")
-        command.add_argument("--unpack", action="store_true", help="bundle: unpack --out into --work")
         command.add_argument("--part", choices=("vae", "stages"), default="vae", help="speed: what is measured")
         command.add_argument("--seconds", type=float, default=20.0, help="speed: for each measurement")
     return parser

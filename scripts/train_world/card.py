@@ -9,8 +9,12 @@ from adaspa_cli.config.vocabulary import FILE, FORMAT
 from scripts.tiny_world.captions import PHRASES, every_wording
 from scripts.tiny_world.words import BACKGROUNDS, COLORS, DIRECTIONS, MOTIONS, PATTERNS, SHAPES
 from scripts.train_tiny.export import read_json
+from scripts.train_world.earlier import RECORD
 from scripts.train_world.evaluate import table
 from scripts.train_world.recipe import STAGES
+
+_FILE = "README.md"
+_COLUMNS = ("stage", "steps", "batch", "processes", "device", "seed", "minutes")
 
 _CARD = """---
 license: apache-2.0
@@ -61,13 +65,14 @@ of shape, colour, motion and background colour was never drawn for training, not
 {results}
 
 ## Training
-| stage | steps | batch | GPUs | minutes |
-|---|---|---|---|---|
+{minutes} minutes in all, each stage from the averaged weights of the one before it:
+
+| stage | steps | batch | GPUs | device | seed | minutes |
+|---|---|---|---|---|---|---|
 {stages}
 
-Seed {seed}, on {device}: flow matching, Muon and AdamW in bfloat16 autocast, exponential average of the weights,
-guidance trained in. `scripts/train_world` repeats this run with `--steps` of each stage as above, up to what the GPUs'
-own kernels leave to chance.
+Flow matching, Muon and AdamW in bfloat16 autocast, exponential average of the weights. `scripts/train_world` repeats a
+stage with `--steps` as above, up to what the GPUs' own kernels leave to chance.
 
 ## Size
 {sizes_of_files}
@@ -77,23 +82,28 @@ Apache-2.0, like adaspa.
 """
 
 
-def model_card(work: Path, stage: str, sizes: dict[str, int]) -> str:
-    """README.md of the exported folder; figures that were not recorded in ``work`` are said to be missing."""
-    state = read_json(work / stage / "state.json")
-    evaluation = read_json(work / stage / "evaluation.json")
+def write_card(folder: Path, evaluation: dict[str, Any] | None = None) -> None:
+    """Write README.md of an exported folder, with what ``evaluation.json`` says of it."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != _FILE)
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
+    (folder / _FILE).write_text(model_card(read_json(folder / RECORD), sizes, evaluation))
+
+
+def model_card(record: dict[str, Any], sizes: dict[str, int], evaluation: dict[str, Any] | None = None) -> str:
+    """README.md of a model, from ``training.json``, the sizes of its files and ``evaluation.json``."""
+    rows = [row | {"stage": f"`{row['stage']}`"} for row in record["stages"]]
     return _CARD.format(
         total=sum(sizes.values()) / 1e6,
-        **state["geometry"],
+        **record["geometry"],
         steps=evaluation["steps"] if evaluation else 14,
         shapes=", ".join(SHAPES),
         colors=", ".join(COLORS),
         backgrounds=", ".join(BACKGROUNDS),
         patterns=", ".join(PATTERNS),
         sizes=", ".join(f"{low} to {high} {name}" for name, (low, high) in trained_sizes().items()),
-        results=_results(evaluation, read_json(work / "vae" / "model" / "metrics.json")),
-        stages=_stages(work),
-        seed=state["seed"],
-        device=state["device"],
+        results=_results(evaluation, record["vae"]),
+        stages="\n".join(f"| {' | '.join(str(row[column]) for column in _COLUMNS)} |" for row in rows),
+        minutes=round(sum(row["minutes"] for row in rows)),
         sizes_of_files="\n".join(f"- `{name}`: {size / 1e6:.2f} MB" for name, size in sizes.items() if size > 100_000),
     )
 
@@ -115,22 +125,6 @@ def _results(evaluation: dict[str, Any] | None, vae: dict[str, Any] | None) -> s
             "each of four that share a latent frame.",
         ]
     return "\n".join(lines)
-
-
-def _stages(work: Path) -> str:
-    rows: list[tuple[Any, ...]] = []
-    for name in ("vae", *STAGES):
-        state = read_json(work / name / "state.json")
-        if state is None and name == "vae":
-            state = read_json(work / "vae" / "model" / "metrics.json")
-        parts = []
-        while state:  # from the last run back to the first
-            minutes = state["minutes"] if "minutes" in state else round(state["seconds"] / 60.0, 1)
-            steps = state["step"] if "step" in state else state["steps"]
-            parts.append((name, steps, state["batch"], state.get("processes", ""), minutes))
-            state = state.get("earlier")
-        rows += parts[::-1]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
 def trained_sizes() -> dict[str, tuple[int, int]]:

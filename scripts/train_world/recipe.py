@@ -1,6 +1,6 @@
 """Sizes, lengths and times of the training: what is in the card and what a person would change.
 
-The minutes are for four GPUs; with fewer the same command trains on fewer clips.
+The minutes are for four GPUs, one process each; with fewer the same command trains on fewer clips.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from scripts.train_tiny.text import TextConfig
 from scripts.train_tiny.transformer import TransformerConfig
 from scripts.train_tiny.vae import VaeConfig
 
+PROCESSES = 4  # that the pools are sized for
 VAE = VaeConfig(latent_channels=16, channels=(16, 32, 64, 64))
 # 12.9 million parameters in the transformer: of its steps at 9,216 tokens, attention is the most.
 MODEL = TransformerConfig(
@@ -34,7 +35,10 @@ class Share:
 
 @dataclass(frozen=True)
 class WorldStage:
-    """A stage of the transformer's training; see ``train_tiny.transformer.StageConfig`` for the fields of one name."""
+    """A stage of the transformer's training; see ``train_tiny.transformer.StageConfig`` for the fields of one name.
+
+    The first of ``sizes`` is that of its samples. It begins with the weights of the last of the stages ``after``.
+    """
 
     name: str
     sizes: tuple[Share, ...]
@@ -42,7 +46,7 @@ class WorldStage:
     stride: float = 1.0
     guidance: float = 0.0
     guidance_from: float = 0.4
-    start_from: str | None = None
+    after: tuple[str, ...] = ()
     compile: bool = False
     attention: str = "flash"  # cuDNN's, the default on Hopper, plans for half a second at each new length
     eval_minutes: float | None = None
@@ -73,13 +77,25 @@ STAGES = {
     "small": WorldStage(
         "small",
         (
-            Share(Geometry(33, 128, 128), 0.55, _pool(2048, 128, 64)),
-            Share(Geometry(17, 160, 128), 0.15, _pool(768, 64, 192)),
-            Share(Geometry(25, 96, 160), 0.15, _pool(768, 64, 192)),
+            Share(Geometry(33, 128, 128), 0.35, _pool(1536, 128, 96)),
+            Share(Geometry(17, 128, 128), 0.3, _pool(1536, 128, 112)),
+            Share(Geometry(17, 160, 128), 0.1, _pool(512, 64, 256)),
+            Share(Geometry(25, 96, 160), 0.1, _pool(512, 64, 256)),
             Share(Geometry(49, 96, 96), 0.15, _pool(768, 64, 192)),
         ),
         shift=3.0,
         stride=2.0,
+    ),
+    "middle": WorldStage(
+        "middle",
+        (
+            Share(Geometry(17, 192, 192), 0.6, _pool(1536, 128, 96)),
+            Share(Geometry(17, 192, 256), 0.15, _pool(512, 64, 192)),
+            Share(Geometry(17, 256, 192), 0.15, _pool(512, 64, 192)),
+            Share(Geometry(33, 192, 192), 0.1, _pool(384, 32, 128)),
+        ),
+        shift=3.5,
+        after=("small",),
     ),
     "full": WorldStage(
         "full",
@@ -92,7 +108,8 @@ STAGES = {
         ),
         shift=4.0,
         guidance=0.4,
-        start_from="small",
+        guidance_from=0.7,
+        after=("small", "middle"),
     ),
 }
 LOOPS = {
@@ -102,9 +119,12 @@ LOOPS = {
     "small": LoopConfig(
         steps=6000, batch=128, learning_rate=1e-3, matrix_learning_rate=5e-3, warmup=200, ema=0.999, later_cost=1.05
     ),
+    "middle": LoopConfig(
+        steps=4000, batch=96, learning_rate=8e-4, matrix_learning_rate=4e-3, warmup=100, ema=0.999, later_cost=1.05
+    ),
     "full": LoopConfig(
         steps=2500, batch=48, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=1.3
     ),
 }
-MINUTES = {"vae": 6.0, "small": 5.0, "full": 6.0}
+MINUTES = {"vae": 5.5, "small": 7.0, "middle": 4.0, "full": 7.0}
 EVALUATION_MINUTES = 2.0  # kept free at the end of a run with a deadline, for four GPUs

@@ -46,7 +46,7 @@ def stage_speed(device: torch.device, seconds: float, work: Path, *, compiled: b
             stage,
             name=f"{stage.name}-alone",
             sizes=(dataclasses.replace(size, share=1.0, pool=dataclasses.replace(size.pool, size=256, chunk=64)),),
-            start_from=None,
+            after=(),
             compile=compiled,
             attention=attention,
         )

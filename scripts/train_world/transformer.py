@@ -12,10 +12,9 @@ from torch.nn.attention import sdpa_kernel
 
 from scripts.tiny_world.captions import every_wording
 from scripts.tiny_world.plan import held_out_scenes, spread
-from scripts.train_tiny.checkpoint import generator_at, load_group, load_modules
-from scripts.train_tiny.export import read_json
+from scripts.train_tiny.checkpoint import generator_at, load_modules
 from scripts.train_tiny.loop import Loop, LoopConfig
-from scripts.train_tiny.parallel import barrier, rank, share, stream
+from scripts.train_tiny.parallel import barrier, rank, share, stream, world
 from scripts.train_tiny.sampling import assemble_pipeline
 from scripts.train_tiny.transformer import (
     BACKENDS,
@@ -28,8 +27,9 @@ from scripts.train_tiny.transformer import (
     set_stride,
 )
 from scripts.train_tiny.vae import load_vae
+from scripts.train_world.earlier import first_weights, vae_folder
 from scripts.train_world.evaluate import judged, shares_of
-from scripts.train_world.pool import MixedPool
+from scripts.train_world.pool import MixedPool, refilled
 from scripts.train_world.recipe import WorldStage
 
 
@@ -39,30 +39,32 @@ def train_stage(
     loop_config: LoopConfig,
     work: Path,
     device: torch.device,
-    earlier: Path | None = None,
 ) -> bool:
-    """Train one stage, resuming what ``work/<stage>`` holds, or starting from averages: those of the stage
-    ``start_from``, or of this stage in ``earlier``, the folder of another run.
+    """Train one stage, resuming what ``work/<stage>`` holds, or starting from averaged weights: those of the last of
+    the stages ``after`` that ``work`` trained, or those of the model in ``work/earlier``.
 
     Returns:
         True if the schedule came to its end.
+
+    Raises:
+        FileNotFoundError: the stage comes after others, and there are no weights of theirs.
     """
-    vae = load_vae(work / "vae" / "model", device)
+    vae = load_vae(vae_folder(work), device)
     modules, text = build_modules(config, loop_config.seed, every_wording())
-    averaged = _prepared(modules, stage, device)
+    averaged = prepared(modules, stage, device)
     geometry = stage.sizes[0].geometry
-    extra = _facts(config, stage, earlier)
+    extra = _facts(config, stage)
     loop = Loop(modules, averaged, loop_config, work / stage.name, extra, matrices=block_matrices(modules))
-    folder = earlier / stage.name if earlier else work / stage.start_from if stage.start_from else None
-    if not loop.resume() and folder is not None:
-        start = load_group(folder, "ema")
-        if start is None:
-            raise FileNotFoundError(f"no weights in {folder}: train the stage {folder.name} first")
-        load_modules(modules, start)
-        load_modules(averaged, start)
+    if not loop.resume():
+        start = first_weights(work, stage.after)
+        if start is not None:
+            load_modules(modules, start)
+            load_modules(averaged, start)
+        elif stage.after:
+            raise FileNotFoundError(f"no weights in {work}: train the stage {stage.after[-1]} first")
     if loop.progress() >= 1.0:
         return True
-    pool = MixedPool(stage.sizes, vae, text, loop_config.seed)
+    pool = MixedPool(refilled(stage.sizes, world()), vae, text, loop_config.seed)
     pipe = assemble_pipeline(averaged, text, vae, stage.shift)
     batch_size = share(loop_config.batch)
 
@@ -83,27 +85,30 @@ def train_stage(
         shares = ", ".join(f"{name} {right}/{count}" for name, (right, count) in shares_of(results).items())
         print(f"{stage.name} step {loop.step}: {shares}", flush=True)
 
-    backends = BACKENDS[stage.attention]
-    chosen: Any = contextlib.nullcontext() if backends is None else sdpa_kernel(backends, set_priority=True)
-    with chosen:
+    with attending(stage.attention):
         done = loop.run(loss_at, every if rank() == 0 else None)
     barrier()
     return done
 
 
-def _facts(config: TransformerConfig, stage: WorldStage, earlier: Path | None) -> dict[str, Any]:
-    """What a checkpoint says of its stage, and of the run before it."""
-    facts = {
+def attending(name: str) -> contextlib.AbstractContextManager[None]:
+    """Attention by the kernels of that name, as in ``train_tiny.transformer.BACKENDS``."""
+    backends = BACKENDS[name]
+    return contextlib.nullcontext() if backends is None else sdpa_kernel(backends, set_priority=True)
+
+
+def _facts(config: TransformerConfig, stage: WorldStage) -> dict[str, Any]:
+    """What a checkpoint says of its stage."""
+    return {
         "transformer": asdict(config),
         "shift": stage.shift,
         "stride": stage.stride,
         "geometry": asdict(stage.sizes[0].geometry),
         "sizes": [asdict(size.geometry) | {"share": size.share} for size in stage.sizes],
     }
-    return facts if earlier is None else facts | {"earlier": read_json(earlier / stage.name / "state.json")}
 
 
-def _prepared(modules: dict[str, nn.Module], stage: WorldStage, device: torch.device) -> dict[str, nn.Module]:
+def prepared(modules: dict[str, nn.Module], stage: WorldStage, device: torch.device) -> dict[str, nn.Module]:
     """Move the modules to the device and make them ready; returns copies for the averages."""
     for module in modules.values():
         module.to(device)

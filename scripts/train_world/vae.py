@@ -17,7 +17,6 @@ from torch import Tensor
 from scripts.tiny_world.draw import draw
 from scripts.tiny_world.plan import Plan, extent_of, held_out_scenes, plan_clips, plan_scenes, spread
 from scripts.train_tiny.checkpoint import generator_at, seed_at
-from scripts.train_tiny.export import read_json
 from scripts.train_tiny.fast_vae import speed_up
 from scripts.train_tiny.loop import Loop, LoopConfig
 from scripts.train_tiny.parallel import barrier, rank, share, stream
@@ -37,11 +36,9 @@ from scripts.train_world.recipe import VaeStage
 _LATENT_NOISE = 0.10  # with 16 channels the decoder has less to shrug off than with 8
 
 
-def train_vae(
-    stage: VaeStage, loop_config: LoopConfig, work: Path, device: torch.device, earlier: Path | None = None
-) -> bool:
-    """Train, resuming what ``work/vae`` holds, or starting from the model in ``earlier``, the folder of another run;
-    when the schedule is done, leave the model in ``work/vae/model``.
+def train_vae(stage: VaeStage, loop_config: LoopConfig, work: Path, device: torch.device) -> bool:
+    """Train, resuming what ``work/vae`` holds, or starting from the model in ``work/earlier``; when the schedule is
+    done, leave the model in ``work/vae/model``.
 
     Returns:
         True if the schedule came to its end.
@@ -49,14 +46,12 @@ def train_vae(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(loop_config.seed)
         vae = build_vae(stage.model).to(device)
-    if earlier is not None:
-        vae.load_state_dict(load_vae(earlier / "vae" / "model", device).state_dict())
+    earlier = work / "earlier" / "vae"
+    if earlier.is_dir():
+        vae.load_state_dict(load_vae(earlier, device).state_dict())
     speed_up(vae)
     averaged = copy.deepcopy(vae).requires_grad_(False)
-    extra: dict[str, Any] = {"vae": asdict(stage.model)}
-    if earlier is not None:
-        extra["earlier"] = read_json(earlier / "vae" / "model" / "metrics.json")
-    loop = Loop({"vae": vae}, {"vae": averaged}, loop_config, work / "vae", extra)
+    loop = Loop({"vae": vae}, {"vae": averaged}, loop_config, work / "vae", {"vae": asdict(stage.model)})
     loop.resume()
     batch = share(loop_config.batch)
 
@@ -116,7 +111,6 @@ def finish(
         "steps": state["step"],
         "batch": state["batch"],
         "minutes": round(state["seconds"] / 60.0, 1),
-        "earlier": state.get("earlier"),
     }
     vae.save_pretrained(folder)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")

@@ -14,25 +14,30 @@ import pytest
 import torch
 from diffusers import HunyuanVideoPipeline
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.config.vocabulary import vocabulary_of
 from scripts.tiny_world.captions import every_wording, standard_caption
 from scripts.tiny_world.plan import held_out_scenes
 from scripts.train_tiny import checkpoint
-from scripts.train_tiny.export import export, load_trained
+from scripts.train_tiny.export import load_trained
 from scripts.train_tiny.loop import LoopConfig
 from scripts.train_tiny.parallel import mean_gradients, rank, share, start, stop
 from scripts.train_tiny.pool import Geometry, PoolConfig
 from scripts.train_tiny.text import TextConfig
 from scripts.train_tiny.transformer import TransformerConfig
 from scripts.train_tiny.vae import VaeConfig, build_vae, load_vae, vae_loss
+from scripts.train_world import __main__ as program
 from scripts.train_world import vae
-from scripts.train_world.card import model_card, write_vocabulary
+from scripts.train_world.card import write_card
+from scripts.train_world.earlier import RECORD, begin_with
 from scripts.train_world.evaluate import evaluate
+from scripts.train_world.pool import refilled
 from scripts.train_world.recipe import LOOPS, MINUTES, MODEL, STAGES, VAE_STAGE, Share, VaeStage, WorldStage
 from scripts.train_world.transformer import train_stage
 from scripts.train_world.vae import measure, train_vae
+from scripts.train_world.warm import warm
 from tests.processes import at_once
 
 CPU = torch.device("cpu")
@@ -83,21 +88,60 @@ def test_resumed_runs_equal_whole_ones(work: Path, tmp_path: Path) -> None:
     assert_same_weights(tmp_path / "full", work / "full")
 
 
-def test_a_run_goes_on_from_an_earlier_one(work: Path, tmp_path: Path) -> None:
+def exported(work: Path, out: Path, evaluation: Path | None = None) -> Path:
+    """The folder that the command makes of the stage ``full``."""
+    if evaluation is not None:
+        (work / "full" / "evaluation.json").write_text(evaluation.read_text())
+    assert program.main(["export", "--work", str(work), "--device", "cpu", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize("vae_too", [True, False])
+def test_a_run_goes_on_from_a_model_as_it_ships(work: Path, tmp_path: Path, vae_too: bool) -> None:
+    model, own = exported(work, tmp_path / "model"), tmp_path / "own"
     still = LoopConfig(steps=1, batch=4, warmup=1, learning_rate=0.0, matrix_learning_rate=0.0)
-    assert train_vae(VAE, still, tmp_path, CPU, work)
-    assert train_stage(MODEL_TOY, STAGE, still, tmp_path, CPU, work)
-    model = load_vae(work / "vae" / "model", CPU).state_dict()
-    for name, value in (checkpoint.load_group(tmp_path / "vae", "raw") or {}).items():
-        torch.testing.assert_close(value, model[name.removeprefix("vae.")], atol=0.0, rtol=0.0)
-    first, second = checkpoint.load_group(work / "full", "ema"), checkpoint.load_group(tmp_path / "full", "raw")
+    own.mkdir()
+    begin_with(model, own)
+    if vae_too:
+        assert train_vae(VAE, still, own, CPU)
+        shipped = load_vae(model / "vae", CPU).state_dict()
+        for name, value in (checkpoint.load_group(own / "vae", "raw") or {}).items():
+            torch.testing.assert_close(value, shipped[name.removeprefix("vae.")], atol=0.0, rtol=0.0)
+    assert train_stage(MODEL_TOY, STAGE, still, own, CPU)
+    first, second = checkpoint.load_group(work / "full", "ema"), checkpoint.load_group(own / "full", "raw")
     assert first is not None
     assert second is not None
     assert first.keys() == second.keys()
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-    card = model_card(tmp_path, "full", {})
-    for name in ("vae", "full"):
-        assert [row.split(" | ")[1] for row in card.splitlines() if row.startswith(f"| {name} |")] == ["4", "1"]
+    assert all(torch.equal(value.half().float(), second[name]) for name, value in first.items())
+    again = exported(own, tmp_path / "again")
+    record = json.loads((again / RECORD).read_text())
+    stages = [(row["stage"], row["steps"]) for row in record["stages"]]
+    assert stages == [("vae", 4), ("full", 4), *([("vae", 1)] if vae_too else []), ("full", 1)]
+    assert record["vae"]["steps"] == (1 if vae_too else 4)
+    assert f"| `full` | 1 | 4 | 1 | CPU | 0 | {record['stages'][-1]['minutes']} |" in (again / "README.md").read_text()
+
+
+def test_a_stage_begins_with_the_one_before_it(work: Path, tmp_path: Path) -> None:
+    still = LoopConfig(steps=1, batch=4, warmup=1, learning_rate=0.0, matrix_learning_rate=0.0)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "model").symlink_to(work / "vae" / "model")
+    (tmp_path / "first").symlink_to(work / "full")
+    last = dataclasses.replace(STAGE, name="last", after=("first", "second"))
+    assert train_stage(MODEL_TOY, last, still, tmp_path, CPU)
+    first, own = checkpoint.load_group(work / "full", "ema"), checkpoint.load_group(tmp_path / "last", "raw")
+    assert first is not None
+    assert own is not None
+    assert all(torch.equal(value, own[name]) for name, value in first.items())
+    (tmp_path / "first").unlink()
+    with pytest.raises(FileNotFoundError, match="train the stage second first"):
+        train_stage(MODEL_TOY, dataclasses.replace(last, name="other"), still, tmp_path, CPU)
+
+
+def test_what_is_no_model_of_the_training_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"training\.json is missing"):
+        begin_with(tmp_path / "model", tmp_path)
+    assert not (tmp_path / "earlier").exists()
 
 
 def test_moving_edges_weigh_more() -> None:
@@ -136,12 +180,13 @@ def test_evaluation_and_export(work: Path, tmp_path: Path) -> None:
         "sheet-0.png",
         "sheets.json",
     ]
-    (work / "full" / "evaluation.json").write_text((tmp_path / "evaluation" / "evaluation.json").read_text())
-    out = tmp_path / "model"
-    export(work, "full", out, corpus=every_wording(), card=model_card, words=lambda folder, _: write_vocabulary(folder))
+    out = exported(work, tmp_path / "model", tmp_path / "evaluation" / "evaluation.json")
     card = (out / "README.md").read_text()
     assert "| two right |" in card or "| color |" in card
     assert "192 to 320 height" in card
+    (out / "README.md").write_text("")
+    write_card(out, report)
+    assert (out / "README.md").read_text() == card
     pipe = HunyuanVideoPipeline.from_pretrained(out, dtype=torch.float32)
     assert pipe.transformer.config.num_layers == 1
     found = vocabulary_of(ModelConfig(weights=str(out)))
@@ -188,25 +233,58 @@ def test_two_processes_train_alike_and_go_on(work: Path, tmp_path: Path) -> None
 
 
 def test_the_last_stage_gets_what_a_deadline_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scripts.train_world import __main__ as program
-
     ran: list[tuple[str, float]] = []
 
     def record(options: argparse.Namespace, _: torch.device) -> bool:
-        ran.append((options.command, options.scale))
+        ran.append((options.command, options.scale * MINUTES.get(options.command, 0.0)))
         return True
 
-    for name in ("vae", "small", "full", "evaluate"):
+    def evaluated(options: argparse.Namespace, _: torch.device) -> bool:
+        ran.append((f"evaluate {options.stage}", 0.0))
+        return True
+
+    for name in ("vae", *STAGES):
         monkeypatch.setitem(program._COMMANDS, name, record)
+    monkeypatch.setattr(program, "_evaluate", evaluated)
     assert program.main(["all", "--device", "cpu", "--deadline-minutes", "8"]) == 0
-    assert [name for name, _ in ran] == ["vae", "small", "full", "evaluate"]
-    assert ran[0][1] == 1.0
-    assert ran[2][1] == pytest.approx((8 - program.EVALUATION_MINUTES) / MINUTES["full"], abs=0.01)
+    assert [name for name, _ in ran] == ["vae", *STAGES, "evaluate full"]
+    assert ran[0][1] == MINUTES["vae"]
+    assert ran[-2][1] == pytest.approx(8 - program.EVALUATION_MINUTES, abs=0.01)
+    ran.clear()
+    assert program.main(["all", "--device", "cpu", "--stages", "vae:2,small:1.5", "--no-evaluation"]) == 0
+    assert ran == [("vae", 2.0), ("small", pytest.approx(1.5))]
+    with pytest.raises(SystemExit):
+        program.main(["all", "--device", "cpu", "--stages", "vae,large"])
+
+
+def test_each_kind_of_block_is_compiled_once(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For training, and for predictions without a caption: before the training and in it, whatever sizes come."""
+    compiler = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
+    stage = dataclasses.replace(STAGE, compile=True, guidance_from=0.0)
+    warm(MODEL_TOY, VAE.model, stage, LOOP.batch, CPU)
+    assert capsys.readouterr().out.startswith("full: compiled in ")
+    assert compiler.frame_count == 4
+    (tmp_path / "vae").symlink_to(work / "vae")
+    torch._dynamo.reset()
+    assert train_stage(MODEL_TOY, stage, dataclasses.replace(LOOP, steps=6), tmp_path, CPU)
+    assert compiler.frame_count == 8
+    torch._dynamo.reset()
+
+
+def test_fewer_processes_draw_new_clips_more_often() -> None:
+    (size,) = refilled((Share(SMALL, 1.0, dataclasses.replace(POOL, refill_every=64)),), 2)
+    assert size.pool.refill_every == 32
+    assert refilled(STAGE.sizes, 1)[0].pool.refill_every == 1
 
 
 def test_the_recipe_holds_together() -> None:
     assert set(LOOPS) == set(MINUTES) == {"vae", *STAGES}
-    for stage in STAGES.values():
+    for number, (name, stage) in enumerate(STAGES.items()):
+        assert name == stage.name
+        assert stage.after == tuple(STAGES)[:number]
         assert sum(size.share for size in stage.sizes) == pytest.approx(1.0)
         assert all(size.pool.size % size.pool.chunk == 0 for size in stage.sizes)
         assert all(size.geometry.frames % 4 == 1 for size in stage.sizes)

@@ -1,0 +1,111 @@
+"""The model that a training goes on from, and the record of what was trained so far.
+
+A model is handed over as it ships: an exported folder in float16, whose ``training.json`` says by which stages it was
+trained. A copy of it lies in ``work/earlier``; the optimisers of the next stages begin anew, with a warm-up.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from scripts.train_tiny.checkpoint import Tensors, load_group, load_state, read_tensors
+from scripts.train_tiny.export import read_json
+from scripts.train_tiny.parallel import barrier, rank
+
+RECORD = "training.json"
+_FORMAT = 1
+_MODULES = ("transformer", "text_encoder", "text_encoder_2")
+
+
+def begin_with(model: Path, work: Path) -> None:
+    """Copy an exported model to where the stages in ``work`` look for it; does nothing if one is there.
+
+    Raises:
+        FileNotFoundError: the folder holds no record of a training.
+    """
+    own = work / "earlier"
+    if rank() == 0 and not own.exists():
+        if not (model / RECORD).is_file():
+            raise FileNotFoundError(f"{model} is no model of this training: {RECORD} is missing")
+        partial = work / "earlier.part"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(model, partial)
+        partial.rename(own)
+    barrier()
+
+
+def vae_folder(work: Path) -> Path:
+    """Of the autoencoder that ``work`` trained; otherwise the earlier model's."""
+    own = work / "vae" / "model"
+    return own if (own / "config.json").is_file() else work / "earlier" / "vae"
+
+
+def vae_facts(work: Path) -> dict[str, Any] | None:
+    """What was measured of that autoencoder."""
+    own: dict[str, Any] | None = read_json(vae_folder(work) / "metrics.json")
+    return own or _record_of(work / "earlier").get("vae")
+
+
+def first_weights(work: Path, before: tuple[str, ...]) -> Tensors | None:
+    """Averaged weights to begin a stage with, float32 on the CPU: those of the last stage of ``before`` that ``work``
+    trained, or else the earlier model's; None where there are none."""
+    for stage in reversed(before):
+        found = load_group(work / stage, "ema")
+        if found is not None:
+            return found
+    return _weights_of(work / "earlier") if (work / "earlier").is_dir() else None
+
+
+def _weights_of(model: Path) -> Tensors:
+    """The tensors of an exported model, by the names that checkpoints have."""
+    return {
+        f"{module}.{name}": value.float()
+        for module in _MODULES
+        for path in sorted((model / module).glob("*.safetensors"))
+        for name, value in read_tensors(path).items()
+    }
+
+
+def stages_of(work: Path, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What was trained, in order of time: ``stage``, ``steps``, ``batch``, ``processes``, ``minutes``, ``device`` and
+    ``seed`` of each."""
+    rows: list[dict[str, Any]] = list(_record_of(work / "earlier").get("stages", []))
+    for name in names:
+        state = load_state(work / name)
+        if state is not None:
+            rows.append(
+                {
+                    "stage": name,
+                    "steps": state["step"],
+                    "batch": state["batch"],
+                    "processes": state["processes"],
+                    "minutes": round(state["seconds"] / 60.0, 1),
+                    "device": state["device"],
+                    "seed": state["seed"],
+                }
+            )
+    return rows
+
+
+def record_of(work: Path, stage: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """What ``training.json`` holds of a stage of ``work``.
+
+    Raises:
+        FileNotFoundError: the stage has no checkpoint.
+    """
+    state = load_state(work / stage)
+    if state is None:
+        raise FileNotFoundError(f"no checkpoint of the stage '{stage}' in {work}")
+    facts = {name: state[name] for name in ("shift", "stride", "geometry")}
+    return {"format": _FORMAT, "stage": stage, **facts, "vae": vae_facts(work), "stages": stages_of(work, names)}
+
+
+def write_record(record: dict[str, Any], folder: Path) -> None:
+    """Put it into an exported folder."""
+    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _record_of(model: Path) -> dict[str, Any]:
+    content: dict[str, Any] = read_json(model / RECORD) or {}
+    return content
