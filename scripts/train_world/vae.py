@@ -17,6 +17,7 @@ from torch import Tensor
 from scripts.tiny_world.draw import draw
 from scripts.tiny_world.plan import Plan, extent_of, held_out_scenes, plan_clips, plan_scenes, spread
 from scripts.train_tiny.checkpoint import generator_at, seed_at
+from scripts.train_tiny.export import read_json
 from scripts.train_tiny.fast_vae import speed_up
 from scripts.train_tiny.loop import Loop, LoopConfig
 from scripts.train_tiny.parallel import barrier, rank, share, stream
@@ -70,8 +71,10 @@ def train_vae(stage: VaeStage, loop_config: LoopConfig, work: Path, device: torc
         return vae_loss(vae, clips, cover, noise, generator, moving_weight=stage.moving_weight)
 
     done = loop.run(loss_at)
-    if done and rank() == 0:
-        finish(averaged, stage, work / "vae" / "model", loop.state())
+    folder = work / "vae" / "model"
+    measured = read_json(folder / "metrics.json")
+    if done and rank() == 0 and (measured is None or measured["steps"] != loop.step):
+        finish(averaged, stage, folder, loop.state())
     barrier()
     return done
 
