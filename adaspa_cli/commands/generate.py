@@ -119,11 +119,16 @@ def _show_plan(console: Console, resolved: Resolved, prompts: list[str]) -> None
     from adaspa_cli.commands.plan import rendered
     from adaspa_cli.forecast import calibration
     from adaspa_cli.forecast.run import forecast
+    from adaspa_cli.models.registry import check_read
+    from adaspa_cli.models.text_parts import load_text_parts
 
     def measure(sample: Sample) -> Rates:
         console.note("measuring this machine ...")
         return calibration.calibrate(sample)
 
+    pipe = load_text_parts(resolved.config.model)
+    if pipe is not None:
+        check_read(pipe, resolved.config, prompts, console.note)
     found = forecast(resolved.config, prompts, measure)
     console.result(found.as_json(), rendered(found))
 

@@ -1,14 +1,17 @@
 """``adaspa generate --plan`` as its users see it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
 from adaspa_cli.app import app
+from adaspa_cli.config.architecture import BUNDLED
 from adaspa_cli.forecast import calibration
 from adaspa_cli.forecast.calibration import Rates, Sample
 from tests.pipelines import PROMPT
@@ -48,6 +51,41 @@ def test_a_plan_is_data_too() -> None:
     assert (found["video_tokens"], found["videos"], found["method"]) == (118_800, 2, "adaspa-plus")
     assert found["estimated_seconds"]["denoising"] > found["estimated_seconds"]["attention"] > 0
     assert [step["sparsity"] for step in found["steps"]][-1] == 0.95
+
+
+LONG = " ".join([PROMPT] * 40)
+
+
+def test_a_plan_names_a_long_prompt_and_may_refuse_it() -> None:
+    result = call("--prompt", LONG)
+    assert result.exit_code == 0, result.output
+    assert "tiny reads 256 tokens of a prompt and drops the rest: '" in " ".join(result.stderr.split())
+    assert "drops the rest" not in call("--prompt", PROMPT).stderr
+    refused = call("--prompt", LONG, "--strict-prompt", "--height", "256", "--width", "256", "--frames", "33")
+    assert refused.exit_code != 0
+    assert "error: tiny reads 256 tokens of a prompt" in " ".join(refused.stderr.split())
+    assert not refused.stdout
+
+
+def test_a_plan_reads_the_tokenizers_of_the_hubs_cache_and_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_id = "hunyuanvideo-community/HunyuanVideo"
+    cache = tmp_path / "hub" / f"models--{hub_id.replace('/', '--')}"
+    snapshot = cache / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    shutil.copy(BUNDLED / "model_index.json", snapshot)
+    arguments = ("--model", "hunyuan", "--prompt", LONG)
+    assert "drops the rest" not in call(*arguments).stderr
+    for part in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(BUNDLED / part, snapshot / part)
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "HunyuanVideo reads 256 tokens of a prompt" in " ".join(result.stderr.split())
+    assert "drops the rest" not in call(*arguments, "--random-weights").stderr
 
 
 def test_another_checkpoint_is_planned_by_the_preset_that_it_is_run_with() -> None:
