@@ -126,5 +126,5 @@ LOOPS = {
         steps=2500, batch=48, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=1.3
     ),
 }
-MINUTES = {"vae": 5.5, "small": 7.0, "middle": 4.0, "full": 7.0}
+MINUTES = {"vae": 5.5, "small": 6.0, "middle": 5.0, "full": 7.0}
 EVALUATION_MINUTES = 2.0  # kept free at the end of a run with a deadline, for four GPUs
