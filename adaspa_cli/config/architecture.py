@@ -12,6 +12,7 @@ from typing import Any
 
 from adaspa_cli.config.caches import CacheConfig
 from adaspa_cli.config.families import FamilyFacts, Grid, count_layers, facts_of
+from adaspa_cli.config.hub import cached_folder
 from adaspa_cli.config.load import ARCHITECTURE, read_mapping
 from adaspa_cli.config.model_source import read_model_index
 from adaspa_cli.config.presets import preset_names, presets_root
@@ -214,8 +215,8 @@ def check_early(model: ModelConfig, sampling: SamplingConfig, cache: CacheConfig
         ConfigError: with the nearest valid value, and the model's own size where that is known.
     """
     found = known_architecture(model)
+    check_preset(model, _known_pipeline(model) if found is None else found.pipeline)
     if found is not None:
-        _check_preset(model, found.pipeline)
         try:
             found.size_rule.check(sampling.height, sampling.width, sampling.frames)
         except ConfigError as error:
@@ -230,17 +231,28 @@ def check_early(model: ModelConfig, sampling: SamplingConfig, cache: CacheConfig
             found.facts.check_cache(cache, sampling, len(found.transformers))
 
 
-def _check_preset(model: ModelConfig, pipeline: str) -> None:
+def _known_pipeline(model: ModelConfig) -> str | None:
+    """The class of a hub id's pipeline where the hub's cache has its index; None where it is not known."""
+    folder = None if Path(model.weights).expanduser().is_dir() else cached_folder(model.weights)
+    return None if folder is None else facts_of_index(model, read_model_index(folder)).pipeline
+
+
+def facts_of_index(model: ModelConfig, index: Mapping[str, Any]) -> FamilyFacts:
+    """The family of a checkpoint by its index; raises ModelError if adaspa does not know it."""
+    return facts_of(model.pipeline or index.get("_class_name"), model.weights)
+
+
+def check_preset(model: ModelConfig, pipeline: str | None) -> None:
     """Refuse weights of another pipeline than that of the preset whose defaults they get.
 
     Args:
         model: its settings.
-        pipeline: class that the weights are of.
+        pipeline: class that the weights are of; None where it is not known.
 
     Raises:
         ModelError: names both.
     """
-    if model.is_bundled or model.model not in preset_names("models"):
+    if pipeline is None or model.is_bundled or model.model not in preset_names("models"):
         return
     content = read_mapping(presets_root() / "models" / f"{model.model}.yaml").get(ARCHITECTURE)
     own = folder_architecture(BUNDLED).pipeline if content is None else preset_architecture(content).pipeline

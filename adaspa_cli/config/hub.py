@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -10,6 +11,7 @@ from typing import Any
 from adaspa_cli.errors import ModelError
 
 INDEX = "model_index.json"  # of a pipeline in diffusers' format
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PATIENCE = 3.0  # seconds that the hub has to answer
 
 
@@ -78,6 +80,16 @@ def _no_such_file(hub_id: str, file: str | None) -> ModelError:
         hint="use the model's repository in that format, often named ...-Diffusers, or a name of adaspa models; "
         "--transformer FILE takes a transformer from a single file",
     )
+
+
+def cached_folder(hub_id: str) -> Path | None:
+    """Where the hub's cache has a pipeline, of which parts may be missing; None without its index."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not HUB_ID.fullmatch(hub_id):
+        return None
+    index = try_to_load_from_cache(hub_id, INDEX)
+    return Path(index).parent if isinstance(index, str) else None
 
 
 def cached(hub_id: str) -> str:

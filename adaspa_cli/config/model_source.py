@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adaspa_cli.config.families import facts_of
-from adaspa_cli.config.hub import INDEX, hub_answers, hub_error
+from adaspa_cli.config.hub import HUB_ID, INDEX, hub_answers, hub_error
 from adaspa_cli.errors import ModelError, nearest
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ def identify(model: str, presets: Sequence[str], preset_of_hub_id: Callable[[str
     folder = Path(model).expanduser()
     if _looks_local(model):
         return ModelSource(_preset_of(read_model_index(folder), model), str(folder))
-    if _HUB_ID.fullmatch(model):
+    if HUB_ID.fullmatch(model):
         if preset := preset_of_hub_id(model):
             return ModelSource(preset, model)
         return ModelSource(_preset_of(fetch_model_index(model), model), model)
@@ -115,11 +112,13 @@ def fetch_model_index(hub_id: str) -> dict[str, Any]:
     return read_model_index(Path(path).parent)
 
 
-def check_available(weights: str) -> None:
+def check_available(weights: str) -> dict[str, Any] | None:
     """Refuse a hub id that neither the hub nor its cache has, before anything heavy is imported.
+
+    Returns:
+        Its ``model_index.json``; None if it is no hub id.
 
     Raises:
         ModelError: see :func:`fetch_model_index`.
     """
-    if _HUB_ID.fullmatch(weights) and not Path(weights).is_dir():
-        fetch_model_index(weights)
+    return fetch_model_index(weights) if HUB_ID.fullmatch(weights) and not Path(weights).is_dir() else None

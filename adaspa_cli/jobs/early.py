@@ -64,8 +64,9 @@ def check_early(
 
 
 def _check_weights(model: ModelConfig, *, download: bool) -> None:
-    """Refuse a folder that is no whole checkpoint, and a hub id that is neither on the hub nor in its cache."""
-    from adaspa_cli.config.architecture import check_complete
+    """Refuse a folder that is no whole checkpoint, and a hub id that is neither on the hub nor in its cache, or is of
+    another kind than the preset."""
+    from adaspa_cli.config.architecture import check_complete, check_preset, facts_of_index
     from adaspa_cli.config.model_source import check_available
 
     folder = Path(model.weights).expanduser()
@@ -73,8 +74,8 @@ def _check_weights(model: ModelConfig, *, download: bool) -> None:
         return
     if folder.is_dir():
         check_complete(folder)
-    elif download:
-        check_available(model.weights)
+    elif download and (index := check_available(model.weights)) is not None:
+        check_preset(model, facts_of_index(model, index).pipeline)
 
 
 def check_masks(config: GenerateConfig) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from adaspa_cli.config.architecture import BUNDLED, architecture_of, check_complete
+from adaspa_cli.config.architecture import BUNDLED, architecture_of, check_complete, check_preset, facts_of_index
 from adaspa_cli.config.devices import check_offload, machine_memory, no_device
-from adaspa_cli.config.families import facts_of
 from adaspa_cli.config.hub import hub_answers, hub_error
 from adaspa_cli.config.model_files import check_files, check_transformer_file
 from adaspa_cli.config.model_source import fetch_model_index, read_model_index
@@ -138,7 +137,9 @@ def _from_pretrained(location: str, dtype: torch.dtype, config: ModelConfig) -> 
     local = Path(location).is_dir()
     try:
         index = read_model_index(Path(location)) if local else fetch_model_index(location)
-        family = heavy(facts_of(config.pipeline or index.get("_class_name"), location))
+        family = heavy(facts_of_index(config, index))
+        if not local:  # folders were checked before anything was loaded
+            check_preset(config, family.facts.pipeline)
         cached = local or not hub_answers()
         variant = variant_of(_files(location, cached=cached), dtype, location)
         parts = family.parts(location, local_files_only=cached)

@@ -7,9 +7,8 @@ from typing import Any
 
 from accelerate import init_empty_weights
 
-from adaspa_cli.config.architecture import BUNDLED
-from adaspa_cli.config.families import facts_of
-from adaspa_cli.config.hub import INDEX
+from adaspa_cli.config.architecture import BUNDLED, facts_of_index
+from adaspa_cli.config.hub import cached_folder
 from adaspa_cli.config.model_source import read_model_index
 from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.errors import ModelError
@@ -30,7 +29,7 @@ def load_text_parts(config: ModelConfig) -> Any | None:
     if folder is None:
         return None
     index = read_model_index(folder)
-    family = heavy(facts_of(config.pipeline or index.get("_class_name"), str(folder)))
+    family = heavy(facts_of_index(config, index))
     parts = [name for name, value in index.items() if isinstance(value, list)]
     needed = [name for name in parts if name.startswith("tokenizer") or (name == "vae" and family.facts.asks_vae)]
     if not all((folder / name).is_dir() for name in needed):
@@ -50,12 +49,7 @@ def load_text_parts(config: ModelConfig) -> Any | None:
 
 def _folder(config: ModelConfig) -> Path | None:
     """Where a checkpoint is on this machine: the package, a folder, or the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
     if config.is_bundled:
         return BUNDLED
     local = Path(config.weights).expanduser()
-    if local.is_dir():
-        return local
-    index = try_to_load_from_cache(config.weights, INDEX)
-    return Path(index).parent if isinstance(index, str) else None
+    return local if local.is_dir() else cached_folder(config.weights)

@@ -1,5 +1,6 @@
 """What random weights are built from: the numbers of presets and folders, and cutting them."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -7,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from adaspa_cli.config import resolve
 from adaspa_cli.config.architecture import architecture_of, check_early, random_weights_note
 from adaspa_cli.config.schema import ModelConfig, SamplingConfig
 from adaspa_cli.errors import ConfigError, ModelError
+from adaspa_cli.jobs import early
+from adaspa_cli.models.loading import load_pipeline
 
 
 def model(name: str, **settings: object) -> ModelConfig:
@@ -141,6 +145,42 @@ def test_weights_of_another_kind_than_the_preset_are_refused(model: str, cogvide
         check_early(config.model, config.sampling)
     assert raised.value.hint is not None
     assert raised.value.hint.startswith(f"--model {cogvideox_folder}")
+
+
+def hub_with(cache: Path, hub_id: str, pipeline: str) -> None:
+    """A cache of the hub that has the index of a checkpoint alone."""
+    folder = cache / f"models--{hub_id.replace('/', '--')}"
+    (folder / "snapshots" / "0").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0")
+    (folder / "snapshots" / "0" / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+
+
+def test_a_hub_id_of_another_kind_is_refused_by_the_cache_or_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    refused = r"org/finetuned is a CogVideoXPipeline, and --model hunyuan a HunyuanVideoPipeline"
+    resolved = resolve({"model": "hunyuan", "weights": "org/finetuned", "prompt": ["x"]})
+    model, sampling = resolved.config.model, resolved.config.sampling
+    check_early(model, sampling)  # nothing is known of it yet
+    with monkeypatch.context() as patch:
+        asked = {"_class_name": "CogVideoXPipeline"}
+        patch.setattr("adaspa_cli.config.model_source.fetch_model_index", lambda _id: asked)
+        patch.setattr("adaspa_cli.models.loading.fetch_model_index", lambda _id: asked)
+        patch.setattr("adaspa_cli.config.weights.check_weights_fit", lambda *_: None)
+        patch.setattr("adaspa_cli.models.loading.check_weights_fit", lambda *_: None)
+        with pytest.raises(ModelError, match=refused):
+            early.check_early(lambda _line: None, resolved, str(tmp_path / "out"))
+        with pytest.raises(ModelError, match=refused):  # of a run that may be complete: before its weights
+            load_pipeline(dataclasses.replace(model, device="cpu"))
+        asked["_class_name"] = "HunyuanVideoPipeline"
+        early.check_early(lambda _line: None, resolved, str(tmp_path / "out"))
+    hub_with(tmp_path / "hub", "org/finetuned", "CogVideoXPipeline")
+    with pytest.raises(ModelError, match=refused):
+        check_early(model, sampling)
+    with pytest.raises(ModelError, match=r"zai-org/CogVideoX1.5-5B is a CogVideoXPipeline, and --model hunyuan a"):
+        check_early(resolve({"model": "hunyuan", "weights": "zai-org/CogVideoX1.5-5B"}).config.model, sampling)
 
 
 def test_weights_of_the_presets_kind_are_taken(cogvideox_folder: Path) -> None:
