@@ -120,7 +120,7 @@ def architecture_of(model: ModelConfig) -> Architecture:
     folder = BUNDLED if model.is_bundled else Path(model.weights).expanduser()
     if folder.is_dir():
         found = folder_architecture(folder)
-        found = dataclasses.replace(found, pipeline=model.pipeline or found.pipeline)
+        found = dataclasses.replace(found, pipeline=_run_by(model, found.pipeline))
     else:
         presets = (read_mapping(presets_root() / "models" / f"{name}.yaml") for name in preset_names("models"))
         known = {(str(one["weights"]).lower(), one.get("pipeline")): one.get(ARCHITECTURE) for one in presets}
@@ -239,7 +239,23 @@ def _known_pipeline(model: ModelConfig) -> str | None:
 
 def facts_of_index(model: ModelConfig, index: Mapping[str, Any]) -> FamilyFacts:
     """The family of a checkpoint by its index; raises ModelError if adaspa does not know it."""
-    return facts_of(model.pipeline or index.get("_class_name"), model.weights)
+    own = facts_of(index.get("_class_name"), model.weights).pipeline
+    return facts_of(_run_by(model, own), model.weights)
+
+
+def _run_by(model: ModelConfig, own: str) -> str:
+    """The class that runs a checkpoint whose index names ``own``.
+
+    Raises:
+        ConfigError: it is for other weights: diffusers names those for the same ones alike, but for ``ImageToVideo``.
+    """
+    if model.pipeline is None:
+        return own
+    kinds = {name.removesuffix("Pipeline").removesuffix("ImageToVideo") for name in (own, model.pipeline)}
+    if len(kinds) > 1:
+        of = f"--model {model.model} a {model.pipeline}" if _is_preset(model) else f"pipeline is {model.pipeline}"
+        raise ConfigError(f"{model.weights} is a {own}, and {of}", hint=_own_kind(model))
+    return model.pipeline
 
 
 def check_preset(model: ModelConfig, pipeline: str | None) -> None:
@@ -252,15 +268,26 @@ def check_preset(model: ModelConfig, pipeline: str | None) -> None:
     Raises:
         ModelError: names both.
     """
-    if pipeline is None or model.is_bundled or model.model not in preset_names("models"):
+    if pipeline is None or model.is_bundled or not _is_preset(model):
         return
     content = read_mapping(presets_root() / "models" / f"{model.model}.yaml").get(ARCHITECTURE)
     own = folder_architecture(BUNDLED).pipeline if content is None else preset_architecture(content).pipeline
     if own != pipeline:
         raise ModelError(
             f"{model.weights} is a {pipeline}, and --model {model.model} a {own}",
-            hint=f"--model {model.weights} without --weights has the defaults of its own kind",
+            hint=_own_kind(model),
         )
+
+
+def _is_preset(model: ModelConfig) -> bool:
+    return model.model in preset_names("models")
+
+
+def _own_kind(model: ModelConfig) -> str:
+    """What to type for a checkpoint that is of another kind than the settings say."""
+    if not _is_preset(model):
+        return "leave out pipeline"
+    return f"--model {model.weights} without --weights has the defaults of its own kind"
 
 
 def _own_size(model: ModelConfig) -> str | None:

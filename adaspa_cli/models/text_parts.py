@@ -32,7 +32,7 @@ def load_text_parts(config: ModelConfig) -> Any | None:
     family = heavy(facts_of_index(config, index))
     parts = [name for name, value in index.items() if isinstance(value, list)]
     needed = [name for name in parts if name.startswith("tokenizer") or (name == "vae" and family.facts.asks_vae)]
-    if not all((folder / name).is_dir() for name in needed):
+    if not needed or not all((folder / name).is_dir() for name in needed):
         return None
     quiet_libraries()
     given: dict[str, Any] = dict.fromkeys(name for name in parts if not name.startswith("tokenizer"))

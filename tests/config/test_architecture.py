@@ -147,6 +147,22 @@ def test_weights_of_another_kind_than_the_preset_are_refused(model: str, cogvide
     assert raised.value.hint.startswith(f"--model {cogvideox_folder}")
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"model": "wan2.2-5b-i2v"}, "is a CogVideoXPipeline, and --model wan2.2-5b-i2v a WanImageToVideoPipeline"),
+        ({"pipeline": "WanPipeline"}, "is a CogVideoXPipeline, and pipeline is WanPipeline"),
+    ],
+)
+def test_a_pipeline_for_other_weights_is_refused(model: dict[str, str], message: str, cogvideox_folder: Path) -> None:
+    """Presets name one where the checkpoint's index names another."""
+    config = resolve({"model": str(cogvideox_folder), "weights": str(cogvideox_folder)} | model).config
+    with pytest.raises(ConfigError, match=message):
+        check_early(config.model, config.sampling)
+    own = resolve({"model": str(cogvideox_folder), "pipeline": "CogVideoXImageToVideoPipeline"}).config
+    assert architecture_of(own.model).pipeline == "CogVideoXImageToVideoPipeline"
+
+
 def hub_with(cache: Path, hub_id: str, pipeline: str) -> None:
     """A cache of the hub that has the index of a checkpoint alone."""
     folder = cache / f"models--{hub_id.replace('/', '--')}"

@@ -49,3 +49,8 @@ def test_a_broken_tokenizer_is_named(hunyuan_folder: Path, tmp_path: Path) -> No
     (folder / "tokenizer" / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot load the tokenizer of"):
         load_text_parts(ModelConfig(weights=str(folder)))
+
+
+def test_an_index_without_tokenizers_is_no_fault_of_a_plan(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "CogVideoXPipeline"}')
+    assert load_text_parts(ModelConfig(weights=str(tmp_path))) is None
