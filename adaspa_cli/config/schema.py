@@ -194,13 +194,13 @@ class MethodConfig:
             self._check_order()
         if self.mask_file.masks is not None and not isinstance(self.algorithm, SearchingConfig):
             raise ConfigError(
-                f"masks can't be used with '{self.algorithm.name}', which does not search for masks", hint=_searching()
+                f"masks can't be used with {self._named}, which does not search for masks", hint=_searching()
             )
         if not self.algorithm.attached:
             self._check_untouched()
         if self.share_cfg_masks and isinstance(self.algorithm, DenseConfig):
             raise ConfigError(
-                f"share_cfg_masks: '{self.algorithm.name}' attends densely and has no masks",
+                f"share_cfg_masks: {self._named} attends densely and has no masks",
                 hint="drop --share-cfg-masks",
             )
         if not isinstance(self.merge, NoMerging):
@@ -214,7 +214,7 @@ class MethodConfig:
         for key, value in chosen.items():
             if value not in ("none", "auto"):
                 raise ConfigError(
-                    f"'{self.algorithm.name}' runs the pipeline unchanged, without the {key} '{value}'",
+                    f"{self._named} runs the pipeline unchanged, without the {key} '{value}'",
                     hint=f"drop {key}, or use --method full",
                 )
 
@@ -223,7 +223,7 @@ class MethodConfig:
         chosen = {"merge": self.merge.name, "cache": self.cache.name if self.cache.needs_raster else "none"}
         needing = [f"{key} '{value}'" for key, value in chosen.items() if value != "none"]
         if not self.algorithm.any_order:
-            needing.insert(0, f"method '{self.algorithm.name}'")
+            needing.insert(0, f"method {self._named}")
         if needing:
             raise ConfigError(
                 f"{needing[0]} needs the tokens frame by frame, not in token_order '{self.token_order}'",
@@ -234,7 +234,7 @@ class MethodConfig:
         merge, algorithm = self.merge.name, self.algorithm
         if not algorithm.merges_tokens:
             raise ConfigError(
-                f"merge '{merge}' needs dense attention: the masks of '{algorithm.name}' do not fit merged tokens",
+                f"merge '{merge}' needs dense attention: the masks of {self._named} do not fit merged tokens",
                 hint=f"use --method {merge}, or drop merge",
             )
         if self.attention_backend != "auto":
@@ -242,6 +242,12 @@ class MethodConfig:
                 f"merge '{merge}' uses PyTorch's attention kernels, not the backend '{self.attention_backend}'",
                 hint="drop --attention-backend",
             )
+
+    @property
+    def _named(self) -> str:
+        """The method as it was given, and the algorithm where that has another name."""
+        name = self.algorithm.name
+        return f"'{name}'" if name == self.method else f"'{self.method}' (algorithm {name})"
 
     @property
     def order(self) -> OrderName:
@@ -252,7 +258,7 @@ class MethodConfig:
     def searching(self) -> SearchingConfig:
         """The algorithm, which searches for masks; raises ConfigError for one that does not."""
         if not isinstance(self.algorithm, SearchingConfig):
-            raise ConfigError(f"'{self.algorithm.name}' does not search for masks", hint=_searching())
+            raise ConfigError(f"{self._named} does not search for masks", hint=_searching())
         return self.algorithm
 
     def ignored(self, given: Iterable[str]) -> dict[str, str]:

@@ -361,6 +361,7 @@ def test_an_unknown_preset_names_the_nearest_and_lists_all(kind: str, given: str
         ({"device": "cuda:"}, "device 'cuda:' is unknown"),
         ({"true_cfg_scale": 2.0}, "needs a negative prompt"),
         ({"method": "full", "share_cfg_masks": True}, "'full' attends densely and has no masks"),
+        ({"method": "pab", "share_cfg_masks": True}, r"'pab' \(algorithm full\) attends densely and has no masks"),
         ({"flow_shift": 0.0}, "flow_shift"),  # the shifted schedule would be all zeros
         ({"guidance_scale": float("nan")}, "guidance_scale"),
     ],

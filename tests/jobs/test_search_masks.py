@@ -356,6 +356,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_search(
     [
         ({"method": "full"}, ConfigError, "'full' does not search for masks"),
         ({"method": "minference"}, ConfigError, "does not search for masks"),
+        ({"method": "adacache"}, ConfigError, r"'adacache' \(algorithm full\) does not search for masks"),
         ({"cache": "first-block"}, ConfigError, "skips calls that a search needs"),
         ({"keep_ranking": 0.6}, ConfigError, r"keep_ranking must lie in \[0.75, 1\], got 0.6"),
         ({"keep_ranking": 1.5}, ConfigError, "keep_ranking must lie in"),
