@@ -87,13 +87,15 @@ def _refuse(error: Any) -> int:
 def _setting(context: Any, text: str) -> str | None:
     """The setting of a run that an unknown option names, in a command that takes it by ``--set``."""
     from adaspa_cli.config.flat import keys_of
-    from adaspa_cli.config.schema import GenerateConfig
+    from adaspa_cli.config.mask_file import MaskFileConfig
+    from adaspa_cli.config.schema import GenerateConfig, OutputConfig
 
     found = re.match(r"No such option: --([a-z0-9-]+)", text)
     if found is None or context is None or not any("--set" in option.opts for option in context.command.params):
         return None
-    key = found[1].replace("-", "_")
-    return key if key in keys_of(GenerateConfig) else None
+    key, no_use = found[1].replace("-", "_"), set(keys_of(OutputConfig))
+    no_use |= {"prompt", "prompts"} if context.info_name == "bench" else {*keys_of(MaskFileConfig), "cache", "merge"}
+    return key if key in keys_of(GenerateConfig) and key not in no_use else None
 
 
 def _way_out(path: str, text: str, setting: str | None) -> str:

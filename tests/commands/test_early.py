@@ -239,6 +239,12 @@ def test_a_prompt_without_its_flag(refused: Refused, tmp_path: Path) -> None:
         ("search-masks", "--flow-shift", "adaspa search-masks --set flow_shift=VALUE"),
         ("bench", "--linear", "adaspa bench --set linear=VALUE"),
         ("bench", "--nonsense", "adaspa bench --help"),
+        ("bench", "--masks", "adaspa bench --set masks=VALUE"),
+        ("bench", "--compare-with", "adaspa bench --help"),
+        ("bench", "--prompts", "adaspa bench --help"),
+        ("search-masks", "--masks", "adaspa search-masks --help"),
+        ("search-masks", "--cache", "adaspa search-masks --help"),
+        ("visualize", "--resume", "adaspa visualize --help"),
         ("gallery", "--linear", "adaspa gallery --help"),
     ],
 )
