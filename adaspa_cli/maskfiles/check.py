@@ -111,7 +111,7 @@ def check_name(masks: Described, model: ModelConfig) -> None:
     """
     facts, presets = masks.description.model, preset_names("models")
     if facts.name in presets and model.model in presets:
-        _same(masks, "model", facts.name, model.model)
+        _same(masks, "model", facts.name, model.model, _of_model(masks))
     _same(masks, "random_weights", facts.random_weights, model.random_weights)
 
 
@@ -122,8 +122,8 @@ def check_model(masks: Described, pipeline: str, transformers: Sequence[Any]) ->
         MaskFileError: names the field.
     """
     facts = masks.description.model
-    _same(masks, "pipeline", facts.pipeline, pipeline)
-    _same(masks, "transformer config", facts.transformer[:12], config_hash(transformers)[:12])
+    _same(masks, "pipeline", facts.pipeline, pipeline, _of_model(masks))
+    _same(masks, "transformer config", facts.transformer[:12], config_hash(transformers)[:12], _of_model(masks))
 
 
 def check_architecture(masks: Described, model: Architecture, sampling: SamplingConfig) -> None:
@@ -132,10 +132,10 @@ def check_architecture(masks: Described, model: Architecture, sampling: Sampling
     Raises:
         MaskFileError: names the field.
     """
-    facts = masks.description
-    _same(masks, "pipeline", facts.model.pipeline, model.facts.pipeline)
-    _same(masks, "layers", facts.layers, model.layers)
-    _same(masks, "heads", facts.heads, facts.heads if model.heads is None else model.heads)
+    facts, hint = masks.description, _of_model(masks)
+    _same(masks, "pipeline", facts.model.pipeline, model.facts.pipeline, hint)
+    _same(masks, "layers", facts.layers, model.layers, hint)
+    _same(masks, "heads", facts.heads, facts.heads if model.heads is None else model.heads, hint)
     _check_grid(masks, model.video_grid(sampling))
 
 
@@ -190,6 +190,10 @@ def check_stages(masks: Described, steps: int, stages: Sequence[int]) -> None:
                 f"{begin} to {stop - 1}",
                 hint=f"search the masks with more than {facts.steps} steps",
             )
+
+
+def _of_model(masks: Described) -> str:
+    return f"the masks were searched with --model {masks.description.model.name}"
 
 
 def _check_grid(masks: Described, grid: Grid) -> None:

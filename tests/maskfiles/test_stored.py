@@ -302,6 +302,12 @@ def test_a_ranking_serves_no_other_choice_of_blocks(tmp_path: Path, settings: di
         open_masks(method(masks=str(file.path), **settings))
 
 
+def test_the_model_of_the_masks_is_named(masks: MaskFile) -> None:
+    with pytest.raises(MaskFileError, match="layers is 2 in the file and 8 in the run") as caught:
+        check_architecture(masks, architecture_of(ModelConfig()), SamplingConfig())
+    assert caught.value.hint == "the masks were searched with --model tiny"
+
+
 def test_masks_of_another_budget_are_refused(tmp_path: Path) -> None:
     facts = MethodFacts("adaspa", 0.75, False, True, "output-error", True)
     file = str(small_file(tmp_path / "layer.safetensors", method=facts).path)
