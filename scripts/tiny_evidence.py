@@ -35,7 +35,7 @@ from adaspa_cli.report.machine import machine, versions
 from adaspa_cli.sampling.handle import apply
 from adaspa_cli.visual.patterns import line_patterns, measure
 from adaspa_cli.visual.weights import HeadWeights
-from scripts.train_tiny.captions import held_out_captions
+from scripts.judge_tiny.captions import held_out_captions
 
 BLOCK = 64
 SPARSITIES = (0.8, 0.9)

@@ -50,7 +50,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from adaspa_cli.config import Resolved
 from adaspa_cli.hooks import clock
 from adaspa_cli.models.registry import family_of
-from scripts.train_tiny.text import Text, TextConfig, build_text
+from scripts.train_world.text import Text, TextConfig, build_text
 
 HEIGHT, WIDTH, FRAMES = 64, 96, 9
 PROMPT = "a red circle moves left on a blue background"

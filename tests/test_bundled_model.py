@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adaspa_cli.config import resolve
-from scripts.clip_judge import judge_clip
+from scripts.judge_tiny.judge import judge_clip
 from tests.pipelines import Listener, make_reports
 
 STEPS = 8  # of 14: enough for the right object, which half the frames are not

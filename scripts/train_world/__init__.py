@@ -1,1 +1,1 @@
-"""Training of the bundled model's successor on the drawn world of ``scripts.tiny_world``, on one GPU or several."""
+"""Trains and exports the bundled model on the drawn world of ``scripts.tiny_world``, on one GPU or several."""

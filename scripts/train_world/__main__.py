@@ -14,23 +14,31 @@ from typing import Any
 
 import torch
 
-from scripts.tiny_world.captions import every_wording
-from scripts.train_tiny.evaluate import load_folder
-from scripts.train_tiny.export import export, load_trained, read_json
-from scripts.train_tiny.loop import LoopConfig
-from scripts.train_tiny.parallel import barrier, rank, start, stop
-from scripts.train_tiny.pool import Geometry
-from scripts.train_tiny.transformer import set_stride
-from scripts.train_world.card import model_card, write_card, write_vocabulary
-from scripts.train_world.earlier import RECORD, begin_with, record_of, vae_folder, write_record
+from scripts.train_world.card import write_card
+from scripts.train_world.checkpoint import read_json
+from scripts.train_world.earlier import RECORD, begin_with
 from scripts.train_world.evaluate import evaluate
-from scripts.train_world.recipe import EVALUATION_MINUTES, LOOPS, MINUTES, MODEL, STAGES, VAE, VAE_STAGE, WorldStage
+from scripts.train_world.export import export, load_trained
+from scripts.train_world.loop import LoopConfig
+from scripts.train_world.network import set_stride
+from scripts.train_world.parallel import barrier, rank, start, stop
+from scripts.train_world.pool import Geometry
+from scripts.train_world.recipe import (
+    EVALUATION_MINUTES,
+    LOOPS,
+    MINUTES,
+    MODEL,
+    ORDER,
+    STAGES,
+    VAE,
+    VAE_STAGE,
+    WorldStage,
+)
+from scripts.train_world.sampling import load_folder
 from scripts.train_world.speed import stage_speed, vae_speed
 from scripts.train_world.transformer import train_stage
 from scripts.train_world.vae import train_vae
 from scripts.train_world.warm import warm
-
-ORDER = ("vae", *STAGES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,8 +103,7 @@ def _evaluate(options: argparse.Namespace, device: torch.device) -> bool:
         geometry = Geometry(**record["geometry"])
         set_stride(pipe.transformer, record["stride"])
     else:
-        vae = vae_folder(options.work)
-        trained = load_trained(options.work, options.stage, device, every_wording(), vae)
+        trained = load_trained(options.work, options.stage, device)
         pipe, geometry = trained.pipe, trained.geometry
     out = options.out or options.work / "evaluation"
     settings = {"steps": options.steps or 14, "batch": options.batch or 8, "seed": options.seed}
@@ -112,24 +119,8 @@ def _evaluate(options: argparse.Namespace, device: torch.device) -> bool:
 
 
 def _export(options: argparse.Namespace, device: torch.device) -> bool:  # noqa: ARG001
-    if rank() != 0:
-        return True
-    work, stage = options.work, options.stage
-    record, evaluation = record_of(work, stage, ORDER), read_json(work / stage / "evaluation.json")
-
-    def extras(folder: Path, _: Geometry) -> None:
-        write_vocabulary(folder)
-        write_record(record, folder)
-
-    export(
-        work,
-        stage,
-        options.out,
-        corpus=every_wording(),
-        card=lambda _, __, sizes: model_card(record, sizes, evaluation),
-        words=extras,
-        vae=vae_folder(work),
-    )
+    if rank() == 0:
+        export(options.work, options.stage, options.out)
     return True
 
 

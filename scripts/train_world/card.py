@@ -8,7 +8,7 @@ from typing import Any
 from adaspa_cli.config.vocabulary import FILE, FORMAT
 from scripts.tiny_world.captions import PHRASES, every_wording
 from scripts.tiny_world.words import BACKGROUNDS, COLORS, DIRECTIONS, MOTIONS, PATTERNS, SHAPES
-from scripts.train_tiny.export import read_json
+from scripts.train_world.checkpoint import read_json
 from scripts.train_world.earlier import RECORD
 from scripts.train_world.evaluate import table
 from scripts.train_world.recipe import STAGES

@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from scripts.train_tiny.checkpoint import Tensors, load_group, load_state, read_tensors
-from scripts.train_tiny.export import read_json
-from scripts.train_tiny.parallel import barrier, rank
+from scripts.train_world.checkpoint import Tensors, load_group, load_state, read_json, read_tensors
+from scripts.train_world.parallel import barrier, rank
+from scripts.train_world.recipe import ORDER
 
 RECORD = "training.json"
 _FORMAT = 1
@@ -67,11 +67,11 @@ def _weights_of(model: Path) -> Tensors:
     }
 
 
-def stages_of(work: Path, names: tuple[str, ...]) -> list[dict[str, Any]]:
+def stages_of(work: Path) -> list[dict[str, Any]]:
     """What was trained, in order of time: ``stage``, ``steps``, ``batch``, ``processes``, ``minutes``, ``device`` and
     ``seed`` of each."""
     rows: list[dict[str, Any]] = list(_record_of(work / "earlier").get("stages", []))
-    for name in names:
+    for name in ORDER:
         state = load_state(work / name)
         if state is not None:
             rows.append(
@@ -88,22 +88,12 @@ def stages_of(work: Path, names: tuple[str, ...]) -> list[dict[str, Any]]:
     return rows
 
 
-def record_of(work: Path, stage: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """What ``training.json`` holds of a stage of ``work``.
-
-    Raises:
-        FileNotFoundError: the stage has no checkpoint.
-    """
-    state = load_state(work / stage)
-    if state is None:
-        raise FileNotFoundError(f"no checkpoint of the stage '{stage}' in {work}")
+def write_record(work: Path, stage: str, folder: Path) -> None:
+    """Write ``training.json`` of a stage of ``work`` into an exported folder."""
+    state: dict[str, Any] = load_state(work / stage) or {}
     facts = {name: state[name] for name in ("shift", "stride", "geometry")}
-    return {"format": _FORMAT, "stage": stage, **facts, "vae": vae_facts(work), "stages": stages_of(work, names)}
-
-
-def write_record(record: dict[str, Any], folder: Path) -> None:
-    """Put it into an exported folder."""
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    content = {"format": _FORMAT, "stage": stage, **facts, "vae": vae_facts(work), "stages": stages_of(work)}
+    (folder / RECORD).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _record_of(model: Path) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from scripts.tiny_world.captions import standard_caption
 from scripts.tiny_world.judge import Verdict, judge
 from scripts.tiny_world.plan import held_out_scenes, spread
 from scripts.tiny_world.words import Scene
-from scripts.train_tiny.parallel import barrier, rank, world
-from scripts.train_tiny.pool import Geometry
-from scripts.train_tiny.sampling import sample_captions
+from scripts.train_world.parallel import barrier, rank, world
+from scripts.train_world.pool import Geometry
+from scripts.train_world.sampling import sample_captions
 
 SHEET_CLIPS = 24
 _SHEET_ROWS = 8

@@ -5,11 +5,11 @@ The minutes are for four GPUs, one process each; with fewer the same command tra
 
 from dataclasses import dataclass, field
 
-from scripts.train_tiny.loop import LoopConfig
-from scripts.train_tiny.pool import Geometry, PoolConfig
-from scripts.train_tiny.text import TextConfig
-from scripts.train_tiny.transformer import TransformerConfig
-from scripts.train_tiny.vae import VaeConfig
+from scripts.train_world.autoencoder import VaeConfig
+from scripts.train_world.loop import LoopConfig
+from scripts.train_world.network import TransformerConfig
+from scripts.train_world.pool import Geometry, PoolConfig
+from scripts.train_world.text import TextConfig
 
 PROCESSES = 4  # that the pools are sized for
 VAE = VaeConfig(latent_channels=16, channels=(16, 32, 64, 64))
@@ -35,9 +35,18 @@ class Share:
 
 @dataclass(frozen=True)
 class WorldStage:
-    """A stage of the transformer's training; see ``train_tiny.transformer.StageConfig`` for the fields of one name.
+    """A stage of the transformer's training.
 
-    The first of ``sizes`` is that of its samples. It begins with the weights of the last of the stages ``after``.
+    Attributes:
+        sizes: of the clips; the first is that of samples.
+        shift: of the noise schedule.
+        stride: cells of the full-size grid that a cell is wide, see :class:`network.StridedRope`.
+        guidance: weight w of the difference that the caption makes, see ``flow``, from ``guidance_from`` of the
+            schedule on.
+        after: stages; it begins with the weights of the last of them.
+        compile: the blocks.
+        attention: a name of ``network.BACKENDS``.
+        eval_minutes: how often 16 clips are sampled and judged.
     """
 
     name: str
@@ -126,5 +135,6 @@ LOOPS = {
         steps=2500, batch=48, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=1.3
     ),
 }
+ORDER = ("vae", *STAGES)
 MINUTES = {"vae": 5.5, "small": 6.0, "middle": 5.0, "full": 7.0}
 EVALUATION_MINUTES = 2.0  # kept free at the end of a run with a deadline, for four GPUs

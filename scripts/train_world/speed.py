@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 
-from scripts.tiny_world.captions import every_wording
 from scripts.tiny_world.draw import draw
 from scripts.tiny_world.plan import extent_of, plan_clips
-from scripts.train_tiny.loop import LoopConfig
-from scripts.train_tiny.pool import Geometry
-from scripts.train_tiny.transformer import build_modules
-from scripts.train_tiny.vae import VaeConfig, build_vae
+from scripts.train_world.autoencoder import VaeConfig, build_vae
+from scripts.train_world.loop import LoopConfig
+from scripts.train_world.network import build_modules
+from scripts.train_world.pool import Geometry
 from scripts.train_world.recipe import LOOPS, MODEL, STAGES, VAE_STAGE, VaeStage
 from scripts.train_world.transformer import train_stage
 from scripts.train_world.vae import train_vae
@@ -35,7 +34,7 @@ def vae_speed(device: torch.device, seconds: float, work: Path) -> None:
 
 def stage_speed(device: torch.device, seconds: float, work: Path, *, compiled: bool, attention: str) -> None:
     """Print clips a second of each stage of the transformer at its usual size; each trains so long, from nothing."""
-    modules, _ = build_modules(MODEL, 0, every_wording())
+    modules, _ = build_modules(MODEL, 0)
     for name, module in modules.items():
         print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters", flush=True)
     any_vae = dataclasses.replace(_short("vae", seconds, 16), steps=10, max_minutes=None)

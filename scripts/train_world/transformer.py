@@ -1,4 +1,4 @@
-"""Trains the transformer and its text encoders on clips of several sizes; the loss is ``train_tiny.transformer``'s."""
+"""Trains the transformer and its text encoders on clips of several sizes, by the loss of ``flow``."""
 
 import contextlib
 import copy
@@ -10,27 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
-from scripts.tiny_world.captions import every_wording
 from scripts.tiny_world.plan import held_out_scenes, spread
-from scripts.train_tiny.checkpoint import generator_at, load_modules
-from scripts.train_tiny.loop import Loop, LoopConfig
-from scripts.train_tiny.parallel import barrier, rank, share, stream, world
-from scripts.train_tiny.sampling import assemble_pipeline
-from scripts.train_tiny.transformer import (
+from scripts.train_world.autoencoder import load_vae
+from scripts.train_world.checkpoint import generator_at, load_modules
+from scripts.train_world.earlier import first_weights, vae_folder
+from scripts.train_world.evaluate import judged, shares_of
+from scripts.train_world.flow import flow_loss
+from scripts.train_world.loop import Loop, LoopConfig
+from scripts.train_world.mixed_pool import MixedPool, refilled
+from scripts.train_world.network import (
     BACKENDS,
-    StageConfig,
     TransformerConfig,
     block_matrices,
     build_modules,
-    flow_loss,
     prepare_for_training,
     set_stride,
 )
-from scripts.train_tiny.vae import load_vae
-from scripts.train_world.earlier import first_weights, vae_folder
-from scripts.train_world.evaluate import judged, shares_of
-from scripts.train_world.pool import MixedPool, refilled
+from scripts.train_world.parallel import barrier, rank, share, stream, world
 from scripts.train_world.recipe import WorldStage
+from scripts.train_world.sampling import assemble_pipeline
 
 
 def train_stage(
@@ -50,7 +48,7 @@ def train_stage(
         FileNotFoundError: the stage comes after others, and there are no weights of theirs.
     """
     vae = load_vae(vae_folder(work), device)
-    modules, text = build_modules(config, loop_config.seed, every_wording())
+    modules, text = build_modules(config, loop_config.seed)
     averaged = prepared(modules, stage, device)
     geometry = stage.sizes[0].geometry
     extra = _facts(config, stage)
@@ -92,7 +90,7 @@ def train_stage(
 
 
 def attending(name: str) -> contextlib.AbstractContextManager[None]:
-    """Attention by the kernels of that name, as in ``train_tiny.transformer.BACKENDS``."""
+    """Attention by the kernels of that name, as in ``network.BACKENDS``."""
     backends = BACKENDS[name]
     return contextlib.nullcontext() if backends is None else sdpa_kernel(backends, set_priority=True)
 
@@ -115,7 +113,5 @@ def prepared(modules: dict[str, nn.Module], stage: WorldStage, device: torch.dev
     averaged = {name: copy.deepcopy(module).requires_grad_(False) for name, module in modules.items()}
     for transformer in (modules["transformer"], averaged["transformer"]):
         set_stride(transformer, stage.stride)
-    first = stage.sizes[0]
-    single = StageConfig(stage.name, first.geometry, first.pool, stage.shift, compile=stage.compile)
-    prepare_for_training(modules["transformer"], single, mixed=len(stage.sizes) > 1)
+    prepare_for_training(modules["transformer"], compiled=stage.compile, mixed=len(stage.sizes) > 1)
     return averaged

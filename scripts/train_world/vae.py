@@ -1,4 +1,7 @@
-"""Trains the video autoencoder on clips of the drawn world; ``train_tiny.vae`` says why it is built as it is.
+"""Trains the video autoencoder on clips of the drawn world; ``autoencoder`` says why it is built as it is.
+
+The last part of the schedule has full clips, because the GroupNorms average over a whole clip and so depend on its
+extent.
 
 Shapes: B clips, F frames, H height, W width.
 """
@@ -16,13 +19,7 @@ from torch import Tensor
 
 from scripts.tiny_world.draw import draw
 from scripts.tiny_world.plan import Plan, extent_of, held_out_scenes, plan_clips, plan_scenes, spread
-from scripts.train_tiny.checkpoint import generator_at, seed_at
-from scripts.train_tiny.export import read_json
-from scripts.train_tiny.fast_vae import speed_up
-from scripts.train_tiny.loop import Loop, LoopConfig
-from scripts.train_tiny.parallel import barrier, rank, share, stream
-from scripts.train_tiny.pool import Geometry
-from scripts.train_tiny.vae import (
+from scripts.train_world.autoencoder import (
     build_vae,
     change,
     encode,
@@ -32,6 +29,11 @@ from scripts.train_tiny.vae import (
     load_vae,
     vae_loss,
 )
+from scripts.train_world.checkpoint import generator_at, read_json, seed_at
+from scripts.train_world.fast_vae import speed_up
+from scripts.train_world.loop import Loop, LoopConfig
+from scripts.train_world.parallel import barrier, rank, share, stream
+from scripts.train_world.pool import Geometry
 from scripts.train_world.recipe import VaeStage
 
 _LATENT_NOISE = 0.10  # with 16 channels the decoder has less to shrug off than with 8

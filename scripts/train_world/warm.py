@@ -8,14 +8,14 @@ import time
 
 import torch
 
-from scripts.tiny_world.captions import every_wording
-from scripts.train_tiny.checkpoint import generator_at
-from scripts.train_tiny.parallel import rank, share
-from scripts.train_tiny.pool import Batch, Geometry
-from scripts.train_tiny.text import CLIP_TOKENS, TEMPLATE_TOKENS
-from scripts.train_tiny.transformer import TransformerConfig, build_modules, flow_loss
-from scripts.train_tiny.vae import VaeConfig
+from scripts.train_world.autoencoder import VaeConfig
+from scripts.train_world.checkpoint import generator_at
+from scripts.train_world.flow import flow_loss
+from scripts.train_world.network import TransformerConfig, build_modules
+from scripts.train_world.parallel import rank, share
+from scripts.train_world.pool import Batch, Geometry
 from scripts.train_world.recipe import WorldStage
+from scripts.train_world.text import CLIP_TOKENS, TEMPLATE_TOKENS
 from scripts.train_world.transformer import attending, prepared
 
 _CAPTION_TOKENS = (9, 14)  # two lengths: with one, torch would take it for constant
@@ -29,7 +29,7 @@ def warm(config: TransformerConfig, vae: VaeConfig, stage: WorldStage, batch: in
     """
     began = time.monotonic()
     torch._dynamo.reset()
-    modules, _ = build_modules(config, 0, every_wording())
+    modules, _ = build_modules(config, 0)
     prepared(modules, stage, device)
     empty = _ids(1, 1, device)
     with attending(stage.attention):

@@ -10,7 +10,7 @@ import pytest
 from adaspa_cli.config import GenerateConfig, resolve
 from adaspa_cli.config.vocabulary import FILE, check_understood, vocabulary_of
 from adaspa_cli.errors import ConfigError, ModelError
-from scripts.train_tiny.captions import every_wording, held_out_captions
+from scripts.judge_tiny.captions import every_wording, held_out_captions
 
 KNOWN = "a red circle moves left on a blue background"
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.train_tiny.channels_last import affine, affine_kernel, replicate_gradient_kernel, replicate_kernel
+from scripts.train_world.channels_last import affine, affine_kernel, replicate_gradient_kernel, replicate_kernel
 
 SHAPES = [(2, 3, 4, 5, 6), (1, 16, 1, 1, 130), (2, 2, 3, 2, 1)]
 

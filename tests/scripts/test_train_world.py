@@ -20,21 +20,20 @@ from adaspa_cli.config.schema import ModelConfig
 from adaspa_cli.config.vocabulary import vocabulary_of
 from scripts.tiny_world.captions import every_wording, standard_caption
 from scripts.tiny_world.plan import held_out_scenes
-from scripts.train_tiny import checkpoint
-from scripts.train_tiny.export import load_trained
-from scripts.train_tiny.loop import LoopConfig
-from scripts.train_tiny.parallel import mean_gradients, rank, share, start, stop
-from scripts.train_tiny.pool import Geometry, PoolConfig
-from scripts.train_tiny.text import TextConfig
-from scripts.train_tiny.transformer import TransformerConfig
-from scripts.train_tiny.vae import VaeConfig, build_vae, load_vae, vae_loss
 from scripts.train_world import __main__ as program
-from scripts.train_world import vae
+from scripts.train_world import checkpoint, vae
+from scripts.train_world.autoencoder import VaeConfig, build_vae, load_vae, vae_loss
 from scripts.train_world.card import write_card
 from scripts.train_world.earlier import RECORD, begin_with
 from scripts.train_world.evaluate import evaluate
-from scripts.train_world.pool import refilled
+from scripts.train_world.export import load_trained
+from scripts.train_world.loop import LoopConfig
+from scripts.train_world.mixed_pool import refilled
+from scripts.train_world.network import TransformerConfig
+from scripts.train_world.parallel import mean_gradients, rank, share, start, stop
+from scripts.train_world.pool import Geometry, PoolConfig
 from scripts.train_world.recipe import LOOPS, MINUTES, MODEL, STAGES, VAE_STAGE, Share, VaeStage, WorldStage
+from scripts.train_world.text import TextConfig
 from scripts.train_world.transformer import train_stage
 from scripts.train_world.vae import measure, train_vae
 from scripts.train_world.warm import warm
@@ -170,7 +169,7 @@ def test_measures_tell_frames_apart(work: Path) -> None:
 
 
 def test_evaluation_and_export(work: Path, tmp_path: Path) -> None:
-    trained = load_trained(work, "full", CPU, every_wording())
+    trained = load_trained(work, "full", CPU)
     report = evaluate(trained.pipe, SMALL, tmp_path / "evaluation", steps=1, batch=2, limit=3)
     assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["records"] == report["records"]  # type: ignore[index]
     told = json.loads((tmp_path / "evaluation" / "sheets.json").read_text())
@@ -216,7 +215,7 @@ def test_two_processes_train_alike_and_go_on(work: Path, tmp_path: Path) -> None
         longer = dataclasses.replace(LOOP, steps=12)
         assert not train_stage(MODEL_TOY, STAGE, dataclasses.replace(longer, max_minutes=0.0), tmp_path, device)
         assert train_stage(MODEL_TOY, STAGE, longer, tmp_path, device)
-        pipe = load_trained(tmp_path, "full", device, every_wording()).pipe
+        pipe = load_trained(tmp_path, "full", device).pipe
         report = evaluate(pipe, SMALL, tmp_path / "evaluation", steps=1, batch=2, limit=3)
         assert (report is None) == (rank() == 1)
         stop()

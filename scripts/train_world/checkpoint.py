@@ -1,9 +1,7 @@
-"""Checkpoints and bundles: tensors in safetensors, everything else in JSON, nothing pickled.
+"""Checkpoints: tensors in safetensors, everything else in JSON, nothing pickled.
 
 Every random number of a training run is a function of (seed, step), see ``generator_at``. So the step *is* the state
 of all generators, and a run that is stopped and resumed draws what it would have drawn.
-
-A bundle is a checkpoint for the road: weights in float16, no optimiser, split into files that each stay small.
 """
 
 import hashlib
@@ -19,9 +17,6 @@ from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 
-BUNDLE_FILE_BYTES = 14_500_000
-BUNDLE_FILES = 7
-BUNDLE_BYTES = 60_000_000
 _STATE = "state.json"
 
 
@@ -55,6 +50,11 @@ def save_checkpoint(folder: Path, groups: Mapping[str, Tensors], state: Mapping[
 def load_state(folder: Path) -> dict[str, Any] | None:
     """The state of the checkpoint in ``folder``, or None if there is none."""
     path = folder / _STATE
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file, or None if there is none."""
     return json.loads(path.read_text()) if path.is_file() else None
 
 
@@ -117,49 +117,6 @@ def load_modules(modules: Mapping[str, nn.Module], tensors: Tensors) -> None:
         if target.shape != tensors[name].shape:
             raise ValueError(f"{name} is {tuple(tensors[name].shape)} in the checkpoint, not {tuple(target.shape)}")
         target.copy_(tensors[name])
-
-
-def write_bundle(folder: Path, tensors: Tensors, state: Mapping[str, Any]) -> list[Path]:
-    """Write tensors in float16 to as few small files as first-fit gives, and ``state.json`` beside them.
-
-    Raises:
-        ValueError: if that takes more than 7 files or 60 MB.
-    """
-    bins: list[tuple[int, Tensors]] = []
-    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].numel()):
-        half = tensor.detach().half()
-        size = half.numel() * 2 + 200  # its entry in the header included
-        for index, (used, content) in enumerate(bins):
-            if used + size <= BUNDLE_FILE_BYTES:
-                content[name] = half
-                bins[index] = (used + size, content)
-                break
-        else:
-            bins.append((size, {name: half}))
-    total = sum(used for used, _ in bins)
-    if len(bins) + 1 > BUNDLE_FILES or total > BUNDLE_BYTES:
-        raise ValueError(f"the bundle would take {len(bins) + 1} files and {total / 1e6:.1f} MB")
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("part-*.safetensors"):
-        stale.unlink()
-    paths = []
-    for index, (_, content) in enumerate(bins):
-        paths.append(folder / f"part-{index}.safetensors")
-        _write_tensors(paths[-1], content)
-    paths.append(folder / _STATE)
-    paths[-1].write_text(json.dumps(state, indent=1) + "\n")
-    return paths
-
-
-def read_bundle(folder: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Tensors (float16) and state of a bundle."""
-    state = load_state(folder)
-    if state is None:
-        raise FileNotFoundError(f"{folder} holds no bundle: {_STATE} is missing")
-    tensors: Tensors = {}
-    for path in sorted(folder.glob("part-*.safetensors")):
-        tensors.update(read_tensors(path))
-    return tensors, state
 
 
 def _write_tensors(path: Path, tensors: Tensors) -> None:

@@ -2,20 +2,19 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import HunyuanVideoPipeline
 from PIL import Image, ImageDraw
 
-from scripts.clip_judge import ATTRIBUTES, MOTIONS, NOTHING, SHAPES
-from scripts.train_tiny.captions import held_out_scenes, standard_caption
-from scripts.train_tiny.pool import Geometry
-from scripts.train_tiny.sampling import Judged, accuracy, sample_scenes
-from scripts.train_tiny.vae import in_one_piece
+from scripts.judge_tiny.captions import held_out_scenes, standard_caption
+from scripts.judge_tiny.judge import ATTRIBUTES, MOTIONS, NOTHING, SHAPES, Scene, Verdict, judge_clip
+from scripts.train_world.pool import Geometry
+from scripts.train_world.sampling import sample_captions
 
 _COLUMNS = 6
 _ROWS = 16
@@ -23,12 +22,13 @@ _CELL = 96
 _LABEL = 20
 
 
-def load_folder(folder: Path, device: torch.device) -> HunyuanVideoPipeline:
-    """An exported pipeline, in float32."""
-    pipe = HunyuanVideoPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
-    in_one_piece(pipe.vae)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+@dataclass(frozen=True)
+class Judged:
+    """A scene that was asked for, the clip that came (uint8 [F, H, W, 3]), and what the judge saw in it."""
+
+    scene: Scene
+    frames: Any
+    verdict: Verdict
 
 
 def evaluate(
@@ -66,6 +66,31 @@ def evaluate(
         contact_sheet(results[start : start + _ROWS]).save(out / f"sheet-{index}.png", optimize=True)
     print_table(report)
     return report
+
+
+def sample_scenes(
+    pipe: HunyuanVideoPipeline,
+    scenes: Sequence[Scene],
+    geometry: Geometry,
+    *,
+    steps: int,
+    batch: int,
+    seed: int = 0,
+) -> Iterator[Judged]:
+    """Sample the standard caption of each scene and judge the clip."""
+    for start in range(0, len(scenes), batch):
+        part = scenes[start : start + batch]
+        captions = [standard_caption(scene) for scene in part]
+        clips = sample_captions(pipe, captions, geometry, steps=steps, seed=seed + start)
+        for scene, frames in zip(part, clips, strict=True):
+            yield Judged(scene, frames, judge_clip(frames))
+
+
+def accuracy(results: Sequence[Judged]) -> dict[str, float]:
+    """Share of clips that are right, for each attribute and for all of them together."""
+    hits = [result.verdict.hits(result.scene) for result in results]
+    shares = {name: sum(hit[name] for hit in hits) / len(hits) for name in ATTRIBUTES}
+    return {**shares, "all": sum(all(hit.values()) for hit in hits) / len(hits)}
 
 
 def confusion(results: Sequence[Judged], attribute: str) -> dict[str, dict[str, int]]:

@@ -24,7 +24,7 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import (
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scripts.train_tiny.channels_last import affine, replicate_borders, replicate_gradient
+from scripts.train_world.channels_last import affine, replicate_borders, replicate_gradient
 
 _CLIP = (2, 3, 4)  # the dimensions of a clip's frames
 

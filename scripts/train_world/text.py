@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from scripts.train_tiny.captions import every_wording
+from scripts.tiny_world.captions import every_wording
 
 TEMPLATE: str = DEFAULT_PROMPT_TEMPLATE["template"]
 TEMPLATE_TOKENS: int = DEFAULT_PROMPT_TEMPLATE["crop_start"]
@@ -73,13 +73,13 @@ class Tokens:
     clip: Tensor
 
 
-def build_text(config: TextConfig, seed: int, corpus: Sequence[str] | None = None) -> Text:
-    """Both tokenizers, of all words of the corpus (the captions), and randomly initialised encoders.
+def build_text(config: TextConfig, seed: int) -> Text:
+    """Both tokenizers, of all words of the captions, and randomly initialised encoders.
 
     Raises:
         RuntimeError: if the template does not cost the number of tokens that the pipeline crops.
     """
-    corpus = every_wording() if corpus is None else corpus
+    corpus = every_wording()
     tokenizer = _llama_tokenizer(corpus)
     prefix = TEMPLATE.split("{}")[0]
     count = len(tokenizer(prefix).input_ids)

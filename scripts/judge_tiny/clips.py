@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scripts.clip_judge import BACKGROUNDS, COLORS, SHAPES, Scene
-from scripts.train_tiny.captions import caption_of, training_scenes
+from scripts.judge_tiny.captions import caption_of, training_scenes
+from scripts.judge_tiny.judge import BACKGROUNDS, COLORS, SHAPES, Scene
 
 # For circle, square, triangle, star: corners, outer radius for a nominal radius of 1, inner over outer radius.
 _CORNERS = (0.0, 4.0, 3.0, 5.0)

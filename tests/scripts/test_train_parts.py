@@ -1,10 +1,8 @@
-"""Every stage of the tiny model's training on the CPU, with clips and models of a minimal size."""
+"""The parts of the training on the CPU, with clips and models of a minimal size."""
 
 import copy
 import dataclasses
-import json
-import random
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +10,38 @@ import pytest
 import torch
 from diffusers import HunyuanVideoPipeline
 
-from scripts.train_tiny import captions, checkpoint, clips
-from scripts.train_tiny.evaluate import evaluate, load_folder
-from scripts.train_tiny.export import bundle, export, load_trained, unbundle
-from scripts.train_tiny.fast_vae import speed_up
-from scripts.train_tiny.loop import LoopConfig
-from scripts.train_tiny.muon import BatchedMuon
-from scripts.train_tiny.pool import Batch, Geometry, LatentPool, PoolConfig, near_objects
-from scripts.train_tiny.sampling import assemble_pipeline
-from scripts.train_tiny.text import TEMPLATE_TOKENS, Text, TextConfig, build_text, embed, tokenize
-from scripts.train_tiny.transformer import (
-    StageConfig,
+from scripts.tiny_world.draw import draw
+from scripts.tiny_world.plan import plan_clips
+from scripts.train_world import checkpoint
+from scripts.train_world import vae as vae_stage
+from scripts.train_world.autoencoder import VaeConfig, build_vae, encode, fold_normalisation, load_vae
+from scripts.train_world.export import export, load_trained
+from scripts.train_world.fast_vae import speed_up
+from scripts.train_world.flow import flow_loss, sample_sigmas
+from scripts.train_world.loop import LoopConfig
+from scripts.train_world.muon import BatchedMuon
+from scripts.train_world.network import (
     StridedRope,
     TransformerConfig,
     block_matrices,
     build_modules,
-    flow_loss,
     prepare_for_training,
-    sample_sigmas,
     set_stride,
-    train_transformer,
 )
-from scripts.train_tiny.vae import VaeConfig, build_vae, encode, fold_normalisation, load_vae, train_vae
+from scripts.train_world.pool import Batch, Geometry, LatentPool, PoolConfig, near_objects
+from scripts.train_world.recipe import Share, VaeStage, WorldStage
+from scripts.train_world.sampling import assemble_pipeline, load_folder, sample_captions
+from scripts.train_world.text import TEMPLATE_TOKENS, Text, TextConfig, build_text, embed, tokenize
+from scripts.train_world.transformer import train_stage
+from scripts.train_world.vae import finish, train_vae
 
 CPU = torch.device("cpu")
-VAE = VaeConfig(channels=(4, 4, 8, 8), frames=9, small=32, full=32)
+VAE = VaeConfig(channels=(4, 4, 8, 8))
 TEXT = TextConfig(llama_width=32, llama_heads=2, clip_width=16, clip_heads=2)
 MODEL = TransformerConfig(heads=2, head_dim=32, dual_layers=1, single_layers=2, rope_axes=(8, 12, 12), text=TEXT)
 GEOMETRY = Geometry(frames=9, height=32, width=32)
-STAGE = StageConfig("full", GEOMETRY, PoolConfig(size=16, chunk=8, refill_every=2, encode_batch=8), shift=3.0)
+POOL = PoolConfig(size=16, chunk=8, refill_every=2, encode_batch=8)
+STAGE = WorldStage("full", (Share(GEOMETRY, 1.0, POOL),), shift=3.0)
 LOOP = LoopConfig(steps=4, batch=2, warmup=1)
 
 
@@ -53,17 +54,11 @@ def text() -> Text:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained VAE and a trained last stage."""
     folder = tmp_path_factory.mktemp("tiny")
-    assert train_vae(VAE, LOOP, folder, CPU)
-    assert train_transformer(MODEL, STAGE, LOOP, folder, CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae_stage, "finish", partial(finish, clips=16))
+        assert train_vae(VaeStage((GEOMETRY,), (GEOMETRY,), model=VAE), LOOP, folder, CPU)
+    assert train_stage(MODEL, STAGE, LOOP, folder, CPU)
     return folder
-
-
-def in_two_parts(train: Callable[[Any, LoopConfig, Path], bool], config: Any, work: Path) -> None:
-    """Train 4 steps of a schedule of 4, interrupted after each step by a time limit of nothing."""
-    interrupted = dataclasses.replace(LOOP, max_minutes=0.0)
-    assert not train(config, interrupted, work)
-    assert not train(config, interrupted, work)
-    assert train(config, LOOP, work)
 
 
 def assert_same_checkpoint(one: Path, other: Path) -> None:
@@ -73,42 +68,6 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
         assert second is not None
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-class TestClips:
-    def test_same_seed_same_clips(self) -> None:
-        one, other, third = (clips.plan_clips(6, seed) for seed in (1, 1, 2))
-        assert one.captions == other.captions != third.captions
-        assert torch.equal(clips.draw(one, 5, 32, 32, CPU)[0], clips.draw(other, 5, 32, 32, CPU)[0])
-
-    def test_range_and_shape(self) -> None:
-        clip, cover = clips.draw(clips.plan_clips(4, 0, pair_share=0.5), 5, 32, 48, CPU)
-        assert clip.shape == (4, 3, 5, 32, 48)
-        assert cover.shape == (4, 1, 5, 32, 48)
-        assert clip.abs().max() <= 1.02
-        assert 0.0 <= cover.min() < cover.max() <= 1.0
-
-    def test_rows_are_the_same_clips(self) -> None:
-        plan = clips.plan_clips(9, 3, pair_share=0.5)
-        whole, _ = clips.draw(plan, 3, 32, 32, CPU)
-        part, _ = clips.draw(plan.rows(4, 8), 3, 32, 32, CPU)
-        assert torch.equal(whole[4:8], part)
-
-    def test_held_out_scenes_are_never_drawn(self) -> None:
-        held_out = set(captions.held_out_scenes())
-        assert len(held_out) == len(set(captions.held_out_captions())) == 64
-        assert all(scene.is_drawable() for scene in held_out)
-        plan = clips.plan_clips(3000, 5, pair_share=0.5)
-        drawn = {scene for scenes in plan.scenes for scene in scenes}
-        assert not drawn & held_out
-        assert all(scene.is_drawable() for scene in drawn)
-
-    def test_captions_name_what_is_drawn(self) -> None:
-        scene = captions.all_scenes()[0]
-        assert captions.standard_caption(scene) == "a red circle moves left on a black background"
-        for seed in range(20):
-            caption = captions.caption_of([scene], random.Random(seed))
-            assert all(word in caption for word in ("red", "circle", "left", "black"))
 
 
 class TestText:
@@ -163,7 +122,7 @@ class TestTransformer:
         with torch.no_grad():
             expected = model(latents, encoder_hidden_states=embeds, encoder_attention_mask=mask, **given).sample
             set_stride(model, 1.0)
-            prepare_for_training(model, STAGE)
+            prepare_for_training(model)
             short = {"encoder_hidden_states": embeds[:, :length], "encoder_attention_mask": mask[:, :length]}
             actual = model(latents, **short, **given).sample
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
@@ -179,24 +138,6 @@ class TestTransformer:
         assert 0.0 < sigma.min() < 0.05
         assert 0.99 < sigma.max() < 1.0
         assert 0.6 < sigma.median() < 0.85
-
-    def test_resumed_run_equals_whole_run(self, work: Path, tmp_path: Path) -> None:
-        (tmp_path / "vae").mkdir()
-        (tmp_path / "vae" / "model").symlink_to(work / "vae" / "model")
-        in_two_parts(lambda stage, loop, at: train_transformer(MODEL, stage, loop, at, CPU), STAGE, tmp_path)
-        assert_same_checkpoint(tmp_path / "full", work / "full")
-
-    def test_next_stage_starts_from_the_averages(self, work: Path) -> None:
-        stage = dataclasses.replace(STAGE, name="next", start_from="full")
-        loop = dataclasses.replace(LOOP, learning_rate=0.0, matrix_learning_rate=0.0, steps=1)
-        assert train_transformer(MODEL, stage, loop, work, CPU)
-        first, second = (
-            checkpoint.load_group(work / "full", "ema"),
-            checkpoint.load_group(work / "next", "raw"),
-        )
-        assert first is not None
-        assert second is not None
-        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 class TestLoss:
@@ -258,7 +199,7 @@ class TestPool:
 
     def test_content_depends_on_the_step_alone(self, work: Path, text: Text) -> None:
         vae = load_vae(work / "vae" / "model", CPU)
-        walked, jumped = (LatentPool(STAGE.pool, GEOMETRY, vae, text, seed=1) for _ in range(2))
+        walked, jumped = (LatentPool(POOL, GEOMETRY, vae, text, seed=1) for _ in range(2))
         for step in range(8):
             walked.advance(step)
         jumped.advance(7)
@@ -268,7 +209,7 @@ class TestPool:
             assert torch.equal(one.llama, other.llama)
 
     def test_captions_of_a_batch_have_one_length(self, work: Path, text: Text) -> None:
-        pool = LatentPool(STAGE.pool, GEOMETRY, load_vae(work / "vae" / "model", CPU), text, seed=2)
+        pool = LatentPool(POOL, GEOMETRY, load_vae(work / "vae" / "model", CPU), text, seed=2)
         pool.advance(0)
         end = text.tokenizer.eos_token_id
         for step in range(10):
@@ -291,14 +232,10 @@ class TestVae:
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(other, one, atol=2e-5, rtol=1e-3)
 
-    def test_resumed_run_equals_whole_run(self, work: Path, tmp_path: Path) -> None:
-        in_two_parts(lambda config, loop, at: train_vae(config, loop, at, CPU), VAE, tmp_path)
-        assert_same_checkpoint(tmp_path / "vae", work / "vae")
-
     def test_normalisation_changes_latents_but_not_pictures(self) -> None:
         torch.manual_seed(0)
         vae = build_vae(VAE)
-        clip, _ = clips.draw(clips.plan_clips(2, 0), 9, 32, 32, CPU)
+        clip, _ = draw(plan_clips(2, 0), 9, 32, 32, CPU)
         centre, spread = torch.randn(8), torch.rand(8) + 0.5
         with torch.no_grad():
             before = vae.encode(clip).latent_dist
@@ -313,7 +250,7 @@ class TestVae:
 
     def test_latents_have_unit_spread(self, work: Path) -> None:
         vae = load_vae(work / "vae" / "model", CPU)
-        clip, _ = clips.draw(clips.plan_clips(32, 4), 9, 32, 32, CPU)
+        clip, _ = draw(plan_clips(32, 4), 9, 32, 32, CPU)
         assert 0.5 < encode(vae, clip).std() < 2.0
 
 
@@ -332,26 +269,6 @@ class TestExport:
         assert loaded.shape == (1, 9, 32, 32, 3)
         assert abs(loaded - ours).max() < 0.02  # float16 weights
         assert "apache-2.0" in (tmp_path / "model" / "README.md").read_text()
-
-    def test_bundle_goes_on_elsewhere(self, work: Path, tmp_path: Path) -> None:
-        bundle(work, "full", tmp_path / "bundle")
-        unbundle(tmp_path / "bundle", tmp_path / "work")
-        before, after = (checkpoint.load_group(folder / "full", "ema") for folder in (work, tmp_path / "work"))
-        assert before is not None
-        assert after is not None
-        assert all(torch.equal(before[name].half().float(), after[name]) for name in before)
-        more = dataclasses.replace(LOOP, steps=5)
-        assert train_transformer(MODEL, STAGE, more, tmp_path / "work", CPU)
-        state = checkpoint.load_state(tmp_path / "work" / "full")
-        assert state is not None
-        assert (state["step"], state["restart"]) == (5, 4)
-
-    def test_evaluation_writes_table_and_sheet(self, work: Path, tmp_path: Path) -> None:
-        trained = load_trained(work, "full", CPU)
-        report = evaluate(trained.pipe, trained.geometry, tmp_path, steps=1, batch=2, limit=2)
-        assert json.loads((tmp_path / "evaluation.json").read_text()) == report
-        assert report["clips"] == 2
-        assert (tmp_path / "sheet-0.png").stat().st_size > 0
 
 
 def test_muon_on_stacks_is_muon_on_each() -> None:
@@ -383,12 +300,12 @@ def test_a_run_of_chosen_length_can_be_had_again(work: Path, tmp_path: Path) -> 
         (tmp_path / name / "vae").mkdir(parents=True)
         (tmp_path / name / "vae" / "model").symlink_to(work / "vae" / "model")
     fit = dataclasses.replace(LOOP, steps=1000, warmup=3, fit_minutes=0.0)  # no time left: one more step
-    assert train_transformer(MODEL, STAGE, fit, tmp_path / "fit", CPU)
+    assert train_stage(MODEL, STAGE, fit, tmp_path / "fit", CPU)
     state = checkpoint.load_state(tmp_path / "fit" / "full")
     assert state is not None
     assert state["steps"] == state["step"] == 4
     again = dataclasses.replace(LOOP, steps=4, warmup=3)
-    assert train_transformer(MODEL, STAGE, again, tmp_path / "again", CPU)
+    assert train_stage(MODEL, STAGE, again, tmp_path / "again", CPU)
     assert_same_checkpoint(tmp_path / "fit" / "full", tmp_path / "again" / "full")
 
 
@@ -397,19 +314,17 @@ def test_a_chosen_length_survives_an_interruption(work: Path, tmp_path: Path) ->
     (tmp_path / "vae" / "model").symlink_to(work / "vae" / "model")
     fit = dataclasses.replace(LOOP, steps=1000, warmup=3, fit_minutes=0.0, max_minutes=0.0)
     for _ in range(3):
-        assert not train_transformer(MODEL, STAGE, fit, tmp_path, CPU)
-    assert train_transformer(MODEL, STAGE, dataclasses.replace(LOOP, steps=1000, warmup=3), tmp_path, CPU)
+        assert not train_stage(MODEL, STAGE, fit, tmp_path, CPU)
+    assert train_stage(MODEL, STAGE, dataclasses.replace(LOOP, steps=1000, warmup=3), tmp_path, CPU)
     state = checkpoint.load_state(tmp_path / "full")
     assert state is not None
     assert (state["step"], state["steps"], state["fitted"]) == (4, 4, True)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "full").iterdir()}
-    assert train_transformer(MODEL, STAGE, LOOP, tmp_path, CPU)  # done: nothing is trained, nothing written
+    assert train_stage(MODEL, STAGE, LOOP, tmp_path, CPU)  # done: nothing is trained, nothing written
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "full").iterdir()}
 
 
 def test_sampling_is_independent_of_the_batch(work: Path) -> None:
-    from scripts.train_tiny.sampling import sample_captions
-
     trained = load_trained(work, "full", CPU)
     prompts = ["a red circle", "a blue star moves up"]
     both = sample_captions(trained.pipe, prompts, GEOMETRY, steps=1, seed=3)

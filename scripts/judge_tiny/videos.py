@@ -1,11 +1,10 @@
 """Judges videos of held-out captions that ``adaspa generate`` made, whatever the method.
 
-python -c "from scripts.train_tiny.captions import held_out_captions as c; print(*c()[3::4], sep='\\n')" > prompts.txt
+python -c "from scripts.judge_tiny.captions import held_out_captions as c; print(*c()[3::4], sep='\\n')" > prompts.txt
 adaspa generate --prompts prompts.txt --out OUT
-python -m scripts.judge_videos OUT
+python -m scripts.judge_tiny.videos OUT
 """
 
-import argparse
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,15 +12,13 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 
-from scripts.clip_judge import judge_clip
-from scripts.train_tiny.captions import held_out_scenes, standard_caption
+from scripts.judge_tiny.captions import held_out_scenes, standard_caption
+from scripts.judge_tiny.judge import judge_clip
 
 
-def main() -> None:
-    """Print what is wrong with which video, and how many are right."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    reports = sorted(parser.parse_args().folder.glob("*.report.json"))
+def judge_videos(folder: Path) -> None:
+    """Print what is wrong with which video of a folder, and how many are right."""
+    reports = sorted(folder.glob("*.report.json"))
     scenes = {standard_caption(scene): scene for scene in held_out_scenes()}
     right: Counter[str] = Counter()
     for path in reports:
@@ -35,7 +32,3 @@ def main() -> None:
         if not all(hits.values()):
             print(f"{prompt}: {', '.join(f'{name} {getattr(verdict, name)}' for name in hits if not hits[name])}")
     print(f"{len(reports)} videos; right: {', '.join(f'{name} {right[name]}' for name in right)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 
-from scripts.clip_judge import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scene
+from scripts.judge_tiny.judge import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scene
 
 # verb with "a circle ...", participle with "a circle is ..." or on its own
 PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

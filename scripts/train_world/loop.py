@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.train_tiny.checkpoint import (
+from scripts.train_world.checkpoint import (
     load_group,
     load_modules,
     load_optimizer,
@@ -28,8 +28,8 @@ from scripts.train_tiny.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from scripts.train_tiny.muon import BatchedMuon
-from scripts.train_tiny.parallel import agree, barrier, mean_gradients, rank, same_parameters, world
+from scripts.train_world.muon import BatchedMuon
+from scripts.train_world.parallel import agree, barrier, mean_gradients, rank, same_parameters, world
 
 _ASK_EVERY = 8  # steps
 
