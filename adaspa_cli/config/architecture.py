@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adaspa_cli.config.caches import CacheConfig
-from adaspa_cli.config.families import FamilyFacts, Grid, count_layers, facts_of
+from adaspa_cli.config.families import FAMILIES, FamilyFacts, Grid, count_layers, facts_of
 from adaspa_cli.config.hub import cached_folder
 from adaspa_cli.config.load import ARCHITECTURE, read_mapping
 from adaspa_cli.config.model_source import read_model_index
@@ -238,9 +238,16 @@ def _known_pipeline(model: ModelConfig) -> str | None:
 
 
 def facts_of_index(model: ModelConfig, index: Mapping[str, Any]) -> FamilyFacts:
-    """The family of a checkpoint by its index; raises ModelError if adaspa does not know it."""
-    own = facts_of(index.get("_class_name"), model.weights).pipeline
-    return facts_of(_run_by(model, own), model.weights)
+    """The family of a checkpoint by its index, or by the settings where the index names a class of its own.
+
+    Raises:
+        ModelError: adaspa does not know the class.
+        ConfigError: as :func:`_run_by`.
+    """
+    own = index.get("_class_name")
+    if model.pipeline is not None and own not in {facts.pipeline for facts in FAMILIES}:
+        return facts_of(model.pipeline, model.weights)
+    return facts_of(_run_by(model, facts_of(own, model.weights).pipeline), model.weights)
 
 
 def _run_by(model: ModelConfig, own: str) -> str:

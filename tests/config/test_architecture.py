@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from adaspa_cli.config import resolve
-from adaspa_cli.config.architecture import architecture_of, check_early, random_weights_note
+from adaspa_cli.config.architecture import architecture_of, check_early, facts_of_index, random_weights_note
 from adaspa_cli.config.schema import ModelConfig, SamplingConfig
 from adaspa_cli.errors import ConfigError, ModelError
 from adaspa_cli.jobs import early
@@ -161,6 +161,13 @@ def test_a_pipeline_for_other_weights_is_refused(model: dict[str, str], message:
         check_early(config.model, config.sampling)
     own = resolve({"model": str(cogvideox_folder), "pipeline": "CogVideoXImageToVideoPipeline"}).config
     assert architecture_of(own.model).pipeline == "CogVideoXImageToVideoPipeline"
+
+
+def test_a_class_of_its_own_is_run_by_the_one_that_is_given() -> None:
+    model = resolve({"model": "hunyuan", "weights": "org/own", "pipeline": "HunyuanVideoPipeline"}).config.model
+    assert facts_of_index(model, {"_class_name": "OwnPipeline"}).pipeline == "HunyuanVideoPipeline"
+    with pytest.raises(ModelError, match="is a OwnPipeline, which adaspa does not know"):
+        facts_of_index(dataclasses.replace(model, pipeline=None), {"_class_name": "OwnPipeline"})
 
 
 def hub_with(cache: Path, hub_id: str, pipeline: str) -> None:
