@@ -12,6 +12,7 @@ from adaspa_cli.config import resolve
 from adaspa_cli.config.load import method_config
 from adaspa_cli.config.search_masks import SearchOptions
 from adaspa_cli.distributed import deals
+from adaspa_cli.distributed.heads import deal_by_cost
 from adaspa_cli.distributed.teams import Teams
 from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.sampling.handle import Handle
@@ -159,14 +160,16 @@ def test_heads_move_to_where_they_cost_the_same(tmp_path: Path) -> None:
         pipe = hunyuan_video(num_attention_heads=4)
         with Handle(pipe, method_config("adaspa", ADASPA | {"attention_backend": "cpu"}), teams=teams) as handle:
             masks = masks_at_end(handle)
-            latents(pipe, **SMALL)
+            latents(pipe, **SMALL, num_inference_steps=5)  # one after the last search, at which heads move
             dealt = {key: handle.engine._deals.of(key) for key in masks}
         assert any(heads.deal != ((0, 1), (2, 3)) for heads in dealt.values())
         for key, found in masks.items():
             costs = dealt[key].gather(found.mask.density())
-            parts = [float(costs[list(hand)].sum()) for hand in dealt[key].deal]
-            even = [float(part.sum()) for part in costs.split(2)]
-            assert max(parts) <= max(even) + 1e-6
+            own, best = (
+                max(float(costs[list(hand)].sum()) for hand in deal)
+                for deal in (dealt[key].deal, deal_by_cost(costs.tolist(), 2))
+            )
+            assert own <= best / (1 - deals.LEAST_GAIN) + 1e-6
 
     together(2, tmp_path, case)
 
