@@ -2,7 +2,7 @@
 
 python -c "from scripts.judge_tiny.captions import held_out_captions as c; print(*c()[3::4], sep='\\n')" > prompts.txt
 adaspa generate --prompts prompts.txt --out OUT
-python -m scripts.judge_tiny.videos OUT
+python -m scripts.judge_tiny videos OUT
 """
 
 import json

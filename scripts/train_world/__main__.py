@@ -1,4 +1,4 @@
-"""Command line of the training: ``python -m scripts.train_world STAGE|all|warm|evaluate|export|speed``.
+"""Command line of the training: ``python -m scripts.train_world STAGE|all|warm|evaluate|reconstruct|export|speed``.
 
 All stages share one folder, ``--work``, and continue from its last checkpoint. On several GPUs:
 ``torchrun --nproc-per-node 4 -m scripts.train_world all --compile``.
@@ -9,14 +9,16 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from scripts.train_world.autoencoder import load_vae
 from scripts.train_world.card import write_card
 from scripts.train_world.checkpoint import read_json
-from scripts.train_world.earlier import RECORD, begin_with
+from scripts.train_world.earlier import RECORD, begin_with, vae_folder
 from scripts.train_world.evaluate import evaluate
 from scripts.train_world.export import export, load_trained
 from scripts.train_world.loop import LoopConfig
@@ -34,6 +36,7 @@ from scripts.train_world.recipe import (
     VAE_STAGE,
     WorldStage,
 )
+from scripts.train_world.reconstructions import judged_reconstructions, remake
 from scripts.train_world.sampling import load_folder
 from scripts.train_world.speed import stage_speed, vae_speed
 from scripts.train_world.transformer import train_stage
@@ -118,6 +121,15 @@ def _evaluate(options: argparse.Namespace, device: torch.device) -> bool:
     return True
 
 
+def _reconstruct(options: argparse.Namespace, device: torch.device) -> bool:
+    vae = load_vae(vae_folder(options.work) if options.folder is None else options.folder / "vae", device)
+    for side in (128, 192, 256):
+        found = judged_reconstructions(partial(remake, vae), Geometry(33, side, side), options.limit or 24, device)
+        shares = ", ".join(f"{name} {right} of {count}" for name, (right, count) in found.items())
+        print(f"{side}x{side}x33: {shares}", flush=True)
+    return True
+
+
 def _export(options: argparse.Namespace, device: torch.device) -> bool:  # noqa: ARG001
     if rank() == 0:
         export(options.work, options.stage, options.out)
@@ -158,6 +170,7 @@ _COMMANDS = {
     "all": _all,
     "warm": _warm,
     "evaluate": _evaluate,
+    "reconstruct": _reconstruct,
     "export": _export,
     "speed": _speed,
 }
@@ -213,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--stage", choices=list(STAGES), default="full", help="whose averaged weights")
         command.add_argument("--out", type=Path, required=name == "export", help="folder to write")
         command.add_argument("--folder", type=Path, help="an exported folder, instead of --work's checkpoint")
-        command.add_argument("--limit", type=int, help="evaluate only so many scenes")
+        command.add_argument("--limit", type=int, help="evaluate, reconstruct: only so many scenes")
         command.add_argument("--part", choices=("vae", "stages"), default="vae", help="speed: what is measured")
         command.add_argument("--seconds", type=float, default=20.0, help="speed: for each measurement")
     return parser

@@ -47,11 +47,12 @@ def judged(
     for start in range(0, len(scenes), batch):
         part = scenes[start : start + batch]
         clips = sample_captions(pipe, list(map(standard_caption, part)), geometry, steps=steps, seed=seed + start)
-        results += [JudgedScene(scene, judge(_halved(f)), f) for scene, f in zip(part, clips, strict=True)]
+        results += [JudgedScene(scene, judge(halved(f)), f) for scene, f in zip(part, clips, strict=True)]
     return results
 
 
-def _halved(frames: Any) -> Any:
+def halved(frames: Any) -> Any:
+    """Frames uint8 [F, H, W, 3] as they are judged: large ones at half their size."""
     if min(frames.shape[1:3]) <= _MOST_JUDGED:
         return frames
     small = F.avg_pool2d(torch.from_numpy(frames).permute(0, 3, 1, 2).float(), 2)
@@ -60,10 +61,11 @@ def _halved(frames: Any) -> Any:
 
 def shares_of(results: Iterable[JudgedScene]) -> dict[str, tuple[int, int]]:
     """Category -> right, of how many."""
-    return _counted(result.verdict.hits(result.scene) for result in results)
+    return counted(result.verdict.hits(result.scene) for result in results)
 
 
-def _counted(hits: Iterable[dict[str, list[bool]]]) -> dict[str, tuple[int, int]]:
+def counted(hits: Iterable[dict[str, list[bool]]]) -> dict[str, tuple[int, int]]:
+    """Category -> right, of how many, of what a verdict hit of each scene."""
     right: Counter[str] = Counter()
     count: Counter[str] = Counter()
     for found in hits:
@@ -112,7 +114,7 @@ def evaluate(
 def _strip(frames: Any, columns: int = 6) -> Any:
     """Frames spread over a clip's time, side by side, at half size."""
     picks = np.linspace(0, len(frames) - 1, columns).round().astype(int)
-    return np.concatenate([_halved(frames)[pick] for pick in picks], axis=1)
+    return np.concatenate([halved(frames)[pick] for pick in picks], axis=1)
 
 
 def _collected(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -125,8 +127,8 @@ def _collected(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     report = {
         "clips": len(records),
         **settings,
-        "right": _counted(record["hits"] for record in records),
-        "by_kind": {kind: _counted(hits) for kind, hits in by_kind.items()},
+        "right": counted(record["hits"] for record in records),
+        "by_kind": {kind: counted(hits) for kind, hits in by_kind.items()},
         "records": records,
     }
     (out / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")

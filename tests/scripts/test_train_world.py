@@ -33,6 +33,7 @@ from scripts.train_world.network import TransformerConfig
 from scripts.train_world.parallel import mean_gradients, rank, share, start, stop
 from scripts.train_world.pool import Geometry, PoolConfig
 from scripts.train_world.recipe import LOOPS, MINUTES, MODEL, STAGES, VAE_STAGE, Share, VaeStage, WorldStage
+from scripts.train_world.reconstructions import judged_reconstructions, remake
 from scripts.train_world.text import TextConfig
 from scripts.train_world.transformer import train_stage
 from scripts.train_world.vae import measure, train_vae
@@ -271,6 +272,15 @@ def test_each_kind_of_block_is_compiled_once(
     assert train_stage(MODEL_TOY, stage, dataclasses.replace(LOOP, steps=6), tmp_path, CPU)
     assert compiler.frame_count == 8
     torch._dynamo.reset()
+
+
+def test_what_an_autoencoder_spoils_is_counted(work: Path) -> None:
+    geometry, vae = Geometry(17, 128, 128), load_vae(work / "vae" / "model", CPU)
+    whole = judged_reconstructions(lambda clip: clip, geometry, 4, CPU)
+    assert all(right == count for right, count in whole.values())
+    untrained = judged_reconstructions(partial(remake, vae), geometry, 4, CPU)
+    assert {name: count for name, (_, count) in untrained.items()} == {name: n for name, (_, n) in whole.items()}
+    assert untrained["shape"][0] < whole["shape"][0]
 
 
 def test_fewer_processes_draw_new_clips_more_often() -> None:
