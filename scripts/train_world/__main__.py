@@ -25,6 +25,7 @@ from scripts.train_world.loop import LoopConfig
 from scripts.train_world.network import set_stride
 from scripts.train_world.parallel import barrier, rank, start, stop
 from scripts.train_world.pool import Geometry
+from scripts.train_world.reading import train_text
 from scripts.train_world.recipe import (
     EVALUATION_MINUTES,
     LOOPS,
@@ -38,7 +39,7 @@ from scripts.train_world.recipe import (
 )
 from scripts.train_world.reconstructions import judged_reconstructions, remake
 from scripts.train_world.sampling import load_folder
-from scripts.train_world.speed import stage_speed, vae_speed
+from scripts.train_world.speed import attention_speed, stage_speed, vae_speed
 from scripts.train_world.transformer import train_stage
 from scripts.train_world.vae import train_vae
 from scripts.train_world.warm import warm
@@ -83,18 +84,23 @@ def _begin(options: argparse.Namespace) -> None:
 
 def _configured(name: str, options: argparse.Namespace) -> WorldStage:
     """A stage with what the command line changes."""
-    guidance = {} if options.guidance is None else {"guidance": options.guidance}
+    changed = {"guidance": options.guidance, "attention": options.attention}
     return dataclasses.replace(
         STAGES[name],
         compile=options.compile,
-        attention=options.attention,
         eval_minutes=options.eval_every_minutes,
-        **guidance,
+        **{field: value for field, value in changed.items() if value is not None},
     )
 
 
+def _text(options: argparse.Namespace, device: torch.device) -> bool:
+    _begin(options)
+    return train_text(MODEL, _loop("text", options), options.work, device)
+
+
 def _warm(options: argparse.Namespace, device: torch.device) -> bool:
-    for name in (name for name, _ in options.stages if name != "vae"):
+    """All stages but the first one, which is trained at the same time."""
+    for name in (name for name, _ in options.stages[1:] if name in STAGES):
         warm(MODEL, VAE, _configured(name, options), LOOPS[name].batch, device)
     return True
 
@@ -150,7 +156,7 @@ def _all(options: argparse.Namespace, device: torch.device) -> bool:
         torch._dynamo.reset()  # or it would compile the next stage's blocks for any batch
         if not _COMMANDS[name](part, device):
             return False
-    if options.no_evaluation or last == "vae":
+    if options.no_evaluation or last not in STAGES:
         return True
     part = argparse.Namespace(**{**vars(options), "stage": last, "steps": None, "batch": None})
     return _evaluate(part, device)
@@ -159,6 +165,8 @@ def _all(options: argparse.Namespace, device: torch.device) -> bool:
 def _speed(options: argparse.Namespace, device: torch.device) -> bool:
     if options.part == "vae":
         vae_speed(device, options.seconds, options.work)
+    elif options.part == "attention":
+        attention_speed(device)
     else:
         stage_speed(device, options.seconds, options.work, compiled=options.compile, attention=options.attention)
     return True
@@ -166,6 +174,7 @@ def _speed(options: argparse.Namespace, device: torch.device) -> bool:
 
 _COMMANDS = {
     "vae": _vae,
+    "text": _text,
     **dict.fromkeys(STAGES, _stage),
     "all": _all,
     "warm": _warm,
@@ -221,13 +230,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--no-benchmark", action="store_true", help="don't let cuDNN try out its convolutions")
         command.add_argument("--deadline-minutes", type=float, help="all: end then; the last stage takes what is left")
         command.add_argument("--no-evaluation", action="store_true", help="all: don't evaluate the last stage")
-        command.add_argument("--attention", choices=("auto", "flash", "cudnn"), default="flash")
+        command.add_argument("--attention", choices=("auto", "flash", "cudnn"), help="instead of the recipe's")
         command.add_argument("--eval-every-minutes", type=float, help="sample and judge 16 clips now and then")
-        command.add_argument("--stage", choices=list(STAGES), default="full", help="whose averaged weights")
+        command.add_argument("--stage", choices=ORDER[1:], default="full", help="whose averaged weights")
         command.add_argument("--out", type=Path, required=name == "export", help="folder to write")
         command.add_argument("--folder", type=Path, help="an exported folder, instead of --work's checkpoint")
         command.add_argument("--limit", type=int, help="evaluate, reconstruct: only so many scenes")
-        command.add_argument("--part", choices=("vae", "stages"), default="vae", help="speed: what is measured")
+        command.add_argument(
+            "--part", choices=("vae", "stages", "attention"), default="vae", help="speed: what is measured"
+        )
         command.add_argument("--seconds", type=float, default=20.0, help="speed: for each measurement")
     return parser
 

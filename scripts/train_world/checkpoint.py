@@ -6,6 +6,7 @@ of all generators, and a run that is stopped and resumed draws what it would hav
 
 import hashlib
 import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ _STATE = "state.json"
 def generator_at(seed: int, step: int, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator that depends on these arguments alone; ``stream`` keeps different uses apart."""
     return torch.Generator(device).manual_seed(seed_at(seed, step, stream))
+
+
+def random_at(seed: int, step: int, stream: str) -> random.Random:
+    """The same for what isn't drawn by torch."""
+    return random.Random(seed_at(seed, step, stream))
 
 
 def seed_at(seed: int, step: int, stream: str) -> int:

@@ -14,6 +14,8 @@ from scripts.train_world.parallel import barrier, rank
 from scripts.train_world.recipe import ORDER
 
 RECORD = "training.json"
+TEXT_STAGE = "text"
+QUESTIONS = "questions"  # what that stage trains besides, and nobody needs later
 _FORMAT = 1
 _MODULES = ("transformer", "text_encoder", "text_encoder_2")
 
@@ -53,7 +55,7 @@ def first_weights(work: Path, before: tuple[str, ...]) -> Tensors | None:
     for stage in reversed(before):
         found = load_group(work / stage, "ema")
         if found is not None:
-            return found
+            return {name: tensor for name, tensor in found.items() if not name.startswith(f"{QUESTIONS}.")}
     return _weights_of(work / "earlier") if (work / "earlier").is_dir() else None
 
 
@@ -91,7 +93,7 @@ def stages_of(work: Path) -> list[dict[str, Any]]:
 def write_record(work: Path, stage: str, folder: Path) -> None:
     """Write ``training.json`` of a stage of ``work`` into an exported folder."""
     state: dict[str, Any] = load_state(work / stage) or {}
-    facts = {name: state[name] for name in ("shift", "stride", "geometry")}
+    facts = {name: state[name] for name in ("shift", "stride", "geometry") if name in state}
     content = {"format": _FORMAT, "stage": stage, **facts, "vae": vae_facts(work), "stages": stages_of(work)}
     (folder / RECORD).write_text(json.dumps(content, indent=1) + "\n")
 

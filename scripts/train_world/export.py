@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from diffusers import HunyuanVideoPipeline
+from safetensors.torch import save_file
 
 from scripts.train_world.autoencoder import load_vae
 from scripts.train_world.card import write_card, write_vocabulary
 from scripts.train_world.checkpoint import load_group, load_modules, load_state, read_json
-from scripts.train_world.earlier import vae_folder, write_record
+from scripts.train_world.earlier import TEXT_STAGE, first_weights, vae_folder, write_record
 from scripts.train_world.network import TransformerConfig, build_modules, set_stride
 from scripts.train_world.pool import Geometry
 from scripts.train_world.sampling import assemble_pipeline
@@ -57,15 +58,40 @@ def load_trained(work: Path, stage: str, device: torch.device) -> Trained:
 
 def export(work: Path, stage: str, out: Path) -> None:
     """Write the pipeline folder ``out`` (replacing it) from a stage's averaged weights, with vocabulary, record and
-    card, and check its sizes.
+    card, and check its sizes. Of the stage ``text`` comes what there is by then: no pipeline, but what later stages can
+    start from.
 
     Raises:
         FileNotFoundError: as :func:`load_trained`.
         ValueError: if a file exceeds 16 MB or the folder 40 MB.
     """
-    pipe = load_trained(work, stage, torch.device("cpu")).pipe
     partial = out.with_name(out.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
+    if stage == TEXT_STAGE:
+        _write_beginning(work, partial)
+    else:
+        _write_pipeline(work, stage, partial)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.replace(out)
+    _check_sizes(out)
+
+
+def _write_beginning(work: Path, folder: Path) -> None:
+    """The autoencoder and what the stage ``text`` taught, by the files in which a pipeline has them."""
+    taught = first_weights(work, (TEXT_STAGE,))
+    if taught is None:
+        raise FileNotFoundError(f"no checkpoint of the stage '{TEXT_STAGE}' in {work}")
+    load_vae(vae_folder(work), torch.device("cpu")).half().save_pretrained(folder / "vae")
+    _forget_origin(folder / "vae" / "config.json")
+    for module in ("transformer", "text_encoder", "text_encoder_2"):
+        part = {n.removeprefix(f"{module}."): t.half() for n, t in taught.items() if n.startswith(f"{module}.")}
+        (folder / module).mkdir()
+        save_file(part, folder / module / "model.safetensors")
+    write_record(work, TEXT_STAGE, folder)
+
+
+def _write_pipeline(work: Path, stage: str, partial: Path) -> None:
+    pipe = load_trained(work, stage, torch.device("cpu")).pipe
     for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
         copy.deepcopy(getattr(pipe, name)).half().save_pretrained(partial / name, max_shard_size=_SHARD)
     _forget_origin(partial / "vae" / "config.json")
@@ -76,9 +102,6 @@ def export(work: Path, stage: str, out: Path) -> None:
     write_vocabulary(partial)
     write_record(work, stage, partial)
     write_card(partial, read_json(work / stage / "evaluation.json"))
-    shutil.rmtree(out, ignore_errors=True)
-    partial.replace(out)
-    _check_sizes(out)
 
 
 def _write_index(pipe: HunyuanVideoPipeline, path: Path) -> None:

@@ -10,6 +10,7 @@ attention can be used; the result is the one of the padded and masked pipeline.
 Shapes: N clips in the pool, B in a batch, T template tokens, L caption tokens.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,11 +19,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor
 
+from scripts.tiny_world.captions import caption_of
 from scripts.tiny_world.draw import draw
-from scripts.tiny_world.plan import extent_of, plan_clips
+from scripts.tiny_world.plan import Plan, extent_of, plan_clips
 from scripts.train_world.autoencoder import encode
-from scripts.train_world.checkpoint import generator_at, seed_at
-from scripts.train_world.text import TEMPLATE_TOKENS, Text, tokenize
+from scripts.train_world.checkpoint import generator_at, random_at, seed_at
+from scripts.train_world.text import TEMPLATE_TOKENS, Text, Tokens, tokenize
 
 _LONGEST_CAPTION = 72  # tokens; CLIP reads 77
 
@@ -38,13 +40,18 @@ class Geometry:
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """``size`` clips in chunks of ``chunk``; one chunk is replaced every ``refill_every`` steps, in turn."""
+    """``size`` clips in chunks of ``chunk``; one chunk is replaced every ``refill_every`` steps, in turn.
+
+    ``tokens``: captions are worded anew until their number of tokens is a multiple of it. That makes for fewer plans
+    where attention is planned for each length of a sequence.
+    """
 
     size: int = 16_384
     chunk: int = 256
     refill_every: int = 32
     encode_batch: int = 64
     caption_dropout: float = 0.1
+    tokens: int = 1
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class LatentPool:
     def _load(self, chunk: int, slot: int) -> None:
         g = self.geometry
         plan = plan_clips(self.config.chunk, seed_at(self.seed, chunk, "pool"), extent_of(g.height, g.width))
-        tokens = tokenize(self._text, plan.captions)
+        tokens = worded(self._text, plan, self.config.tokens, random_at(self.seed, chunk, "wordings"))
         first = slot * self.config.chunk
         rows = slice(first, first + self.config.chunk)
         self._llama[rows, : tokens.llama.shape[1]] = tokens.llama.to(self._device, non_blocking=True)
@@ -133,6 +140,17 @@ class LatentPool:
             filled = slice(first + start, first + start + len(part))
             self._latents[filled] = encode(self._vae, clips)
             self._near[filled] = near_objects(cover, self._latents.shape[2:])
+
+
+def worded(text: Text, plan: Plan, multiple: int, rng: random.Random) -> Tokens:
+    """Token ids of a plan's captions, of other wordings where the number of tokens is no multiple of ``multiple``."""
+    captions, others = list(plan.captions), list(range(len(plan)) if multiple > 1 else ())
+    while others:
+        lengths = tokenize(text, [captions[index] for index in others]).length.tolist()
+        others = [index for index, length in zip(others, lengths, strict=True) if length % multiple]
+        for index in others:
+            captions[index] = caption_of(plan.scenes[index], rng)
+    return tokenize(text, captions)
 
 
 def near_objects(cover: Tensor, grid: Sequence[int]) -> Tensor:

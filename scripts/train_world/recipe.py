@@ -3,6 +3,7 @@
 The minutes are for four GPUs, one process each; with fewer the same command trains on fewer clips.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from scripts.train_world.autoencoder import VaeConfig
@@ -57,7 +58,7 @@ class WorldStage:
     guidance_from: float = 0.4
     after: tuple[str, ...] = ()
     compile: bool = False
-    attention: str = "flash"  # cuDNN's, the default on Hopper, plans for half a second at each new length
+    attention: str = "flash"  # cuDNN's is faster on Hopper, but plans for half a second at each new length
     eval_minutes: float | None = None
 
 
@@ -73,9 +74,14 @@ class VaeStage:
     model: VaeConfig = field(default=VAE)
 
 
-def _pool(size: int, chunk: int, refill_every: int) -> PoolConfig:
+def _pool(size: int, chunk: int, refill_every: int, encode_batch: int = 64) -> PoolConfig:
     """Sizes by which a clip is used six to fourteen times, and encoding is some tenth of the work."""
-    return PoolConfig(size=size, chunk=chunk, refill_every=refill_every, encode_batch=32)
+    return PoolConfig(size=size, chunk=chunk, refill_every=refill_every, encode_batch=encode_batch)
+
+
+def _full_pool(size: int, chunk: int, refill_every: int) -> PoolConfig:
+    """With captions whose lengths cuDNN plans attention for within seconds."""
+    return dataclasses.replace(_pool(size, chunk, refill_every, 32), tokens=4)
 
 
 VAE_STAGE = VaeStage(
@@ -86,22 +92,23 @@ STAGES = {
     "small": WorldStage(
         "small",
         (
-            Share(Geometry(33, 128, 128), 0.35, _pool(1536, 128, 96)),
-            Share(Geometry(17, 128, 128), 0.3, _pool(1536, 128, 112)),
-            Share(Geometry(17, 160, 128), 0.1, _pool(512, 64, 256)),
-            Share(Geometry(25, 96, 160), 0.1, _pool(512, 64, 256)),
-            Share(Geometry(49, 96, 96), 0.15, _pool(768, 64, 192)),
+            Share(Geometry(33, 128, 128), 0.35, _pool(1536, 128, 48)),
+            Share(Geometry(17, 128, 128), 0.3, _pool(1536, 128, 56)),
+            Share(Geometry(17, 160, 128), 0.1, _pool(512, 64, 128)),
+            Share(Geometry(25, 96, 160), 0.1, _pool(512, 64, 128)),
+            Share(Geometry(49, 96, 96), 0.15, _pool(768, 64, 96)),
         ),
         shift=3.0,
         stride=2.0,
+        after=("text",),
     ),
     "middle": WorldStage(
         "middle",
         (
-            Share(Geometry(17, 192, 192), 0.6, _pool(1536, 128, 96)),
-            Share(Geometry(17, 192, 256), 0.15, _pool(512, 64, 192)),
-            Share(Geometry(17, 256, 192), 0.15, _pool(512, 64, 192)),
-            Share(Geometry(33, 192, 192), 0.1, _pool(384, 32, 128)),
+            Share(Geometry(17, 192, 192), 0.6, _pool(1536, 128, 48)),
+            Share(Geometry(17, 192, 256), 0.15, _pool(512, 64, 96)),
+            Share(Geometry(17, 256, 192), 0.15, _pool(512, 64, 96)),
+            Share(Geometry(33, 192, 192), 0.1, _pool(384, 32, 64)),
         ),
         shift=3.5,
         after=("small",),
@@ -109,32 +116,35 @@ STAGES = {
     "full": WorldStage(
         "full",
         (
-            Share(Geometry(33, 256, 256), 0.5, _pool(1024, 64, 64)),
-            Share(Geometry(17, 320, 256), 0.125, _pool(384, 32, 128)),
-            Share(Geometry(25, 192, 320), 0.125, _pool(384, 32, 128)),
-            Share(Geometry(49, 192, 192), 0.125, _pool(384, 32, 128)),
-            Share(Geometry(33, 192, 256), 0.125, _pool(384, 32, 128)),
+            Share(Geometry(33, 256, 256), 0.4, _full_pool(1024, 64, 64)),
+            Share(Geometry(17, 256, 256), 0.25, _full_pool(768, 64, 96)),
+            Share(Geometry(17, 320, 256), 0.1, _full_pool(384, 32, 128)),
+            Share(Geometry(25, 192, 320), 0.1, _full_pool(384, 32, 128)),
+            Share(Geometry(49, 192, 192), 0.075, _full_pool(384, 32, 160)),
+            Share(Geometry(33, 192, 256), 0.075, _full_pool(384, 32, 160)),
         ),
         shift=4.0,
         guidance=0.4,
         guidance_from=0.7,
         after=("small", "middle"),
+        attention="cudnn",
     ),
 }
 LOOPS = {
+    "text": LoopConfig(steps=3000, batch=128, learning_rate=1.5e-3, warmup=100, ema=0.999),
     "vae": LoopConfig(
         steps=3000, batch=64, learning_rate=1.2e-3, warmup=60, weight_decay=0.0, ema=0.998, later_cost=1.1
     ),
     "small": LoopConfig(
-        steps=6000, batch=128, learning_rate=1e-3, matrix_learning_rate=5e-3, warmup=200, ema=0.999, later_cost=1.05
+        steps=6000, batch=256, learning_rate=1e-3, matrix_learning_rate=5e-3, warmup=200, ema=0.999, later_cost=1.05
     ),
     "middle": LoopConfig(
-        steps=4000, batch=96, learning_rate=8e-4, matrix_learning_rate=4e-3, warmup=100, ema=0.999, later_cost=1.05
+        steps=4000, batch=192, learning_rate=8e-4, matrix_learning_rate=4e-3, warmup=100, ema=0.999, later_cost=1.05
     ),
     "full": LoopConfig(
         steps=2500, batch=48, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=1.3
     ),
 }
-ORDER = ("vae", *STAGES)
-MINUTES = {"vae": 5.5, "small": 6.0, "middle": 5.0, "full": 7.0}
+ORDER = ("vae", "text", *STAGES)
+MINUTES = {"vae": 8.0, "text": 1.0, "small": 5.0, "middle": 5.0, "full": 12.0}
 EVALUATION_MINUTES = 2.0  # kept free at the end of a run with a deadline, for four GPUs

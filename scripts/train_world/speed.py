@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from scripts.tiny_world.draw import draw
 from scripts.tiny_world.plan import extent_of, plan_clips
@@ -14,7 +15,7 @@ from scripts.train_world.loop import LoopConfig
 from scripts.train_world.network import build_modules
 from scripts.train_world.pool import Geometry
 from scripts.train_world.recipe import LOOPS, MODEL, STAGES, VAE_STAGE, VaeStage
-from scripts.train_world.transformer import train_stage
+from scripts.train_world.transformer import attending, train_stage
 from scripts.train_world.vae import train_vae
 
 
@@ -32,7 +33,7 @@ def vae_speed(device: torch.device, seconds: float, work: Path) -> None:
                 _vae_speed(model, geometry, work, device, seconds)
 
 
-def stage_speed(device: torch.device, seconds: float, work: Path, *, compiled: bool, attention: str) -> None:
+def stage_speed(device: torch.device, seconds: float, work: Path, *, compiled: bool, attention: str | None) -> None:
     """Print clips a second of each stage of the transformer at its usual size; each trains so long, from nothing."""
     modules, _ = build_modules(MODEL, 0)
     for name, module in modules.items():
@@ -47,11 +48,41 @@ def stage_speed(device: torch.device, seconds: float, work: Path, *, compiled: b
             sizes=(dataclasses.replace(size, share=1.0, pool=dataclasses.replace(size.pool, size=256, chunk=64)),),
             after=(),
             compile=compiled,
-            attention=attention,
+            attention=attention or stage.attention,
         )
         print(f"{stage.name}, a quarter of the batch:", flush=True)
         loop = dataclasses.replace(_short(stage.name, seconds, 4), steps=100_000, warmup=LOOPS[stage.name].warmup)
         train_stage(MODEL, alone, loop, work, device)
+
+
+def attention_speed(device: torch.device) -> None:
+    """Print what attention takes in the last stage at each of its sizes, by flash attention and by cuDNN, forward and
+    backward, a quarter of the batch; and the first time at a length, when cuDNN plans."""
+    stage, batch = STAGES["full"], max(1, LOOPS["full"].batch // 4)
+    for size in stage.sizes:
+        g = size.geometry
+        cells = ((g.frames - 1) // 4 + 1) * (g.height // 8) * (g.width // 8)
+        for name in ("flash", "cudnn"):
+            with attending(name):
+                first, later = [], []
+                for text in (12, 16, 20):
+                    once = _attention(batch, cells + text, device)
+                    first.append(_seconds(once, device, repeats=1, warm=False))
+                    later.append(_seconds(once, device))
+            longest = 1e3 * (max(first) - min(later))
+            print(f"{g} {name}: {1e3 * min(later):.2f} ms; {longest:.0f} ms more at a new length", flush=True)
+
+
+def _attention(batch: int, tokens: int, device: torch.device) -> Callable[[], None]:
+    shape = (batch, MODEL.heads, tokens, MODEL.head_dim)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    query, key, value = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+
+    def once() -> None:
+        out = F.scaled_dot_product_attention(query, key, value)
+        torch.autograd.grad(out, (query, key, value), torch.ones_like(out))
+
+    return once
 
 
 def _draw_speed(geometry: Geometry, device: torch.device) -> None:
@@ -67,8 +98,9 @@ def _draw_speed(geometry: Geometry, device: torch.device) -> None:
     print(f"draw {geometry}: {32 / each:.0f} clips/s; planned on the CPU: {planned:.0f} clips/s", flush=True)
 
 
-def _seconds(run: Callable[[], None], device: torch.device, repeats: int = 5) -> float:
-    run()
+def _seconds(run: Callable[[], None], device: torch.device, repeats: int = 5, *, warm: bool = True) -> float:
+    if warm:
+        run()
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.monotonic()

@@ -112,8 +112,26 @@ def embed(encoder: LlamaModel, encoder_2: CLIPTextModel, llama: Tensor, clip: Te
     Returns:
         prompt embeddings [B, L, llama width], pooled embeddings [B, clip width].
     """
-    states = encoder(input_ids=llama, output_hidden_states=True, use_cache=False).hidden_states
+    length = llama.shape[1]
+    # Without a mask the encoder looks whether sequences were packed together, for which the host waits for the GPU.
+    causal = torch.ones(1, 1, length, length, dtype=torch.bool, device=llama.device).tril()
+    states = encoder(input_ids=llama, attention_mask=causal, output_hidden_states=True, use_cache=False).hidden_states
     return states[-(_SKIPPED_LAYERS + 1)][:, TEMPLATE_TOKENS:], encoder_2(clip).pooler_output
+
+
+def states_after_template(encoder: LlamaModel, llama: Tensor) -> Tensor:
+    """The embeddings [B, L, llama width] of :func:`embed`; the template, the same for all, is read once."""
+    batch, length = llama.shape[0], llama.shape[1] - TEMPLATE_TOKENS
+    read = encoder(input_ids=llama[:1, :TEMPLATE_TOKENS], use_cache=True).past_key_values
+    read.batch_repeat_interleave(batch)
+    causal = torch.ones(length, TEMPLATE_TOKENS + length, dtype=torch.bool, device=llama.device).tril(TEMPLATE_TOKENS)
+    states = encoder(
+        input_ids=llama[:, TEMPLATE_TOKENS:],
+        attention_mask=causal.expand(batch, 1, -1, -1),
+        past_key_values=read,
+        output_hidden_states=True,
+    ).hidden_states
+    return states[-(_SKIPPED_LAYERS + 1)]
 
 
 def _llama_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:

@@ -12,8 +12,8 @@ from torch.nn.attention import sdpa_kernel
 
 from scripts.tiny_world.plan import held_out_scenes, spread
 from scripts.train_world.autoencoder import load_vae
-from scripts.train_world.checkpoint import generator_at, load_modules
-from scripts.train_world.earlier import first_weights, vae_folder
+from scripts.train_world.checkpoint import generator_at, load_modules, module_tensors
+from scripts.train_world.earlier import TEXT_STAGE, first_weights, vae_folder
 from scripts.train_world.evaluate import judged, shares_of
 from scripts.train_world.flow import flow_loss
 from scripts.train_world.loop import Loop, LoopConfig
@@ -56,6 +56,8 @@ def train_stage(
     if not loop.resume():
         start = first_weights(work, stage.after)
         if start is not None:
+            if stage.after == (TEXT_STAGE,):  # which leaves the blocks as they are
+                start = {**module_tensors(modules), **start}
             load_modules(modules, start)
             load_modules(averaged, start)
         elif stage.after:

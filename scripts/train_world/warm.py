@@ -18,7 +18,9 @@ from scripts.train_world.recipe import WorldStage
 from scripts.train_world.text import CLIP_TOKENS, TEMPLATE_TOKENS
 from scripts.train_world.transformer import attending, prepared
 
-_CAPTION_TOKENS = (9, 14)  # two lengths: with one, torch would take it for constant
+# Two lengths, because torch would take one for constant, and two that are multiples of 8: inductor compiles attention
+# anew for those, and each process would wait for all others when it comes across its first.
+_CAPTION_TOKENS = (9, 14, 16, 24)
 
 
 def warm(config: TransformerConfig, vae: VaeConfig, stage: WorldStage, batch: int, device: torch.device) -> None:

@@ -32,7 +32,7 @@ from scripts.train_world.mixed_pool import refilled
 from scripts.train_world.network import TransformerConfig
 from scripts.train_world.parallel import mean_gradients, rank, share, start, stop
 from scripts.train_world.pool import Geometry, PoolConfig
-from scripts.train_world.recipe import LOOPS, MINUTES, MODEL, STAGES, VAE_STAGE, Share, VaeStage, WorldStage
+from scripts.train_world.recipe import LOOPS, MINUTES, MODEL, ORDER, STAGES, VAE_STAGE, Share, VaeStage, WorldStage
 from scripts.train_world.reconstructions import judged_reconstructions, remake
 from scripts.train_world.text import TextConfig
 from scripts.train_world.transformer import train_stage
@@ -243,11 +243,11 @@ def test_the_last_stage_gets_what_a_deadline_leaves(monkeypatch: pytest.MonkeyPa
         ran.append((f"evaluate {options.stage}", 0.0))
         return True
 
-    for name in ("vae", *STAGES):
+    for name in ORDER:
         monkeypatch.setitem(program._COMMANDS, name, record)
     monkeypatch.setattr(program, "_evaluate", evaluated)
     assert program.main(["all", "--device", "cpu", "--deadline-minutes", "8"]) == 0
-    assert [name for name, _ in ran] == ["vae", *STAGES, "evaluate full"]
+    assert [name for name, _ in ran] == [*ORDER, "evaluate full"]
     assert ran[0][1] == MINUTES["vae"]
     assert ran[-2][1] == pytest.approx(8 - program.EVALUATION_MINUTES, abs=0.01)
     ran.clear()
@@ -283,6 +283,18 @@ def test_what_an_autoencoder_spoils_is_counted(work: Path) -> None:
     assert untrained["shape"][0] < whole["shape"][0]
 
 
+def test_attention_is_timed_by_size_and_kernel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(STAGES, "full", STAGE)
+    assert program.main(["speed", "--part", "attention", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [
+        f"{size.geometry} {name}" for size in STAGE.sizes for name in ("flash", "cudnn")
+    ]
+    assert all(" ms more at a new length" in line for line in lines)
+
+
 def test_fewer_processes_draw_new_clips_more_often() -> None:
     (size,) = refilled((Share(SMALL, 1.0, dataclasses.replace(POOL, refill_every=64)),), 2)
     assert size.pool.refill_every == 32
@@ -290,10 +302,10 @@ def test_fewer_processes_draw_new_clips_more_often() -> None:
 
 
 def test_the_recipe_holds_together() -> None:
-    assert set(LOOPS) == set(MINUTES) == {"vae", *STAGES}
+    assert set(LOOPS) == set(MINUTES) == set(ORDER)
     for number, (name, stage) in enumerate(STAGES.items()):
         assert name == stage.name
-        assert stage.after == tuple(STAGES)[:number]
+        assert stage.after == (tuple(STAGES)[:number] or ("text",))
         assert sum(size.share for size in stage.sizes) == pytest.approx(1.0)
         assert all(size.pool.size % size.pool.chunk == 0 for size in stage.sizes)
         assert all(size.geometry.frames % 4 == 1 for size in stage.sizes)

@@ -1,0 +1,131 @@
+"""The text encoders' lessons before any clip: questions and answers, and how the weights go on from there."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.tiny_world.plan import plan_clips
+from scripts.tiny_world.words import COLORS, MOTIONS, SHAPES, Scene, Thing
+from scripts.train_world import __main__ as program
+from scripts.train_world import checkpoint, reading
+from scripts.train_world.autoencoder import VaeConfig, build_vae
+from scripts.train_world.earlier import RECORD, begin_with
+from scripts.train_world.loop import LoopConfig
+from scripts.train_world.network import TransformerConfig, build_modules
+from scripts.train_world.pool import Geometry, PoolConfig, worded
+from scripts.train_world.reading import Questions, Reader, answers_of, measure, train_text
+from scripts.train_world.recipe import Share, WorldStage
+from scripts.train_world.text import TextConfig, build_text, embed, states_after_template, tokenize
+from scripts.train_world.transformer import train_stage
+
+CPU = torch.device("cpu")
+TEXT = TextConfig(llama_width=32, llama_heads=2, clip_width=16, clip_heads=2)
+MODEL = TransformerConfig(heads=2, head_dim=32, dual_layers=1, single_layers=1, rope_axes=(8, 12, 12), text=TEXT)
+LOOP = LoopConfig(steps=9, batch=16, warmup=1)  # more steps than are drawn at once
+FIRST = WorldStage("small", (Share(Geometry(5, 64, 64), 1.0, PoolConfig(4, 4, 2, 4)),), shift=3.0, after=("text",))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_held_out_scenes() -> Iterator[None]:
+    """Measuring takes longer than the lessons otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        scenes = reading.held_out_scenes()[::32]
+        patch.setattr(reading, "held_out_scenes", lambda: scenes)
+        yield
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with lessons that were learnt, and with some autoencoder."""
+    folder = tmp_path_factory.mktemp("reading")
+    build_vae(VaeConfig(channels=(4, 4, 8, 8))).save_pretrained(folder / "vae" / "model")
+    assert train_text(MODEL, LOOP, folder, CPU)
+    return folder
+
+
+def test_answers_say_what_is_in_a_scene() -> None:
+    things = (Thing("star", "red", "left", "small", "fast"), Thing("ring", "blue", "still"))
+    found = answers_of([Scene(things, "green", "striped", "up", "behind")])
+    colors = list(COLORS)
+    red, blue = found.objects[0, colors.index("red")], found.objects[0, colors.index("blue")]
+    assert red.tolist() == [1, SHAPES.index("star"), MOTIONS.index("left"), 0, 2]
+    assert blue.tolist() == [1, SHAPES.index("ring"), MOTIONS.index("still"), 1, 1]
+    assert [row.tolist() for row in found.objects[0]].count([0, -100, -100, -100, -100]) == 6
+    assert found.ground.tolist() == [[4, 2, 3, 1]]
+
+
+def test_the_template_is_read_once_with_the_same_result() -> None:
+    text = build_text(TEXT, 0)
+    tokens = tokenize(text, ["a red circle moves left", "a blue circle moves up"])
+    whole, _ = embed(text.encoder, text.encoder_2, tokens.llama, tokens.clip)
+    torch.testing.assert_close(states_after_template(text.encoder, tokens.llama), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_resumed_lessons_equal_whole_ones(work: Path, tmp_path: Path) -> None:
+    assert not train_text(MODEL, dataclasses.replace(LOOP, max_minutes=0.0), tmp_path, CPU)
+    assert train_text(MODEL, LOOP, tmp_path, CPU)
+    for group in ("raw", "ema"):
+        one, other = checkpoint.load_group(work / "text", group), checkpoint.load_group(tmp_path / "text", group)
+        assert one is not None
+        assert other is not None
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_lessons_are_learnt(tmp_path: Path) -> None:
+    """Some hundred captions are enough for the background's colour and many a shape, of scenes never trained on."""
+    modules, text = build_modules(MODEL, 0)
+    untaught = {**modules, reading._REFINER: modules["transformer"].context_embedder}
+    untaught["questions"] = Questions(64, 16)
+    before = measure(Reader(untaught, text), CPU)
+    longer = LoopConfig(steps=60, batch=32, warmup=4, learning_rate=3e-3, ema=0.9)
+    assert train_text(MODEL, longer, tmp_path, CPU)
+    learnt = checkpoint.load_group(tmp_path / "text", "ema")
+    assert learnt is not None
+    checkpoint.load_modules({name: untaught[name] for name in untaught if name != "transformer"}, learnt)
+    after = measure(Reader(untaught, text), CPU)
+    for question in ("background", "shape"):
+        assert after["tokens"][question] > before["tokens"][question] + 0.25
+
+
+def test_the_first_stage_begins_with_what_was_learnt(work: Path, tmp_path: Path) -> None:
+    """In the same folder, or in another one that starts from the exported beginning, in float16."""
+    learnt = checkpoint.load_group(work / "text", "ema")
+    assert learnt is not None
+    kept = {name: tensor for name, tensor in learnt.items() if not name.startswith("questions.")}
+    still = LoopConfig(steps=1, batch=4, warmup=1, learning_rate=0.0, matrix_learning_rate=0.0)
+    assert train_stage(MODEL, FIRST, still, work, CPU)
+    begun = tmp_path / "begun"
+    out = ["--out", str(begun)]
+    assert program.main(["export", "--work", str(work), "--device", "cpu", "--stage", "text", *out]) == 0
+    record = json.loads((begun / RECORD).read_text())
+    assert record["stage"] == "text"
+    assert [row["stage"] for row in record["stages"]] == ["text", "small"]
+    other = tmp_path / "other"
+    other.mkdir()
+    begin_with(begun, other)
+    assert train_stage(MODEL, FIRST, still, other, CPU)
+    untaught = checkpoint.module_tensors(build_modules(MODEL, 0)[0])
+    for folder, rounded in ((work, False), (other, True)):
+        own = checkpoint.load_group(folder / "small", "raw")
+        assert own is not None
+        assert own.keys() == untaught.keys()
+        for name, tensor in own.items():
+            first = kept.get(name, untaught[name])
+            assert torch.equal(tensor, first.half().float() if rounded and name in kept else first), name
+
+
+def test_captions_are_worded_to_lengths() -> None:
+    """Of the same scenes; and without a wish they stay as they are."""
+    text = build_text(TEXT, 0)
+    plan = plan_clips(24, 3)
+    same = worded(text, plan, 1, random.Random(0))
+    assert torch.equal(same.llama, tokenize(text, plan.captions).llama)
+    fours = worded(text, plan, 4, random.Random(0))
+    assert len(fours.length) == len(plan)
+    assert (fours.length % 4 == 0).all()
+    assert (same.length % 4 != 0).any()
