@@ -18,6 +18,7 @@ import torch
 
 from adaspa_cli.bench.plan import PlannedRow
 from adaspa_cli.bench.records import Failure
+from adaspa_cli.bench.spec import by_keys
 from adaspa_cli.bench.warm_up import warm_up
 from adaspa_cli.config import ModelConfig
 from adaspa_cli.errors import AdaspaError, DiskFullError, OutOfMemoryError, UsageError
@@ -110,7 +111,7 @@ class _Reason:
     @classmethod
     def of(cls, error: Exception) -> _Reason:
         if isinstance(error, AdaspaError):
-            return cls(error.message, error.hint, isinstance(error, UsageError | OutOfMemoryError))
+            return cls(error.message, by_keys(error.hint), isinstance(error, UsageError | OutOfMemoryError))
         return cls(f"{type(error).__name__}: {' '.join(str(error).split())}", None, hopeless=False)
 
 

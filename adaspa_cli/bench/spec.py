@@ -26,6 +26,7 @@ from adaspa_cli.jobs.prompts import collect_prompts
 
 # What the bench itself decides for every run.
 RESERVED = ("prompt", "prompts", "seed", "out", "resume", "lossless")
+_OWN_FLAGS = (*RESERVED, "model", "device", "random_weights", "layers", "compile")  # of the command, for all rows
 FIGURES = ("latency", "denoising", "attention", "speed_up", "density", "psnr", "ssim", "st_lpips", "lpips", "vbench")
 _MOST = 12  # rows that a message names
 _LONGEST = 200  # characters of a folder's name; most file systems take 255
@@ -60,7 +61,17 @@ def naming(row: Row) -> Iterator[None]:
     try:
         yield
     except AdaspaError as error:
-        raise type(error)(f"row '{row.name}': {error.message}", hint=error.hint) from error
+        raise type(error)(f"row '{row.name}': {error.message}", hint=by_keys(error.hint)) from error
+
+
+def by_keys(hint: str | None) -> str | None:
+    """A hint that names flags of ``generate``, by the keys that a row has instead; flags of ``bench`` stay."""
+
+    def key(flag: re.Match[str]) -> str:
+        name = flag[1].replace("-", "_")
+        return name if name in keys_of(GenerateConfig) and name not in _OWN_FLAGS else flag[0]
+
+    return hint and re.sub(r"--([a-z][a-z-]*[a-z])", key, hint)
 
 
 @dataclass(frozen=True)

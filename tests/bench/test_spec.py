@@ -7,7 +7,7 @@ import pytest
 
 from adaspa_cli.bench.paper import load_tables, paper_figures
 from adaspa_cli.bench.plan import plan_bench
-from adaspa_cli.bench.spec import BenchSpec, load_bench, parse_bench
+from adaspa_cli.bench.spec import BenchSpec, by_keys, load_bench, parse_bench
 from adaspa_cli.config import resolve
 from adaspa_cli.config.presets import preset_names
 from adaspa_cli.errors import ConfigError
@@ -171,6 +171,17 @@ def test_all_rows_that_set_a_changed_setting_are_named_and_how_to_run_the_others
     assert message == "--set steps_per_phase: a row sets it already: hunyuan plus 0.95 fp8 one step in three"
     assert hint == f"name only others in --rows, or {own}"
     assert full_size.chosen("hunyuan full").changed({"steps_per_phase": 1}).run["steps_per_phase"] == 1
+
+
+def test_hints_about_a_row_name_keys_and_flags_of_the_command(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="row 'bad': max_error needs repair 'probes'") as caught:
+        plan_bench(parse(rows=[{"name": "bad", "method": "adaspa", "max_error": 0.1}]), tmp_path, rerun_changed=True)
+    assert caught.value.hint == "add repair probes"
+    assert by_keys("use --token-order raster, --device auto, --set lse=cached, or --method adaspa") == (
+        "use token_order raster, --device auto, --set lse=cached, or method adaspa"
+    )
+    assert by_keys("drop --weights-dtype, or --debug") == "drop weights_dtype, or --debug"
+    assert by_keys(None) is None
 
 
 @pytest.mark.parametrize("name", preset_names("bench"))
