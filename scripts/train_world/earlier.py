@@ -14,6 +14,7 @@ from scripts.train_world.parallel import barrier, rank
 from scripts.train_world.recipe import ORDER
 
 RECORD = "training.json"
+METRICS = "metrics.json"  # beside the autoencoder, and in the folder of the stage "text"
 TEXT_STAGE = "text"
 QUESTIONS = "questions"  # what that stage trains besides, and nobody needs later
 _FORMAT = 1
@@ -45,8 +46,14 @@ def vae_folder(work: Path) -> Path:
 
 def vae_facts(work: Path) -> dict[str, Any] | None:
     """What was measured of that autoencoder."""
-    own: dict[str, Any] | None = read_json(vae_folder(work) / "metrics.json")
+    own: dict[str, Any] | None = read_json(vae_folder(work) / METRICS)
     return own or _record_of(work / "earlier").get("vae")
+
+
+def text_facts(work: Path) -> dict[str, Any] | None:
+    """What was measured of the text encoders before any clip was seen."""
+    own: dict[str, Any] | None = read_json(work / TEXT_STAGE / METRICS)
+    return own or _record_of(work / "earlier").get(TEXT_STAGE)
 
 
 def first_weights(work: Path, before: tuple[str, ...]) -> Tensors | None:
@@ -94,7 +101,8 @@ def write_record(work: Path, stage: str, folder: Path) -> None:
     """Write ``training.json`` of a stage of ``work`` into an exported folder."""
     state: dict[str, Any] = load_state(work / stage) or {}
     facts = {name: state[name] for name in ("shift", "stride", "geometry") if name in state}
-    content = {"format": _FORMAT, "stage": stage, **facts, "vae": vae_facts(work), "stages": stages_of(work)}
+    measured = {"vae": vae_facts(work), TEXT_STAGE: text_facts(work)}
+    content = {"format": _FORMAT, "stage": stage, **facts, **measured, "stages": stages_of(work)}
     (folder / RECORD).write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -12,6 +12,7 @@ Shapes: B captions, L tokens of them, Q questions (8 colours and the background)
 """
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from scripts.tiny_world.words import (
     Scene,
 )
 from scripts.train_world.checkpoint import generator_at, load_modules, module_tensors, random_at
-from scripts.train_world.earlier import QUESTIONS, TEXT_STAGE, first_weights
+from scripts.train_world.earlier import METRICS, QUESTIONS, TEXT_STAGE, first_weights
 from scripts.train_world.loop import Loop, LoopConfig
 from scripts.train_world.network import TransformerConfig, build_modules
 from scripts.train_world.parallel import rank, share, stream
@@ -170,8 +171,11 @@ def train_text(config: TransformerConfig, loop_config: LoopConfig, work: Path, d
         return _loss(of_tokens, answers) + _POOLED_WEIGHT * _loss(of_pooled, answers)
 
     done = loop.run(loss_at)
-    if done and rank() == 0:
-        print(f"text done, right of held-out captions: {measure(Reader(averaged, text), device)}", flush=True)
+    metrics = work / TEXT_STAGE / METRICS
+    if done and rank() == 0 and not metrics.exists():
+        right = measure(Reader(averaged, text), device)
+        metrics.write_text(json.dumps(right, indent=1) + "\n")
+        print(f"text done, right of held-out captions: {right}", flush=True)
     return done
 
 

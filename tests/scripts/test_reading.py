@@ -104,6 +104,7 @@ def test_the_first_stage_begins_with_what_was_learnt(work: Path, tmp_path: Path)
     assert program.main(["export", "--work", str(work), "--device", "cpu", "--stage", "text", *out]) == 0
     record = json.loads((begun / RECORD).read_text())
     assert record["stage"] == "text"
+    assert record["text"] == json.loads((work / "text" / "metrics.json").read_text())
     assert [row["stage"] for row in record["stages"]] == ["text", "small"]
     other = tmp_path / "other"
     other.mkdir()
