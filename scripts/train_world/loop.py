@@ -42,12 +42,16 @@ class LoopConfig:
     machine whose speed is unknown: it chooses ``steps`` after the warm-up, from the speed seen there and
     ``later_cost``, the mean cost of the steps to come in terms of those. Nothing before depends on ``steps``, so the
     same run can be had again by giving the number that was chosen.
+
+    Parameters that were trained before the others get ``taught_rate`` of ``learning_rate``: at first the others have
+    nothing to tell them but noise, by which they would forget.
     """
 
     steps: int
     batch: int
     learning_rate: float = 1e-3
     matrix_learning_rate: float = 2e-3
+    taught_rate: float = 0.1
     warmup: int = 200
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
@@ -70,6 +74,7 @@ class Loop:
     folder: Path
     extra_state: dict[str, Any] = field(default_factory=dict)
     matrices: Collection[str] = ()  # names of the parameters that Muon updates
+    taught: Collection[str] = ()  # names of those that were trained before the others
     step: int = 0
     steps: int = 0
     fitted: bool = False  # whether ``steps`` was chosen by ``fit_minutes``
@@ -82,18 +87,8 @@ class Loop:
         parameters = dict(zip(self.names, self._parameters(self.modules), strict=True))
         self._raw = [parameters[name] for name in self.names]
         self._ema = list(self._parameters(self.averaged))
-        # Only matrices decay; gains, biases and embeddings of words keep their size.
         matrices = [name for name in self.names if name in self.matrices]
-        decaying = [n for n, p in parameters.items() if p.ndim >= 2 and "embed" not in n and n not in self.matrices]
-        others = [name for name in self.names if name not in {*matrices, *decaying}]
-        groups = [
-            {"params": [parameters[name] for name in names], "weight_decay": decay}
-            for names, decay in ((decaying, self.config.weight_decay), (others, 0.0))
-        ]
-        adamw = torch.optim.AdamW(
-            groups, lr=self.config.learning_rate, betas=self.config.betas, fused=self._raw[0].is_cuda
-        )
-        self.optimizers: list[tuple[torch.optim.Optimizer, list[str]]] = [(adamw, [*decaying, *others])]
+        self.optimizers: list[tuple[torch.optim.Optimizer, list[str]]] = [self._adamw(parameters)]
         if matrices:
             muon = BatchedMuon(
                 [parameters[name] for name in matrices],
@@ -102,6 +97,26 @@ class Loop:
             )
             self.optimizers.append((muon, matrices))
         self._peaks = [group["lr"] for optimizer, _ in self.optimizers for group in optimizer.param_groups]
+
+    def _adamw(self, parameters: dict[str, nn.Parameter]) -> tuple[torch.optim.Optimizer, list[str]]:
+        """AdamW of all that Muon leaves, and their names in its order. Only matrices decay; gains, biases and
+        embeddings of words keep their size."""
+        grouped: dict[tuple[bool, bool], list[str]] = {}
+        for name, parameter in parameters.items():
+            if name not in self.matrices:
+                decays = parameter.ndim >= 2 and "embed" not in name
+                grouped.setdefault((not decays, name in self.taught), []).append(name)
+        config, order = self.config, sorted(grouped)
+        groups = [
+            {
+                "params": [parameters[name] for name in grouped[keeps, taught]],
+                "weight_decay": 0.0 if keeps else config.weight_decay,
+                "lr": config.learning_rate * (config.taught_rate if taught else 1.0),
+            }
+            for keeps, taught in order
+        ]
+        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=self._raw[0].is_cuda)
+        return adamw, [name for key in order for name in grouped[key]]
 
     @staticmethod
     def _parameters(modules: dict[str, nn.Module]) -> list[nn.Parameter]:

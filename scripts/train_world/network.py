@@ -173,6 +173,12 @@ def block_matrices(modules: Mapping[str, nn.Module]) -> frozenset[str]:
     return frozenset(name for name in names if ".norm" not in name)
 
 
+def taught_parameters(modules: Mapping[str, nn.Module]) -> frozenset[str]:
+    """Names of the parameters that the stage ``text`` trains."""
+    text = ("text_encoder.", "text_encoder_2.", "transformer.context_embedder.")
+    return frozenset(name for name in module_tensors(modules) if name.startswith(text))
+
+
 def build_modules(config: TransformerConfig, seed: int) -> tuple[dict[str, nn.Module], Any]:
     """Transformer and text encoders by the pipeline's names, and the ``Text`` with the tokenizers."""
     text = build_text(config.text, seed)

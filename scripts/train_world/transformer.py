@@ -25,6 +25,7 @@ from scripts.train_world.network import (
     build_modules,
     prepare_for_training,
     set_stride,
+    taught_parameters,
 )
 from scripts.train_world.parallel import barrier, rank, share, stream, world
 from scripts.train_world.recipe import WorldStage
@@ -52,7 +53,8 @@ def train_stage(
     averaged = prepared(modules, stage, device)
     geometry = stage.sizes[0].geometry
     extra = _facts(config, stage)
-    loop = Loop(modules, averaged, loop_config, work / stage.name, extra, matrices=block_matrices(modules))
+    parts = {"matrices": block_matrices(modules), "taught": taught_parameters(modules)}
+    loop = Loop(modules, averaged, loop_config, work / stage.name, extra, **parts)
     if not loop.resume():
         start = first_weights(work, stage.after)
         if start is not None:

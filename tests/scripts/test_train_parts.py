@@ -18,7 +18,7 @@ from scripts.train_world.autoencoder import VaeConfig, build_vae, encode, fold_n
 from scripts.train_world.export import export, load_trained
 from scripts.train_world.fast_vae import speed_up
 from scripts.train_world.flow import flow_loss, sample_sigmas
-from scripts.train_world.loop import LoopConfig
+from scripts.train_world.loop import Loop, LoopConfig
 from scripts.train_world.muon import BatchedMuon
 from scripts.train_world.network import (
     StridedRope,
@@ -293,6 +293,24 @@ def test_muon_gets_the_matrices_of_the_blocks_alone() -> None:
     names = block_matrices(modules)
     assert len(names) == MODEL.dual_layers * 12 + MODEL.single_layers * 5
     assert not [name for name in names if "norm" in name or "bias" in name or "refiner" in name]
+
+
+def test_what_was_taught_before_learns_slowly(tmp_path: Path) -> None:
+    """Its optimiser's state finds its way back to the parameters that it is of."""
+    torch.manual_seed(0)
+    modules = {name: torch.nn.Linear(4, 4) for name in ("old", "new")}
+    config = LoopConfig(steps=3, batch=1, learning_rate=0.01, taught_rate=0.1, warmup=1, weight_decay=0.0)
+    before = {name: module.weight.detach().clone() for name, module in modules.items()}
+    loop = Loop(modules, copy.deepcopy(modules), config, tmp_path, taught=("old.weight", "old.bias"))
+    x = torch.ones(1, 4)
+    loop.run(lambda _: modules["old"](x).sum() + modules["new"](x).sum())
+    moved = {name: float((module.weight - before[name]).abs().mean().detach()) for name, module in modules.items()}
+    assert moved["old"] == pytest.approx(0.1 * moved["new"], rel=1e-3)
+    again = Loop(modules, copy.deepcopy(modules), config, tmp_path, taught=("old.weight", "old.bias"))
+    assert again.resume()
+    one, other = (checkpoint.optimizer_tensors(*each.optimizers[0]) for each in (loop, again))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_a_run_of_chosen_length_can_be_had_again(work: Path, tmp_path: Path) -> None:
