@@ -23,7 +23,7 @@ from scripts.train_world.evaluate import evaluate
 from scripts.train_world.export import export, load_trained
 from scripts.train_world.loop import LoopConfig
 from scripts.train_world.network import set_stride
-from scripts.train_world.parallel import barrier, rank, start, stop
+from scripts.train_world.parallel import barrier, rank, start, stop, world
 from scripts.train_world.pool import Geometry
 from scripts.train_world.reading import train_text
 from scripts.train_world.recipe import (
@@ -36,6 +36,7 @@ from scripts.train_world.recipe import (
     VAE,
     VAE_STAGE,
     WorldStage,
+    batch_of,
 )
 from scripts.train_world.reconstructions import judged_reconstructions, remake
 from scripts.train_world.sampling import load_folder
@@ -101,7 +102,7 @@ def _text(options: argparse.Namespace, device: torch.device) -> bool:
 def _warm(options: argparse.Namespace, device: torch.device) -> bool:
     """All stages but the first one, which is trained at the same time."""
     for name in (name for name, _ in options.stages[1:] if name in STAGES):
-        warm(MODEL, VAE, _configured(name, options), LOOPS[name].batch, device)
+        warm(MODEL, VAE, _configured(name, options), batch_of(name, world()), device)
     return True
 
 
@@ -189,6 +190,7 @@ def _loop(name: str, options: argparse.Namespace) -> LoopConfig:
     """The stage's defaults with what the command line changes; its length in minutes unless in steps."""
     names = ("steps", "batch", "learning_rate", "max_minutes", "seed")
     given: dict[str, Any] = {field: getattr(options, field) for field in names if getattr(options, field) is not None}
+    given.setdefault("batch", batch_of(name, world()))
     if options.steps is None:
         given["fit_minutes"] = MINUTES[name] * options.scale
     return dataclasses.replace(LOOPS[name], save_seconds=120.0, print_seconds=15.0, **given)

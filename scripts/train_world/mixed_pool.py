@@ -1,28 +1,13 @@
 """Pools of encoded clips of several sizes; a step has clips of one of them, the same in all processes."""
 
-import dataclasses
-
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
 from scripts.train_world.checkpoint import generator_at, seed_at
 from scripts.train_world.parallel import rank
 from scripts.train_world.pool import Batch, LatentPool
-from scripts.train_world.recipe import PROCESSES, Share
+from scripts.train_world.recipe import Share
 from scripts.train_world.text import Text
-
-
-def refilled(sizes: tuple[Share, ...], processes: int) -> tuple[Share, ...]:
-    """The same with as many new clips for the clips that a process trains on, whatever the number of processes."""
-    return tuple(
-        dataclasses.replace(
-            size,
-            pool=dataclasses.replace(
-                size.pool, refill_every=max(1, round(size.pool.refill_every * processes / PROCESSES))
-            ),
-        )
-        for size in sizes
-    )
 
 
 class MixedPool:

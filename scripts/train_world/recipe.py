@@ -11,7 +11,7 @@ from scripts.train_world.network import TransformerConfig
 from scripts.train_world.pool import Geometry, PoolConfig
 from scripts.train_world.text import TextConfig
 
-PROCESSES = 4  # that the pools are sized for
+PROCESSES = 4  # that the batches are for
 VAE = VaeConfig(latent_channels=16, channels=(16, 32, 64, 64))
 # 12.9 million parameters in the transformer: of its steps at 9,216 tokens, attention is the most.
 MODEL = TransformerConfig(
@@ -142,9 +142,16 @@ LOOPS = {
         steps=4000, batch=192, learning_rate=8e-4, matrix_learning_rate=4e-3, warmup=100, ema=0.999, later_cost=1.05
     ),
     "full": LoopConfig(
-        steps=2500, batch=48, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=1.3
+        steps=2500, batch=64, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=1.3
     ),
 }
 ORDER = ("vae", "text", *STAGES)
 MINUTES = {"vae": 8.0, "text": 1.0, "small": 5.0, "middle": 5.0, "full": 12.0}
 EVALUATION_MINUTES = 2.0  # kept free at the end of a run with a deadline, for four GPUs
+
+
+def batch_of(name: str, processes: int) -> int:
+    """Clips in a step: a GPU takes as many of a transformer's stage whatever the number of GPUs, since with fewer it
+    would wait for its host."""
+    batch = LOOPS[name].batch
+    return max(1, batch // PROCESSES) * processes if name in STAGES else batch

@@ -17,7 +17,7 @@ from scripts.train_world.earlier import TEXT_STAGE, first_weights, vae_folder
 from scripts.train_world.evaluate import judged, shares_of
 from scripts.train_world.flow import flow_loss
 from scripts.train_world.loop import Loop, LoopConfig
-from scripts.train_world.mixed_pool import MixedPool, refilled
+from scripts.train_world.mixed_pool import MixedPool
 from scripts.train_world.network import (
     BACKENDS,
     TransformerConfig,
@@ -27,7 +27,7 @@ from scripts.train_world.network import (
     set_stride,
     taught_parameters,
 )
-from scripts.train_world.parallel import barrier, rank, share, stream, world
+from scripts.train_world.parallel import barrier, rank, share, stream
 from scripts.train_world.recipe import WorldStage
 from scripts.train_world.sampling import assemble_pipeline
 
@@ -66,7 +66,7 @@ def train_stage(
             raise FileNotFoundError(f"no weights in {work}: train the stage {stage.after[-1]} first")
     if loop.progress() >= 1.0:
         return True
-    pool = MixedPool(refilled(stage.sizes, world()), vae, text, loop_config.seed)
+    pool = MixedPool(stage.sizes, vae, text, loop_config.seed)
     pipe = assemble_pipeline(averaged, text, vae, stage.shift)
     batch_size = share(loop_config.batch)
 

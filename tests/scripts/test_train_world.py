@@ -28,11 +28,21 @@ from scripts.train_world.earlier import RECORD, begin_with
 from scripts.train_world.evaluate import evaluate
 from scripts.train_world.export import load_trained
 from scripts.train_world.loop import LoopConfig
-from scripts.train_world.mixed_pool import refilled
 from scripts.train_world.network import TransformerConfig
 from scripts.train_world.parallel import mean_gradients, rank, share, start, stop
 from scripts.train_world.pool import Geometry, PoolConfig
-from scripts.train_world.recipe import LOOPS, MINUTES, MODEL, ORDER, STAGES, VAE_STAGE, Share, VaeStage, WorldStage
+from scripts.train_world.recipe import (
+    LOOPS,
+    MINUTES,
+    MODEL,
+    ORDER,
+    STAGES,
+    VAE_STAGE,
+    Share,
+    VaeStage,
+    WorldStage,
+    batch_of,
+)
 from scripts.train_world.reconstructions import judged_reconstructions, remake
 from scripts.train_world.text import TextConfig
 from scripts.train_world.transformer import train_stage
@@ -295,12 +305,6 @@ def test_attention_is_timed_by_size_and_kernel(
     assert all(" ms more at a new length" in line for line in lines)
 
 
-def test_fewer_processes_draw_new_clips_more_often() -> None:
-    (size,) = refilled((Share(SMALL, 1.0, dataclasses.replace(POOL, refill_every=64)),), 2)
-    assert size.pool.refill_every == 32
-    assert refilled(STAGE.sizes, 1)[0].pool.refill_every == 1
-
-
 def test_the_recipe_holds_together() -> None:
     assert set(LOOPS) == set(MINUTES) == set(ORDER)
     for number, (name, stage) in enumerate(STAGES.items()):
@@ -311,3 +315,4 @@ def test_the_recipe_holds_together() -> None:
         assert all(size.geometry.frames % 4 == 1 for size in stage.sizes)
     assert MODEL.latent_channels == VAE_STAGE.model.latent_channels
     assert all(share(loop.batch) % 4 == 0 for loop in LOOPS.values())
+    assert [batch_of(name, 2) for name in ("vae", "full")] == [LOOPS["vae"].batch, LOOPS["full"].batch // 2]
