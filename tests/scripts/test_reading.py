@@ -18,7 +18,7 @@ from scripts.train_world.earlier import RECORD, begin_with
 from scripts.train_world.loop import LoopConfig
 from scripts.train_world.network import TransformerConfig, build_modules
 from scripts.train_world.pool import Geometry, PoolConfig, worded
-from scripts.train_world.reading import Questions, Reader, answers_of, measure, train_text
+from scripts.train_world.reading import answers_of, train_text
 from scripts.train_world.recipe import Share, WorldStage
 from scripts.train_world.text import TextConfig, build_text, embed, states_after_template, tokenize
 from scripts.train_world.transformer import train_stage
@@ -77,19 +77,12 @@ def test_resumed_lessons_equal_whole_ones(work: Path, tmp_path: Path) -> None:
 
 
 def test_lessons_are_learnt(tmp_path: Path) -> None:
-    """Some hundred captions are enough for the background's colour and many a shape, of scenes never trained on."""
-    modules, text = build_modules(MODEL, 0)
-    untaught = {**modules, reading._REFINER: modules["transformer"].context_embedder}
-    untaught["questions"] = Questions(64, 16)
-    before = measure(Reader(untaught, text), CPU)
-    longer = LoopConfig(steps=60, batch=32, warmup=4, learning_rate=3e-3, ema=0.9)
+    """Some thousand captions are enough for many a background and shape, of one in six, of scenes never trained on."""
+    longer = LoopConfig(steps=100, batch=32, warmup=4, learning_rate=4e-3, ema=0.9)
     assert train_text(MODEL, longer, tmp_path, CPU)
-    learnt = checkpoint.load_group(tmp_path / "text", "ema")
-    assert learnt is not None
-    checkpoint.load_modules({name: untaught[name] for name in untaught if name != "transformer"}, learnt)
-    after = measure(Reader(untaught, text), CPU)
-    for question in ("background", "shape"):
-        assert after["tokens"][question] > before["tokens"][question] + 0.25
+    right = json.loads((tmp_path / "text" / "metrics.json").read_text())["tokens"]
+    assert right["background"] > 0.4
+    assert right["shape"] > 0.4
 
 
 def test_the_first_stage_begins_with_what_was_learnt(work: Path, tmp_path: Path) -> None:
