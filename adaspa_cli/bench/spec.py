@@ -28,6 +28,8 @@ from adaspa_cli.jobs.prompts import collect_prompts
 RESERVED = ("prompt", "prompts", "seed", "out", "resume", "lossless")
 _OWN_FLAGS = (*RESERVED, "model", "device", "random_weights", "layers", "compile")  # of the command, for all rows
 FIGURES = ("latency", "denoising", "attention", "speed_up", "density", "psnr", "ssim", "st_lpips", "lpips", "vbench")
+# With its value, if that is what comes next and not a word of the sentence.
+_FLAG = re.compile(r"--([a-z][a-z-]*[a-z])(?: (?!(?:or|and|of|above|when|that)\b)([\w.]+(?:[:,-][\w.]+)*))?")
 _MOST = 12  # rows that a message names
 _LONGEST = 200  # characters of a folder's name; most file systems take 255
 
@@ -65,13 +67,15 @@ def naming(row: Row) -> Iterator[None]:
 
 
 def by_keys(hint: str | None) -> str | None:
-    """A hint that names flags of ``generate``, by the keys that a row has instead; flags of ``bench`` stay."""
+    """A hint that names flags of ``generate``, by keys and values as a row has them; flags of ``bench`` stay."""
 
     def key(flag: re.Match[str]) -> str:
-        name = flag[1].replace("-", "_")
-        return name if name in keys_of(GenerateConfig) and name not in _OWN_FLAGS else flag[0]
+        name, value = flag[1].replace("-", "_"), flag[2]
+        if name not in keys_of(GenerateConfig) or name in _OWN_FLAGS:
+            return flag[0]
+        return f"{name}: {value}" if value else name
 
-    return hint and re.sub(r"--([a-z][a-z-]*[a-z])", key, hint)
+    return hint and _FLAG.sub(key, hint)
 
 
 @dataclass(frozen=True)

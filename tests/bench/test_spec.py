@@ -176,11 +176,15 @@ def test_all_rows_that_set_a_changed_setting_are_named_and_how_to_run_the_others
 def test_hints_about_a_row_name_keys_and_flags_of_the_command(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="row 'bad': max_error needs repair 'probes'") as caught:
         plan_bench(parse(rows=[{"name": "bad", "method": "adaspa", "max_error": 0.1}]), tmp_path, rerun_changed=True)
-    assert caught.value.hint == "add repair probes"
+    assert caught.value.hint == "add repair: probes"
     assert by_keys("use --token-order raster, --device auto, --set lse=cached, or --method adaspa") == (
-        "use token_order raster, --device auto, --set lse=cached, or method adaspa"
+        "use token_order: raster, --device auto, --set lse=cached, or method: adaspa"
     )
     assert by_keys("drop --weights-dtype, or --debug") == "drop weights_dtype, or --debug"
+    assert by_keys("use a --guidance-scale above 1, or --search-steps 10,30") == (
+        "use a guidance_scale above 1, or search_steps: 10,30"
+    )
+    assert by_keys("choose smaller --search-steps or more --steps") == "choose smaller search_steps or more steps"
     assert by_keys(None) is None
 
 
