@@ -57,7 +57,7 @@ class WorldStage:
     guidance_from: float = 0.4
     after: tuple[str, ...] = ()
     compile: bool = False
-    attention: str = "flash"  # cuDNN's is faster on Hopper, but plans for half a second at each new length
+    attention: str = "flash"  # cuDNN's plans for half a second at each new length; ``speed --part attention`` compares
     eval_minutes: float | None = None
 
 
@@ -80,7 +80,7 @@ def _pool(size: int, chunk: int, refill_every: int, encode_batch: int = 64) -> P
 
 
 def _full_pool(size: int, chunk: int, refill_every: int) -> PoolConfig:
-    """With captions whose lengths cuDNN plans attention for within seconds."""
+    """With captions of few lengths, so that cuDNN plans attention for a few dozen sequences only."""
     return PoolConfig(size, chunk, refill_every, encode_batch=32, tokens=4)
 
 
