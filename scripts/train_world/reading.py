@@ -16,7 +16,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -158,8 +157,7 @@ def train_text(config: TransformerConfig, loop_config: LoopConfig, work: Path, d
     for module in taught.values():
         module.to(device)
     averaged = copy.deepcopy(taught)
-    state: dict[str, Any] = {}
-    loop = Loop(taught, averaged, loop_config, work / TEXT_STAGE, state)
+    loop = Loop(taught, averaged, loop_config, work / TEXT_STAGE)
     loop.resume()
     captions = _Captions(text, share(loop_config.batch), loop_config.seed, device)
 
