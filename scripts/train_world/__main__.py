@@ -37,6 +37,7 @@ from scripts.train_world.recipe import (
     VAE_STAGE,
     WorldStage,
     batch_of,
+    rate_share,
 )
 from scripts.train_world.reconstructions import judged_reconstructions, remake
 from scripts.train_world.sampling import load_folder
@@ -193,7 +194,10 @@ def _loop(name: str, options: argparse.Namespace) -> LoopConfig:
     given.setdefault("batch", batch_of(name, world()))
     if options.steps is None:
         given["fit_minutes"] = MINUTES[name] * options.scale
-    return dataclasses.replace(LOOPS[name], save_seconds=120.0, print_seconds=15.0, **given)
+    loop, share = LOOPS[name], rate_share(name, given["batch"])
+    given.setdefault("learning_rate", loop.learning_rate * share)
+    given["matrix_learning_rate"] = loop.matrix_learning_rate * share
+    return dataclasses.replace(loop, save_seconds=120.0, print_seconds=15.0, **given)
 
 
 def _plan(text: str) -> list[tuple[str, float | None]]:

@@ -3,6 +3,7 @@
 The minutes are for four GPUs, one process each; with fewer the same command trains on fewer clips.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from scripts.train_world.autoencoder import VaeConfig
@@ -155,3 +156,9 @@ def batch_of(name: str, processes: int) -> int:
     would wait for its host."""
     batch = LOOPS[name].batch
     return max(1, batch // PROCESSES) * processes if name in STAGES else batch
+
+
+def rate_share(name: str, batch: int) -> float:
+    """Of the recipe's learning rates, for another batch: the square root of its share, as gradients that are scaled to
+    one size want it (arXiv 2205.10287), so that fewer GPUs don't train with more noise."""
+    return math.sqrt(batch / LOOPS[name].batch) if name in STAGES else 1.0

@@ -42,6 +42,7 @@ from scripts.train_world.recipe import (
     VaeStage,
     WorldStage,
     batch_of,
+    rate_share,
 )
 from scripts.train_world.reconstructions import judged_reconstructions, remake
 from scripts.train_world.text import TextConfig
@@ -316,3 +317,5 @@ def test_the_recipe_holds_together() -> None:
     assert MODEL.latent_channels == VAE_STAGE.model.latent_channels
     assert all(share(loop.batch) % 4 == 0 for loop in LOOPS.values())
     assert [batch_of(name, 2) for name in ("vae", "full")] == [LOOPS["vae"].batch, LOOPS["full"].batch // 2]
+    assert rate_share("full", LOOPS["full"].batch // 4) == 0.5
+    assert rate_share("vae", 16) == rate_share("full", LOOPS["full"].batch) == 1.0
