@@ -72,7 +72,7 @@ def run_bench(rows: Sequence[PlannedRow], observer: BenchObserver, *, warmup_ste
         config = group[0].resolved.config
         observer.loading(config.model.source)
         with memory_errors(config.model.offload):
-            pipe = load_pipeline(config.model, decode=config.decodes)
+            pipe = load_pipeline(config.model, decode=config.decodes, linear=_linear(group))
         lines: list[str] = []
         for row in group:
             check_read(pipe, row.resolved.config, (job.prompt for job in row.jobs), lines.append)
@@ -97,6 +97,11 @@ def _groups(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
         config = row.resolved.config
         groups.setdefault((config.model, config.decodes), []).append(row)
     return list(groups.values())
+
+
+def _linear(group: Sequence[PlannedRow]) -> str:
+    """The precision of the linear layers that a pipeline is loaded for: FP8 if no row needs another."""
+    return "fp8" if all(row.fp8 for row in group) else "model"
 
 
 @dataclass(frozen=True)

@@ -91,11 +91,31 @@ def largest_alone(parts: Mapping[str, int], offload: str, architecture: Architec
 
 def fp8_weights(architecture: Architecture) -> int:
     """Weights that ``--linear fp8`` puts into FP8, a byte each on the device; in the model's dtype they are in main
-    memory meanwhile. Modulation layers, which are a quarter of HunyuanVideo, are not among them."""
-    return sum(architecture.facts.linear_weights(config) for config in architecture.transformers.values())
+    memory. Modulation layers, which are a quarter of HunyuanVideo, are not among them."""
+    return sum(_fp8_weights(architecture).values())
 
 
-def check_weights_fit(model: ModelConfig, kind: str, memory: int | None, main: int | None = None) -> None:
+def _fp8_weights(architecture: Architecture) -> dict[str, int]:
+    """By transformer."""
+    return {name: architecture.facts.linear_weights(config) for name, config in architecture.transformers.items()}
+
+
+def device_bytes(
+    parts: Mapping[str, int], linear: str, architecture: Architecture, itemsize: int = BYTES
+) -> dict[str, int]:
+    """Bytes of each part as a device holds it: with ``--linear fp8`` a byte for each weight of these layers."""
+    smaller = _fp8_weights(architecture) if linear == "fp8" else {}
+    return {part: size - (itemsize - 1) * smaller.get(part, 0) for part, size in parts.items()}
+
+
+def main_bytes(parts: Mapping[str, int], linear: str, architecture: Architecture) -> int:
+    """Bytes of all weights, as offloading keeps them in main memory: with ``--linear fp8`` these layers in FP8 too."""
+    return sum(parts.values()) + (fp8_weights(architecture) if linear == "fp8" else 0)
+
+
+def check_weights_fit(
+    model: ModelConfig, kind: str, memory: int | None, main: int | None = None, linear: str = "model"
+) -> None:
     """Refuse weights that alone need more than all memory of the device, or with offloading more than all main
     memory, before they are downloaded or built.
 
@@ -106,6 +126,7 @@ def check_weights_fit(model: ModelConfig, kind: str, memory: int | None, main: i
         kind: of the device, ``cpu`` or ``cuda``.
         memory: bytes that it has; None where nothing tells.
         main: bytes of main memory, where offloading keeps the weights; None where nothing tells.
+        linear: precision of the linear layers.
 
     Raises:
         OutOfMemoryError: with what would help.
@@ -117,7 +138,7 @@ def check_weights_fit(model: ModelConfig, kind: str, memory: int | None, main: i
     if architecture is None or parts is None:
         return
     fewer = "--layers N, to build only some of them; " if model.random_weights else ""
-    everything = sum(parts.values())
+    everything = main_bytes(parts, linear, architecture)
     if model.offload != "none" and main is not None and everything > main:
         need, has = (f"{size / 1e9:.0f} GB" for size in (everything, main))
         raise OutOfMemoryError(
@@ -125,13 +146,22 @@ def check_weights_fit(model: ModelConfig, kind: str, memory: int | None, main: i
             f"machine has {has}",
             hint=f"{fewer}--weights-dtype fp8; a smaller one of adaspa models",
         )
-    needed = max(fit(parts, model.offload, architecture) for fit in (held_weights, largest_alone))
+    held = device_bytes(parts, linear, architecture)
+    needed = max(fit(held, model.offload, architecture) for fit in (held_weights, largest_alone))
     if memory is None or needed <= memory:
         return
     place = "the GPU" if kind == "cuda" else "this machine"
     need, has = (f"{size / 1e9:.0f} GB" for size in (needed, memory))
     raise OutOfMemoryError(
         f"the weights of {model.source} need about {need} of memory, and {place} has {has}",
-        hint=f"{fewer}--offload group on a GPU, which holds only the running layers; a smaller one of adaspa models; "
+        hint=f"{fewer}{_offloads(model.offload, linear)}; a smaller one of adaspa models; "
         "--plan shows what a run needs",
     )
+
+
+def _offloads(offload: str, linear: str) -> str:
+    """What would hold fewer weights on the device."""
+    group = "--offload group on a GPU, which holds only the running layers"
+    if linear != "fp8":
+        return group
+    return f"{'--offload model, or ' if offload == 'none' else ''}without --linear fp8 {group}"

@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 class Load(Protocol):
     """Loads a pipeline; see :func:`~adaspa_cli.models.loading.load_pipeline`."""
 
-    def __call__(self, config: ModelConfig, *, decode: bool) -> Any: ...
+    def __call__(self, config: ModelConfig, *, decode: bool, linear: str) -> Any: ...
 
 
 class JobObserver(Observer, Protocol):
@@ -88,7 +88,7 @@ def generate(
     observer.loading(config.model.source)
     made: set[int] = set()
     with memory_errors(config.model.offload, together=not world.teams.all.alone):
-        pipe = load(model, decode=config.decodes)
+        pipe = load(model, decode=config.decodes, linear=config.method.linear)
         check_read(pipe, config, (jobs[number].prompt for number in todo), observer.note)
         with session(pipe, resolved, observer, world) as running:
             observer.started(len(todo), config.sampling.steps, running.handle.backend)

@@ -82,6 +82,6 @@ class Worker:
             config = self._resolved.config
             if config.method.linear == "fp8":
                 check_fp8(choose_device(config.model.device))
-            pipe = load_pipeline(config.model, decode=config.decodes)
+            pipe = load_pipeline(config.model, decode=config.decodes, linear=config.method.linear)
             self._session = self._stack.enter_context(session(pipe, self._resolved, Silent()))
         return self._session

@@ -190,7 +190,7 @@ def search_share(
     model = placed(resolved.config.model, world)
     observer.loading(model.source)
     with memory_errors(model.offload, together=not world.teams.all.alone):
-        pipe = load_pipeline(model, decode=False)
+        pipe = load_pipeline(model, decode=False, linear=resolved.config.method.linear)
         check_sampling(pipe, resolved.config.sampling)
         check_read(pipe, resolved.config, (prompt for prompt, _ in job.videos), observer.note)
         job = job.on(pipe)
@@ -215,7 +215,7 @@ def follow_search(resolved: Resolved, options: SearchOptions, world: World) -> N
         return  # the file is there
     job, model = _Job.of(resolved, options, []), placed(resolved.config.model, world)
     with memory_errors(model.offload, together=True):
-        pipe = load_pipeline(model, decode=False)
+        pipe = load_pipeline(model, decode=False, linear=resolved.config.method.linear)
         job = job.on(pipe)
         policy = Recording(job.policy, lambda *_: None)
         with _at_work(pipe, job, lambda _steps: policy, world):

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,11 +31,14 @@ _KEPT_FREE = 1 / 8  # of main memory
 class Fp8Linears:
     """FP8 layers in the place of a pipeline's own, until :meth:`remove` puts these back.
 
-    The original weights are parked in main memory, so that the device holds a byte a weight, and removing restores
-    every bit. Those that share memory with another part of the pipeline (tied layers, views) stay on the device: they
-    could not be freed there, and would share it no longer. So do those that main memory has no room for: an eighth of
-    it is left free, and the log says what stays. Layers are converted one by one, so that the device needs no more than
-    it held before and one layer in FP8.
+    The original weights are in main memory, so that the device holds a byte a weight, and removing restores every bit.
+    Those that are there already (:func:`left_behind`, offloading of whole models) stay there, and are copied to the
+    device one by one to be quantised. Others are parked there, one by one as well, and return. Those that share memory
+    with another part of the pipeline (tied layers, views) stay on the device: they could not be freed there, and would
+    share it no longer. So do those that main memory has no room for: an eighth of it is left free, and the log says
+    what stays.
+
+    FP8 weights are put where the rest of their transformer is. If that is offloaded as a whole, they move with it.
 
     Attributes:
         layers: that multiply in FP8.
@@ -44,7 +50,8 @@ class Fp8Linears:
         """
         Args:
             family: of the pipeline.
-            pipe: on its device.
+            pipe: on its device, apart from weights in main memory that :func:`left_behind` left there; or offloaded in
+                whole models.
             emulate: multiply with PyTorch in float32, for comparisons; any device and dtype.
 
         Raises:
@@ -52,16 +59,18 @@ class Fp8Linears:
             RunError: weights are elsewhere than the run, or no layer can multiply in FP8.
         """
         self._emulate = emulate
-        self._device = pipe._execution_device
+        self._device = self._held = pipe._execution_device
         if not emulate:
             check_fp8(self._device)
             _check_dtype(family.shape(pipe).dtype)
         self._replaced: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
         self._made: list[Fp8Linear] = []
+        self._offloaded: list[nn.Module] = []
         self._users = _users_of_storages(pipe)
         self.layers = self.of = self.weight_bytes = self._without_room = 0
         try:
             for transformer in family.transformers(pipe):
+                self._held = self._place_of(transformer)
                 for block in family.blocks(transformer):
                     self._replace_in(block, family)
             if not self.of:
@@ -81,10 +90,11 @@ class Fp8Linears:
             )
 
     def remove(self) -> None:
-        """Put the original layers back, where ours still stand, and their weights to where the FP8 ones are by now.
+        """Put the original layers back, where ours still stand, and parked weights to where the FP8 ones are by now.
 
-        May be called twice. Where the device has no room for them, torch.OutOfMemoryError is raised, and another call
-        goes on.
+        Weights that were in main memory before stay there; what is offloaded returns there as a whole. May be called
+        twice. Where the device has no room for parked weights, torch.OutOfMemoryError is raised, and another call goes
+        on.
         """
         while self._replaced:
             parent, name, original, new = self._replaced.pop()
@@ -93,12 +103,33 @@ class Fp8Linears:
         while self._made:
             self._made[-1].unpark()
             self._made.pop()
+        while self._offloaded:
+            self._offloaded.pop().to("cpu")
 
     def __enter__(self) -> Fp8Linears:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.remove()
+
+    def _place_of(self, transformer: Any) -> torch.device:
+        """Where a transformer's FP8 weights are put.
+
+        Raises:
+            RunError: the transformer is not where the run is, and nothing brings it there.
+        """
+        held: torch.device = transformer.device
+        if held != self._device:
+            if held.type != "cpu" or not hasattr(transformer, "_hf_hook"):  # by which accelerate moves all of it
+                raise self._elsewhere(held)
+            self._offloaded.append(transformer)
+        return held
+
+    def _elsewhere(self, device: torch.device) -> RunError:
+        return RunError(
+            f"linear 'fp8' needs the weights on {self._device}, and some are on {device}",
+            hint="load the pipeline without offloading, or with pipe.enable_model_cpu_offload()",
+        )
 
     def _replace_in(self, block: Any, family: Family) -> None:
         linears = family.linears
@@ -136,9 +167,9 @@ class Fp8Linears:
             self._put(block, path, self._make(layer, shared=shared))
 
     def _make(self, layer: nn.Linear, **options: Any) -> Fp8Linear:
-        made = Fp8Linear(layer, emulate=self._emulate, **options)
+        made = Fp8Linear(layer, emulate=self._emulate, device=self._device, held=self._held, **options)
         self._made.append(made)
-        if self._users[_storage(layer.weight)] == 1 and not made.park(_room()):
+        if self._users[_storage(layer.weight)] == 1 and not made.park(room()):
             self._without_room += layer.weight.nbytes
         self.layers += 1
         self.weight_bytes += made.weight.numel()
@@ -151,23 +182,49 @@ class Fp8Linears:
         setattr(parent, name, new)
 
     def _fits(self, layer: Any) -> bool:
-        """Whether a layer is as diffusers made it, and FP8 products take its sizes.
+        """Whether a layer is replaced.
 
         Raises:
-            RunError: its weights are not where the run is.
+            RunError: its weights are not where the run is, and not in main memory apart from the rest, nor offloaded.
         """
-        if type(layer) is not nn.Linear or _is_hooked(layer) or type(layer.weight) is not nn.Parameter:
+        if not _is_fit(layer):
             return False
-        if layer.weight.device != self._device:
-            raise RunError(
-                f"linear 'fp8' needs the weights on {self._device}, and some are on {layer.weight.device}",
-                hint="load the pipeline without offloading",
-            )
-        aligned = layer.in_features % ALIGNMENT == 0 and layer.out_features % ALIGNMENT == 0
-        return aligned and layer.weight.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        held = layer.weight.device
+        apart = held.type == "cpu" and (layer.bias is None or layer.bias.device == self._held)
+        if held != self._device and not apart:
+            raise self._elsewhere(held)
+        return True
 
 
-def _room() -> float:
+@contextmanager
+def left_behind(family: Family, pipe: Any) -> Iterator[None]:
+    """Within it a pipeline moves without the weights that FP8 takes, but for those that others share.
+
+    Left in main memory, they need no room on the device: :class:`Fp8Linears` quantises them from there. Nothing else
+    can run such a pipeline.
+    """
+    users = _users_of_storages(pipe)
+    blocks = (block for transformer in family.transformers(pipe) for block in family.blocks(transformer))
+    layers = [layer for block in blocks for layer in map(partial(_find, block), family.linears.paths())]
+    weights = {layer: layer.weight for layer in layers if _is_fit(layer) and users[_storage(layer.weight)] == 1}
+    for layer in weights:
+        layer._parameters["weight"] = None
+    try:
+        yield
+    finally:
+        for layer, weight in weights.items():
+            layer._parameters["weight"] = weight
+
+
+def _is_fit(layer: Any) -> bool:
+    """Whether a layer is as diffusers made it, and FP8 products take its sizes."""
+    if type(layer) is not nn.Linear or _is_hooked(layer) or type(layer.weight) is not nn.Parameter:
+        return False
+    aligned = layer.in_features % ALIGNMENT == 0 and layer.out_features % ALIGNMENT == 0
+    return aligned and layer.weight.dtype in (torch.bfloat16, torch.float16, torch.float32)
+
+
+def room() -> float:
     """Bytes of main memory that weights may take; it is asked anew for each, as other processes take some as well."""
     free, memory = machine_memory()
     return float("inf") if free is None or memory is None else free - _KEPT_FREE * memory

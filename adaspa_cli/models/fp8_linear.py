@@ -115,8 +115,8 @@ class SharedInput:
 class Fp8Linear(nn.Module):
     """Stands for a linear layer, under its names: what is saved meanwhile is what the layer would have saved.
 
-    The layer itself is no part of this one. Its bias is shared; its weights may be parked in main memory, and follow
-    this one in dtype while they are.
+    The layer itself is no part of this one. Its bias is shared. Its weights may be in main memory, because they were
+    there or were parked there; then they follow this one in dtype alone.
     """
 
     weight: Tensor
@@ -128,6 +128,8 @@ class Fp8Linear(nn.Module):
         original: nn.Linear,
         *,
         emulate: bool,
+        device: torch.device | None = None,
+        held: torch.device | None = None,
         gelu_from: int | None = None,
         shared: SharedInput | None = None,
     ) -> None:
@@ -135,19 +137,22 @@ class Fp8Linear(nn.Module):
         Args:
             original: K and N divisible by ``ALIGNMENT``.
             emulate: multiply with PyTorch in float32.
+            device: that quantises. Weights that are in main memory instead stay there, and a copy is freed afterwards.
+            held: where the FP8 weights are put; None leaves them on ``device``.
             gelu_from: the first channel of the input that goes through GELU before; None for none.
             shared: with the layers that are called with the same tensor.
         """
         super().__init__()
         self._stands_for = (original,)  # not a submodule: only the FP8 weights are at work, and move with the model
         self._parked = False
+        self._stays = device is not None and original.weight.device != device  # in main memory, also when unparked
         self.emulate, self.gelu_from, self.shared = emulate, gelu_from, shared
         if shared is not None:
             shared.layers += 1
         with torch.no_grad():
-            weight, scale = quantise(original.weight)
-        self.register_buffer("weight", weight, persistent=False)  # [N, K]
-        self.register_buffer("scale", scale.T, persistent=False)  # [1, N]
+            weight, scale = quantise(original.weight.to(device))
+        self.register_buffer("weight", weight.to(held), persistent=False)  # [N, K]
+        self.register_buffer("scale", scale.T.to(held), persistent=False)  # [1, N]
         self.register_parameter("bias", original.bias)
 
     @property
@@ -171,7 +176,7 @@ class Fp8Linear(nn.Module):
         Returns:
             False if they don't fit.
         """
-        if not _is_elsewhere(self.original.weight):
+        if self._stays or not _is_elsewhere(self.original.weight):
             return True
         if self.original.weight.nbytes > room:
             return False
@@ -180,7 +185,7 @@ class Fp8Linear(nn.Module):
         return True
 
     def unpark(self) -> None:
-        """Bring parked weights to where the FP8 ones are."""
+        """Bring parked weights to where the FP8 ones are; those that were in main memory before stay there."""
         if self._parked:
             _move(self.original.weight, self.weight.device)
             self._parked = False
@@ -197,7 +202,7 @@ class Fp8Linear(nn.Module):
 
         weight, device = self.original.weight, self.weight.device
         super()._apply(applied, recurse)  # type: ignore[no-untyped-call]
-        if self._parked:
+        if self._parked or self._stays:
             weight.data = weight.data.to(fn(torch.empty(0, dtype=weight.dtype, device=device)).dtype)
         else:
             weight.data = fn(weight.data)

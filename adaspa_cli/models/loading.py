@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from adaspa_cli.config.model_files import check_files, check_transformer_file
 from adaspa_cli.config.model_source import fetch_model_index, read_model_index
 from adaspa_cli.config.packages import check_packages
 from adaspa_cli.config.schema import ModelConfig
-from adaspa_cli.config.weights import check_weights_fit
+from adaspa_cli.config.weights import check_weights_fit, part_bytes
 from adaspa_cli.errors import ConfigError, ModelError
 from adaspa_cli.hooks.override import Override
 from adaspa_cli.models.compiled import check_compiler, compile_blocks
 from adaspa_cli.models.family import Family
+from adaspa_cli.models.fp8 import left_behind, room
 from adaspa_cli.models.lora import load_loras
 from adaspa_cli.models.quantised import quantise_weights
 from adaspa_cli.models.registry import family_of, heavy
@@ -66,15 +67,17 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
+def load_pipeline(config: ModelConfig, *, decode: bool = True, linear: str = "model") -> Any:
     """Load a pipeline of diffusers, or build one with random weights.
 
     Args:
         config: names the bundled model, a local folder or a hub id.
         decode: whether videos will be decoded; with random weights there is no VAE otherwise.
+        linear: precision of the linear layers in all runs. For ``fp8`` their weights are left in main memory, where
+            :class:`~adaspa_cli.models.fp8.Fp8Linears` quantises them from: the device never holds the whole model.
 
     Returns:
-        The pipeline on its device (or with offloading on), progress bars off.
+        The pipeline on its device but for those weights (or with offloading on), progress bars off.
 
     Raises:
         ModelError: missing, gated, incomplete or of an unknown family, or a LoRA of no use to it.
@@ -86,16 +89,16 @@ def load_pipeline(config: ModelConfig, *, decode: bool = True) -> Any:
     check_files(config)
     device = choose_device(config.device)
     check_offload(config.offload, device.type)
-    check_weights_fit(config, device.type, _memory_of(device), machine_memory()[1])
+    check_weights_fit(config, device.type, _memory_of(device), machine_memory()[1], linear)
     if config.compile:
         check_compiler(device)
     dtype = choose_dtype(config.dtype, device)
-    pipe = _random(config, dtype, device, decode) if config.random_weights else _load(config, dtype)
+    pipe = _random(config, dtype, device, decode, linear) if config.random_weights else _load(config, dtype)
     load_loras(family_of(pipe), pipe, config, fuse=not config.is_gguf)
     if config.weights_dtype != "model":
         quantise_weights(family_of(pipe), pipe, config.weights_dtype, device)
     _configure(pipe, config)
-    _place(pipe, config.offload, device)
+    _place(pipe, config.offload, device, linear)
     if config.compile:
         family = family_of(pipe)
         for transformer in family.transformers(pipe):
@@ -107,12 +110,15 @@ def _memory_of(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else machine_memory()[1]
 
 
-def _random(config: ModelConfig, dtype: torch.dtype, device: torch.device, decode: bool) -> Any:
+def _random(config: ModelConfig, dtype: torch.dtype, device: torch.device, decode: bool, linear: str) -> Any:
     from adaspa_cli.models.random_weights import random_pipeline
 
     quiet_libraries()
-    held = device if config.offload == "none" else torch.device("cpu")
-    pipe = random_pipeline(architecture_of(config), dtype, device, decode=decode, held=held)
+    architecture = architecture_of(config)
+    parts = part_bytes(config, architecture, dtype.itemsize, decodes=decode) or {}
+    apart = linear == "fp8" and sum(parts.values()) < room()
+    held = torch.device("cpu") if apart or config.offload != "none" else device
+    pipe = random_pipeline(architecture, dtype, device, decode=decode, held=held)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -242,13 +248,14 @@ def _configure(pipe: Any, config: ModelConfig) -> None:
         pipe.vae.enable_tiling()
 
 
-def _place(pipe: Any, offload: str, device: torch.device) -> None:
+def _place(pipe: Any, offload: str, device: torch.device, linear: str) -> None:
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "group":
         pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=True)
     else:
-        pipe.to(device)
+        with left_behind(family_of(pipe), pipe) if linear == "fp8" else nullcontext():
+            pipe.to(device)
 
 
 def quiet_libraries() -> None:

@@ -176,7 +176,7 @@ class Handle:
 
     def remove(self) -> None:
         """Restore the pipeline as it was. May be called twice, as after torch.OutOfMemoryError: with ``linear="fp8"``
-        the weights in main memory return to the device."""
+        the weights that were moved to main memory return to the device."""
         if self.cache is not None:
             self.cache.remove()
         if self._branches is not None:

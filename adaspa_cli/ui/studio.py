@@ -79,6 +79,7 @@ class Studio:
         self.at_work: Run | None = None
         self.done: deque[Run] = deque(maxlen=_KEPT)
         self._loaded: tuple[ModelConfig, bool] | None = None
+        self._only_fp8 = False
         self._pipe: Any = None
         Thread(target=self._work, name="adaspa studio", daemon=True).start()
 
@@ -153,14 +154,18 @@ class Studio:
         run.made += made
         return made[0]
 
-    def _load(self, config: ModelConfig, *, decode: bool) -> Any:
-        """The pipeline: the one that is loaded, if it is the same."""
-        from adaspa_cli.models.loading import load_pipeline
+    def _load(self, config: ModelConfig, *, decode: bool, linear: str) -> Any:
+        """The pipeline: the one that is loaded, if it is the same. What was loaded for FP8 alone is completed once
+        another run needs it, and then serves both."""
+        from adaspa_cli.models.loading import choose_device, load_pipeline
 
         if self._loaded != (config, decode):
             self._forget()
-            self._pipe = load_pipeline(config, decode=decode)
-            self._loaded = (config, decode)
+            self._pipe = load_pipeline(config, decode=decode, linear=linear)
+            self._loaded, self._only_fp8 = (config, decode), linear == "fp8" and config.offload == "none"
+        elif self._only_fp8 and linear != "fp8":
+            self._pipe.to(choose_device(config.device))
+            self._only_fp8 = False
         return self._pipe
 
     def _forget(self) -> None:

@@ -102,6 +102,8 @@ def test_rows_in_fp8_are_compared_with_a_dense_row_that_is_not(hunyuan_folder: P
         reference = reference_of(row, planned)
         assert reference is not None
         assert reference.row.name == "dense"
+    assert runner._linear(planned) == "model"
+    assert runner._linear([row for row in planned if row.fp8]) == "fp8"  # the pipeline is never whole on the GPU
     notes = bench_figures(spec, planned, tmp_path / "out", []).notes
     assert "Linear layers of the blocks multiplied in FP8 in dense fp8, sparse fp8." in notes
 

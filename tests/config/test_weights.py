@@ -45,6 +45,24 @@ def test_a_gpu_must_hold_what_offloading_leaves_on_it(offload: str, gigabytes: i
     check_weights_fit(model, "cuda", (gigabytes + 1) * GB)
 
 
+@pytest.mark.parametrize(("offload", "gigabytes"), [("none", 32), ("model", 17)])
+def test_layers_in_fp8_need_a_byte_a_weight(offload: str, gigabytes: int) -> None:
+    model = resolve({"model": "hunyuan", "offload": offload}).config.model
+    with pytest.raises(OutOfMemoryError, match=f"about {gigabytes} GB of memory, and the GPU has") as refused:
+        check_weights_fit(model, "cuda", (gigabytes - 1) * GB, linear="fp8")
+    check_weights_fit(model, "cuda", (gigabytes + 1) * GB, linear="fp8")
+    hint = refused.value.hint or ""
+    assert hint.startswith("--offload model, or" if offload == "none" else "without --linear fp8 --offload group")
+
+
+def test_main_memory_must_hold_them_twice_if_they_are_offloaded() -> None:
+    model = resolve({"model": "hunyuan", "offload": "model"}).config.model
+    check_weights_fit(model, "cuda", 80 * GB, 48 * GB)
+    with pytest.raises(OutOfMemoryError, match="in main memory: about 50 GB"):
+        check_weights_fit(model, "cuda", 80 * GB, 48 * GB, "fp8")
+    check_weights_fit(model, "cuda", 80 * GB, 52 * GB, "fp8")
+
+
 def test_random_weights_are_refused_before_they_are_built() -> None:
     """As by the bench `gain` on a laptop, which would run out of memory while it builds them."""
     model = resolve({"model": "hunyuan", "random_weights": True}).config.model

@@ -23,7 +23,7 @@ from adaspa_cli.jobs.search_masks import search_masks
 from adaspa_cli.masks.plan import DENSE
 from adaspa_cli.models import fp8, fp8_linear
 from adaspa_cli.models.compiled import compile_blocks
-from adaspa_cli.models.fp8 import Fp8Linears
+from adaspa_cli.models.fp8 import Fp8Linears, left_behind
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.quantised import quantise_weights
 from adaspa_cli.models.registry import check_sampling, family_of
@@ -380,6 +380,16 @@ def test_linear_layers_in_fp8_come_and_go(
     assert 1e-5 < float((made - truth).norm() / truth.norm()) < 0.2
     assert state(pipe) == before
     assert torch.equal(run(), truth)
+
+
+def test_weights_that_fp8_takes_are_left_in_main_memory(case: Case) -> None:
+    """The rest tells where the pipeline is. The meta device stands for a GPU."""
+    pipe, meta = case.make(), torch.device("meta")
+    with left_behind(family_of(pipe), pipe):
+        pipe.to(meta)
+    assert {pipe._execution_device, *(one.device for one in transformers(pipe))} == {meta}
+    left = [name for one in transformers(pipe) for name, value in one.named_parameters() if not value.is_meta]
+    assert len(left) == case.linears
 
 
 def test_weights_in_eight_bits_make_the_video_of_diffusers(case: Case, plain: Any) -> None:

@@ -8,7 +8,9 @@ from threading import Event
 from typing import Any
 
 import pytest
+import torch
 
+from adaspa_cli.config import resolve
 from adaspa_cli.errors import AdaspaError
 from adaspa_cli.files.typed_json import from_json
 from adaspa_cli.jobs.write import Made
@@ -34,9 +36,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Models that were loaded."""
     load, found = loading.load_pipeline, []
 
-    def counted(config: Any, *, decode: bool) -> Any:
+    def counted(config: Any, **more: Any) -> Any:
         found.append(config)
-        return load(config, decode=decode)
+        return load(config, **more)
 
     monkeypatch.setattr(loading, "load_pipeline", counted)
     return found
@@ -87,6 +89,21 @@ def test_the_dense_video_beside_it(studio: Studio, wanted: Wanted, loads: list[A
     assert again.page is not None
     assert again.page.count("data:video/mp4") == 2  # though both were there already
     assert len(loads) == 1
+
+
+def test_what_was_loaded_for_fp8_serves_other_runs_once_it_is_whole(
+    studio: Studio, hunyuan_folder: Path, loads: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a dense video beside one in FP8; the meta device stands for a GPU."""
+    monkeypatch.setattr(loading, "choose_device", lambda _: torch.device("meta"))
+    config = resolve({"model": str(hunyuan_folder), "device": "cpu"}).config.model
+    places, pipes = [], []
+    for linear in ("fp8", "model", "fp8"):
+        pipe = studio._load(config, decode=True, linear=linear)
+        pipes.append(pipe)
+        places.append(pipe.transformer.transformer_blocks[0].attn.to_q.weight.device.type)
+    assert places == ["cpu", "meta", "meta"]
+    assert len(loads) == len({id(pipe) for pipe in pipes}) == 1
 
 
 def test_what_a_model_does_not_know_is_said_of_the_video_alone(
@@ -155,9 +172,9 @@ def test_stop(
     """Of a run that is made, and of one that waits."""
     load, stopped = loading.load_pipeline, Event()
 
-    def held(config: Any, *, decode: bool) -> Any:
+    def held(config: Any, **more: Any) -> Any:
         stopped.wait(60)
-        return load(config, decode=decode)
+        return load(config, **more)
 
     monkeypatch.setattr(loading, "load_pipeline", held)
     first, second, third = (studio.begin(replace(wanted, seed=seed)) for seed in range(3))
