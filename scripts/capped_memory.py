@@ -30,6 +30,8 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
     "int8": {"weights_dtype": "int8"},
     "int8, offload model": {"weights_dtype": "int8", "offload": "model"},
     "int8, offload group": {"weights_dtype": "int8", "offload": "group"},
+    "linear fp8": {"linear": "fp8"},
+    "linear fp8, offload model": {"linear": "fp8", "offload": "model"},
     "nf4": {"weights_dtype": "nf4"},
     "nf4, offload model": {"weights_dtype": "nf4", "offload": "model"},
 }

@@ -6,6 +6,7 @@ BACKENDS = ("auto", "triton", "cpu", "reference")
 OFFLOADS = ("none", "model", "group")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 LINEARS = ("model", "fp8")
+FP8_OFFLOADS = ("none", "model")  # that linear layers in FP8 go with
 WEIGHTS_DTYPES = ("model", "fp8", "int8", "nf4")
 BUDGETS = ("row", "head-adaptive", "layer")
 SELECTIONS = ("mass", "output-error")

@@ -28,7 +28,16 @@ from adaspa_cli.config.lora import LoraSource, check_loras
 from adaspa_cli.config.mask_file import MaskFileConfig
 from adaspa_cli.config.merging import Merging, NoMerging
 from adaspa_cli.config.methods import AdaSpaConfig, Algorithm, DenseConfig, SearchingConfig, names_of
-from adaspa_cli.config.names import BACKENDS, DTYPES, LINEARS, OFFLOADS, TOKEN_ORDERS, WEIGHTS_DTYPES, OrderName
+from adaspa_cli.config.names import (
+    BACKENDS,
+    DTYPES,
+    FP8_OFFLOADS,
+    LINEARS,
+    OFFLOADS,
+    TOKEN_ORDERS,
+    WEIGHTS_DTYPES,
+    OrderName,
+)
 from adaspa_cli.config.parallel import ParallelConfig
 from adaspa_cli.errors import ConfigError
 
@@ -426,10 +435,10 @@ class GenerateConfig:
             raise ConfigError(
                 f"linear 'fp8' gives bfloat16, and dtype is '{self.model.dtype}'", hint="use --dtype bfloat16"
             )
-        if self.model.offload != "none":
+        if self.model.offload not in FP8_OFFLOADS:
             raise ConfigError(
-                f"linear 'fp8' needs the weights on the GPU, and offload '{self.model.offload}' moves them",
-                hint="drop --offload, or drop --linear",
+                f"linear 'fp8' replaces the layers that offload '{self.model.offload}' moves one by one",
+                hint="use --offload model, or drop --linear",
             )
 
     def _check_steps_per_phase(self) -> None:

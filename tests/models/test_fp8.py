@@ -268,8 +268,7 @@ def test_a_run_without_a_gpu_is_refused_before_the_model_is_loaded(
         ({"linear": "fp4"}, "linear 'fp4' is unknown; did you mean 'fp8'"),
         ({"linear": "fp8", "device": "cpu"}, "linear 'fp8' needs a GPU"),
         ({"linear": "fp8", "dtype": "float16"}, "linear 'fp8' gives bfloat16, and dtype is 'float16'"),
-        ({"linear": "fp8", "offload": "model"}, "offload 'model' moves them"),
-        ({"linear": "fp8", "offload": "group"}, "offload 'group' moves them"),
+        ({"linear": "fp8", "offload": "group"}, "replaces the layers that offload 'group' moves one by one"),
         ({"linear": "fp8", "method": "diffusers"}, "runs the pipeline unchanged, without the linear 'fp8'"),
     ],
 )
