@@ -277,8 +277,8 @@ def _notes(config: GenerateConfig, weights: int | None, fp8: int, *, timed: bool
         f"--offload {model.offload} keeps all weights in main memory: {(weights or 0) / 1e9:.1f} GB, estimated": (
             model.offload != "none" and weights is not None
         ),
-        f"--linear fp8 moves {fp8 / 1e9:.1f} GB of weights to main memory once all weights are on the GPU": (
-            method.linear == "fp8"
+        f"--linear fp8 keeps {fp8 / 1e9:.1f} GB of weights in main memory": (
+            method.linear == "fp8" and model.offload == "none"
         ),
         "FP8 products are faster than the measured ones: the time is an upper bound": timed and method.linear == "fp8",
         "compiled blocks are faster than the measured ones: the time is an upper bound": timed and model.compile,

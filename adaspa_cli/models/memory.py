@@ -13,10 +13,10 @@ from adaspa_cli.config.kept_blocks import longest_row
 from adaspa_cli.config.load import resolve
 from adaspa_cli.config.methods import SearchingConfig
 from adaspa_cli.config.methods.adaspa import AdaSpaConfig
-from adaspa_cli.config.names import OFFLOADS
+from adaspa_cli.config.names import FP8_OFFLOADS, OFFLOADS
 from adaspa_cli.config.presets import DEFAULT_METHOD
 from adaspa_cli.config.schema import GenerateConfig
-from adaspa_cli.config.weights import fp8_weights, held_weights, largest_alone, part_bytes
+from adaspa_cli.config.weights import device_bytes, held_weights, largest_alone, main_bytes, part_bytes
 
 EXCHANGED = 6  # tensors of the size of the hidden states: q, k and v, sent and received
 
@@ -30,8 +30,8 @@ class Memory:
         activations: of the transformer's pass.
         masks: of all layers and branches, with the LSE that a later search needs; 0 where no call reuses a mask.
         alone: of what is on the device before or after: the largest part beside the transformers, as a text encoder
-            with offloading; with ``--linear fp8`` all weights as they are loaded.
-        everything: of all weights, which offloading keeps in main memory; None where nothing says how many there are.
+            with offloading.
+        everything: of all weights, as offloading keeps them in main memory; None where nothing says how many there are.
     """
 
     weights: int | None
@@ -60,14 +60,11 @@ def estimate_memory(
     Raises:
         ConfigError: an exact search step is beyond the last step.
     """
-    facts, sampling, offload = architecture.facts, config.sampling, config.model.offload
+    facts, sampling = architecture.facts, config.sampling
+    offload, linear = config.model.offload, config.method.linear
     layout = token_layout(config, architecture, prompt)
     parts = part_bytes(config.model, architecture, itemsize, decodes=config.decodes)
-    weights = None if parts is None else held_weights(parts, offload, architecture)
-    alone = largest_alone(parts or {}, offload, architecture, itemsize)
-    if weights is not None and config.method.linear == "fp8":
-        alone = max(alone, weights)
-        weights -= (itemsize - 1) * fp8_weights(architecture)
+    held = device_bytes(parts or {}, linear, architecture, itemsize)
     apart = config.parallel.cfg_parallel
     branches = 2 if facts.guided(sampling) and not apart else 1
     rows = branches if facts.joins_branches else 1
@@ -76,11 +73,11 @@ def estimate_memory(
     if share > 1:
         states = (states + EXCHANGED) / share
     return Memory(
-        weights=weights,
+        weights=None if parts is None else held_weights(held, offload, architecture),
         activations=round(states * rows * layout.tokens * architecture.channels * itemsize),
         masks=_mask_bytes(config, architecture, layout, 1 if config.method.share_cfg_masks else branches) // share,
-        alone=alone,
-        everything=None if parts is None else sum(parts.values()),
+        alone=largest_alone(held, offload, architecture, itemsize),
+        everything=None if parts is None else main_bytes(parts, linear, architecture),
     )
 
 
@@ -119,7 +116,7 @@ def memory_by_offload(model: str, linear: str = "model") -> dict[str, Memory]:
     config = resolve(flags, default_method=DEFAULT_METHOD, download=False).config
     architecture = architecture_of(config.model)
     found = {}
-    for offload in OFFLOADS if linear == "model" else ("none",):
+    for offload in OFFLOADS if linear == "model" else FP8_OFFLOADS:
         own = dataclasses.replace(config, model=dataclasses.replace(config.model, offload=offload))
         found[offload] = estimate_memory(own, architecture)
     return found

@@ -121,8 +121,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_a_model_with_layers_in_fp8_needs_less(name: str) -> None:
     whole, fp8 = (look.model_facts(entry_of(name), linear).memory for linear in (None, "fp8"))
     assert list(whole) == ["none", "model", "group"]
-    assert list(fp8) == ["none"]  # the others don't go with it
+    assert list(fp8) == ["none", "model"]  # group doesn't go with it
     assert (fp8["none"] or 0) < (whole["none"] or 0)
+    assert (fp8["model"] or 0) <= (whole["model"] or 0)  # a text encoder may be larger than the transformer
 
 
 def test_requirements() -> None:

@@ -117,9 +117,10 @@ def test_no_time_where_it_would_not_be_honest(flags: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"linear": "fp8", "compile": True}, ["--linear fp8 moves 18.1 GB of weights to main memory"]),
+        ({"linear": "fp8", "compile": True}, ["--linear fp8 keeps 18.1 GB of weights in main memory"]),
         ({"weights_dtype": "fp8"}, []),
-        ({"offload": "model"}, ["--offload model keeps all weights in main memory"]),
+        ({"offload": "model"}, ["--offload model keeps all weights in main memory: 41.4 GB"]),
+        ({"offload": "model", "linear": "fp8"}, ["--offload model keeps all weights in main memory: 50.4 GB"]),
         ({"method": "adacache"}, ["cache 'adacache' decides at run time", "the attention work is an upper bound"]),
         ({"max_error": 0.1, "method": "adaspa-plus"}, ["the attention work is a lower bound"]),
         ({"random_weights": True, "steps_per_phase": 2}, ["the attention work is for all steps"]),

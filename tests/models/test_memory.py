@@ -85,14 +85,24 @@ def test_weights_in_fp8_are_those_of_the_layers_that_are_replaced(name: str, mon
         assert fp8_weights(architecture) == linears.weight_bytes
 
 
-def test_layers_in_fp8_take_half_once_all_weights_are_loaded() -> None:
+def test_layers_in_fp8_take_half_from_the_beginning() -> None:
     whole, fp8 = (estimated(model="wan2.2-a14b", linear=linear) for linear in ("model", "fp8"))
     assert whole.weights is not None
     assert fp8.weights == whole.weights - 2 * 40 * (8 * 5120**2 + 2 * 5120 * 13824)
-    assert fp8.alone == whole.weights
-    assert fp8.total == max(fp8.weights + fp8.activations + fp8.masks, whole.weights)
+    assert fp8.total == fp8.weights + fp8.activations + fp8.masks
     cut = estimated(model="wan2.2-a14b", linear="fp8", layers=8)
     assert cut.weights == pytest.approx(fp8.weights / 10, rel=0.05)
+
+
+def test_layers_in_fp8_take_half_of_what_offloading_moves() -> None:
+    """One of the two transformers is on the GPU; all layers are in main memory, in both dtypes."""
+    whole, fp8 = (memory_by_offload("wan2.2-a14b", linear)["model"] for linear in ("model", "fp8"))
+    assert whole.weights is not None
+    assert whole.everything is not None
+    layers = 40 * (8 * 5120**2 + 2 * 5120 * 13824)  # of one transformer
+    assert fp8.weights == whole.weights - layers
+    assert fp8.alone == whole.alone
+    assert fp8.everything == whole.everything + 2 * layers
 
 
 @pytest.mark.parametrize("model", ["tiny", "hunyuan", "hunyuan1.5-480p-i2v", "cogvideox-2b", "wan2.2-i2v-a14b"])
@@ -102,7 +112,7 @@ def test_models_and_plans_agree(model: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cases = {("model", offload): held for offload, held in memory_by_offload(model).items()}
     cases |= {("fp8", offload): held for offload, held in memory_by_offload(model, "fp8").items()}
-    assert len(cases) == 4
+    assert len(cases) == 5
     for (linear, offload), held in cases.items():
         flags = {"model": model, "linear": linear, "offload": offload, "device": "cuda", "dtype": "bfloat16"}
         config = resolve(flags, default_method="adaspa-plus", download=False).config
@@ -161,5 +171,5 @@ def test_the_table_of_the_docs_is_that_of_the_command() -> None:
     for model, *shown in rows[1:]:
         found = memory_by_offload(model)
         totals = [(held.total or 0) for held in found.values()]
-        fp8 = memory_by_offload(model, "fp8")["none"].total or 0
-        assert shown == [f"{size / 1e9:.1f}" for size in (*totals, found["none"].weights or 0, fp8)], model
+        fp8 = [(held.total or 0) for held in memory_by_offload(model, "fp8").values()]
+        assert shown == [f"{size / 1e9:.1f}" for size in (*totals, found["none"].weights or 0, *fp8)], model
