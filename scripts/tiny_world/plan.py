@@ -34,7 +34,7 @@ _RADIUS = {"small": (0.070, 0.085), "medium": (0.115, 0.145), "large": (0.185, 0
 _CROWDED = {"small": (0.065, 0.080), "medium": (0.105, 0.120), "large": (0.170, 0.190)}  # where there are several
 _TRAVEL = {"slow": (0.17, 0.21), "medium": (0.28, 0.36), "fast": (0.46, 0.56)}
 _TURN = {"slow": (0.9, 1.2), "medium": (1.8, 2.4), "fast": (3.3, 4.0)}
-_CONTRAST = {"plain": (0, 0), "gradient": (20, 30), "striped": (9, 16), "checkered": (8, 14), "speckled": (12, 20)}
+_CONTRAST = {"plain": (0, 0), "gradient": (20, 30), "striped": (12, 20), "checkered": (12, 20), "speckled": (14, 22)}
 
 
 class NoRoomError(Exception):

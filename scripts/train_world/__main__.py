@@ -130,9 +130,13 @@ def _evaluate(options: argparse.Namespace, device: torch.device) -> bool:
 
 
 def _reconstruct(options: argparse.Namespace, device: torch.device) -> bool:
-    vae = load_vae(vae_folder(options.work) if options.folder is None else options.folder / "vae", device)
+    if options.truth:
+        remade = torch.Tensor.clone
+    else:
+        vae = load_vae(vae_folder(options.work) if options.folder is None else options.folder / "vae", device)
+        remade = partial(remake, vae)
     for side in (128, 192, 256):
-        found = judged_reconstructions(partial(remake, vae), Geometry(33, side, side), options.limit or 24, device)
+        found = judged_reconstructions(remade, Geometry(33, side, side), options.limit or 24, device)
         shares = ", ".join(f"{name} {right} of {count}" for name, (right, count) in found.items())
         print(f"{side}x{side}x33: {shares}", flush=True)
     return True
@@ -242,6 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", type=Path, required=name == "export", help="folder to write")
         command.add_argument("--folder", type=Path, help="an exported folder, instead of --work's checkpoint")
         command.add_argument("--limit", type=int, help="evaluate, reconstruct: only so many scenes")
+        command.add_argument("--truth", action="store_true", help="reconstruct: judge the drawn clips themselves")
         command.add_argument(
             "--part", choices=("vae", "stages", "attention"), default="vae", help="speed: what is measured"
         )
