@@ -71,7 +71,7 @@ def run_bench(rows: Sequence[PlannedRow], observer: BenchObserver, *, warmup_ste
             continue
         config = group[0].resolved.config
         observer.loading(config.model.source)
-        with memory_errors(config.model.offload):
+        with memory_errors(config):
             pipe = load_pipeline(config.model, decode=config.decodes, linear=_linear(group))
         lines: list[str] = []
         for row in group:
@@ -179,7 +179,7 @@ class _Worker:
 
     def _try(self, row: PlannedRow, job: Job, claimed: ClaimedPlace) -> _Reason | None:
         try:
-            with memory_errors(row.resolved.config.model.offload):
+            with memory_errors(row.resolved.config):
                 self._warm_up(row, job)
                 with session(self._pipe, row.resolved, self._observer) as at_work:
                     make(at_work, job, claimed)

@@ -38,7 +38,7 @@ def follow(resolved: Resolved, world: World) -> None:
     if not world.hear():
         return  # all videos are there
     config = resolved.config
-    with memory_errors(config.model.offload, together=True):
+    with memory_errors(config, together=True):
         pipe = load_pipeline(placed(config.model, world), decode=config.decodes, linear=config.method.linear)
         with session(pipe, resolved, Silent(), world) as at_work:
             at_work.follow()

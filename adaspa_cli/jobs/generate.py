@@ -87,7 +87,7 @@ def generate(
     world.tell(True)
     observer.loading(config.model.source)
     made: set[int] = set()
-    with memory_errors(config.model.offload, together=not world.teams.all.alone):
+    with memory_errors(config, together=not world.teams.all.alone):
         pipe = load(model, decode=config.decodes, linear=config.method.linear)
         check_read(pipe, config, (jobs[number].prompt for number in todo), observer.note)
         with session(pipe, resolved, observer, world) as running:

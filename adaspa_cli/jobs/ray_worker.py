@@ -54,7 +54,7 @@ class Worker:
             name: of the video's file.
         """
         try:
-            with memory_errors(self._resolved.config.model.offload):
+            with memory_errors(self._resolved.config):
                 return self._sent(job, name)
         except AdaspaError as error:
             return error

@@ -189,7 +189,7 @@ def search_share(
     world.tell(True)
     model = placed(resolved.config.model, world)
     observer.loading(model.source)
-    with memory_errors(model.offload, together=not world.teams.all.alone):
+    with memory_errors(resolved.config, together=not world.teams.all.alone):
         pipe = load_pipeline(model, decode=False, linear=resolved.config.method.linear)
         check_sampling(pipe, resolved.config.sampling)
         check_read(pipe, resolved.config, (prompt for prompt, _ in job.videos), observer.note)
@@ -214,7 +214,7 @@ def follow_search(resolved: Resolved, options: SearchOptions, world: World) -> N
     if not world.hear():
         return  # the file is there
     job, model = _Job.of(resolved, options, []), placed(resolved.config.model, world)
-    with memory_errors(model.offload, together=True):
+    with memory_errors(resolved.config, together=True):
         pipe = load_pipeline(model, decode=False, linear=resolved.config.method.linear)
         job = job.on(pipe)
         policy = Recording(job.policy, lambda *_: None)

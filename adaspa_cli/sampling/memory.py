@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from adaspa_cli.config.schema import GenerateConfig
 from adaspa_cli.errors import OutOfMemoryError
 
 
@@ -26,18 +27,19 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 @contextmanager
-def memory_errors(offload: str, *, together: bool = False) -> Iterator[None]:
+def memory_errors(config: GenerateConfig, *, together: bool = False) -> Iterator[None]:
     """Turn an out-of-memory error into one line with the knob that helps.
 
     Args:
-        offload: as the settings have it.
+        config: of the run.
         together: whether several processes make the video, which goes without offloading.
     """
     smaller = "--vae-tiling, fewer --frames or a smaller --height and --width"
     try:
         yield
     except torch.OutOfMemoryError as error:
-        next_offload = {"none": "--offload model, ", "model": "--offload group, ", "group": ""}[offload]
+        group = "--offload group, " if config.method.linear == "model" else "--offload group without --linear fp8, "
+        next_offload = {"none": "--offload model, ", "model": group, "group": ""}[config.model.offload]
         more = "more --gpus, one with --offload model, " if together else next_offload
         raise OutOfMemoryError("the GPU ran out of memory", hint=f"{more}{smaller}") from error
     except (MemoryError, RuntimeError) as error:

@@ -41,7 +41,7 @@ def visualize(resolved: Resolved, request: ProbeRequest, observer: Observer, pro
     config = resolved.config
     check_folder(config.output.out)
     observer.loading(config.model.source)
-    with memory_errors(config.model.offload):
+    with memory_errors(config):
         pipe = load_pipeline(config.model, decode=config.decodes)
         check_read(pipe, config, prompts, observer.note)
         result = probe(pipe, resolved, request, observer, prompts)

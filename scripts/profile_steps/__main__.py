@@ -87,7 +87,7 @@ def profiles(resolved: Resolved, *, diffusers: bool = True) -> list[Profiled]:
     config = resolved.config
     check_profiler(choose_device(config.model.device))
     prompt = config.prompts.prompt[0]
-    with memory_errors(config.model.offload):
+    with memory_errors(config):
         _say(f"building {config.model.model} with random weights")
         pipe = load_pipeline(config.model, decode=False)
         found = []

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from adaspa_cli.config import resolve
 from adaspa_cli.errors import OutOfMemoryError, RunError
 from adaspa_cli.sampling.run import to_frames
 
@@ -31,14 +32,14 @@ def test_frames_are_rounded_and_in_order() -> None:
 def test_the_offload_that_helps_next_is_named() -> None:
     from adaspa_cli.sampling.memory import memory_errors
 
-    hints = {}
-    for offload in ("none", "model", "group"):
-        with pytest.raises(OutOfMemoryError) as caught, memory_errors(offload):
+    def hint(offload: str, linear: str = "model", *, together: bool = False) -> str:
+        config = resolve({"offload": offload, "linear": linear}).config
+        with pytest.raises(OutOfMemoryError) as caught, memory_errors(config, together=together):
             raise torch.OutOfMemoryError("x")
-        hints[offload] = str(caught.value.hint)
-    assert "--offload model" in hints["none"]
-    assert "--offload group" in hints["model"]
-    assert "--offload" not in hints["group"]
-    with pytest.raises(OutOfMemoryError) as caught, memory_errors("none", together=True):
-        raise torch.OutOfMemoryError("x")
-    assert "more --gpus, one with --offload model" in str(caught.value.hint)
+        return str(caught.value.hint)
+
+    assert hint("none").startswith("--offload model, ")
+    assert hint("model").startswith("--offload group, ")
+    assert hint("model", "fp8").startswith("--offload group without --linear fp8, ")
+    assert "--offload" not in hint("group")
+    assert hint("none", together=True).startswith("more --gpus, one with --offload model, ")
