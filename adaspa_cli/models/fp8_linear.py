@@ -24,6 +24,8 @@ FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
 SMALLEST = 1e-12  # of a row's maximum: rows of zeros have a scale too
 ALIGNMENT = 16  # torch._scaled_mm wants K and N to be multiples of it
+# Rows of a product. cuBLAS has none for fewer of many channels (pytorch/ao issue 4582: up to 256 rows of 9,216).
+FEWEST_ROWS = 512
 
 Quantised = tuple[Tensor, Tensor]
 """e4m3 [M, K], and the scales float32 [M, 1] that it is to be multiplied by."""
@@ -233,9 +235,19 @@ def _move(parameter: Tensor, device: torch.device) -> None:
 def _scaled(
     x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    return torch._scaled_mm(
+    count = len(x)
+    if count < FEWEST_ROWS:
+        x, x_scale = _with_rows_of_zeros(x), _with_rows_of_zeros(x_scale)
+    product = torch._scaled_mm(
         x, weight.T, scale_a=x_scale, scale_b=weight_scale, bias=bias, out_dtype=dtype, use_fast_accum=True
     )
+    return product[:count]
+
+
+def _with_rows_of_zeros(rows: Tensor) -> Tensor:
+    padded = rows.new_zeros(FEWEST_ROWS, rows.shape[1])
+    padded[: len(rows)].copy_(rows)
+    return padded
 
 
 def _emulated(

@@ -53,6 +53,23 @@ def modules(pipe: Any) -> dict[str, nn.Module]:
 # --- one layer
 
 
+@pytest.mark.parametrize("rows", [3, 511, 512, 700])
+def test_no_product_has_fewer_rows_than_there_are_kernels_for(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def product(x: Tensor, weight: Tensor, *, scale_a: Tensor, scale_b: Tensor, **settings: Any) -> Tensor:
+        seen.append(len(x))
+        assert len(scale_a) == len(x)
+        return fp8_linear._emulated(x, scale_a, weight.T, scale_b, settings["bias"], settings["out_dtype"])
+
+    monkeypatch.setattr(torch, "_scaled_mm", product)
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 32), torch.randn(1, rows, 64)
+    found = Fp8Linear(layer, emulate=False)(x)
+    assert seen == [max(rows, 512)]
+    torch.testing.assert_close(found, Fp8Linear(layer, emulate=True)(x))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_product_has_the_error_of_e4m3(bias: bool) -> None:
     torch.manual_seed(0)
@@ -303,6 +320,22 @@ def test_a_gpu_multiplies_as_the_emulation_does() -> None:
             found = Fp8Linear(layer, emulate=False, **options)(x)
             assert found.dtype == torch.bfloat16
             assert error(found, Fp8Linear(layer, emulate=True, gelu_from=options.get("gelu_from"))(x)) < 5e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 64, 127, 256])
+@pytest.mark.parametrize("channels", [9216, 12288, 15360])
+def test_few_rows_of_many_channels_on_a_gpu(rows: int, channels: int) -> None:
+    device = torch.device("cuda")
+    try:
+        check_fp8(device)
+    except AdaspaError as reason:
+        pytest.skip(reason.message)
+    torch.manual_seed(0)
+    layer = nn.Linear(channels, 3072, device=device, dtype=torch.bfloat16)
+    x = torch.randn(1, rows, channels, device=device, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert error(Fp8Linear(layer, emulate=False)(x), Fp8Linear(layer, emulate=True)(x)) < 5e-3
 
 
 @pytest.mark.gpu
