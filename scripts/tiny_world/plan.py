@@ -27,7 +27,7 @@ GROUND_NUMBERS = 12  # pattern, RGB, contrast, angle, period, softness, drift x 
 TEXTURE = 24  # cells of a clip's random texture a side
 
 # For each shape: greatest distance of its outline from the centre, for a radius of 1.
-OUTER = {"circle": 1.0, "square": 1.22, "triangle": 1.40, "star": 1.38, "heart": 1.16, "ring": 1.08}
+OUTER = {"circle": 1.0, "square": 1.22, "triangle": 1.40, "star": 1.38, "heart": 1.431, "ring": 1.08}
 _MARGIN = 0.025
 _HELD_OUT = (112, 64, 32, 48)  # scenes of each kind
 _RADIUS = {"small": (0.070, 0.085), "medium": (0.115, 0.145), "large": (0.185, 0.220)}
@@ -193,7 +193,7 @@ def _size(thing: Thing, crowded: bool, rng: random.Random) -> _Size:
         r0, r1 = (r0, r1) if thing.motion == "grows" else (r1, r0)
     way = rng.uniform(*_TRAVEL[thing.speed])
     step = DIRECTIONS.get(thing.motion, (0, 0))
-    bounce = rng.uniform(0.30, 0.42) if thing.motion == "bounces" else 0.0
+    bounce = rng.uniform(0.22, 0.28) if thing.motion == "bounces" else 0.0
     return _Size(r0, r1, (step[0] * way, step[1] * way), bounce, max(r0, r1) * OUTER[thing.shape])
 
 

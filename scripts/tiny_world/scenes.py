@@ -27,7 +27,7 @@ from scripts.tiny_world.words import (
 
 # How often a scene has one, two, three objects, or two that cross.
 KINDS = ("one", "two", "three", "crossing")
-SHARES = (0.40, 0.30, 0.10, 0.20)
+SHARES = (0.28, 0.37, 0.13, 0.22)
 _ONE_IN = 12
 
 

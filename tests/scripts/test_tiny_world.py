@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from scripts.tiny_world.captions import caption_of, every_wording, standard_caption
-from scripts.tiny_world.draw import draw, to_uint8
+from scripts.tiny_world.draw import distance_to, draw, to_uint8
 from scripts.tiny_world.judge import Verdict, judge
-from scripts.tiny_world.plan import Plan, extent_of, fits, held_out_scenes, plan_clips, plan_scenes, spread
+from scripts.tiny_world.plan import OUTER, Plan, extent_of, fits, held_out_scenes, plan_clips, plan_scenes, spread
 from scripts.tiny_world.scenes import is_held_out
 from scripts.tiny_world.words import BACKGROUNDS, COLORS, MOTIONS, PATTERNS, SHAPES, Scene, Thing
 
@@ -91,10 +91,17 @@ class TestClips:
         plan = plan_clips(8, 3)
         assert np.array_equal(clips_of(plan, 5)[3:6], clips_of(plan.rows(3, 6), 5))
 
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_no_outline_reaches_farther_than_the_plan_knows(self, shape: str) -> None:
+        side = torch.linspace(-2.0, 2.0, 801)
+        kind, one = torch.tensor([SHAPES.index(shape)]), torch.ones(1, 1, 1, 1)
+        inside = distance_to(kind, side.view(1, 1, 1, -1), side.view(1, 1, -1, 1), one, 0 * one)[0, 0] <= 0
+        assert 0 <= OUTER[shape] - torch.hypot(side, side[:, None])[inside].max() < 0.01
+
     def test_every_object_stays_in_the_frame(self) -> None:
         for extent in ((1.0, 1.0), (1.5, 1.0), (1.0, 5 / 3)):
-            plan = plan_clips(32, 9, extent)
-            _, cover = draw(plan, 9, round(48 * extent[1]), round(48 * extent[0]), "cpu")
+            plan = plan_clips(96, 9, extent)
+            _, cover = draw(plan, 9, round(96 * extent[1]), round(96 * extent[0]), "cpu")
             rim = torch.cat([cover[..., 0, :].flatten(), cover[..., -1, :].flatten(), cover[..., 0].flatten()])
             assert rim.max() == 0.0
 
