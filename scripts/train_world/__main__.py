@@ -18,7 +18,7 @@ import torch
 from scripts.train_world.autoencoder import load_vae
 from scripts.train_world.card import write_card
 from scripts.train_world.checkpoint import read_json
-from scripts.train_world.earlier import RECORD, begin_with, vae_folder
+from scripts.train_world.earlier import RECORD, TEXT_STAGE, begin_with, vae_folder
 from scripts.train_world.evaluate import evaluate
 from scripts.train_world.export import export, load_trained
 from scripts.train_world.loop import LoopConfig
@@ -27,12 +27,14 @@ from scripts.train_world.parallel import barrier, rank, start, stop, world
 from scripts.train_world.pool import Geometry
 from scripts.train_world.reading import train_text
 from scripts.train_world.recipe import (
+    DECODER_STAGE,
     EVALUATION_MINUTES,
     LOOPS,
     MINUTES,
     MODEL,
     ORDER,
     STAGES,
+    USUAL,
     VAE,
     VAE_STAGE,
     WorldStage,
@@ -66,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _vae(options: argparse.Namespace, device: torch.device) -> bool:
-    stage = VAE_STAGE
+    stage = {"vae": VAE_STAGE, "decoder": DECODER_STAGE}[options.command]
     if options.vae_channels is not None:
         stage = dataclasses.replace(stage, model=dataclasses.replace(stage.model, channels=options.vae_channels))
     _begin(options)
-    return train_vae(stage, _loop("vae", options), options.work, device)
+    return train_vae(stage, _loop(stage.name, options), options.work, device)
 
 
 def _stage(options: argparse.Namespace, device: torch.device) -> bool:
@@ -179,7 +181,7 @@ def _speed(options: argparse.Namespace, device: torch.device) -> bool:
 
 
 _COMMANDS = {
-    "vae": _vae,
+    **dict.fromkeys(("vae", "decoder"), _vae),
     "text": _text,
     **dict.fromkeys(STAGES, _stage),
     "all": _all,
@@ -234,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--max-minutes", type=float, help="stop a stage then, with a checkpoint")
         command.add_argument("--vae-channels", type=_channels, help="widths of the VAE's levels, as 8,16,64,64")
         command.add_argument("--start-from", type=Path, help="an exported folder to go on from")
-        command.add_argument("--stages", type=_plan, default=",".join(ORDER), help="all, warm: NAME[:MINUTES],...")
+        command.add_argument("--stages", type=_plan, default=",".join(USUAL), help="all, warm: NAME[:MINUTES],...")
         command.add_argument("--guidance", type=float, help="weight of the guidance that a stage trains in")
         command.add_argument("--compile", action="store_true", help="compile the repeated blocks")
         command.add_argument("--no-benchmark", action="store_true", help="don't let cuDNN try out its convolutions")
@@ -242,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--no-evaluation", action="store_true", help="all: don't evaluate the last stage")
         command.add_argument("--attention", choices=("auto", "flash", "cudnn"), help="instead of the recipe's")
         command.add_argument("--eval-every-minutes", type=float, help="sample and judge 16 clips now and then")
-        command.add_argument("--stage", choices=ORDER[1:], default="full", help="whose averaged weights")
+        command.add_argument("--stage", choices=(TEXT_STAGE, *STAGES), default="full", help="whose averaged weights")
         command.add_argument("--out", type=Path, required=name == "export", help="folder to write")
         command.add_argument("--folder", type=Path, help="an exported folder, instead of --work's checkpoint")
         command.add_argument("--limit", type=int, help="evaluate, reconstruct: only so many scenes")

@@ -38,10 +38,17 @@ def begin_with(model: Path, work: Path) -> None:
     barrier()
 
 
-def vae_folder(work: Path) -> Path:
-    """Of the autoencoder that ``work`` trained; otherwise the earlier model's."""
-    own = work / "vae" / "model"
-    return own if (own / "config.json").is_file() else work / "earlier" / "vae"
+def vae_folder(work: Path, but: str | None = None) -> Path:
+    """Of the autoencoder that ``work`` trained, with its decoder trained on if it was; otherwise the earlier model's.
+
+    Args:
+        but: a stage that doesn't count.
+    """
+    for stage in ("decoder", "vae"):
+        own = work / stage / "model"
+        if stage != but and (own / "config.json").is_file():
+            return own
+    return work / "earlier" / "vae"
 
 
 def vae_facts(work: Path) -> dict[str, Any] | None:

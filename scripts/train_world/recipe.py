@@ -3,6 +3,7 @@
 The minutes are for four GPUs, one process each; with fewer the same command trains on fewer clips.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -64,10 +65,15 @@ class WorldStage:
 
 @dataclass(frozen=True)
 class VaeStage:
-    """Clips that the autoencoder sees: small ones, and full ones in the last part of the schedule."""
+    """Clips that the autoencoder sees: small ones, and full ones in the last part of the schedule.
+
+    ``decoder_only`` trains the decoder of an autoencoder that is there: the latents stay what transformers know.
+    """
 
     small: tuple[Geometry, ...]
     full: tuple[Geometry, ...]
+    name: str = "vae"
+    decoder_only: bool = False
     full_from: float = 0.7
     full_batch: float = 0.25  # of the batch of small ones
     moving_weight: float = 6.0  # of moving edges: few pixels, and the largest errors (``moving_edges_db``)
@@ -89,6 +95,7 @@ VAE_STAGE = VaeStage(
     small=(Geometry(33, 128, 128), Geometry(17, 160, 160)),
     full=(Geometry(33, 256, 256), Geometry(17, 192, 320)),
 )
+DECODER_STAGE = dataclasses.replace(VAE_STAGE, name="decoder", decoder_only=True, full_from=0.4, moving_weight=12.0)
 STAGES = {
     "small": WorldStage(
         "small",
@@ -136,6 +143,9 @@ LOOPS = {
     "vae": LoopConfig(
         steps=3000, batch=64, learning_rate=1.2e-3, warmup=60, weight_decay=0.0, ema=0.998, later_cost=1.1
     ),
+    "decoder": LoopConfig(
+        steps=1500, batch=64, learning_rate=6e-4, warmup=60, weight_decay=0.0, ema=0.998, later_cost=1.1
+    ),
     "small": LoopConfig(
         steps=6000, batch=256, learning_rate=1e-3, matrix_learning_rate=5e-3, warmup=200, ema=0.999, later_cost=1.05
     ),
@@ -143,11 +153,12 @@ LOOPS = {
         steps=4000, batch=192, learning_rate=8e-4, matrix_learning_rate=4e-3, warmup=100, ema=0.999, later_cost=1.05
     ),
     "full": LoopConfig(
-        steps=2500, batch=64, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=1.3
+        steps=2500, batch=64, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=1.1
     ),
 }
-ORDER = ("vae", "text", *STAGES)
-MINUTES = {"vae": 8.0, "text": 1.0, "small": 5.0, "middle": 5.0, "full": 12.0}
+ORDER = ("vae", "decoder", "text", *STAGES)
+USUAL = tuple(name for name in ORDER if name != "decoder")
+MINUTES = {"vae": 8.0, "decoder": 4.0, "text": 1.0, "small": 5.0, "middle": 5.0, "full": 12.0}
 EVALUATION_MINUTES = 2.0  # kept free at the end of a run with a deadline, for four GPUs
 
 

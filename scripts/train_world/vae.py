@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
-from torch import Tensor
+from torch import Tensor, nn
 
 from scripts.tiny_world.draw import draw
 from scripts.tiny_world.plan import Plan, extent_of, held_out_scenes, plan_clips, plan_scenes, spread
 from scripts.train_world.autoencoder import (
     build_vae,
     change,
+    decoder_loss,
     encode,
     fold_normalisation,
     half_precision,
@@ -30,6 +31,7 @@ from scripts.train_world.autoencoder import (
     vae_loss,
 )
 from scripts.train_world.checkpoint import generator_at, read_json, seed_at
+from scripts.train_world.earlier import vae_folder
 from scripts.train_world.fast_vae import speed_up
 from scripts.train_world.loop import Loop, LoopConfig
 from scripts.train_world.parallel import barrier, rank, share, stream
@@ -40,22 +42,22 @@ _LATENT_NOISE = 0.10  # with 16 channels the decoder has less to shrug off than 
 
 
 def train_vae(stage: VaeStage, loop_config: LoopConfig, work: Path, device: torch.device) -> bool:
-    """Train, resuming what ``work/vae`` holds, or starting from the model in ``work/earlier``; when the schedule is
-    done, leave the model in ``work/vae/model``.
+    """Train, resuming what the folder of that name in ``work`` holds, or starting from an earlier autoencoder; when
+    the schedule is done, leave the model in its subfolder ``model``.
 
     Returns:
         True if the schedule came to its end.
+
+    Raises:
+        FileNotFoundError: the decoder is to be trained, and there is no autoencoder.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(loop_config.seed)
-        vae = build_vae(stage.model).to(device)
-    earlier = work / "earlier" / "vae"
-    if earlier.is_dir():
-        vae.load_state_dict(load_vae(earlier, device).state_dict())
-    speed_up(vae)
+    own = work / stage.name
+    vae = _beginning(stage, work, loop_config.seed, device)
     averaged = copy.deepcopy(vae).requires_grad_(False)
-    loop = Loop({"vae": vae}, {"vae": averaged}, loop_config, work / "vae", {"vae": asdict(stage.model)})
+    parts = _trained(stage, vae), _trained(stage, averaged)
+    loop = Loop(*parts, loop_config, own, {"vae": asdict(stage.model)})
     loop.resume()
+    loss = decoder_loss if stage.decoder_only else vae_loss
     batch = share(loop_config.batch)
 
     def loss_at(step: int) -> Tensor:
@@ -70,15 +72,39 @@ def train_vae(stage: VaeStage, loop_config: LoopConfig, work: Path, device: torc
         clips, cover = draw(plan, geometry.frames, geometry.height, geometry.width, device)
         noise = _LATENT_NOISE * min(1.0, 0.2 + 2.0 * progress)
         generator = generator_at(loop_config.seed, step, stream("vae noise"), device)
-        return vae_loss(vae, clips, cover, noise, generator, moving_weight=stage.moving_weight)
+        return loss(vae, clips, cover, noise, generator, moving_weight=stage.moving_weight)
 
     done = loop.run(loss_at)
-    folder = work / "vae" / "model"
+    folder = own / "model"
     measured = read_json(folder / "metrics.json")
     if done and rank() == 0 and (measured is None or measured["steps"] != loop.step):
         finish(averaged, stage, folder, loop.state())
     barrier()
     return done
+
+
+def _beginning(stage: VaeStage, work: Path, seed: int, device: torch.device) -> AutoencoderKLHunyuanVideo:
+    """The autoencoder as it is before the first step."""
+    if stage.decoder_only:
+        vae = load_vae(vae_folder(work, but=stage.name), device)
+        vae.decoder.requires_grad_(True)
+        vae.post_quant_conv.requires_grad_(True)
+        return vae
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = build_vae(stage.model).to(device)
+    earlier = work / "earlier" / "vae"
+    if earlier.is_dir():
+        vae.load_state_dict(load_vae(earlier, device).state_dict())
+    speed_up(vae)
+    return vae
+
+
+def _trained(stage: VaeStage, vae: AutoencoderKLHunyuanVideo) -> dict[str, nn.Module]:
+    """The modules that a stage trains."""
+    if stage.decoder_only:
+        return {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
+    return {"vae": vae}
 
 
 def training_plan(count: int, seed: int, geometry: Geometry, *, crowded: bool) -> Plan:
@@ -95,16 +121,18 @@ def training_plan(count: int, seed: int, geometry: Geometry, *, crowded: bool) -
 def finish(
     vae: AutoencoderKLHunyuanVideo, stage: VaeStage, folder: Path, state: dict[str, Any], clips: int = 128
 ) -> None:
-    """Normalise the latents, measure on held-out clips, save model and ``metrics.json``."""
+    """Normalise the latents, if the encoder was trained, measure on held-out clips, save model and ``metrics.json``."""
     vae = in_one_piece(copy.deepcopy(vae)).eval()
     geometry = stage.full[0]
-    before = _latents_of(vae, geometry, clips)
-    deviation = before.std(dim=(0, 2, 3, 4))
-    typical = deviation.square().mean().sqrt()
-    # A channel that carries next to nothing must not be blown up to the size of the others.
-    fold_normalisation(vae, before.mean(dim=(0, 2, 3, 4)), deviation.clamp(min=0.4 * float(typical)))
-    after = _latents_of(vae, geometry, clips)
-    vae.register_to_config(scaling_factor=float(1.0 / after.std()))
+    latents = _latents_of(vae, geometry, clips)
+    if not stage.decoder_only:
+        deviation = latents.std(dim=(0, 2, 3, 4))
+        typical = deviation.square().mean().sqrt()
+        # A channel that carries next to nothing must not be blown up to the size of the others.
+        fold_normalisation(vae, latents.mean(dim=(0, 2, 3, 4)), deviation.clamp(min=0.4 * float(typical)))
+        latents = _latents_of(vae, geometry, clips)
+        vae.register_to_config(scaling_factor=float(1.0 / latents.std()))
+        latents *= vae.config.scaling_factor
     metrics = {
         **measure(vae, geometry, clips),
         "psnr_db_noisy_latents": measure(vae, geometry, clips // 2, noise=0.1)["psnr_db"],
@@ -112,14 +140,14 @@ def finish(
             f"{g.frames}x{g.height}x{g.width}": measure(vae, g, clips // 4)["psnr_db"] for g in stage.full[1:]
         },
         "scaling_factor": vae.config.scaling_factor,
-        "channel_std": [round(v, 3) for v in (after.std(dim=(0, 2, 3, 4)) * vae.config.scaling_factor).tolist()],
+        "channel_std": [round(v, 3) for v in latents.std(dim=(0, 2, 3, 4)).tolist()],
         "steps": state["step"],
         "batch": state["batch"],
         "minutes": round(state["seconds"] / 60.0, 1),
     }
     vae.save_pretrained(folder)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    print(f"vae done: {metrics}", flush=True)
+    print(f"{stage.name} done: {metrics}", flush=True)
 
 
 @torch.no_grad()

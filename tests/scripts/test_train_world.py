@@ -24,7 +24,7 @@ from scripts.train_world import __main__ as program
 from scripts.train_world import checkpoint, vae
 from scripts.train_world.autoencoder import VaeConfig, build_vae, load_vae, vae_loss
 from scripts.train_world.card import write_card
-from scripts.train_world.earlier import RECORD, begin_with
+from scripts.train_world.earlier import RECORD, begin_with, vae_folder
 from scripts.train_world.evaluate import evaluate
 from scripts.train_world.export import load_trained
 from scripts.train_world.loop import LoopConfig
@@ -37,6 +37,7 @@ from scripts.train_world.recipe import (
     MODEL,
     ORDER,
     STAGES,
+    USUAL,
     VAE_STAGE,
     Share,
     VaeStage,
@@ -130,6 +131,28 @@ def test_a_run_goes_on_from_a_model_as_it_ships(work: Path, tmp_path: Path, vae_
     assert stages == [("vae", 4), ("full", 4), *([("vae", 1)] if vae_too else []), ("full", 1)]
     assert record["vae"]["steps"] == (1 if vae_too else 4)
     assert f"| `full` | 1 | 4 | 1 | CPU | 0 | {record['stages'][-1]['minutes']} |" in (again / "README.md").read_text()
+
+
+def test_a_decoder_is_trained_alone(work: Path, tmp_path: Path) -> None:
+    stage = dataclasses.replace(VAE, name="decoder", decoder_only=True)
+    with pytest.raises(FileNotFoundError, match="no trained VAE"):
+        train_vae(stage, LOOP, tmp_path, CPU)
+    folders = [tmp_path / name for name in ("whole", "resumed")]
+    for folder, loops in zip(folders, ([LOOP], [dataclasses.replace(LOOP, max_minutes=0.0), LOOP]), strict=True):
+        (folder / "vae").mkdir(parents=True)
+        (folder / "vae" / "model").symlink_to(work / "vae" / "model")
+        assert [train_vae(stage, loop, folder, CPU) for loop in loops][-1]
+        assert vae_folder(folder) == folder / "decoder" / "model"
+    assert_same_weights(folders[0] / "decoder", folders[1] / "decoder")
+    before, after = (load_vae(vae_folder(folder), CPU) for folder in (work, folders[0]))
+    assert after.config.scaling_factor == before.config.scaling_factor
+    same = {name: torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items()}
+    assert {name.split(".")[0] for name, equal in same.items() if equal} == {"encoder", "quant_conv"}
+    assert {name.split(".")[0] for name, equal in same.items() if not equal} == {"decoder", "post_quant_conv"}
+    metrics = json.loads((vae_folder(folders[0]) / "metrics.json").read_text())
+    assert metrics["steps"] == LOOP.steps
+    # Of the same latents.
+    assert metrics["channel_std"] == json.loads((vae_folder(work) / "metrics.json").read_text())["channel_std"]
 
 
 def test_a_stage_begins_with_the_one_before_it(work: Path, tmp_path: Path) -> None:
@@ -258,7 +281,7 @@ def test_the_last_stage_gets_what_a_deadline_leaves(monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(program._COMMANDS, name, record)
     monkeypatch.setattr(program, "_evaluate", evaluated)
     assert program.main(["all", "--device", "cpu", "--deadline-minutes", "8"]) == 0
-    assert [name for name, _ in ran] == [*ORDER, "evaluate full"]
+    assert [name for name, _ in ran] == [*USUAL, "evaluate full"]
     assert ran[0][1] == MINUTES["vae"]
     assert ran[-2][1] == pytest.approx(8 - program.EVALUATION_MINUTES, abs=0.01)
     ran.clear()
