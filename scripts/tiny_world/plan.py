@@ -232,7 +232,7 @@ def _crossing(scene: Scene, extent: tuple[float, float], rng: random.Random) -> 
     small, large = _size(mover, True, rng), _size(other, True, rng)
     axis = 0 if mover.motion in ("left", "right") else 1
     way = extent[axis] - 2 * (small.reach + _MARGIN) - rng.uniform(0.0, 0.06)
-    way = min(way, 0.78)
+    way = min(way, 0.66)
     if way < 2 * (small.reach + large.reach) + 0.02:
         return None
     step = DIRECTIONS[mover.motion]
