@@ -36,6 +36,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture
+def fp8_device() -> torch.device:
+    """A GPU that multiplies in FP8."""
+    from adaspa_cli.errors import AdaspaError
+    from adaspa_cli.models.fp8_linear import check_fp8
+
+    device = torch.device("cuda")
+    try:
+        check_fp8(device)
+    except AdaspaError as reason:
+        pytest.skip(reason.message)
+    return device
+
+
 # --- pipelines
 # diffusers takes seconds to import: only the tests that use these fixtures pay for it.
 

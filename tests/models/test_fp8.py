@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import adaspa_cli
 from adaspa_cli.config import resolve
-from adaspa_cli.errors import AdaspaError, BackendError, ConfigError, RunError
+from adaspa_cli.errors import BackendError, ConfigError, RunError
 from adaspa_cli.jobs.fingerprint import video_fingerprint
 from adaspa_cli.models import fp8_linear
 from adaspa_cli.models.compiled import compile_blocks
@@ -306,15 +306,10 @@ def test_fingerprints_of_runs_without_it_stay() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_multiplies_as_the_emulation_does() -> None:
-    device = torch.device("cuda")
-    try:
-        check_fp8(device)
-    except AdaspaError as reason:
-        pytest.skip(reason.message)
+def test_a_gpu_multiplies_as_the_emulation_does(fp8_device: torch.device) -> None:
     torch.manual_seed(0)
-    layer = nn.Linear(3072, 512, device=device, dtype=torch.bfloat16)
-    x = torch.randn(2, 301, 3072, device=device, dtype=torch.bfloat16)
+    layer = nn.Linear(3072, 512, device=fp8_device, dtype=torch.bfloat16)
+    x = torch.randn(2, 301, 3072, device=fp8_device, dtype=torch.bfloat16)
     with torch.inference_mode():
         for options in ({}, {"gelu_from": 1024}, {"shared": SharedInput()}):
             found = Fp8Linear(layer, emulate=False, **options)(x)
@@ -325,30 +320,21 @@ def test_a_gpu_multiplies_as_the_emulation_does() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 64, 127, 256])
 @pytest.mark.parametrize("channels", [9216, 12288, 15360])
-def test_few_rows_of_many_channels_on_a_gpu(rows: int, channels: int) -> None:
-    device = torch.device("cuda")
-    try:
-        check_fp8(device)
-    except AdaspaError as reason:
-        pytest.skip(reason.message)
+def test_few_rows_of_many_channels_on_a_gpu(fp8_device: torch.device, rows: int, channels: int) -> None:
     torch.manual_seed(0)
-    layer = nn.Linear(channels, 3072, device=device, dtype=torch.bfloat16)
-    x = torch.randn(1, rows, channels, device=device, dtype=torch.bfloat16)
+    layer = nn.Linear(channels, 3072, device=fp8_device, dtype=torch.bfloat16)
+    x = torch.randn(1, rows, channels, device=fp8_device, dtype=torch.bfloat16)
     with torch.inference_mode():
         assert error(Fp8Linear(layer, emulate=False)(x), Fp8Linear(layer, emulate=True)(x)) < 5e-3
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_pipeline_on_a_gpu(pipe: Any, compiled: bool) -> None:
-    try:
-        check_fp8(torch.device("cuda"))
-    except AdaspaError as reason:
-        pytest.skip(reason.message)
-    pipe.to("cuda", torch.bfloat16)
+def test_a_pipeline_on_a_gpu(fp8_device: torch.device, pipe: Any, compiled: bool) -> None:
+    pipe.to(fp8_device, torch.bfloat16)
     expected = run(pipe)
     if compiled:
-        compile_blocks(family_of(pipe).blocks(pipe.transformer), torch.device("cuda"))
+        compile_blocks(family_of(pipe).blocks(pipe.transformer), fp8_device)
     with emulated(pipe):
         emulation = run(pipe)
     with adaspa_cli.apply(pipe, "full", linear="fp8") as handle:

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 import adaspa_cli
 from adaspa_cli.config import resolve
-from adaspa_cli.errors import AdaspaError, RunError
+from adaspa_cli.errors import RunError
 from adaspa_cli.models import fp8, fp8_linear, loading, random_weights
 from adaspa_cli.models.fp8 import Fp8Linears, left_behind
-from adaspa_cli.models.fp8_linear import FP8, check_fp8
+from adaspa_cli.models.fp8_linear import FP8
 from adaspa_cli.models.loading import load_pipeline
 from adaspa_cli.models.registry import family_of
 from tests.models.test_fp8_memory import check_same, emulated, ours, taken
@@ -246,14 +246,6 @@ def test_weights_that_are_moved_in_another_way_are_refused(monkeypatch: pytest.M
 SMALL: dict[str, Any] = {"height": 32, "width": 48, "num_inference_steps": 2}
 
 
-@pytest.fixture
-def _fp8_gpu() -> None:
-    try:
-        check_fp8(torch.device("cuda"))
-    except AdaspaError as reason:
-        pytest.skip(reason.message)
-
-
 def of_some_gigabytes(linear: str, offload: str = "none") -> Any:
     """12 of HunyuanVideo's 60 blocks: 5.7 GB in bfloat16, of which FP8 takes 3.6. The random weights are always the
     same."""
@@ -272,7 +264,7 @@ def run_in_fp8(pipe: Any) -> Tensor:
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("_fp8_gpu")
+@pytest.mark.usefixtures("fp8_device")
 @pytest.mark.parametrize("offload", ["none", "model"])
 def test_a_gpu_never_holds_the_whole_model(offload: str) -> None:
     begin = torch.cuda.memory_allocated()
