@@ -22,7 +22,6 @@ _CORNERS = {"square": (4, 1.22, 0.70710678, 0.25), "triangle": (3, 1.40, 0.5, -0
 _SHADOW = 0.34  # how much a shadow darkens
 _SHADOW_AT = (0.016, 0.028)
 _SHADOW_SOFT = 0.045
-_BOUNCES = 1.5
 _HEART = 1.36  # side of the heart's square for a radius of 1
 _RING = (0.80, 0.28)  # middle and half width of the ring's band for a radius of 1
 
@@ -59,7 +58,7 @@ def _with_object(clip: Tensor, objects: Tensor, t: Tensor, y: Tensor, x: Tensor,
     """One object with its shadow laid over each clip [B, 3, F, H, W] in 0 to 255, and its coverage [B, 1, F, H, W]."""
     kind, objects = objects[:, 0].long(), objects.to(t.device)  # kinds stay on the CPU: nothing waits for a GPU
     x0, y0, x1, y1, r0, r1, tilt, turn, bounce, depth = (objects[:, 4 + i, None] for i in range(10))
-    fall = (_BOUNCES * t + 0.5) % 1.0  # from the top down, up, and down again
+    fall = (2.0 * t + 0.5) % 1.0
     centre_x = x0 + (x1 - x0) * t  # [B, F]
     centre_y = y0 + (y1 - y0) * t - bounce * 4.0 * fall * (1.0 - fall)
     radius = (r0 + (r1 - r0) * t)[..., None, None]

@@ -193,7 +193,7 @@ def _size(thing: Thing, crowded: bool, rng: random.Random) -> _Size:
         r0, r1 = (r0, r1) if thing.motion == "grows" else (r1, r0)
     way = rng.uniform(*_TRAVEL[thing.speed])
     step = DIRECTIONS.get(thing.motion, (0, 0))
-    bounce = rng.uniform(0.22, 0.28) if thing.motion == "bounces" else 0.0
+    bounce = rng.uniform(0.18, 0.24) if thing.motion == "bounces" else 0.0
     return _Size(r0, r1, (step[0] * way, step[1] * way), bounce, max(r0, r1) * OUTER[thing.shape])
 
 

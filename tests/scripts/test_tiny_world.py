@@ -102,7 +102,12 @@ class TestClips:
         for extent in ((1.0, 1.0), (1.5, 1.0), (1.0, 5 / 3)):
             plan = plan_clips(96, 9, extent)
             _, cover = draw(plan, 9, round(96 * extent[1]), round(96 * extent[0]), "cpu")
-            rim = torch.cat([cover[..., 0, :].flatten(), cover[..., -1, :].flatten(), cover[..., 0].flatten()])
+            rim = torch.cat(
+                [
+                    edge.flatten()
+                    for edge in (*cover.unbind(3)[:: cover.shape[3] - 1], *cover.unbind(4)[:: cover.shape[4] - 1])
+                ]
+            )
             assert rim.max() == 0.0
 
     def test_what_passes_behind_is_hidden(self) -> None:
