@@ -71,10 +71,10 @@ of shape, colour, motion and background colour was never drawn for training, not
 |---|---|---|---|---|---|---|
 {stages}
 
-`vae` trains the autoencoder, and `text` lets the text encoders answer questions about the scenes of captions. The other
-stages train the transformer and the text encoders by flow matching, with Muon and AdamW, in bfloat16 autocast, and
-average the weights exponentially. `scripts/train_world` repeats a stage with `--steps` and `--batch` as above, up to
-what the GPUs' own kernels leave to chance.
+`vae` trains the autoencoder, `decoder` its decoder alone, and `text` lets the text encoders answer questions about the
+scenes of captions. The other stages train the transformer and the text encoders by flow matching, with Muon and AdamW,
+in bfloat16 autocast, and average the weights exponentially. `scripts/train_world` repeats a stage with `--steps` and
+`--batch` as above, up to what the GPUs' own kernels leave to chance.
 
 ## Size
 {sizes_of_files}

@@ -8,9 +8,9 @@ practically never draws, and colours and motion are decided there.
 Objects fill a tenth of a clip. Once the noise is low enough to show where they are, their cells weigh more, so that
 outlines get their share of the gradient; at higher noise such a weight would favour clips with more in them.
 
-Guidance is trained in, so that sampling needs one pass a step: late in the last stage the target moves on along the
-difference that the caption makes, as in "Diffusion Models without Classifier-free Guidance" (arXiv 2502.12154). With
-the weight w this amounts to a guidance scale of 1 / (1 - w).
+Guidance is trained in, so that sampling needs one pass a step: in the second half of the last stage the target moves on
+along the difference that the caption makes, as in "Diffusion Models without Classifier-free Guidance" (arXiv
+2502.12154). With the weight w this amounts to a guidance scale of 1 / (1 - w).
 
 Shapes: B clips, C channels, f, h, w of latents.
 """

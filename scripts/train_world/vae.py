@@ -38,25 +38,29 @@ from scripts.train_world.parallel import barrier, rank, share, stream
 from scripts.train_world.pool import Geometry
 from scripts.train_world.recipe import VaeStage
 
+_MEASURED = 128  # held-out clips
 _LATENT_NOISE = 0.10  # with 16 channels the decoder has less to shrug off than with 8
 
 
 def train_vae(stage: VaeStage, loop_config: LoopConfig, work: Path, device: torch.device) -> bool:
-    """Train, resuming what the folder of that name in ``work`` holds, or starting from an earlier autoencoder; when
-    the schedule is done, leave the model in its subfolder ``model``.
+    """Train, resuming what ``work/<stage>`` holds, or starting from the earlier autoencoder if there is one; when the
+    schedule is done, leave the model in ``work/<stage>/model``.
 
     Returns:
         True if the schedule came to its end.
 
     Raises:
         FileNotFoundError: the decoder is to be trained, and there is no autoencoder.
+        FileExistsError: an encoder is to be trained, and its decoder was trained on.
     """
     own = work / stage.name
     vae = _beginning(stage, work, loop_config.seed, device)
     averaged = copy.deepcopy(vae).requires_grad_(False)
     parts = _trained(stage, vae), _trained(stage, averaged)
-    loop = Loop(*parts, loop_config, own, {"vae": asdict(stage.model)})
+    loop = Loop(*parts, loop_config, own, {} if stage.decoder_only else {"vae": asdict(stage.model)})
     loop.resume()
+    if loop.progress() < 1.0:
+        _check(stage, work, averaged)
     loss = decoder_loss if stage.decoder_only else vae_loss
     batch = share(loop_config.batch)
 
@@ -100,6 +104,15 @@ def _beginning(stage: VaeStage, work: Path, seed: int, device: torch.device) -> 
     return vae
 
 
+def _check(stage: VaeStage, work: Path, vae: AutoencoderKLHunyuanVideo) -> None:
+    """Before training: say what a decoder is worth that is trained on, and keep its encoder as it is."""
+    decoder = work / "decoder"
+    if not stage.decoder_only and decoder.exists():
+        raise FileExistsError(f"{decoder} was trained with the encoder as it is: remove it to train the encoder on")
+    if stage.decoder_only and rank() == 0:
+        print(f"{stage.name} begins with {measure(vae, stage.full[0], _MEASURED)}", flush=True)
+
+
 def _trained(stage: VaeStage, vae: AutoencoderKLHunyuanVideo) -> dict[str, nn.Module]:
     """The modules that a stage trains."""
     if stage.decoder_only:
@@ -118,12 +131,10 @@ def training_plan(count: int, seed: int, geometry: Geometry, *, crowded: bool) -
     return dataclasses.replace(plan, objects=torch.cat([plan.objects, *others], dim=1))
 
 
-def finish(
-    vae: AutoencoderKLHunyuanVideo, stage: VaeStage, folder: Path, state: dict[str, Any], clips: int = 128
-) -> None:
+def finish(vae: AutoencoderKLHunyuanVideo, stage: VaeStage, folder: Path, state: dict[str, Any]) -> None:
     """Normalise the latents, if the encoder was trained, measure on held-out clips, save model and ``metrics.json``."""
     vae = in_one_piece(copy.deepcopy(vae)).eval()
-    geometry = stage.full[0]
+    geometry, clips = stage.full[0], _MEASURED
     latents = _latents_of(vae, geometry, clips)
     if not stage.decoder_only:
         deviation = latents.std(dim=(0, 2, 3, 4))
@@ -134,6 +145,7 @@ def finish(
         vae.register_to_config(scaling_factor=float(1.0 / latents.std()))
         latents *= vae.config.scaling_factor
     metrics = {
+        "stage": stage.name,
         **measure(vae, geometry, clips),
         "psnr_db_noisy_latents": measure(vae, geometry, clips // 2, noise=0.1)["psnr_db"],
         "other_sizes": {

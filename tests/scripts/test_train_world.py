@@ -66,7 +66,7 @@ LOOP = LoopConfig(steps=4, batch=4, warmup=1)
 def _measured_on_few_clips() -> Iterator[None]:
     """Of 128, measuring takes three times as long as training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vae, "finish", partial(vae.finish, clips=16))
+        patch.setattr(vae, "_MEASURED", 16)
         yield
 
 
@@ -133,7 +133,7 @@ def test_a_run_goes_on_from_a_model_as_it_ships(work: Path, tmp_path: Path, vae_
     assert f"| `full` | 1 | 4 | 1 | CPU | 0 | {record['stages'][-1]['minutes']} |" in (again / "README.md").read_text()
 
 
-def test_a_decoder_is_trained_alone(work: Path, tmp_path: Path) -> None:
+def test_a_decoder_is_trained_alone(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage = dataclasses.replace(VAE, name="decoder", decoder_only=True)
     with pytest.raises(FileNotFoundError, match="no trained VAE"):
         train_vae(stage, LOOP, tmp_path, CPU)
@@ -141,7 +141,8 @@ def test_a_decoder_is_trained_alone(work: Path, tmp_path: Path) -> None:
     for folder, loops in zip(folders, ([LOOP], [dataclasses.replace(LOOP, max_minutes=0.0), LOOP]), strict=True):
         (folder / "vae").mkdir(parents=True)
         (folder / "vae" / "model").symlink_to(work / "vae" / "model")
-        assert [train_vae(stage, loop, folder, CPU) for loop in loops][-1]
+        done = [train_vae(stage, loop, folder, CPU) for loop in loops]
+        assert done == [number == len(loops) - 1 for number in range(len(loops))]
         assert vae_folder(folder) == folder / "decoder" / "model"
     assert_same_weights(folders[0] / "decoder", folders[1] / "decoder")
     before, after = (load_vae(vae_folder(folder), CPU) for folder in (work, folders[0]))
@@ -149,10 +150,13 @@ def test_a_decoder_is_trained_alone(work: Path, tmp_path: Path) -> None:
     same = {name: torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items()}
     assert {name.split(".")[0] for name, equal in same.items() if equal} == {"encoder", "quant_conv"}
     assert {name.split(".")[0] for name, equal in same.items() if not equal} == {"decoder", "post_quant_conv"}
-    metrics = json.loads((vae_folder(folders[0]) / "metrics.json").read_text())
-    assert metrics["steps"] == LOOP.steps
-    # Of the same latents.
-    assert metrics["channel_std"] == json.loads((vae_folder(work) / "metrics.json").read_text())["channel_std"]
+    earlier, metrics = (json.loads((vae_folder(f) / "metrics.json").read_text()) for f in (work, folders[0]))
+    assert (metrics["stage"], metrics["steps"]) == ("decoder", LOOP.steps)
+    assert metrics["channel_std"] == earlier["channel_std"]  # of the same latents
+    begin = {name: earlier[name] for name in ("psnr_db", "moving_edges_db")}
+    assert f"decoder begins with {begin}" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match="remove it to train the encoder on"):
+        train_vae(VAE, LOOP, folders[0], CPU)
 
 
 def test_a_stage_begins_with_the_one_before_it(work: Path, tmp_path: Path) -> None:
