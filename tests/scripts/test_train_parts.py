@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from scripts.train_world.recipe import Share, VaeStage, WorldStage
 from scripts.train_world.sampling import assemble_pipeline, load_folder, sample_captions
 from scripts.train_world.text import TEMPLATE_TOKENS, Text, TextConfig, build_text, embed, tokenize
 from scripts.train_world.transformer import train_stage
-from scripts.train_world.vae import finish, train_vae
+from scripts.train_world.vae import train_vae
 
 CPU = torch.device("cpu")
 VAE = VaeConfig(channels=(4, 4, 8, 8))
@@ -55,7 +54,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained VAE and a trained last stage."""
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vae_stage, "finish", partial(finish, clips=16))
+        patch.setattr(vae_stage, "_MEASURED", 16)
         assert train_vae(VaeStage((GEOMETRY,), (GEOMETRY,), model=VAE), LOOP, folder, CPU)
     assert train_stage(MODEL, STAGE, LOOP, folder, CPU)
     return folder
