@@ -118,53 +118,32 @@ def vae_loss(
     generator: torch.Generator,
     *,
     moving_weight: float = 0.0,
+    decoder_only: bool = False,
 ) -> Tensor:
     """Reconstruction error of clips [B, 3, F, H, W], with an object's coverage [B, 1, F, H, W], and the slight KL.
 
-    ``moving_weight``: what pixels weigh besides that an object's edge moves across within three frames.
+    Args:
+        moving_weight: what pixels weigh besides that an object's edge moves across within three frames.
+        decoder_only: of the most likely latents, and without KL; for an encoder that is frozen.
     """
-    with half_precision(clips.device):
+    device = clips.device
+    with half_precision(device):
         posterior = vae.encode(clips).latent_dist
-        z = posterior.sample(generator=generator).float()
-    kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1.0 - posterior.logvar.float()).mean()
-    return _reconstruction(vae, z, clips, cover, noise, generator, moving_weight) + _KL_WEIGHT * kl
-
-
-def decoder_loss(
-    vae: AutoencoderKLHunyuanVideo,
-    clips: Tensor,
-    cover: Tensor,
-    noise: float,
-    generator: torch.Generator,
-    *,
-    moving_weight: float = 0.0,
-) -> Tensor:
-    """``vae_loss`` for the decoder alone: of the most likely latents, and without KL."""
-    with torch.no_grad(), half_precision(clips.device):
-        z = vae.encode(clips).latent_dist.mode().float()
-    return _reconstruction(vae, z, clips, cover, noise, generator, moving_weight)
-
-
-def _reconstruction(
-    vae: AutoencoderKLHunyuanVideo,
-    z: Tensor,
-    clips: Tensor,
-    cover: Tensor,
-    noise: float,
-    generator: torch.Generator,
-    moving_weight: float,
-) -> Tensor:
-    """The weighted error of clips decoded from latents z [B, C, f, h, w] with some noise on them."""
-    level = torch.rand(len(z), 1, 1, 1, 1, generator=generator, device=z.device) * noise
-    z = z + level * z.detach().std() * torch.randn(z.shape, generator=generator, device=z.device)
-    with half_precision(clips.device):
+    z = (posterior.mode() if decoder_only else posterior.sample(generator=generator)).float()
+    level = torch.rand(len(z), 1, 1, 1, 1, generator=generator, device=device) * noise
+    z = z + level * z.detach().std() * torch.randn(z.shape, generator=generator, device=device)
+    with half_precision(device):
         decoded = vae.decode(z).sample
     error = decoded.float() - clips
     rim = F.max_pool3d(cover, (1, 7, 7), stride=1, padding=(0, 3, 3))
     weight = 1.0 + _OBJECT_WEIGHT * rim
     if moving_weight:
         weight = weight + moving_weight * change(cover)
-    return (weight * (error.abs() + error.square())).mean()
+    reconstruction = (weight * (error.abs() + error.square())).mean()
+    if decoder_only:
+        return reconstruction
+    kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1.0 - posterior.logvar.float()).mean()
+    return reconstruction + _KL_WEIGHT * kl
 
 
 def change(cover: Tensor) -> Tensor:

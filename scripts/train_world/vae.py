@@ -22,7 +22,6 @@ from scripts.tiny_world.plan import Plan, extent_of, held_out_scenes, plan_clips
 from scripts.train_world.autoencoder import (
     build_vae,
     change,
-    decoder_loss,
     encode,
     fold_normalisation,
     half_precision,
@@ -59,9 +58,10 @@ def train_vae(stage: VaeStage, loop_config: LoopConfig, work: Path, device: torc
     parts = _trained(stage, vae), _trained(stage, averaged)
     loop = Loop(*parts, loop_config, own, {} if stage.decoder_only else {"vae": asdict(stage.model)})
     loop.resume()
-    if loop.progress() < 1.0:
-        _check(stage, work, averaged)
-    loss = decoder_loss if stage.decoder_only else vae_loss
+    if stage.decoder_only and loop.step == 0 and rank() == 0:
+        print(f"{stage.name} begins with {measure(averaged, stage.full[0], _MEASURED)}", flush=True)
+    if not stage.decoder_only and loop.progress() < 1.0 and (work / "decoder").exists():
+        raise FileExistsError(f"{work / 'decoder'} was trained with this encoder: remove it to train the encoder on")
     batch = share(loop_config.batch)
 
     def loss_at(step: int) -> Tensor:
@@ -76,7 +76,15 @@ def train_vae(stage: VaeStage, loop_config: LoopConfig, work: Path, device: torc
         clips, cover = draw(plan, geometry.frames, geometry.height, geometry.width, device)
         noise = _LATENT_NOISE * min(1.0, 0.2 + 2.0 * progress)
         generator = generator_at(loop_config.seed, step, stream("vae noise"), device)
-        return loss(vae, clips, cover, noise, generator, moving_weight=stage.moving_weight)
+        return vae_loss(
+            vae,
+            clips,
+            cover,
+            noise,
+            generator,
+            moving_weight=stage.moving_weight,
+            decoder_only=stage.decoder_only,
+        )
 
     done = loop.run(loss_at)
     folder = own / "model"
@@ -102,15 +110,6 @@ def _beginning(stage: VaeStage, work: Path, seed: int, device: torch.device) -> 
         vae.load_state_dict(load_vae(earlier, device).state_dict())
     speed_up(vae)
     return vae
-
-
-def _check(stage: VaeStage, work: Path, vae: AutoencoderKLHunyuanVideo) -> None:
-    """Before training: say what a decoder is worth that is trained on, and keep its encoder as it is."""
-    decoder = work / "decoder"
-    if not stage.decoder_only and decoder.exists():
-        raise FileExistsError(f"{decoder} was trained with the encoder as it is: remove it to train the encoder on")
-    if stage.decoder_only and rank() == 0:
-        print(f"{stage.name} begins with {measure(vae, stage.full[0], _MEASURED)}", flush=True)
 
 
 def _trained(stage: VaeStage, vae: AutoencoderKLHunyuanVideo) -> dict[str, nn.Module]:
