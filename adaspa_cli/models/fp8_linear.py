@@ -24,8 +24,8 @@ FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
 SMALLEST = 1e-12  # of a row's maximum: rows of zeros have a scale too
 ALIGNMENT = 16  # torch._scaled_mm wants K and N to be multiples of it
-# Of a product: for few rows of many channels cuBLAS may have no row-wise kernel (64 of HunyuanVideo's on an H200 with
-# torch 2.11; pytorch/ao issue 4582 has none up to 256 rows of 9,216).
+# A product is padded to so many rows: for few rows of many channels cuBLAS may have no row-wise kernel (HunyuanVideo's
+# 64 text tokens on an H200 with torch 2.11; up to 256 rows of 9,216 channels in pytorch/ao issue 4582).
 FEWEST_ROWS = 512
 
 Quantised = tuple[Tensor, Tensor]
