@@ -102,13 +102,8 @@ class TestClips:
         for extent in ((1.0, 1.0), (1.5, 1.0), (1.0, 5 / 3)):
             plan = plan_clips(96, 9, extent)
             _, cover = draw(plan, 9, round(96 * extent[1]), round(96 * extent[0]), "cpu")
-            rim = torch.cat(
-                [
-                    edge.flatten()
-                    for edge in (*cover.unbind(3)[:: cover.shape[3] - 1], *cover.unbind(4)[:: cover.shape[4] - 1])
-                ]
-            )
-            assert rim.max() == 0.0
+            cover[..., 1:-1, 1:-1] = 0.0
+            assert cover.max() == 0.0, "an object reaches the rim"
 
     def test_what_passes_behind_is_hidden(self) -> None:
         def red(scene: Scene) -> float:
