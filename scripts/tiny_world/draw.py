@@ -23,6 +23,7 @@ _SHADOW = 0.34  # how much a shadow darkens
 _SHADOW_AT = (0.016, 0.028)
 _SHADOW_SOFT = 0.045
 _HEART = 1.36  # side of the heart's square for a radius of 1
+_HEART_CENTROID = 0.2215  # how far above the centre of that square it lies, in its sides
 _RING = (0.80, 0.28)  # middle and half width of the ring's band for a radius of 1
 
 
@@ -114,8 +115,8 @@ def _corners(theta: Tensor, dx: Tensor, dy: Tensor, radius: Tensor, corners: int
 
 
 def _heart(x: Tensor, y: Tensor, side: Tensor) -> Tensor:
-    """A square on its corner with a half circle on each of the two upper sides; y grows downwards."""
-    x, y = x.abs(), y + 0.07 * side
+    """A square on its corner with a half circle on each of the two upper sides, about its centroid; y grows down."""
+    x, y = x.abs(), y - _HEART_CENTROID * side
     diagonal = (x + y.abs()) * 0.70710678 - 0.5 * side
     middle = 0.35355339 * side
     circle = torch.sqrt((x - middle) ** 2 + (y + middle) ** 2) - 0.5 * side

@@ -27,7 +27,7 @@ GROUND_NUMBERS = 12  # pattern, RGB, contrast, angle, period, softness, drift x 
 TEXTURE = 24  # cells of a clip's random texture a side
 
 # For each shape: greatest distance of its outline from the centre, for a radius of 1.
-OUTER = {"circle": 1.0, "square": 1.22, "triangle": 1.40, "star": 1.38, "heart": 1.431, "ring": 1.08}
+OUTER = {"circle": 1.0, "square": 1.22, "triangle": 1.40, "star": 1.38, "heart": 1.265, "ring": 1.08}
 _MARGIN = 0.025
 _HELD_OUT = (112, 64, 32, 48)  # scenes of each kind
 _RADIUS = {"small": (0.070, 0.085), "medium": (0.115, 0.145), "large": (0.185, 0.220)}

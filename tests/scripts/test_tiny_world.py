@@ -92,11 +92,13 @@ class TestClips:
         assert np.array_equal(clips_of(plan, 5)[3:6], clips_of(plan.rows(3, 6), 5))
 
     @pytest.mark.parametrize("shape", SHAPES)
-    def test_no_outline_reaches_farther_than_the_plan_knows(self, shape: str) -> None:
+    def test_outlines_have_their_centre_and_reach_where_the_plan_has_them(self, shape: str) -> None:
         side = torch.linspace(-2.0, 2.0, 801)
         kind, one = torch.tensor([SHAPES.index(shape)]), torch.ones(1, 1, 1, 1)
         inside = distance_to(kind, side.view(1, 1, 1, -1), side.view(1, 1, -1, 1), one, 0 * one)[0, 0] <= 0
         assert 0 <= OUTER[shape] - torch.hypot(side, side[:, None])[inside].max() < 0.01
+        centroid = [float(side[index].mean()) for index in torch.where(inside)]
+        assert centroid == pytest.approx([0.0, 0.0], abs=0.005)  # or what turns would move as well
 
     def test_every_object_stays_in_the_frame(self) -> None:
         for extent in ((1.0, 1.0), (1.5, 1.0), (1.0, 5 / 3)):
