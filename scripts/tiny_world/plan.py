@@ -1,7 +1,9 @@
 """Where and how large everything is: numbers for each clip, drawn on the CPU from a seed.
 
 Lengths are fractions of the frame's shorter side, times run from 0 to 1. Objects that do not cross stand in a row or
-in a column and keep clear of each other; what does not fit is drawn by lot again.
+in a column, in the order in which the caption names them, and keep clear of each other; what does not fit is drawn by
+lot again. So a caption tells which object stands where: a model that has to choose does so at each place on its own,
+and draws one object twice, or both in one colour.
 
 Shapes: B clips, N objects (3, those that are missing have no radius).
 """
@@ -200,23 +202,32 @@ def _size(thing: Thing, crowded: bool, rng: random.Random) -> _Size:
 def _in_line(
     scene: Scene, sizes: list[_Size], extent: tuple[float, float], rng: random.Random
 ) -> list[list[float]] | None:
-    """Side by side or one above the other, in the order of the caption or not; None if they don't fit."""
-    axis = rng.randrange(2)
-    slack = extent[axis] - sum(size.room[axis] for size in sizes)
-    if slack < 0 or any(size.room[1 - axis] > extent[1 - axis] for size in sizes):
+    """From left to right or from top to bottom, as the caption names them; None if they don't fit.
+
+    What moves sideways takes little height, so a column suits it; everything else stands in a row if that fits.
+    """
+    sideways = sum(abs(size.travel[0]) for size in sizes)
+    upright = sum(abs(size.travel[1]) + size.bounce for size in sizes)
+    axes = (1, 0) if sideways > upright else (0, 1)
+    axis = next((axis for axis in axes if _slack(sizes, extent, axis) >= 0.0), None)
+    if axis is None:
         return None
-    order = rng.sample(range(len(sizes)), len(sizes))
-    numbers: dict[int, list[float]] = {}
-    start = 0.0
-    for index in order:
-        size = sizes[index]
-        length = size.room[axis] + slack / len(sizes)
+    numbers, start = [], 0.0
+    for thing, size in zip(scene.things, sizes, strict=True):
+        length = size.room[axis] + _slack(sizes, extent, axis) / len(sizes)
         cell = [(0.0, extent[0]), (0.0, extent[1])]
         cell[axis] = (start, start + length)
         start += length
         position = [_first(cell[a], size, a, rng) for a in range(2)]
-        numbers[index] = _numbers(scene.things[index], size, position, rng)
-    return [numbers[index] for index in range(len(sizes))]
+        numbers.append(_numbers(thing, size, position, rng))
+    return numbers
+
+
+def _slack(sizes: list[_Size], extent: tuple[float, float], axis: int) -> float:
+    """What is left of the frame's length along the line; negative if they don't fit."""
+    if any(size.room[1 - axis] > extent[1 - axis] for size in sizes):
+        return -math.inf
+    return extent[axis] - sum(size.room[axis] for size in sizes)
 
 
 def _first(cell: tuple[float, float], size: _Size, axis: int, rng: random.Random) -> float:

@@ -107,6 +107,21 @@ class TestClips:
             cover[..., 1:-1, 1:-1] = 0.0
             assert cover.max() == 0.0, "an object reaches the rim"
 
+    @pytest.mark.parametrize("extent", [(1.0, 1.0), (5 / 3, 1.0), (1.0, 1.25)])
+    def test_objects_stand_in_the_order_of_the_caption(self, extent: tuple[float, float]) -> None:
+        plan, ways = plan_clips(200, 8, extent), Counter[str]()
+        for scene, numbers in zip(plan.scenes, plan.objects, strict=True):
+            if scene.crossing or len(scene.things) == 1:
+                continue
+            first, last = numbers[: len(scene.things), 4:6], numbers[: len(scene.things), 6:8]
+            apart = torch.minimum(first[1:], last[1:]) - torch.maximum(first[:-1], last[:-1])  # along x, y
+            row, column = (apart > 0.0).all(0).tolist()
+            assert row or column, (scene, numbers)
+            if {thing.motion for thing in scene.things} <= {"left", "right"}:
+                ways["column" if column else "row"] += 1
+        assert extent != (1.0, 1.0) or ways["column"] > ways["row"]  # so that there is room for the way
+        assert sum(ways.values())
+
     def test_what_passes_behind_is_hidden(self) -> None:
         def red(scene: Scene) -> float:
             middle = clips_of(plan_scenes([scene], 4), 9)[0, 4].astype(int)
