@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from scripts.train_world.autoencoder import load_vae
 from scripts.train_world.card import write_card
 from scripts.train_world.checkpoint import read_json
-from scripts.train_world.earlier import RECORD, TEXT_STAGE, begin_with, vae_folder
+from scripts.train_world.earlier import RECORD, TEXT_STAGE, begin_with, times_before, vae_folder
 from scripts.train_world.evaluate import evaluate
 from scripts.train_world.export import export, load_trained
 from scripts.train_world.loop import LoopConfig
@@ -87,8 +88,9 @@ def _begin(options: argparse.Namespace) -> None:
 
 
 def _configured(name: str, options: argparse.Namespace) -> WorldStage:
-    """A stage with what the command line changes."""
-    changed = {"guidance": options.guidance, "attention": options.attention}
+    """A stage with what the command line changes, and the model that it begins with."""
+    guided = 0.0 if times_before(options.work, name) else None
+    changed = {"guidance": options.guidance, "guidance_from": guided, "attention": options.attention}
     return dataclasses.replace(
         STAGES[name],
         compile=options.compile,
@@ -118,10 +120,12 @@ def _evaluate(options: argparse.Namespace, device: torch.device) -> bool:
     else:
         trained = load_trained(options.work, options.stage, device)
         pipe, geometry = trained.pipe, trained.geometry
+    if options.shift is not None:
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=options.shift)
     out = options.out or options.work / "evaluation"
     settings = {"steps": options.steps or 14, "batch": options.batch or 8, "seed": options.seed}
     evaluate(pipe, geometry, out, limit=options.limit, **settings)
-    if rank() == 0:
+    if rank() == 0 and options.shift is None:  # or the card would say what the model as it is doesn't do
         evaluation = read_json(out / "evaluation.json")
         if options.folder is not None:
             write_card(options.folder, evaluation)
@@ -200,7 +204,9 @@ def _loop(name: str, options: argparse.Namespace) -> LoopConfig:
     given.setdefault("batch", batch_of(name, world()))
     if options.steps is None:
         given["fit_minutes"] = MINUTES[name] * options.scale
-    loop, share = LOOPS[name], rate_share(name, given["batch"])
+    times = times_before(options.work, name)
+    given["seed"] = options.seed + times  # or it would see the clips of the time before
+    loop, share = LOOPS[name], rate_share(name, given["batch"], again=times > 0)
     given.setdefault("learning_rate", loop.learning_rate * share)
     given["matrix_learning_rate"] = loop.matrix_learning_rate * share
     return dataclasses.replace(loop, save_seconds=120.0, print_seconds=15.0, **given)
@@ -247,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--stage", choices=(TEXT_STAGE, *STAGES), default="full", help="whose averaged weights")
         command.add_argument("--out", type=Path, required=name == "export", help="folder to write")
         command.add_argument("--folder", type=Path, help="an exported folder, instead of --work's checkpoint")
+        command.add_argument("--shift", type=float, help="evaluate: of the sampling steps; changes no card")
         command.add_argument("--limit", type=int, help="evaluate, reconstruct: only so many scenes")
         command.add_argument("--truth", action="store_true", help="reconstruct: judge the drawn clips themselves")
         command.add_argument(

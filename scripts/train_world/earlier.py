@@ -38,6 +38,11 @@ def begin_with(model: Path, work: Path) -> None:
     barrier()
 
 
+def times_before(work: Path, stage: str) -> int:
+    """How often the earlier model, if there is one, went through a stage."""
+    return [row["stage"] for row in _record_of(work / "earlier").get("stages", [])].count(stage)
+
+
 def vae_folder(work: Path, but: str | None = None) -> Path:
     """Of the autoencoder that ``work`` trained, with its decoder trained on if it was; otherwise the earlier model's.
 

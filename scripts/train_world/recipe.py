@@ -14,6 +14,8 @@ from scripts.train_world.pool import Geometry, PoolConfig
 from scripts.train_world.text import TextConfig
 
 PROCESSES = 4  # that the batches are for
+# Of the learning rates, where the model went through the same stage before: at the full rates it forgets first.
+AGAIN = 0.5
 VAE = VaeConfig(latent_channels=16, channels=(16, 32, 64, 64))
 # 12.9 million parameters in the transformer: of its steps at 9,216 tokens, attention is the most.
 MODEL = TransformerConfig(
@@ -41,10 +43,11 @@ class WorldStage:
 
     Attributes:
         sizes: of the clips; the first is that of samples.
-        shift: of the noise schedule.
+        shift: of the noise levels that are trained on.
+        sampling_shift: of the steps by which clips are sampled, where it is another one.
         stride: cells of the full-size grid that a cell is wide, see :class:`network.StridedRope`.
         guidance: weight w of the difference that the caption makes, see ``flow``, from ``guidance_from`` of the
-            schedule on.
+            schedule on; from the beginning if the model went through the stage before, and has it.
         after: stages; it begins with the weights of the last of them.
         compile: the blocks.
         attention: a name of ``network.BACKENDS``.
@@ -54,6 +57,7 @@ class WorldStage:
     name: str
     sizes: tuple[Share, ...]
     shift: float
+    sampling_shift: float | None = None
     stride: float = 1.0
     guidance: float = 0.0
     guidance_from: float = 0.4
@@ -131,7 +135,8 @@ STAGES = {
             Share(Geometry(49, 192, 192), 0.075, _full_pool(384, 32, 160)),
             Share(Geometry(33, 192, 256), 0.075, _full_pool(384, 32, 160)),
         ),
-        shift=4.0,
+        shift=6.0,  # where objects stand and what they are is decided above a noise level of 0.9
+        sampling_shift=4.0,
         guidance=0.6,
         guidance_from=0.5,
         after=("small", "middle"),
@@ -169,7 +174,10 @@ def batch_of(name: str, processes: int) -> int:
     return max(1, batch // PROCESSES) * processes if name in STAGES else batch
 
 
-def rate_share(name: str, batch: int) -> float:
+def rate_share(name: str, batch: int, *, again: bool = False) -> float:
     """Of the recipe's learning rates, for another batch: the square root of its share, as gradients that are scaled to
-    one size want it (arXiv 2205.10287), so that fewer GPUs don't train with more noise."""
-    return math.sqrt(batch / LOOPS[name].batch) if name in STAGES else 1.0
+    one size want it (arXiv 2205.10287), so that fewer GPUs don't train with more noise; and for a stage that the model
+    went through before."""
+    if name not in STAGES:
+        return 1.0
+    return math.sqrt(batch / LOOPS[name].batch) * (AGAIN if again else 1.0)

@@ -67,7 +67,7 @@ def train_stage(
     if loop.progress() >= 1.0:
         return True
     pool = MixedPool(stage.sizes, vae, text, loop_config.seed)
-    pipe = assemble_pipeline(averaged, text, vae, stage.shift)
+    pipe = assemble_pipeline(averaged, text, vae, stage.sampling_shift or stage.shift)
     batch_size = share(loop_config.batch)
 
     def loss_at(step: int) -> Tensor:
@@ -103,7 +103,7 @@ def _facts(config: TransformerConfig, stage: WorldStage) -> dict[str, Any]:
     """What a checkpoint says of its stage."""
     return {
         "transformer": asdict(config),
-        "shift": stage.shift,
+        "shift": stage.sampling_shift or stage.shift,
         "stride": stage.stride,
         "geometry": asdict(stage.sizes[0].geometry),
         "sizes": [asdict(size.geometry) | {"share": size.share} for size in stage.sizes],

@@ -32,6 +32,7 @@ from scripts.train_world.network import TransformerConfig
 from scripts.train_world.parallel import mean_gradients, rank, share, start, stop
 from scripts.train_world.pool import Geometry, PoolConfig
 from scripts.train_world.recipe import (
+    AGAIN,
     LOOPS,
     MINUTES,
     MODEL,
@@ -131,6 +132,43 @@ def test_a_run_goes_on_from_a_model_as_it_ships(work: Path, tmp_path: Path, vae_
     assert stages == [("vae", 4), ("full", 4), *([("vae", 1)] if vae_too else []), ("full", 1)]
     assert record["vae"]["steps"] == (1 if vae_too else 4)
     assert f"| `full` | 1 | 4 | 1 | CPU | 0 | {record['stages'][-1]['minutes']} |" in (again / "README.md").read_text()
+
+
+def test_a_stage_gone_through_again_forgets_less(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on with the guidance that is there, at lower rates and with other clips."""
+    model, seen = exported(work, tmp_path / "model"), {}
+
+    def record(_: object, stage: WorldStage, loop: LoopConfig, *__: object) -> bool:
+        seen[stage.name] = stage, loop
+        return True
+
+    monkeypatch.setattr(program, "train_stage", record)
+    given = ["--device", "cpu", "--work", str(tmp_path / "own"), "--start-from", str(model), "--seed", "3"]
+    for name in ("middle", "full"):
+        assert program.main([name, *given]) == 0
+    for (name, (stage, loop)), again in zip(seen.items(), (False, True), strict=True):
+        share = rate_share(name, loop.batch)
+        assert stage.guidance_from == (0.0 if again else STAGES[name].guidance_from)
+        assert loop.seed == 3 + again
+        assert loop.learning_rate == LOOPS[name].learning_rate * share * (AGAIN if again else 1.0)
+        assert loop.matrix_learning_rate == LOOPS[name].matrix_learning_rate * share * (AGAIN if again else 1.0)
+
+
+def test_other_steps_can_be_judged(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shifts = exported(work, tmp_path / "model"), []
+    card = (model / "README.md").read_text()
+
+    def seen(pipe: HunyuanVideoPipeline, *parts: object, **more: object) -> object:
+        shifts.append(pipe.scheduler.config.shift)
+        return evaluate(pipe, *parts, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(program, "evaluate", seen)
+    given = ["--device", "cpu", "--folder", str(model), "--limit", "2", "--steps", "2", "--out", str(tmp_path / "out")]
+    assert program.main(["evaluate", *given, "--shift", "9"]) == 0
+    assert (model / "README.md").read_text() == card
+    assert program.main(["evaluate", *given]) == 0
+    assert (model / "README.md").read_text() != card
+    assert shifts == [9.0, STAGE.shift]
 
 
 def test_a_decoder_is_trained_alone(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
