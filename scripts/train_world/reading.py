@@ -2,11 +2,15 @@
 
 The loss of a diffusion model says little about words at first: it has to learn to draw before a colour at the wrong
 object costs anything. Here questions about a scene are put to its caption instead. An object is asked for by its
-colour, because no two in a scene share one: is it there, what shape, motion, size and speed has it. One more question
-is about the background. Each is answered from one weighted mean of the refined tokens, so that what belongs together
-must lie in the same tokens. The pooled embedding answers all of them by itself.
+colour, because no two in a scene share one: is it there, what shape, motion, size and speed has it, and of several that
+stand in a line, is it the first, second or third. One more question is about the background. Each is answered from one
+weighted mean of the refined tokens, so that what belongs together must lie in the same tokens. The pooled embedding
+answers all of them by itself.
 
 The questions' own weights are thrown away afterwards. Two CPU cores are enough.
+
+A model that clips were trained on knows these tokens and embeddings; they may change a little then, by what a question
+that is new needs.
 
 Shapes: B captions, L tokens of them, Q questions (8 colours and the background).
 """
@@ -38,23 +42,27 @@ from scripts.tiny_world.words import (
     Scene,
 )
 from scripts.train_world.checkpoint import generator_at, load_modules, module_tensors, random_at
-from scripts.train_world.earlier import METRICS, QUESTIONS, TEXT_STAGE, first_weights
+from scripts.train_world.earlier import METRICS, QUESTIONS, TEXT_STAGE, first_weights, times_before
 from scripts.train_world.loop import Loop, LoopConfig
 from scripts.train_world.network import TransformerConfig, build_modules
 from scripts.train_world.parallel import rank, share, stream
+from scripts.train_world.recipe import STAGES
 from scripts.train_world.text import TEMPLATE_TOKENS, Text, Tokens, states_after_template, tokenize
 
 _REFINER = "transformer.context_embedder"
-_OBJECT = {"there": ("no", "yes"), "shape": SHAPES, "motion": MOTIONS, "size": SIZES, "speed": SPEEDS}
+_WORDS = {"shape": SHAPES, "motion": MOTIONS, "size": SIZES, "speed": SPEEDS}
+_OBJECT = {"there": ("no", "yes"), **_WORDS, "place": ("first", "second", "third")}
 _GROUND = {"background": tuple(BACKGROUNDS), "pattern": PATTERNS, "drift": DRIFTS, "crossing": CROSSINGS}
 _POOLED_WEIGHT = 0.5
+_KEPT_WEIGHT = 100.0  # of the squared change of what is known, as a share of its square
 _BATCHES = 8  # drawn at once and sorted by length, so that no caption is padded
 
 
 @dataclass(frozen=True)
 class Answers:
-    """For each colour and for the background, the number of the right answer: ``objects`` [B, 8, 5] and ``ground``
-    [B, 4]. An object that isn't there has -100 for all but the first, which cross entropy leaves out."""
+    """For each colour and for the background, the number of the right answer: ``objects`` [B, 8, 6] and ``ground``
+    [B, 4]. What doesn't apply is -100, which cross entropy leaves out: all but the first answer of an object that isn't
+    there, and the place of one that doesn't stand in a line with others."""
 
     objects: Tensor
     ground: Tensor
@@ -65,9 +73,10 @@ def answers_of(scenes: Sequence[Scene]) -> Answers:
     colors, absent = list(COLORS), [0, *[-100] * (len(_OBJECT) - 1)]
     objects = torch.tensor([[absent] * len(colors)] * len(scenes))
     for row, scene in enumerate(scenes):
-        for thing in scene.things:
-            found = [words.index(getattr(thing, name)) for name, words in _OBJECT.items() if name != "there"]
-            objects[row, colors.index(thing.color)] = torch.tensor([1, *found])
+        in_line = len(scene.things) > 1 and not scene.crossing
+        for place, thing in enumerate(scene.things):
+            found = [words.index(getattr(thing, name)) for name, words in _WORDS.items()]
+            objects[row, colors.index(thing.color)] = torch.tensor([1, *found, place if in_line else -100])
     ground = [[words.index(getattr(scene, name)) for name, words in _GROUND.items()] for scene in scenes]
     return Answers(objects, torch.tensor(ground))
 
@@ -112,7 +121,8 @@ def _loss(said: tuple[Tensor, Tensor], answers: Answers) -> Tensor:
         *_by_name(said[0], answers.objects, _OBJECT).values(),
         *_by_name(said[1], answers.ground, _GROUND).values(),
     )
-    return torch.stack([F.cross_entropy(logits, right) for logits, right in asked]).sum()
+    # Of a question that none of these captions answers, the mean would be none.
+    return torch.stack([F.cross_entropy(logits, right) for logits, right in asked if (right >= 0).any()]).sum()
 
 
 @dataclass(frozen=True)
@@ -122,18 +132,28 @@ class Reader:
     modules: dict[str, nn.Module]
     text: Text
 
-    def said(self, tokens: Tokens, timestep: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Logits from the tokens and from the pooled embeddings of captions of one length, told ``timestep`` [B]."""
+    def read(self, tokens: Tokens, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Refined tokens [B, L, width] and pooled embeddings [B, pooled width] of captions of one length, told
+        ``timestep`` [B]."""
         encoder, clip = self.modules["text_encoder"], self.modules["text_encoder_2"]
         assert isinstance(encoder, LlamaModel)
         assert isinstance(clip, CLIPTextModel)
-        questions = self.modules[QUESTIONS]
-        assert isinstance(questions, Questions)
         states = states_after_template(encoder, tokens.llama)
         longest = int((tokens.clip != self.text.tokenizer_2.pad_token_id).sum(dim=1).max()) + 1
         mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        refined = self.modules[_REFINER](states, timestep, mask)
-        return questions.of_tokens(refined), questions.of_pooled(clip(tokens.clip[:, :longest]).pooler_output)
+        return self.modules[_REFINER](states, timestep, mask), clip(tokens.clip[:, :longest]).pooler_output
+
+    def said(self, refined: Tensor, pooled: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Logits from what was read, from the tokens and from the pooled embeddings."""
+        questions = self.modules[QUESTIONS]
+        assert isinstance(questions, Questions)
+        return questions.of_tokens(refined), questions.of_pooled(pooled)
+
+
+def change(known: tuple[Tensor, Tensor], read: tuple[Tensor, Tensor]) -> Tensor:
+    """Squared difference of tokens and of pooled embeddings to those that are known, as a share of their square."""
+    parts = [(new - old).square().mean() / old.square().mean() for old, new in zip(known, read, strict=True)]
+    return torch.stack(parts).sum()
 
 
 def train_text(config: TransformerConfig, loop_config: LoopConfig, work: Path, device: torch.device) -> bool:
@@ -151,22 +171,29 @@ def train_text(config: TransformerConfig, loop_config: LoopConfig, work: Path, d
     earlier = first_weights(work, ())
     if earlier is not None:
         load_modules(taught, {name: earlier[name] for name in module_tensors(taught)})
+    known = Reader(copy.deepcopy(taught), text) if any(times_before(work, stage) for stage in STAGES) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(loop_config.seed)
         taught[QUESTIONS] = Questions(config.heads * config.head_dim, config.text.clip_width)
-    for module in taught.values():
+    for module in (*taught.values(), *(known.modules.values() if known is not None else ())):
         module.to(device)
     averaged = copy.deepcopy(taught)
     loop = Loop(taught, averaged, loop_config, work / TEXT_STAGE)
     loop.resume()
-    captions = _Captions(text, share(loop_config.batch), loop_config.seed, device)
+    captions, reader = _Captions(text, share(loop_config.batch), loop_config.seed, device), Reader(taught, text)
 
     def loss_at(step: int) -> Tensor:
         tokens, answers = captions.at(step)
         generator = generator_at(loop_config.seed, step, stream("text timestep"), device)
         timestep = 1000.0 * torch.rand(len(tokens.llama), generator=generator, device=device)
-        of_tokens, of_pooled = Reader(taught, text).said(tokens, timestep)
-        return _loss(of_tokens, answers) + _POOLED_WEIGHT * _loss(of_pooled, answers)
+        read = reader.read(tokens, timestep)
+        of_tokens, of_pooled = reader.said(*read)
+        loss = _loss(of_tokens, answers) + _POOLED_WEIGHT * _loss(of_pooled, answers)
+        if known is not None:
+            with torch.no_grad():
+                before = known.read(tokens, timestep)
+            loss = loss + _KEPT_WEIGHT * change(before, read)
+        return loss
 
     done = loop.run(loss_at)
     metrics = work / TEXT_STAGE / METRICS
@@ -222,7 +249,7 @@ def measure(reader: Reader, device: torch.device) -> dict[str, dict[str, float]]
         rows = (tokens.length == length).nonzero().flatten()
         answers = _on(answers_of([scenes[row] for row in rows]), device)
         timestep = torch.full((len(rows),), 500.0, device=device)
-        said = reader.said(_rows(tokens, rows, device), timestep)
+        said = reader.said(*reader.read(_rows(tokens, rows, device), timestep))
         for name, logits in zip(right, said, strict=True):
             asked = _by_name(logits[0], answers.objects, _OBJECT) | _by_name(logits[1], answers.ground, _GROUND)
             for question, (given, wanted) in asked.items():

@@ -53,10 +53,19 @@ def test_answers_say_what_is_in_a_scene() -> None:
     found = answers_of([Scene(things, "green", "striped", "up", "behind")])
     colors = list(COLORS)
     red, blue = found.objects[0, colors.index("red")], found.objects[0, colors.index("blue")]
-    assert red.tolist() == [1, SHAPES.index("star"), MOTIONS.index("left"), 0, 2]
-    assert blue.tolist() == [1, SHAPES.index("ring"), MOTIONS.index("still"), 1, 1]
-    assert [row.tolist() for row in found.objects[0]].count([0, -100, -100, -100, -100]) == 6
+    assert red.tolist() == [1, SHAPES.index("star"), MOTIONS.index("left"), 0, 2, -100]
+    assert blue.tolist() == [1, SHAPES.index("ring"), MOTIONS.index("still"), 1, 1, -100]
+    assert [row.tolist() for row in found.objects[0]].count([0, *[-100] * 5]) == 6
     assert found.ground.tolist() == [[4, 2, 3, 1]]
+    found = answers_of([Scene(things, "green"), Scene(things[1:], "green")])
+    places = found.objects[:, [colors.index("red"), colors.index("blue")], -1]
+    assert places.tolist() == [[0, 1], [-100, -100]]
+
+
+def test_a_question_that_no_caption_answers_costs_nothing() -> None:
+    answers = answers_of([Scene((Thing("star", "red", "left"),), "green")])
+    said = reading.Questions(8, 8).of_tokens(torch.zeros(1, 3, 8))
+    assert reading._loss(said, answers).isfinite()
 
 
 def test_the_template_is_read_once_with_the_same_result() -> None:
@@ -114,6 +123,35 @@ def test_the_first_stage_begins_with_what_was_learnt(work: Path, tmp_path: Path)
         for name, tensor in own.items():
             first = kept.get(name, untaught[name])
             assert torch.equal(tensor, first.half().float() if rounded and name in kept else first), name
+
+
+def test_what_clips_were_trained_with_changes_little(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt, text = checkpoint.load_group(work / "text", "ema"), build_text(TEXT, 0)
+    assert learnt is not None
+    tokens = tokenize(text, ["a red star moves left and a blue ring rotates on a green background"])
+    changes = []
+    for weight, stages in ((100.0, ["text", "small"]), (0.0, ["text", "small"]), (100.0, ["text"])):
+        monkeypatch.setattr(reading, "_KEPT_WEIGHT", weight)
+        own = tmp_path / f"{weight}-{len(stages)}"
+        (own / "earlier").mkdir(parents=True)
+        (own / "earlier" / RECORD).write_text(json.dumps({"stages": [{"stage": name} for name in stages]}))
+        monkeypatch.setattr(reading, "first_weights", lambda *_: learnt)
+        assert train_text(MODEL, dataclasses.replace(LOOP, steps=24, learning_rate=1e-2), own, CPU)
+        after = checkpoint.load_group(own / "text", "raw")
+        assert after is not None
+        read = []
+        for weights in (learnt, after):
+            modules, _ = build_modules(MODEL, 0)
+            parts = {name: modules[name] for name in ("text_encoder", "text_encoder_2")}
+            parts["transformer.context_embedder"] = modules["transformer"].context_embedder
+            checkpoint.load_modules(parts, {n: t for n, t in weights.items() if not n.startswith("questions.")})
+            with torch.no_grad():
+                read.append(reading.Reader(parts, text).read(tokens, torch.tensor([500.0])))
+        changes.append(float(reading.change(*read)))
+    assert changes[0] < 0.2 * min(changes[1:]), changes
+    assert changes[1] == changes[2]  # where there is nothing to keep, nothing is kept
 
 
 def test_captions_are_worded_to_lengths() -> None:
