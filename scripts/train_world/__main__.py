@@ -206,6 +206,8 @@ def _loop(name: str, options: argparse.Namespace) -> LoopConfig:
         given["fit_minutes"] = MINUTES[name] * options.scale
     times = times_before(options.work, name)
     given["seed"] = options.seed + times  # or it would see the clips of the time before
+    if times and name in STAGES:
+        given["taught_rate"] = 1.0  # the others are no beginners any more
     loop, share = LOOPS[name], rate_share(name, given["batch"], again=times > 0)
     given.setdefault("learning_rate", loop.learning_rate * share)
     given["matrix_learning_rate"] = loop.matrix_learning_rate * share

@@ -70,12 +70,14 @@ def text_facts(work: Path) -> dict[str, Any] | None:
 
 def first_weights(work: Path, before: tuple[str, ...]) -> Tensors | None:
     """Averaged weights to begin a stage with, float32 on the CPU: those of the last stage of ``before`` that ``work``
-    trained, or else the earlier model's; None where there are none."""
+    trained, and for the modules that it left alone (``text`` leaves the blocks) the earlier model's; None where there
+    are none."""
+    earlier = _weights_of(work / "earlier") if (work / "earlier").is_dir() else None
     for stage in reversed(before):
         found = load_group(work / stage, "ema")
         if found is not None:
-            return {name: tensor for name, tensor in found.items() if not name.startswith(f"{QUESTIONS}.")}
-    return _weights_of(work / "earlier") if (work / "earlier").is_dir() else None
+            return {**(earlier or {}), **{n: value for n, value in found.items() if not n.startswith(f"{QUESTIONS}.")}}
+    return earlier
 
 
 def _weights_of(model: Path) -> Tensors:

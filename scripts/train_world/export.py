@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import HunyuanVideoPipeline
-from safetensors.torch import save_file
+from huggingface_hub import save_torch_state_dict
 
 from scripts.train_world.autoencoder import load_vae
 from scripts.train_world.card import write_card, write_vocabulary
@@ -77,7 +77,7 @@ def export(work: Path, stage: str, out: Path) -> None:
 
 
 def _write_beginning(work: Path, folder: Path) -> None:
-    """The autoencoder and what the stage ``text`` taught, by the files in which a pipeline has them."""
+    """The autoencoder, what the stage ``text`` taught and what it left alone, by modules as a pipeline has them."""
     taught = first_weights(work, (TEXT_STAGE,))
     if taught is None:
         raise FileNotFoundError(f"no checkpoint of the stage '{TEXT_STAGE}' in {work}")
@@ -86,7 +86,7 @@ def _write_beginning(work: Path, folder: Path) -> None:
     for module in ("transformer", "text_encoder", "text_encoder_2"):
         part = {n.removeprefix(f"{module}."): t.half() for n, t in taught.items() if n.startswith(f"{module}.")}
         (folder / module).mkdir()
-        save_file(part, folder / module / "model.safetensors")
+        save_torch_state_dict(part, folder / module, max_shard_size=_SHARD)
     write_record(work, TEXT_STAGE, folder)
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from scripts.tiny_world.plan import held_out_scenes, plan_clips
 from scripts.tiny_world.words import COLORS, MOTIONS, SHAPES, Scene, Thing
 from scripts.train_world import __main__ as program
 from scripts.train_world import checkpoint, reading
 from scripts.train_world.autoencoder import VaeConfig, build_vae
-from scripts.train_world.earlier import RECORD, begin_with
+from scripts.train_world.earlier import RECORD, begin_with, first_weights
 from scripts.train_world.loop import LoopConfig
 from scripts.train_world.network import TransformerConfig, build_modules
 from scripts.train_world.pool import Geometry, PoolConfig, worded
@@ -123,6 +124,17 @@ def test_the_first_stage_begins_with_what_was_learnt(work: Path, tmp_path: Path)
         for name, tensor in own.items():
             first = kept.get(name, untaught[name])
             assert torch.equal(tensor, first.half().float() if rounded and name in kept else first), name
+
+
+def test_what_the_lessons_leave_alone_is_handed_on(tmp_path: Path) -> None:
+    (tmp_path / "earlier" / "transformer").mkdir(parents=True)
+    blocks = {"blocks": torch.ones(2), "context_embedder": torch.ones(2)}
+    save_file(blocks, tmp_path / "earlier" / "transformer" / "model.safetensors")
+    taught = {"transformer.context_embedder": torch.zeros(2), "questions.asked": torch.zeros(2)}
+    checkpoint.save_checkpoint(tmp_path / "text", {"ema": taught}, {"step": 1})
+    found = first_weights(tmp_path, ("text",)) or {}
+    expected = {"transformer.blocks": [1.0, 1.0], "transformer.context_embedder": [0.0, 0.0]}
+    assert {name: tensor.tolist() for name, tensor in found.items()} == expected
 
 
 def test_what_clips_were_trained_with_changes_little(

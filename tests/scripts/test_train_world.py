@@ -150,6 +150,7 @@ def test_a_stage_gone_through_again_forgets_less(work: Path, tmp_path: Path, mon
         share = rate_share(name, loop.batch)
         assert stage.guidance_from == (0.0 if again else STAGES[name].guidance_from)
         assert loop.seed == 3 + again
+        assert loop.taught_rate == (1.0 if again else LOOPS[name].taught_rate)
         assert loop.learning_rate == LOOPS[name].learning_rate * share * (AGAIN if again else 1.0)
         assert loop.matrix_learning_rate == LOOPS[name].matrix_learning_rate * share * (AGAIN if again else 1.0)
 
