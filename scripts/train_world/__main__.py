@@ -19,7 +19,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from scripts.train_world.autoencoder import load_vae
 from scripts.train_world.card import write_card
 from scripts.train_world.checkpoint import read_json
-from scripts.train_world.earlier import RECORD, TEXT_STAGE, begin_with, times_before, vae_folder
+from scripts.train_world.earlier import RECORD, TEXT_STAGE, begin_with, beginning_of, vae_folder
 from scripts.train_world.evaluate import evaluate
 from scripts.train_world.export import export, load_trained
 from scripts.train_world.loop import LoopConfig
@@ -28,6 +28,7 @@ from scripts.train_world.parallel import barrier, rank, start, stop, world
 from scripts.train_world.pool import Geometry
 from scripts.train_world.reading import train_text
 from scripts.train_world.recipe import (
+    AGAIN,
     DECODER_STAGE,
     EVALUATION_MINUTES,
     LOOPS,
@@ -88,14 +89,17 @@ def _begin(options: argparse.Namespace) -> None:
 
 
 def _configured(name: str, options: argparse.Namespace) -> WorldStage:
-    """A stage with what the command line changes, and the model that it begins with."""
-    guided = 0.0 if times_before(options.work, name) else None
-    changed = {"guidance": options.guidance, "guidance_from": guided, "attention": options.attention}
+    """A stage with what the command line changes. A model that has guidance keeps it."""
+    stage = STAGES[name]
+    has = beginning_of(options.work, name, stage.after).guidance
+    guidance = options.guidance if options.guidance is not None else stage.guidance or has
     return dataclasses.replace(
-        STAGES[name],
+        stage,
         compile=options.compile,
         eval_minutes=options.eval_every_minutes,
-        **{field: value for field, value in changed.items() if value is not None},
+        guidance=guidance,
+        guidance_from=0.0 if has else stage.guidance_from,
+        attention=options.attention or stage.attention,
     )
 
 
@@ -123,7 +127,7 @@ def _evaluate(options: argparse.Namespace, device: torch.device) -> bool:
     if options.shift is not None:
         pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=options.shift)
     out = options.out or options.work / "evaluation"
-    settings = {"steps": options.steps or 14, "batch": options.batch or 8, "seed": options.seed}
+    settings = {"steps": options.steps or 14, "batch": options.batch or 8, "seed": options.seed or 0}
     evaluate(pipe, geometry, out, limit=options.limit, **settings)
     if rank() == 0 and options.shift is None:  # or the card would say what the model as it is doesn't do
         evaluation = read_json(out / "evaluation.json")
@@ -170,7 +174,7 @@ def _all(options: argparse.Namespace, device: torch.device) -> bool:
             return False
     if options.no_evaluation or last not in STAGES:
         return True
-    part = argparse.Namespace(**{**vars(options), "stage": last, "steps": None, "batch": None})
+    part = argparse.Namespace(**{**vars(options), "stage": last, "steps": None, "batch": None, "shift": None})
     return _evaluate(part, device)
 
 
@@ -204,11 +208,12 @@ def _loop(name: str, options: argparse.Namespace) -> LoopConfig:
     given.setdefault("batch", batch_of(name, world()))
     if options.steps is None:
         given["fit_minutes"] = MINUTES[name] * options.scale
-    times = times_before(options.work, name)
-    given["seed"] = options.seed + times  # or it would see the clips of the time before
-    if times and name in STAGES:
+    begins = beginning_of(options.work, name)
+    given.setdefault("seed", begins.seed)
+    again = begins.again and name in STAGES
+    if again:
         given["taught_rate"] = 1.0  # the others are no beginners any more
-    loop, share = LOOPS[name], rate_share(name, given["batch"], again=times > 0)
+    loop, share = LOOPS[name], rate_share(name, given["batch"]) * (AGAIN if again else 1.0)
     given.setdefault("learning_rate", loop.learning_rate * share)
     given["matrix_learning_rate"] = loop.matrix_learning_rate * share
     return dataclasses.replace(loop, save_seconds=120.0, print_seconds=15.0, **given)
@@ -236,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name)
         command.add_argument("--work", type=Path, default=Path(".work/world"), help="checkpoints (%(default)s)")
         command.add_argument("--device", help="cuda or cpu; a GPU if there is one")
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--seed", type=int, help="0, or one that no stage of the earlier model had")
         command.add_argument("--steps", type=int, help="training steps, instead of minutes; sampling steps")
         command.add_argument("--batch", type=int, help="of all processes together")
         command.add_argument("--learning-rate", type=float, help="peak of AdamW's; Muon keeps its own")
@@ -255,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--stage", choices=(TEXT_STAGE, *STAGES), default="full", help="whose averaged weights")
         command.add_argument("--out", type=Path, required=name == "export", help="folder to write")
         command.add_argument("--folder", type=Path, help="an exported folder, instead of --work's checkpoint")
-        command.add_argument("--shift", type=float, help="evaluate: of the sampling steps; changes no card")
+        command.add_argument("--shift", type=float, help="evaluate: of the sampling steps; no card is written")
         command.add_argument("--limit", type=int, help="evaluate, reconstruct: only so many scenes")
         command.add_argument("--truth", action="store_true", help="reconstruct: judge the drawn clips themselves")
         command.add_argument(

@@ -6,6 +6,7 @@ trained. A copy of it lies in ``work/earlier``; the optimisers of the next stage
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,42 @@ def begin_with(model: Path, work: Path) -> None:
     barrier()
 
 
-def times_before(work: Path, stage: str) -> int:
-    """How often the earlier model, if there is one, went through a stage."""
-    return [row["stage"] for row in _record_of(work / "earlier").get("stages", [])].count(stage)
+@dataclass(frozen=True)
+class Beginning:
+    """What a stage begins with.
+
+    Attributes:
+        again: the earlier model went through the same stage.
+        guidance: weight that the model was last trained with, see ``flow``.
+        seed: one that no stage of the earlier model had, so that there are other clips.
+    """
+
+    again: bool = False
+    guidance: float = 0.0
+    seed: int = 0
+
+
+def beginning_of(work: Path, stage: str, after: tuple[str, ...] = ()) -> Beginning:
+    """What a stage begins with that comes after others, of which ``work`` may hold some."""
+    earlier = _record_of(work / "earlier")
+    rows = earlier.get("stages", [])
+    guidance = earlier.get("guidance", 0.0)
+    for name in after:
+        guidance = _guidance_of(load_state(work / name), guidance)
+    seeds = [row["seed"] for row in rows]
+    return Beginning(went_through(work, stage), guidance, max(seeds, default=-1) + 1)
+
+
+def _guidance_of(state: dict[str, Any] | None, before: float) -> float:
+    """After a stage; one that was interrupted may not have come to it."""
+    if state is None or "guidance" not in state:
+        return before
+    return float(state["guidance"]) if state["done"] else 0.0
+
+
+def went_through(work: Path, *stages: str) -> bool:
+    """Whether the earlier model, if there is one, went through one of these stages."""
+    return any(row["stage"] in stages for row in _record_of(work / "earlier").get("stages", []))
 
 
 def vae_folder(work: Path, but: str | None = None) -> Path:
@@ -80,6 +114,11 @@ def first_weights(work: Path, before: tuple[str, ...]) -> Tensors | None:
     return earlier
 
 
+def has_blocks(weights: Tensors) -> bool:
+    """Whether these are of a whole transformer; ``text`` alone makes none."""
+    return any(name.startswith("transformer.transformer_blocks.") for name in weights)
+
+
 def _weights_of(model: Path) -> Tensors:
     """The tensors of an exported model, by the names that checkpoints have."""
     return {
@@ -90,11 +129,11 @@ def _weights_of(model: Path) -> Tensors:
     }
 
 
-def stages_of(work: Path) -> list[dict[str, Any]]:
-    """What was trained, in order of time: ``stage``, ``steps``, ``batch``, ``processes``, ``minutes``, ``device`` and
-    ``seed`` of each."""
+def stages_of(work: Path, last: str) -> list[dict[str, Any]]:
+    """What was trained up to the stage ``last``, in order of time: ``stage``, ``steps``, ``batch``, ``processes``,
+    ``minutes``, ``device`` and ``seed`` of each."""
     rows: list[dict[str, Any]] = list(_record_of(work / "earlier").get("stages", []))
-    for name in ORDER:
+    for name in ORDER[: ORDER.index(last) + 1]:
         state = load_state(work / name)
         if state is not None:
             rows.append(
@@ -113,10 +152,11 @@ def stages_of(work: Path) -> list[dict[str, Any]]:
 
 def write_record(work: Path, stage: str, folder: Path) -> None:
     """Write ``training.json`` of a stage of ``work`` into an exported folder."""
-    state: dict[str, Any] = load_state(work / stage) or {}
-    facts = {name: state[name] for name in ("shift", "stride", "geometry") if name in state}
+    earlier, state = _record_of(work / "earlier"), load_state(work / stage)
+    facts = {n: value for n, value in (earlier | (state or {})).items() if n in ("shift", "stride", "geometry")}
+    facts["guidance"] = _guidance_of(state, earlier.get("guidance", 0.0))
     measured = {"vae": vae_facts(work), TEXT_STAGE: text_facts(work)}
-    content = {"format": _FORMAT, "stage": stage, **facts, **measured, "stages": stages_of(work)}
+    content = {"format": _FORMAT, "stage": stage, **facts, **measured, "stages": stages_of(work, stage)}
     (folder / RECORD).write_text(json.dumps(content, indent=1) + "\n")
 
 

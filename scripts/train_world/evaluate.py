@@ -108,7 +108,8 @@ def evaluate(
     for number, result in shown:
         Image.fromarray(_strip(result.frames)).save(out / f"strip-{number:03d}.png")
     barrier()
-    return _collected(out, {"steps": steps, "seed": seed, **asdict(geometry)}) if rank() == 0 else None
+    settings = {"steps": steps, "shift": pipe.scheduler.config.shift, "seed": seed, **asdict(geometry)}
+    return _collected(out, settings) if rank() == 0 else None
 
 
 def _strip(frames: Any, columns: int = 6) -> Any:

@@ -79,7 +79,7 @@ def export(work: Path, stage: str, out: Path) -> None:
 def _write_beginning(work: Path, folder: Path) -> None:
     """The autoencoder, what the stage ``text`` taught and what it left alone, by modules as a pipeline has them."""
     taught = first_weights(work, (TEXT_STAGE,))
-    if taught is None:
+    if taught is None or load_state(work / TEXT_STAGE) is None:
         raise FileNotFoundError(f"no checkpoint of the stage '{TEXT_STAGE}' in {work}")
     load_vae(vae_folder(work), torch.device("cpu")).half().save_pretrained(folder / "vae")
     _forget_origin(folder / "vae" / "config.json")

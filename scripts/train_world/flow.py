@@ -1,16 +1,17 @@
 """The loss of flow matching, by which the transformer is trained together with its text encoders.
 
 Conventions are those of ``FlowMatchEulerDiscreteScheduler`` and ``HunyuanVideoPipeline``: x_s = (1 - s) data + s noise,
-the model predicts noise - data and is told 1000 s; sigmas follow a logit-normal that is shifted as the scheduler shifts
-its steps. A fifth of them is uniform before the shift, because sampling begins at sigma 1, which a logit-normal
+the model predicts noise - data and is told 1000 s; sigmas follow a logit-normal that is shifted by the formula of the
+scheduler's steps. A fifth of them is uniform before the shift, because sampling begins at sigma 1, which a logit-normal
 practically never draws, and colours and motion are decided there.
 
 Objects fill a tenth of a clip. Once the noise is low enough to show where they are, their cells weigh more, so that
 outlines get their share of the gradient; at higher noise such a weight would favour clips with more in them.
 
-Guidance is trained in, so that sampling needs one pass a step: in the second half of the last stage the target moves on
-along the difference that the caption makes, as in "Diffusion Models without Classifier-free Guidance" (arXiv
-2502.12154). With the weight w this amounts to a guidance scale of 1 / (1 - w).
+Guidance is trained in, so that sampling needs one pass a step: in the second half of the last stage, or from the
+beginning of a stage if the model has guidance, the target moves on along the difference that the caption makes, as in
+"Diffusion Models without Classifier-free Guidance" (arXiv 2502.12154). With the weight w this amounts to a guidance
+scale of 1 / (1 - w).
 
 Shapes: B clips, C channels, f, h, w of latents.
 """

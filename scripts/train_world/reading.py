@@ -42,7 +42,7 @@ from scripts.tiny_world.words import (
     Scene,
 )
 from scripts.train_world.checkpoint import generator_at, load_modules, module_tensors, random_at
-from scripts.train_world.earlier import METRICS, QUESTIONS, TEXT_STAGE, first_weights, times_before
+from scripts.train_world.earlier import METRICS, QUESTIONS, TEXT_STAGE, first_weights, went_through
 from scripts.train_world.loop import Loop, LoopConfig
 from scripts.train_world.network import TransformerConfig, build_modules
 from scripts.train_world.parallel import rank, share, stream
@@ -171,7 +171,7 @@ def train_text(config: TransformerConfig, loop_config: LoopConfig, work: Path, d
     earlier = first_weights(work, ())
     if earlier is not None:
         load_modules(taught, {name: earlier[name] for name in module_tensors(taught)})
-    known = Reader(copy.deepcopy(taught), text) if any(times_before(work, stage) for stage in STAGES) else None
+    known = Reader(copy.deepcopy(taught), text) if went_through(work, *STAGES) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(loop_config.seed)
         taught[QUESTIONS] = Questions(config.heads * config.head_dim, config.text.clip_width)

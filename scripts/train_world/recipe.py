@@ -14,8 +14,7 @@ from scripts.train_world.pool import Geometry, PoolConfig
 from scripts.train_world.text import TextConfig
 
 PROCESSES = 4  # that the batches are for
-# Of the learning rates, where the model went through the same stage before: at the full rates it forgets first.
-AGAIN = 0.5
+AGAIN = 0.5  # of the learning rates of a transformer's stage that the model went through before
 VAE = VaeConfig(latent_channels=16, channels=(16, 32, 64, 64))
 # 12.9 million parameters in the transformer: of its steps at 9,216 tokens, attention is the most.
 MODEL = TransformerConfig(
@@ -44,11 +43,11 @@ class WorldStage:
     Attributes:
         sizes: of the clips; the first is that of samples.
         shift: of the noise levels that are trained on.
-        sampling_shift: of the steps by which clips are sampled, where it is another one.
+        sampled_with: shift of the steps by which clips are sampled, where it is another one.
         stride: cells of the full-size grid that a cell is wide, see :class:`network.StridedRope`.
         guidance: weight w of the difference that the caption makes, see ``flow``, from ``guidance_from`` of the
-            schedule on; from the beginning if the model went through the stage before, and has it.
-        after: stages; it begins with the weights of the last of them.
+            schedule on.
+        after: stages; it begins with the weights of the last of them that was trained.
         compile: the blocks.
         attention: a name of ``network.BACKENDS``.
         eval_minutes: how often 16 clips are sampled and judged.
@@ -57,7 +56,7 @@ class WorldStage:
     name: str
     sizes: tuple[Share, ...]
     shift: float
-    sampling_shift: float | None = None
+    sampled_with: float | None = None
     stride: float = 1.0
     guidance: float = 0.0
     guidance_from: float = 0.4
@@ -65,6 +64,11 @@ class WorldStage:
     compile: bool = False
     attention: str = "flash"  # cuDNN's is faster, and plans for 0.1 s at each new length
     eval_minutes: float | None = None
+
+    @property
+    def sampling_shift(self) -> float:
+        """Of the steps by which clips are sampled."""
+        return self.shift if self.sampled_with is None else self.sampled_with
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ STAGES = {
             Share(Geometry(33, 192, 192), 0.1, _pool(384, 32, 64)),
         ),
         shift=3.5,
-        after=("small",),
+        after=("text", "small"),
     ),
     "full": WorldStage(
         "full",
@@ -135,11 +139,11 @@ STAGES = {
             Share(Geometry(49, 192, 192), 0.075, _full_pool(384, 32, 160)),
             Share(Geometry(33, 192, 256), 0.075, _full_pool(384, 32, 160)),
         ),
-        shift=6.0,  # where objects stand and what they are is decided above a noise level of 0.9
-        sampling_shift=4.0,
+        shift=6.0,  # objects get their places at high noise
+        sampled_with=4.0,
         guidance=0.6,
         guidance_from=0.5,
-        after=("small", "middle"),
+        after=("text", "small", "middle"),
         attention="cudnn",
     ),
 }
@@ -174,10 +178,7 @@ def batch_of(name: str, processes: int) -> int:
     return max(1, batch // PROCESSES) * processes if name in STAGES else batch
 
 
-def rate_share(name: str, batch: int, *, again: bool = False) -> float:
+def rate_share(name: str, batch: int) -> float:
     """Of the recipe's learning rates, for another batch: the square root of its share, as gradients that are scaled to
-    one size want it (arXiv 2205.10287), so that fewer GPUs don't train with more noise; and for a stage that the model
-    went through before."""
-    if name not in STAGES:
-        return 1.0
-    return math.sqrt(batch / LOOPS[name].batch) * (AGAIN if again else 1.0)
+    one size want it (arXiv 2205.10287), so that fewer GPUs don't train with more noise."""
+    return math.sqrt(batch / LOOPS[name].batch) if name in STAGES else 1.0

@@ -13,7 +13,7 @@ from torch.nn.attention import sdpa_kernel
 from scripts.tiny_world.plan import held_out_scenes, spread
 from scripts.train_world.autoencoder import load_vae
 from scripts.train_world.checkpoint import generator_at, load_modules, module_tensors
-from scripts.train_world.earlier import TEXT_STAGE, first_weights, vae_folder
+from scripts.train_world.earlier import TEXT_STAGE, first_weights, has_blocks, vae_folder
 from scripts.train_world.evaluate import judged, shares_of
 from scripts.train_world.flow import flow_loss
 from scripts.train_world.loop import Loop, LoopConfig
@@ -57,8 +57,8 @@ def train_stage(
     loop = Loop(modules, averaged, loop_config, work / stage.name, extra, **parts)
     if not loop.resume():
         start = first_weights(work, stage.after)
-        if start is not None:
-            if stage.after == (TEXT_STAGE,):  # which leaves the blocks as they are
+        if start is not None and (stage.after == (TEXT_STAGE,) or has_blocks(start)):
+            if stage.after == (TEXT_STAGE,):  # which may have been the first
                 start = {**module_tensors(modules), **start}
             load_modules(modules, start)
             load_modules(averaged, start)
@@ -67,7 +67,7 @@ def train_stage(
     if loop.progress() >= 1.0:
         return True
     pool = MixedPool(stage.sizes, vae, text, loop_config.seed)
-    pipe = assemble_pipeline(averaged, text, vae, stage.sampling_shift or stage.shift)
+    pipe = assemble_pipeline(averaged, text, vae, stage.sampling_shift)
     batch_size = share(loop_config.batch)
 
     def loss_at(step: int) -> Tensor:
@@ -103,7 +103,9 @@ def _facts(config: TransformerConfig, stage: WorldStage) -> dict[str, Any]:
     """What a checkpoint says of its stage."""
     return {
         "transformer": asdict(config),
-        "shift": stage.sampling_shift or stage.shift,
+        "shift": stage.sampling_shift,
+        "trained_shift": stage.shift,
+        "guidance": stage.guidance,
         "stride": stage.stride,
         "geometry": asdict(stage.sizes[0].geometry),
         "sizes": [asdict(size.geometry) | {"share": size.share} for size in stage.sizes],

@@ -24,7 +24,7 @@ from scripts.train_world import __main__ as program
 from scripts.train_world import checkpoint, vae
 from scripts.train_world.autoencoder import VaeConfig, build_vae, load_vae, vae_loss
 from scripts.train_world.card import write_card
-from scripts.train_world.earlier import RECORD, begin_with, vae_folder
+from scripts.train_world.earlier import RECORD, begin_with, beginning_of, vae_folder
 from scripts.train_world.evaluate import evaluate
 from scripts.train_world.export import load_trained
 from scripts.train_world.loop import LoopConfig
@@ -32,7 +32,6 @@ from scripts.train_world.network import TransformerConfig
 from scripts.train_world.parallel import mean_gradients, rank, share, start, stop
 from scripts.train_world.pool import Geometry, PoolConfig
 from scripts.train_world.recipe import (
-    AGAIN,
     LOOPS,
     MINUTES,
     MODEL,
@@ -143,16 +142,63 @@ def test_a_stage_gone_through_again_forgets_less(work: Path, tmp_path: Path, mon
         return True
 
     monkeypatch.setattr(program, "train_stage", record)
-    given = ["--device", "cpu", "--work", str(tmp_path / "own"), "--start-from", str(model), "--seed", "3"]
-    for name in ("middle", "full"):
+    monkeypatch.setattr(program, "train_vae", lambda *given: record(None, *given[:2]))
+    given = ["--device", "cpu", "--work", str(tmp_path / "own"), "--start-from", str(model)]
+    for name in ("decoder", "middle", "full"):
         assert program.main([name, *given]) == 0
-    for (name, (stage, loop)), again in zip(seen.items(), (False, True), strict=True):
-        share = rate_share(name, loop.batch)
-        assert stage.guidance_from == (0.0 if again else STAGES[name].guidance_from)
-        assert loop.seed == 3 + again
-        assert loop.taught_rate == (1.0 if again else LOOPS[name].taught_rate)
-        assert loop.learning_rate == LOOPS[name].learning_rate * share * (AGAIN if again else 1.0)
-        assert loop.matrix_learning_rate == LOOPS[name].matrix_learning_rate * share * (AGAIN if again else 1.0)
+        stage, loop = seen[name]
+        rate = (0.5 if name == "full" else 1.0) * rate_share(name, loop.batch)
+        assert loop.learning_rate == LOOPS[name].learning_rate * rate
+        assert loop.matrix_learning_rate == LOOPS[name].matrix_learning_rate * rate
+        assert loop.taught_rate == (1.0 if name == "full" else 0.1)
+        assert loop.seed == 1
+        if isinstance(stage, WorldStage):  # guidance 0.4 is the model's, 0.6 the recipe's for the last stage
+            assert (stage.guidance, stage.guidance_from) == ({"middle": 0.4, "full": 0.6}[name], 0.0)
+    assert program.main(["full", *given, "--seed", "5", "--guidance", "0.1", "--learning-rate", "0.2"]) == 0
+    stage, loop = seen["full"]
+    assert (loop.seed, stage.guidance, loop.learning_rate) == (5, 0.1, 0.2)
+    own = ["--device", "cpu", "--work", str(tmp_path / "other")]
+    assert program.main(["full", *own]) == 0
+    stage, loop = seen["full"]
+    assert (loop.seed, stage.guidance_from, loop.taught_rate) == (0, STAGES["full"].guidance_from, 0.1)
+
+
+def test_a_model_has_the_guidance_of_its_last_stage(work: Path, tmp_path: Path) -> None:
+    model = exported(work, tmp_path / "model")
+    assert json.loads((model / RECORD).read_text())["guidance"] == STAGE.guidance
+    begin_with(model, tmp_path)
+    after = ("text", "middle")
+    assert beginning_of(tmp_path, "full", after).guidance == STAGE.guidance
+    for state, guidance in (({"guidance": 0.2, "done": True}, 0.2), ({"guidance": 0.2, "done": False}, 0.0)):
+        checkpoint.save_checkpoint(tmp_path / "middle", {}, {"step": 1, **state})
+        assert beginning_of(tmp_path, "full", after).guidance == guidance
+
+
+def test_levels_of_training_and_of_sampling_are_two_things(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "model").symlink_to(work / "vae" / "model")
+    still = LoopConfig(steps=1, batch=4, warmup=1)
+    assert train_stage(MODEL_TOY, dataclasses.replace(STAGE, sampled_with=2.0), still, tmp_path, CPU)
+    model = exported(tmp_path, tmp_path / "out")
+    assert json.loads((model / "scheduler" / "scheduler_config.json").read_text())["shift"] == 2.0
+    assert json.loads((model / RECORD).read_text())["shift"] == 2.0
+    other = train_stage(
+        MODEL_TOY, dataclasses.replace(STAGE, name="other", shift=9.0, sampled_with=3.0), still, tmp_path, CPU
+    )
+    plain = train_stage(MODEL_TOY, dataclasses.replace(STAGE, name="plain"), still, tmp_path, CPU)
+    assert other
+    assert plain
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "other", tmp_path / "plain")
+
+
+def test_a_stage_needs_blocks_and_not_only_words(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "model").symlink_to(work / "vae" / "model")
+    checkpoint.save_checkpoint(tmp_path / "text", {"ema": {"text_encoder.norm.weight": torch.ones(32)}}, {"step": 1})
+    last = dataclasses.replace(STAGE, after=("text", "small"))
+    with pytest.raises(FileNotFoundError, match="train the stage small first"):
+        train_stage(MODEL_TOY, last, LOOP, tmp_path, CPU)
 
 
 def test_other_steps_can_be_judged(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +215,7 @@ def test_other_steps_can_be_judged(work: Path, tmp_path: Path, monkeypatch: pyte
     assert (model / "README.md").read_text() == card
     assert program.main(["evaluate", *given]) == 0
     assert (model / "README.md").read_text() != card
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["shift"] == STAGE.shift
     assert shifts == [9.0, STAGE.shift]
 
 
@@ -376,7 +423,7 @@ def test_the_recipe_holds_together() -> None:
     assert set(LOOPS) == set(MINUTES) == set(ORDER)
     for number, (name, stage) in enumerate(STAGES.items()):
         assert name == stage.name
-        assert stage.after == (tuple(STAGES)[:number] or ("text",))
+        assert stage.after == ("text", *tuple(STAGES)[:number])
         assert sum(size.share for size in stage.sizes) == pytest.approx(1.0)
         assert all(size.pool.size % size.pool.chunk == 0 for size in stage.sizes)
         assert all(size.geometry.frames % 4 == 1 for size in stage.sizes)
