@@ -9,8 +9,8 @@ answers all of them by itself.
 
 The questions' own weights are thrown away afterwards. Two CPU cores are enough.
 
-A model that clips were trained on knows these tokens and embeddings; they may change a little then, by what a question
-that is new needs.
+A transformer that clips were trained on knows these tokens and embeddings; they then change only as far as a new
+question needs.
 
 Shapes: B captions, L tokens of them, Q questions (8 colours and the background).
 """
