@@ -162,7 +162,7 @@ LOOPS = {
         steps=4000, batch=192, learning_rate=8e-4, matrix_learning_rate=4e-3, warmup=100, ema=0.999, later_cost=1.05
     ),
     "full": LoopConfig(
-        steps=2500, batch=64, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=1.1
+        steps=2500, batch=64, learning_rate=6e-4, matrix_learning_rate=2.5e-3, warmup=100, ema=0.998, later_cost=0.95
     ),
 }
 ORDER = ("vae", "decoder", "text", *STAGES)
