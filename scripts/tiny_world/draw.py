@@ -23,7 +23,7 @@ _SHADOW = 0.34  # how much a shadow darkens
 _SHADOW_AT = (0.016, 0.028)
 _SHADOW_SOFT = 0.045
 _HEART = 1.36  # side of the heart's square for a radius of 1
-_HEART_CENTROID = 0.2215  # how far above the centre of that square it lies, in its sides
+_HEART_CENTROID = 0.2215  # how far above the square's centre the heart's centroid lies, in the square's sides
 _RING = (0.80, 0.28)  # middle and half width of the ring's band for a radius of 1
 
 

@@ -3,7 +3,7 @@
 Lengths are fractions of the frame's shorter side, times run from 0 to 1. Objects that do not cross stand in a row or
 in a column, in the order in which the caption names them, and keep clear of each other; what does not fit is drawn by
 lot again. So a caption tells which object stands where: a model that has to choose does so at each place on its own,
-and draws one object twice, or both in one colour.
+and may draw one object twice, or both in one colour.
 
 Shapes: B clips, N objects (3, those that are missing have no radius).
 """
@@ -212,9 +212,9 @@ def _in_line(
     axis = next((axis for axis in axes if _slack(sizes, extent, axis) >= 0.0), None)
     if axis is None:
         return None
-    numbers, start = [], 0.0
+    numbers, start, more = [], 0.0, _slack(sizes, extent, axis) / len(sizes)
     for thing, size in zip(scene.things, sizes, strict=True):
-        length = size.room[axis] + _slack(sizes, extent, axis) / len(sizes)
+        length = size.room[axis] + more
         cell = [(0.0, extent[0]), (0.0, extent[1])]
         cell[axis] = (start, start + length)
         start += length

@@ -129,7 +129,7 @@ def _evaluate(options: argparse.Namespace, device: torch.device) -> bool:
     out = options.out or options.work / "evaluation"
     settings = {"steps": options.steps or 14, "batch": options.batch or 8, "seed": options.seed or 0}
     evaluate(pipe, geometry, out, limit=options.limit, **settings)
-    if rank() == 0 and options.shift is None:  # or the card would say what the model as it is doesn't do
+    if rank() == 0 and options.shift is None:  # the card is of the model's own steps
         evaluation = read_json(out / "evaluation.json")
         if options.folder is not None:
             write_card(options.folder, evaluation)
@@ -212,7 +212,7 @@ def _loop(name: str, options: argparse.Namespace) -> LoopConfig:
     given.setdefault("seed", begins.seed)
     again = begins.again and name in STAGES
     if again:
-        given["taught_rate"] = 1.0  # the others are no beginners any more
+        given["taught_rate"] = 1.0  # by now the rest is trained as well
     loop, share = LOOPS[name], rate_share(name, given["batch"]) * (AGAIN if again else 1.0)
     given.setdefault("learning_rate", loop.learning_rate * share)
     given["matrix_learning_rate"] = loop.matrix_learning_rate * share
@@ -241,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name)
         command.add_argument("--work", type=Path, default=Path(".work/world"), help="checkpoints (%(default)s)")
         command.add_argument("--device", help="cuda or cpu; a GPU if there is one")
-        command.add_argument("--seed", type=int, help="0, or one that no stage of the earlier model had")
+        command.add_argument("--seed", type=int, help="by default 0, or one that no stage of the earlier model had")
         command.add_argument("--steps", type=int, help="training steps, instead of minutes; sampling steps")
         command.add_argument("--batch", type=int, help="of all processes together")
         command.add_argument("--learning-rate", type=float, help="peak of AdamW's; Muon keeps its own")

@@ -49,9 +49,9 @@ class Beginning:
         seed: one that no stage of the earlier model had, so that there are other clips.
     """
 
-    again: bool = False
-    guidance: float = 0.0
-    seed: int = 0
+    again: bool
+    guidance: float
+    seed: int
 
 
 def beginning_of(work: Path, stage: str, after: tuple[str, ...] = ()) -> Beginning:
