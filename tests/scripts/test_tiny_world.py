@@ -203,10 +203,11 @@ class TestJudge:
         circle = Scene((Thing("circle", "red", "still"),), "gray")
         once = clips_of(plan_scenes([circle], 1))[0]
         assert judge(once).hits(circle)["color"] == [True]
-        rolled = np.roll(once, 64, axis=2)
-        twice = np.where((rolled[..., :1] > 140) & (rolled[..., 1:2] < 90), rolled, once)
-        assert judge(twice).twice
-        assert judge(twice).hits(circle)["color"] == [False]
+        small = Scene((Thing("circle", "red", "still", "small"),), "gray")
+        for other in (np.roll(once, 64, axis=2), clips_of(plan_scenes([small], 2))[0]):
+            twice = np.where((other[..., :1] > 140) & (other[..., 1:2] < 90), other, once)
+            assert judge(twice).twice
+            assert judge(twice).hits(circle)["color"] == [False]
 
     def test_a_colour_in_opposite_corners_is_no_object(self) -> None:
         rows, columns = np.mgrid[:128, :128]
