@@ -2,8 +2,8 @@
 
 Lengths are fractions of the frame's shorter side, times run from 0 to 1. Objects that do not cross stand in a row or
 in a column, in the order in which the caption names them, and keep clear of each other; what does not fit is drawn by
-lot again. So a caption tells which object stands where: a model that has to choose does so at each place on its own,
-and may draw one object twice, or both in one colour.
+lot again. Each keeps to the middle half of the room that it has. So a caption tells which object stands where: a model
+that has to choose does so at each place on its own, and may draw one object twice, or both in one colour.
 
 Shapes: B clips, N objects (3, those that are missing have no radius).
 """
@@ -234,7 +234,13 @@ def _first(cell: tuple[float, float], size: _Size, axis: int, rng: random.Random
     """First position on one axis, so that the object stays in its cell all the while."""
     low = cell[0] + size.reach + _MARGIN + max(0.0, -size.travel[axis]) + (size.bounce if axis else 0.0)
     high = cell[1] - size.reach - _MARGIN - max(0.0, size.travel[axis])
-    return rng.uniform(low, max(low, high))
+    return _near_middle(low, max(low, high), rng)
+
+
+def _near_middle(low: float, high: float, rng: random.Random) -> float:
+    """In the middle half of what lies between, mostly near its middle."""
+    quarter = (high - low) / 4
+    return rng.triangular(low + quarter, high - quarter)
 
 
 def _crossing(scene: Scene, extent: tuple[float, float], rng: random.Random) -> list[list[float]] | None:
@@ -249,7 +255,7 @@ def _crossing(scene: Scene, extent: tuple[float, float], rng: random.Random) -> 
     step = DIRECTIONS[mover.motion]
     small = _Size(small.r0, small.r1, (step[0] * way, step[1] * way), 0.0, small.reach)
     room = [max(0.0, (extent[a] - (way + 2 * small.reach + 2 * _MARGIN if a == axis else 0.5)) / 2) for a in range(2)]
-    centre = [extent[a] / 2 + rng.uniform(-room[a], room[a]) for a in range(2)]
+    centre = [extent[a] / 2 + _near_middle(-room[a], room[a], rng) for a in range(2)]
     aside = rng.uniform(-0.35, 0.35) * large.r0
     first = [centre[a] - small.travel[a] / 2 + (aside if a != axis else 0.0) for a in range(2)]
     pair = [_numbers(mover, small, first, rng), _numbers(other, large, centre, rng)]

@@ -130,6 +130,13 @@ class TestClips:
             start, end = 4 + axis, 6 + axis
             assert max(one[start], one[end]) < min(other[start], other[end])
 
+    def test_one_alone_stands_near_the_middle(self) -> None:
+        scene = Scene((Thing("circle", "red", "still", "small"),), "gray")
+        placed = torch.stack([plan_scenes([scene], seed).objects[0, 0, 4:6] for seed in range(200)])
+        assert placed.min() >= 0.29
+        assert placed.max() <= 0.71
+        assert (placed.amax(0) - placed.amin(0) > 0.25).all()
+
     def test_what_passes_behind_is_hidden(self) -> None:
         def red(scene: Scene) -> float:
             middle = clips_of(plan_scenes([scene], 4), 9)[0, 4].astype(int)
@@ -204,8 +211,9 @@ class TestJudge:
         once = clips_of(plan_scenes([circle], 1))[0]
         assert judge(once).hits(circle)["color"] == [True]
         small = Scene((Thing("circle", "red", "still", "small"),), "gray")
-        for other in (np.roll(once, 64, axis=2), clips_of(plan_scenes([small], 2))[0]):
-            twice = np.where((other[..., :1] > 140) & (other[..., 1:2] < 90), other, once)
+        for other in (once, clips_of(plan_scenes([small], 1))[0]):
+            aside = np.roll(other, 64, axis=2)
+            twice = np.where((aside[..., :1] > 140) & (aside[..., 1:2] < 90), aside, once)
             assert judge(twice).twice
             assert judge(twice).hits(circle)["color"] == [False]
 
