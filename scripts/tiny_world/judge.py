@@ -218,7 +218,7 @@ class _Track:
         """The frames in which it is seen and nothing else is near [F]."""
         clear = self.seen.copy()
         for other in others:
-            reach = 1.35 * (np.sqrt(self.area / np.pi) + np.sqrt(np.median(other.area) / np.pi)) + 2.0
+            reach = 1.2 * (np.sqrt(self.area / np.pi) + np.sqrt(np.median(other.area) / np.pi)) + 2.0
             clear &= (np.hypot(self.x - other.x, self.y - other.y) > reach) | ~other.seen
         return clear if clear.sum() >= 4 else self.seen
 

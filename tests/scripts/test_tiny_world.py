@@ -179,6 +179,15 @@ class TestJudge:
         shares = right(plan, to_uint8(noisy).numpy())
         assert min(shares[name] for name in ("background", "color", "shape", "motion", "order")) >= 0.98, shares
 
+    def test_a_bounce_close_to_another_object_is_seen(self) -> None:
+        things = (
+            Thing("triangle", "orange", "bounces"),
+            Thing("square", "pink", "up"),
+            Thing("circle", "yellow", "bounces"),
+        )
+        plan = plan_scenes([Scene(things, "white", "speckled", "up")], 186)
+        assert right(plan, clips_of(plan, frames=33))["motion"] == 1.0
+
     def test_captions_of_other_clips_are_judged_wrong(self) -> None:
         plan = plan_scenes([CROSSING], 3)
         verdict = judge(clips_of(plan)[0])
