@@ -34,8 +34,7 @@ _TONES = 46.0  # by which a background's pattern is lighter or darker, at most
 _SHADING_COST = 0.16
 _MOST_COST = 70.0
 _LEAST_AREA = 0.0025  # of an object, of the frame, without its rim
-_EXTRA = 0.1  # share of a colour's pixels that lie elsewhere, from which it counts as a second object
-_SPREAD = 2.0  # moment of inertia, in that of a disc of the same area, from which they are two; a ring has 1.6
+_EXTRA = 0.005  # of the frame: area apart from an object, in most frames, from which its colour is there twice
 _LEAST_BOUNCE, _LEAST_TRAVEL, _LEAST_GROWTH, _LEAST_TURN = 0.10, 0.11, 1.7, 0.5
 _SIZES = (0.096, 0.158)  # radius, of the shorter side
 _SPEEDS = (0.245, 0.41)  # way, of the shorter side
@@ -209,9 +208,8 @@ class _Track:
         seen = area > 0.25 * least
         if not seen.any():
             return None
-        kept = core & near
-        elsewhere = 1.0 - float(np.median(kept.sum(axis=(1, 2)) / np.maximum(core.sum(axis=(1, 2)), 1)))
-        twice = elsewhere > _EXTRA or float(np.median(_spread(near, x, y, area))) > _SPREAD
+        apart = core & ~_connected(mask, _nearest(core, x, y))
+        twice = float(np.median(apart.sum(axis=(1, 2)))) > _EXTRA * side * side
         return _Track(near, x, y, area, seen, twice, side)
 
     def clear_of(self, others: list[_Track]) -> Array:
@@ -244,11 +242,27 @@ def _centre(mask: Array) -> tuple[Array, Array, Array]:
     return x, y, area
 
 
-def _spread(mask: Array, x: Array, y: Array, area: Array) -> Array:
-    """Moment of inertia of masks [F, H, W] about their centres, in that of discs of the same area [F]."""
-    rows = np.square(np.arange(mask.shape[1]) - y[:, None]) * mask.sum(axis=2)
-    columns = np.square(np.arange(mask.shape[2]) - x[:, None]) * mask.sum(axis=1)
-    return np.asarray((rows.sum(axis=1) + columns.sum(axis=1)) * 2.0 * np.pi / np.maximum(area, 1.0) ** 2)
+def _nearest(mask: Array, x: Array, y: Array) -> Array:
+    """Of a bool mask [F, H, W] the pixel nearest to a point, in each frame that has any [F, H, W]."""
+    rows = np.square(np.arange(mask.shape[1], dtype=np.float32) - y[:, None])
+    columns = np.square(np.arange(mask.shape[2], dtype=np.float32) - x[:, None])
+    away = np.where(mask, rows[:, :, None] + columns[:, None, :], np.inf).reshape(len(mask), -1)
+    found = np.zeros(away.shape, dtype=bool)
+    found[np.arange(len(mask)), away.argmin(axis=1)] = True
+    return np.asarray(found.reshape(mask.shape) & mask)
+
+
+def _connected(mask: Array, seed: Array) -> Array:
+    """What of a bool mask is connected with the pixels of ``seed`` by its sides [F, H, W]."""
+    found, count = seed, 0
+    while (reached := int(found.sum())) > count:
+        count, grown = reached, found.copy()
+        grown[:, 1:] |= found[:, :-1]
+        grown[:, :-1] |= found[:, 1:]
+        grown[:, :, 1:] |= found[:, :, :-1]
+        grown[:, :, :-1] |= found[:, :, 1:]
+        found = grown & mask
+    return found
 
 
 def _thing(color: str, track: _Track, tracks: dict[str, _Track]) -> Thing:

@@ -220,8 +220,9 @@ class TestJudge:
         once = clips_of(plan_scenes([circle], 1))[0]
         assert judge(once).hits(circle)["color"] == [True]
         small = Scene((Thing("circle", "red", "still", "small"),), "gray")
-        for other in (once, clips_of(plan_scenes([small], 1))[0]):
-            aside = np.roll(other, 64, axis=2)
+        small_one = clips_of(plan_scenes([small], 1))[0]
+        for other, shift in ((once, (0, -40)), (small_one, (0, -30)), (small_one, (40, -50))):  # close by; in a corner
+            aside = np.roll(other, shift, axis=(1, 2))
             twice = np.where((aside[..., :1] > 140) & (aside[..., 1:2] < 90), aside, once)
             assert judge(twice).twice
             assert judge(twice).hits(circle)["color"] == [False]
