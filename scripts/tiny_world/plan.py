@@ -2,8 +2,9 @@
 
 Lengths are fractions of the frame's shorter side, times run from 0 to 1. Objects that do not cross stand in a row or
 in a column, in the order in which the caption names them, and keep clear of each other; what does not fit is drawn by
-lot again. Each keeps to the middle half of the room that it has. So a caption tells which object stands where: a model
-that has to choose does so at each place on its own, and may draw one object twice, or both in one colour.
+lot again. So a caption tells which object stands where: a model that has to choose does so at each place on its own,
+and may draw one object twice, or both in one colour. For the same reason each object keeps to the middle half of the
+room that it has.
 
 Shapes: B clips, N objects (3, those that are missing have no radius).
 """
@@ -238,7 +239,7 @@ def _first(cell: tuple[float, float], size: _Size, axis: int, rng: random.Random
 
 
 def _near_middle(low: float, high: float, rng: random.Random) -> float:
-    """In the middle half of what lies between, mostly near its middle."""
+    """A number from the middle half of ``low`` to ``high``, most often near the middle."""
     quarter = (high - low) / 4
     return rng.triangular(low + quarter, high - quarter)
 
