@@ -5,7 +5,7 @@ learned metric:
 
 - colours: the cost of a pixel under a colour is its distance from the colour's shades, and grows with the shading that
   it takes. A pixel belongs to the object colour that explains it better than the background does;
-- objects: one for each colour that covers more than thin rims;
+- objects: one for each colour that covers more than thin rims, and another where a part isn't connected with it;
 - shape: the mask about its centre, in polar coordinates, against that of each drawn shape at all angles;
 - motion: path of the centre, change of area, and turn of the best angle, in frames where nothing else is near;
 - background: mean tone of the pixels without objects; its pattern by variance, plane, direction, rank and frequency;
